@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from torch import Tensor
+
+from text_backbone import CacheFull, HybridCache, MiniMaxText, Packed, TextConfig
+
+SHAPE = TextConfig(
+    vocab_size=4, hidden_size=4, num_attention_heads=2, num_key_value_heads=1, head_dim=4, rotary_dim=2,
+    intermediate_size=4, num_local_experts=2, attn_type_list=(0, 1, 0),
+)  # fmt: skip
+SLOTS, PAGES, PAGE = 3, 7, 4
+
+
+class Allocation(RuleBasedStateMachine):
+    """Any run of acquire, reserve and release: no page has two owners and none is lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = HybridCache(SHAPE, slots=SLOTS, pages=PAGES, page_size=PAGE)
+        self.live: dict[int, int] = {}  # slot -> pages
+
+    @rule()
+    def acquire(self) -> None:
+        if len(self.live) == SLOTS:
+            with pytest.raises(CacheFull, match="release"):
+                self.cache.acquire()
+        else:
+            slot = self.cache.acquire()
+            assert slot not in self.live
+            assert not self.cache.states[:, slot].any()
+            self.cache.states[:, slot] = 1
+            self.live[slot] = 0
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), tokens=st.integers(0, PAGE * PAGES + 1))
+    def reserve(self, data: st.DataObject, tokens: int) -> None:
+        slot = data.draw(st.sampled_from(sorted(self.live)))
+        pages = max(self.live[slot], -(-tokens // PAGE))
+        if pages - self.live[slot] > PAGES - sum(self.live.values()):
+            with pytest.raises(CacheFull, match="pages"):
+                self.cache.reserve(slot, tokens)
+        else:
+            self.cache.reserve(slot, tokens)
+            self.live[slot] = pages
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        slot = data.draw(st.sampled_from(sorted(self.live)))
+        self.cache.release(slot)
+        del self.live[slot]
+        for use in (self.cache.release, self.cache.capacity, lambda s: self.cache.reserve(s, 1)):
+            with pytest.raises(ValueError, match="not in use"):
+                use(slot)
+
+    @invariant()
+    def pages_have_one_owner(self) -> None:
+        owned = [page for slot, n in self.live.items() for page in self.cache.page_table[slot, :n].tolist()]
+        assert len(set(owned)) == len(owned)
+        assert self.cache.free_pages == PAGES - len(owned)
+        assert self.cache.free_slots == SLOTS - len(self.live)
+        assert all(self.cache.capacity(slot) == n * PAGE for slot, n in self.live.items())
+
+
+TestAllocation = Allocation.TestCase
+TestAllocation.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+
+
+def test_shapes_and_dtypes() -> None:
+    cache = HybridCache(SHAPE, slots=SLOTS, pages=PAGES, page_size=PAGE, dtype=torch.bfloat16)
+    assert cache.states.shape == (2, SLOTS, 2, 4, 4)
+    assert cache.states.dtype == torch.float32
+    assert cache.keys.shape == cache.values.shape == (1, PAGES, PAGE, 1, 4)
+    assert cache.keys.dtype == cache.values.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("slots", "pages", "page_size"), [(0, 1, 1), (1, 0, 1), (1, 1, 0)])
+def test_empty_caches_are_refused(slots: int, pages: int, page_size: int) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        HybridCache(SHAPE, slots=slots, pages=pages, page_size=page_size)
+
+
+def test_forward_needs_reserved_room(model: MiniMaxText) -> None:
+    cache = HybridCache(model.config, slots=2, pages=4, page_size=4)
+    slot = cache.acquire()
+    cache.reserve(slot, 8)
+    embeds = model.embed(torch.zeros(9, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"call reserve\(0, 9\)"):
+        model(embeds, Packed.of([9], slots=[slot]), cache)
+    assert not cache.states.any()
+    with pytest.raises(ValueError, match="slot 1 is not in use"):
+        model(embeds, Packed.of([9], slots=[1]), cache)
+
+
+def test_a_released_slot_starts_clean(model: MiniMaxText, feed: Callable[..., list[Tensor]]) -> None:
+    cache = HybridCache(model.config, slots=1, pages=4, page_size=4)
+    ids = [torch.randint(0, 50, (13,))]
+    first = feed(model, cache, ids, [[13]])[0]
+    feed(model, cache, [torch.randint(0, 50, (16,))], [[16]])
+    assert torch.equal(feed(model, cache, ids, [[13]])[0], first)

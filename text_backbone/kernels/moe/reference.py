@@ -1,0 +1,61 @@
+"""Mixture of experts: the choice of experts per token, and their gated MLPs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def route(x: Tensor, gate: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose `top_k` experts per token: softmax over all experts, the largest k, renormalised to sum 1.
+
+    Args:
+        x: [T, hidden].
+        gate: [E, hidden], the router's weight.
+
+    Returns:
+        weights float32 [T, k], experts int64 [T, k] (largest weight first) and the router logits float32 [T, E].
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        logits = F.linear(x.to(wide), gate.to(wide))
+        weights, experts = logits.softmax(dim=-1).topk(top_k, dim=-1)
+        return weights / weights.sum(dim=-1, keepdim=True), experts, logits
+
+
+def expert_mlp(x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
+    """Weighted sum over a token's experts of `w2(SiLU(w1 x) * w3 x)`.
+
+    Tokens are sorted by expert, so that each expert is one matrix product over its own tokens; the group sizes are
+    the one thing read back to the host.
+
+    Args:
+        x: [T, hidden].
+        w13: [E, 2, I, hidden], w1 then w3 of every expert.
+        w2: [E, hidden, I].
+        weights: float32 [T, k].
+        experts: int64 [T, k].
+
+    Returns:
+        [T, hidden] in `x`'s dtype; the sum over experts is taken in float32, in the order of `experts`.
+    """
+    tokens, top_k = experts.shape
+    chosen, order = experts.flatten().sort(stable=True)  # [T * k], grouped by expert
+    bounds = torch.searchsorted(chosen, torch.arange(1, len(w2) + 1, device=x.device))
+    sizes = bounds.diff(prepend=bounds.new_zeros(1)).tolist()
+    groups = x.index_select(0, order // top_k).split(sizes)
+    # unbind, not w13[e]: its backward stacks the gradients once instead of adding E tensors of full size
+    parts = [
+        F.linear(_swiglu(F.linear(group, up)), down)
+        for group, up, down in zip(groups, w13.flatten(1, 2).unbind(), w2.unbind(), strict=True)
+        if len(group)
+    ]
+    sorted_out = torch.cat(parts)  # [T * k, hidden]
+    out = torch.empty_like(sorted_out).index_copy_(0, order, sorted_out).view(tokens, top_k, -1)
+    return (out * weights[:, :, None]).sum(dim=1).to(x.dtype)
+
+
+def _swiglu(x: Tensor) -> Tensor:
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate) * up

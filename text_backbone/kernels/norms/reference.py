@@ -1,0 +1,35 @@
+"""RMSNorm and what stands directly before it, in float32 whatever the input (float64 for float64)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension; `x` [..., hidden], `weight` [hidden]."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return F.rms_norm(x.to(wide), weight.shape, weight.to(wide), eps).to(x.dtype)
+
+
+def residual_norm(x: Tensor, y: Tensor, alpha: float, beta: float, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm of `alpha * x + beta * y`: a sub-layer's residual sum and the norm that follows it.
+
+    Args:
+        x: [tokens, hidden], the residual branch.
+        y: [tokens, hidden], the output of the sub-layer.
+        weight: [hidden].
+
+    Returns:
+        [tokens, hidden] in `x`'s dtype. The sum itself is not kept: the next residual branch starts from the norm.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    total = torch.add(alpha * x.to(wide), y, alpha=beta)
+    return F.rms_norm(total, weight.shape, weight.to(wide), eps).to(x.dtype)
+
+
+def gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`sigmoid(gate) * rms_norm(x)`; `x` and `gate` [tokens, heads * d], `weight` [heads * d]."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return (torch.sigmoid(gate.to(wide)) * F.rms_norm(x.to(wide), weight.shape, weight.to(wide), eps)).to(x.dtype)

@@ -1,0 +1,51 @@
+"""The lightning attention sub-layer."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from text_backbone.config import TextConfig
+from text_backbone.kernels.lightning import lightning_attention
+from text_backbone.kernels.norms import gated_norm
+from text_backbone.linear import linear
+from text_backbone.packed import Packed
+
+NORM_EPS = 1e-6  # the released model's, whatever rms_norm_eps says for the other norms
+
+
+@cache
+def decay_slopes(heads: int, layer: int, layers: int, device: torch.device) -> Tensor:
+    """float32 [heads], `s = 2^(-8(h+1)/heads) * (1 - layer/(layers - 1 + 1e-5) + 1e-5)`: deeper layers forget less."""
+    depth = 1 - layer / (layers - 1 + 1e-5) + 1e-5
+    slopes = [2 ** (-8 * (h + 1) / heads) * depth for h in range(heads)]
+    with torch.inference_mode(False):  # the cached tensor has to serve training too
+        return torch.tensor(slopes, dtype=torch.float32, device=device)
+
+
+class LightningAttention(nn.Module):
+    """Linear attention with decay; `sigmoid(output_gate x) * rms_norm(o)` goes through `out_proj`."""
+
+    def __init__(
+        self,
+        config: TextConfig,
+        layer: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.heads, self.layer, self.layers = config.num_attention_heads, layer, config.num_hidden_layers
+        hidden, inner = config.hidden_size, config.num_attention_heads * config.head_dim
+        self.qkv_proj = linear(hidden, 3 * inner, device=device, dtype=dtype)
+        self.output_gate = linear(hidden, inner, device=device, dtype=dtype)
+        self.out_proj = linear(inner, hidden, device=device, dtype=dtype)
+        self.norm = nn.RMSNorm(inner, eps=NORM_EPS, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, packed: Packed, table: Tensor, states: Tensor | None) -> Tensor:
+        """x [T, hidden] -> [T, hidden]; `states` [slots, heads, d, d] is updated in place; `table` is not used."""
+        slopes = decay_slopes(self.heads, self.layer, self.layers, x.device)
+        out = lightning_attention(self.qkv_proj(x), slopes, packed, states)  # [T, heads * d]
+        return self.out_proj(gated_norm(out, self.output_gate(x), self.norm.weight, NORM_EPS))

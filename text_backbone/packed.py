@@ -1,0 +1,146 @@
+"""A batch of sequences of any lengths, laid end to end without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+CHUNK = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Chunks:
+    """How the tokens of a batch fall into the chunks of chunked linear attention.
+
+    Sequences are ranked by falling chunk count and chunks are ordered by (index within the sequence, rank), so chunk
+    number j of every sequence that has one is a contiguous run, and those sequences are the first `active[j]` ranks.
+
+    Attributes:
+        size: tokens a chunk can hold, C.
+        active: sequences that have a j-th chunk, for each j; sums to the number of chunks N.
+        order: int64 [n], sequence of each rank.
+        rank: int64 [n], rank of each sequence.
+        filled: int64 [N], tokens really in each chunk; only a sequence's last chunk may hold fewer than C.
+        rows: int64 [T], row of each token in the [N * C] chunked layout.
+    """
+
+    size: int
+    active: tuple[int, ...]
+    order: Tensor
+    rank: Tensor
+    filled: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Where each sequence of a batch lies in the `[total_tokens, ...]` tensors, and in the cache.
+
+    Every device tensor has a host twin, so that the model never waits for the device to learn a length.
+
+    Attributes:
+        offsets: int64 [n + 1], sequence i is rows `offsets[i]` to `offsets[i + 1]`.
+        past: int64 [n], tokens of the sequence that are already in the cache.
+        slots: int64 [n], cache slot of each sequence.
+        lengths, starts, pasts, slot_ids: the same on the host.
+    """
+
+    offsets: Tensor
+    past: Tensor
+    slots: Tensor
+    lengths: tuple[int, ...]
+    starts: tuple[int, ...]
+    pasts: tuple[int, ...]
+    slot_ids: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        lengths: Sequence[int],
+        *,
+        past: Sequence[int] | None = None,
+        slots: Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+    ) -> Packed:
+        """Describe sequences of `lengths` new tokens, after `past` cached ones (0), in cache slots `slots` (0, 1, ...).
+
+        Raises:
+            ValueError: if the lists differ in length, a length is below 1, a past below 0, or a slot occurs twice.
+        """
+        lengths = tuple(int(length) for length in lengths)
+        pasts = tuple(int(p) for p in past) if past is not None else (0,) * len(lengths)
+        slot_ids = tuple(int(s) for s in slots) if slots is not None else tuple(range(len(lengths)))
+        if not len(lengths) == len(pasts) == len(slot_ids):
+            raise ValueError(
+                f"{len(lengths)} lengths, {len(pasts)} pasts and {len(slot_ids)} slots: give one per sequence"
+            )
+        if not lengths or min(lengths) < 1:
+            raise ValueError(f"a batch needs at least one sequence, each of at least one token; got lengths {lengths}")
+        if min(pasts) < 0:
+            raise ValueError(f"past counts cached tokens and cannot be negative; got {pasts}")
+        if len(set(slot_ids)) != len(slot_ids) or min(slot_ids) < 0:
+            raise ValueError(f"each sequence needs a cache slot of its own; got slots {slot_ids}")
+        starts = tuple(accumulate(lengths, initial=0))
+        return cls(
+            offsets=torch.tensor(starts, dtype=torch.int64, device=device),
+            past=torch.tensor(pasts, dtype=torch.int64, device=device),
+            slots=torch.tensor(slot_ids, dtype=torch.int64, device=device),
+            lengths=lengths,
+            starts=starts[:-1],
+            pasts=pasts,
+            slot_ids=slot_ids,
+        )
+
+    @property
+    def sequences(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        return self.starts[-1] + self.lengths[-1]
+
+    @cached_property
+    def longest(self) -> int:
+        return max(self.lengths)
+
+    @cached_property
+    def sequence_ids(self) -> Tensor:
+        """int64 [T], the sequence that each token belongs to."""
+        return torch.repeat_interleave(self.offsets.diff(), output_size=self.tokens)
+
+    @cached_property
+    def local_positions(self) -> Tensor:
+        """int64 [T], position of each token among the new tokens of its sequence."""
+        rows = torch.arange(self.tokens, device=self.offsets.device)
+        return rows - self.offsets[self.sequence_ids]
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """int64 [T], position of each token in its sequence, cached tokens included."""
+        return self.local_positions + self.past[self.sequence_ids]
+
+    @cached_property
+    def chunks(self) -> Chunks:
+        """The batch in chunks of `CHUNK` tokens, or of the longest sequence where that is shorter."""
+        size, device = min(CHUNK, self.longest), self.offsets.device
+        counts = [-(-length // size) for length in self.lengths]
+        order = sorted(range(self.sequences), key=lambda i: -counts[i])
+        rank = sorted(range(self.sequences), key=order.__getitem__)
+        active = tuple(sum(count > j for count in counts) for j in range(max(counts)))
+        filled = [min(size, self.lengths[i] - j * size) for j, running in enumerate(active) for i in order[:running]]
+        first = torch.tensor((0, *accumulate(active))[:-1], device=device)  # [J] number of the first j-th chunk
+        ranks = torch.tensor(rank, device=device)
+        number = first[self.local_positions // size] + ranks[self.sequence_ids]
+        return Chunks(
+            size=size,
+            active=active,
+            order=torch.tensor(order, device=device),
+            rank=ranks,
+            filled=torch.tensor(filled, device=device),
+            rows=number * size + self.local_positions % size,
+        )
