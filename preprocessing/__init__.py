@@ -1,0 +1,33 @@
+"""Pixels and messages to tensors: images, the dynamic-resolution patcher, chat templates, the tokenizer.
+
+`Processor` ties them together. Nothing here knows a model, and pixels stay uint8.
+"""
+
+from __future__ import annotations
+
+from preprocessing.chat import Conversation, Messages
+from preprocessing.errors import Error, ImageError, InputError
+from preprocessing.images import ImageSource, load_image
+from preprocessing.patcher import PINPOINTS, Grid, Patcher
+from preprocessing.processor import Inputs, Processor
+from preprocessing.template import DEFAULT_TEMPLATE, ChatTemplate
+from preprocessing.tokenizer import TextStream, Tokenizer
+
+__all__ = [
+    "DEFAULT_TEMPLATE",
+    "PINPOINTS",
+    "ChatTemplate",
+    "Conversation",
+    "Error",
+    "Grid",
+    "ImageError",
+    "ImageSource",
+    "InputError",
+    "Inputs",
+    "Messages",
+    "Patcher",
+    "Processor",
+    "TextStream",
+    "Tokenizer",
+    "load_image",
+]

@@ -1,0 +1,148 @@
+"""From an image to tiles: dynamic resolution, as the released MiniMax-VL-01 does it.
+
+The image is seen twice: squeezed into one tile (the thumbnail), and at the pinpoint resolution that keeps most of its
+pixels, on black, cut into tiles. `Grid` says where the image lies on the tiles' feature map, and so how many tokens it
+becomes: the encoder crops by it and the prompt's placeholder expands by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from preprocessing.errors import ImageError
+from preprocessing.resize import resize_planes
+
+PINPOINTS: tuple[tuple[int, int], ...] = tuple(
+    (336 * columns, 336 * rows)
+    for columns, most_rows in ((1, 6), (2, 6), (3, 6), (4, 4), (5, 3), (6, 3))
+    for rows in range(1, most_rows + 1)
+)
+"""The 28 resolutions (width, height), in pixels, of the released config."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Where one image lies on its tiles.
+
+    `width`, `height`: the source image, in pixels. `tile_cols`, `tile_rows`: tiles of the canvas. `left`, `top`,
+    `cols`, `rows`: the part of the canvas's feature map [tile_rows * patches, tile_cols * patches] that shows the image
+    rather than the black border, in patches. `patches`: per tile side. `tile`: tile side, in pixels.
+    """
+
+    width: int
+    height: int
+    tile_cols: int
+    tile_rows: int
+    left: int
+    top: int
+    cols: int
+    rows: int
+    patches: int = 24
+    tile: int = 336
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """The canvas's (width, height), in pixels."""
+        return self.tile_cols * self.tile, self.tile_rows * self.tile
+
+    @property
+    def tiles(self) -> int:
+        """Tiles that the encoder sees: the thumbnail and the canvas's."""
+        return 1 + self.tile_rows * self.tile_cols
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the image costs: the thumbnail's patches, and the rows of the crop with a newline after each."""
+        return self.patches**2 + self.rows * (self.cols + 1)
+
+
+@dataclass(frozen=True)
+class Patcher:
+    """Cuts images into uint8 tiles.
+
+    Args:
+        pinpoints: candidate resolutions (width, height), in pixels, multiples of `tile`; the order breaks ties.
+        tile: side of a tile, in pixels: the encoder's input.
+        patch: side of a ViT patch, in pixels.
+    """
+
+    pinpoints: tuple[tuple[int, int], ...] = PINPOINTS
+    tile: int = 336
+    patch: int = 14
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pinpoints", tuple((int(width), int(height)) for width, height in self.pinpoints))
+        if self.tile <= 0 or self.patch <= 0 or self.tile % self.patch:
+            raise ValueError(f"tile ({self.tile}) must be a positive multiple of patch ({self.patch})")
+        wrong = [p for p in self.pinpoints if min(p) <= 0 or p[0] % self.tile or p[1] % self.tile]
+        if wrong or not self.pinpoints:
+            raise ValueError(f"pinpoints must be positive multiples of the tile ({self.tile}), got {wrong or 'none'}")
+
+    def resolution(self, width: int, height: int) -> tuple[int, int]:
+        """The pinpoint (width, height) that shows most of the image's own pixels, then wastes least, then is first."""
+
+        def preference(pinpoint: tuple[int, int]) -> tuple[int, int]:
+            scale = min(pinpoint[0] / width, pinpoint[1] / height)
+            shown = min(max(1, int(width * scale)) * max(1, int(height * scale)), width * height)
+            return shown, shown - pinpoint[0] * pinpoint[1]
+
+        return max(self.pinpoints, key=preference)
+
+    def grid(self, width: int, height: int) -> Grid:
+        """The layout of a `width` x `height` image, without its pixels."""
+        canvas_width, canvas_height = self.resolution(width, height)
+        tile_cols, tile_rows, patches = canvas_width // self.tile, canvas_height // self.tile, self.tile // self.patch
+        cols, rows = tile_cols * patches, tile_rows * patches
+        left = top = 0
+        if width / height > cols / rows:
+            top = (rows - max(1, height * cols // width)) // 2
+        else:
+            left = (cols - max(1, width * rows // height)) // 2
+        return Grid(
+            width=width,
+            height=height,
+            tile_cols=tile_cols,
+            tile_rows=tile_rows,
+            left=left,
+            top=top,
+            cols=cols - 2 * left,
+            rows=rows - 2 * top,
+            patches=patches,
+            tile=self.tile,
+        )
+
+    def __call__(self, image: Image.Image) -> tuple[Tensor, Grid]:
+        """Tiles of an RGB image: uint8 [tiles, 3, tile, tile], thumbnail first, then row by row; and their grid.
+
+        Pixels equal those of the released recipe done with Pillow (bicubic resize, paste on black). Normalisation is
+        the encoder's. Raises ImageError for another mode than RGB.
+        """
+        if image.mode != "RGB":
+            raise ImageError(f"the patcher takes RGB images, got mode {image.mode}: read images with load_image")
+        grid = self.grid(image.width, image.height)
+        size = _fit(image.size, grid.resolution)
+        thumbnail, resized = resize_planes(image, [(self.tile, self.tile), size])
+        width, height = grid.resolution
+        left, top = (width - size[0]) // 2, (height - size[1]) // 2
+        canvas = np.zeros((3, height, width), np.uint8)
+        canvas[:, top : top + size[1], left : left + size[0]] = resized
+
+        tiles = torch.empty(grid.tiles, 3, self.tile, self.tile, dtype=torch.uint8)
+        tiles[0] = torch.from_numpy(thumbnail)
+        cut = torch.from_numpy(canvas).view(3, grid.tile_rows, self.tile, grid.tile_cols, self.tile)
+        # [3, tile_rows, y, tile_cols, x] -> [tile_rows, tile_cols, 3, y, x]
+        tiles[1:].view(grid.tile_rows, grid.tile_cols, 3, self.tile, self.tile).copy_(cut.permute(1, 3, 0, 2, 4))
+        return tiles, grid
+
+
+def _fit(image: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
+    """The largest (width, height) with the image's aspect ratio that fits the canvas, rounded down, at least 1."""
+    (width, height), (canvas_width, canvas_height) = image, canvas
+    if width / height > canvas_width / canvas_height:
+        return canvas_width, max(1, int(canvas_width * height / width))
+    return max(1, int(canvas_height * width / height)), canvas_height

@@ -1,0 +1,160 @@
+"""Messages to the model's inputs: token ids with every image's tokens in place, and the images' tiles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from preprocessing.chat import Conversation, Messages
+from preprocessing.errors import InputError
+from preprocessing.images import ImageSource, load_image
+from preprocessing.patcher import Grid, Patcher
+from preprocessing.resize import available_cpus
+from preprocessing.template import END_OF_TURN, ChatTemplate, read_json
+from preprocessing.tokenizer import Tokenizer
+
+
+@dataclass(eq=False)
+class Inputs:
+    """One sequence for the model.
+
+    `input_ids`: int64 [T], the image token repeated `grid.tokens` times for each image. `tiles`: uint8 [n, 3, S, S],
+    the images' tiles one after the other. `grids`: one per image, in the order of the prompt.
+    """
+
+    input_ids: Tensor
+    tiles: Tensor
+    grids: list[Grid]
+
+    def __len__(self) -> int:
+        """T, the length in tokens."""
+        return self.input_ids.numel()
+
+    @property
+    def image_tokens(self) -> int:
+        """How many of the T tokens are the images'."""
+        return sum(grid.tokens for grid in self.grids)
+
+
+@dataclass
+class Processor:
+    """Turns messages into `Inputs`.
+
+    Args:
+        tokenizer: the checkpoint's.
+        template: the checkpoint's, or the default one.
+        patcher: cuts images; None for a text-only checkpoint.
+        image_token: the placeholder that the template writes for an image.
+        tokenizer_config: the rest of `tokenizer_config.json`, kept for `save`.
+    """
+
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    patcher: Patcher | None
+    image_token: str = "<image>"
+    tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: str | Path, patcher: Patcher | None, image_token: str = "<image>") -> Processor:
+        """From a checkpoint folder: `tokenizer.json`, and the chat template if it has one.
+
+        Raises InputError naming the file that is missing or damaged.
+        """
+        config = read_json(Path(folder) / "tokenizer_config.json")
+        return cls(Tokenizer.load(folder), ChatTemplate.load(folder), patcher, image_token, config)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json`, with the chat template in it, as transformers reads."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(folder)
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "<beginning_of_sentence>",
+            "eos_token": END_OF_TURN,
+            "clean_up_tokenization_spaces": False,
+            **self.tokenizer_config,
+            "chat_template": self.template.source,
+        }
+        text = json.dumps(config, ensure_ascii=False, indent=2)
+        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+    def __call__(self, messages: Messages, add_generation_prompt: bool = True) -> Inputs:
+        """Inputs for the conversation, ready for the assistant's next words.
+
+        Raises:
+            InputError: for malformed messages, a number of placeholders in the prompt that is not the number of
+                images, or an image given to a text-only checkpoint.
+            ImageError: for an image that cannot be read.
+        """
+        conversation = Conversation.of(messages)
+        return self._inputs(conversation, [(self.template.render(conversation, add_generation_prompt), False)])[0]
+
+    def training(self, messages: Messages) -> tuple[Inputs, Tensor]:
+        """Inputs of a whole conversation, and which tokens to learn: bool [T].
+
+        True are the tokens of each assistant text and the end-of-turn token after it: position t is a token to
+        predict from those before it. The prompt before each is tokenised as generation would see it. Raises as
+        `__call__` does, and InputError where `ChatTemplate.segments` does.
+        """
+        conversation = Conversation.of(messages)
+        return self._inputs(conversation, self.template.segments(conversation))
+
+    def _inputs(self, conversation: Conversation, segments: list[tuple[str, bool]]) -> tuple[Inputs, Tensor]:
+        encoded = [(self.tokenizer.encode(text), learn) for text, learn in segments]
+        ids = torch.tensor([token for tokens, _ in encoded for token in tokens], dtype=torch.int64)
+        learn = torch.tensor([learn for tokens, learn in encoded for _ in tokens], dtype=torch.bool)
+        if self.patcher is None:
+            if conversation.images:
+                raise InputError(
+                    "this checkpoint is text-only and cannot see images: remove the image parts, "
+                    "or load a vision-language checkpoint"
+                )
+            return Inputs(ids, torch.empty(0, 3, 0, 0, dtype=torch.uint8), []), learn
+
+        placeholders = ids == self._image_token_id(conversation)
+        self._check_count(int(placeholders.sum()), len(conversation.images))
+        patched = self._patch(self.patcher, conversation.images)
+        grids = [grid for _, grid in patched]
+        empty = torch.empty(0, 3, self.patcher.tile, self.patcher.tile, dtype=torch.uint8)
+        tiles = patched[0][0] if len(patched) == 1 else torch.cat([empty, *(tiles for tiles, _ in patched)])
+
+        repeats = torch.ones_like(ids)  # [prompt]
+        repeats[placeholders] = torch.tensor([grid.tokens for grid in grids], dtype=torch.int64)
+        return Inputs(ids.repeat_interleave(repeats), tiles, grids), (learn & ~placeholders).repeat_interleave(repeats)
+
+    def _image_token_id(self, conversation: Conversation) -> int:
+        token_id = self.tokenizer.token_id(self.image_token)
+        if token_id is None and conversation.images:
+            raise InputError(f"the tokenizer has no {self.image_token} token; use this checkpoint's own tokenizer.json")
+        return -1 if token_id is None else token_id
+
+    def _check_count(self, placeholders: int, images: int) -> None:
+        if placeholders > images:
+            raise InputError(
+                f"the prompt has {placeholders} {self.image_token} placeholders but {images} images were given: "
+                f"add the missing images as image parts, or take {self.image_token} out of the text"
+            )
+        if placeholders < images:
+            raise InputError(
+                f"{images} images were given but the prompt has {placeholders} {self.image_token} placeholders: "
+                "the chat template leaves images out; use the default template"
+            )
+
+    def _patch(self, patcher: Patcher, images: list[ImageSource]) -> list[tuple[Tensor, Grid]]:
+        def patch(numbered: tuple[int, ImageSource]) -> tuple[Tensor, Grid]:
+            number, source = numbered
+            return patcher(load_image(source, name=f"image {number}"))
+
+        numbered = list(enumerate(images, 1))
+        if len(images) < 2:
+            return [patch(item) for item in numbered]
+        with ThreadPoolExecutor(min(len(images), available_cpus())) as pool:
+            return list(pool.map(patch, numbered))

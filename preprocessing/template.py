@@ -1,0 +1,197 @@
+"""Messages to prompt text, by the checkpoint's own chat template or by the released format written out here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from preprocessing.chat import Conversation, Messages
+from preprocessing.errors import InputError
+
+END_OF_TURN = "<end_of_sentence>"
+"""The token that ends every message, and at which generation stops."""
+
+DEFAULT_TEMPLATE = """\
+{%- set headers = {'system': 'system ai_setting=assistant', 'user': 'user name=user',
+                   'assistant': 'ai name=assistant'} -%}
+{%- for message in messages -%}
+    {{- '<beginning_of_sentence>' + headers[message['role']] + '\\n' -}}
+    {%- if message['content'] is string -%}
+        {{- message['content'] -}}
+    {%- else -%}
+        {%- for part in message['content'] -%}
+            {%- if part['type'] == 'image' -%}{{- '<image>' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {{- '<end_of_sentence>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<beginning_of_sentence>ai name=assistant\\n' -}}{%- endif -%}
+"""
+"""The released MiniMax-VL-01 format. The released template always ends with the generation prompt; this one asks."""
+
+
+class ChatTemplate:
+    """A Jinja chat template, run in a sandbox with the names that transformers gives to templates.
+
+    Args:
+        source: Jinja text; None is the released format, `DEFAULT_TEMPLATE`.
+        special_tokens: what templates may refer to, such as `bos_token` and `eos_token`.
+
+    Raises:
+        InputError: if the template cannot be compiled.
+    """
+
+    def __init__(self, source: str | None = None, special_tokens: Mapping[str, str] | None = None) -> None:
+        self.source = DEFAULT_TEMPLATE if source is None else source
+        self.special_tokens = dict(special_tokens or {})
+        try:
+            self._template = _environment().from_string(self.source)
+        except TemplateSyntaxError as error:
+            raise InputError(f"chat template, line {error.lineno}: {error.message}; fix the template") from None
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ChatTemplate:
+        """The template of a checkpoint folder, or the default one.
+
+        It is looked for as transformers does: `chat_template.jinja`, then `chat_template.json`, then the
+        `chat_template` of `tokenizer_config.json`. Raises InputError if one of these cannot be read.
+        """
+        folder = Path(folder)
+        config = read_json(folder / "tokenizer_config.json")
+        tokens = {key: _token(value) for key, value in config.items() if key.endswith("_token") and _token(value)}
+        if (jinja := folder / "chat_template.jinja").is_file():
+            try:
+                return cls(jinja.read_text(encoding="utf-8"), tokens)
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"{jinja}: cannot be read ({error})") from None
+        for name, content in (
+            ("chat_template.json", read_json(folder / "chat_template.json")),
+            ("tokenizer_config.json", config),
+        ):
+            if (template := content.get("chat_template")) is not None:
+                return cls(_default_of(template, folder / name), tokens)
+        return cls(None, tokens)
+
+    def render(self, messages: Messages | Conversation, add_generation_prompt: bool = True) -> str:
+        """The prompt text. With `add_generation_prompt`, it ends where the assistant's next words begin.
+
+        Raises InputError for malformed messages, or if the template refuses them or fails on them.
+        """
+        text = self._render(Conversation.of(messages).messages, add_generation_prompt)
+        if not add_generation_prompt and "add_generation_prompt" not in self.source:
+            # The released template appends the generation prompt whatever is asked; of no messages, it is all there is.
+            with suppress(InputError):
+                text = text.removesuffix(self._render([], True))
+        return text
+
+    def segments(self, messages: Messages | Conversation) -> list[tuple[str, bool]]:
+        """The rendered conversation, cut into (text, whether the assistant is to learn to write it).
+
+        The assistant's text of each of its messages is marked, with the end-of-turn token after it. What comes before
+        is exactly the prompt that generation would see.
+
+        Raises:
+            InputError: if no message is the assistant's, or if this template does not write a conversation as its
+                prefix, the assistant's text unchanged, and the end-of-turn token.
+        """
+        conversation = Conversation.of(messages)
+        end = self.special_tokens.get("eos_token", END_OF_TURN)
+        whole = self.render(conversation, add_generation_prompt=False)
+        segments: list[tuple[str, bool]] = []
+        done = 0
+        for i, message in enumerate(conversation.messages):
+            if message["role"] != "assistant":
+                continue
+            if any(part["type"] != "text" for part in message["content"]):
+                raise InputError(f"message {i + 1}: an assistant message to learn from must be text only")
+            answer = message["content"][0]["text"] + end
+            prompt = self._render(conversation.messages[:i], True)
+            if not whole.startswith(prompt + answer) or len(prompt) < done:
+                raise InputError(
+                    f"message {i + 1}: this chat template does not write it as the generation prompt, the text and "
+                    f"{end}, so what the assistant should learn cannot be told; use the default template"
+                )
+            segments += [(prompt[done:], False), (answer, True)]
+            done = len(prompt) + len(answer)
+        if not segments:
+            raise InputError("no assistant message to learn from; add one after the user's")
+        return [*segments, (whole[done:], False)]
+
+    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        names = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+        # A template is a checkpoint's code: whatever it raises is a fault of the checkpoint or of the messages.
+        try:
+            return self._template.render(**{**self.special_tokens, **names})
+        except Exception as error:
+            raise InputError(
+                f"the chat template fails on these messages ({type(error).__name__}: {error}); "
+                "check their roles and parts, or the checkpoint's template"
+            ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, or {} if there is no such file. Raises InputError if it is not a JSON object."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}); get the file again") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _token(value: Any) -> str:
+    """A special token's text, given as itself or as {"content": ...}; "" for anything else."""
+    value = value.get("content") if isinstance(value, Mapping) else value
+    return value if isinstance(value, str) else ""
+
+
+def _default_of(template: Any, path: Path) -> str:
+    """The text of a `chat_template` entry, which may be a list of {"name", "template"} or a dict of named ones."""
+    if isinstance(template, list) and all(isinstance(item, Mapping) for item in template):
+        template = {item.get("name"): item.get("template") for item in template}
+    if isinstance(template, Mapping):
+        template = template.get("default")
+    if not isinstance(template, str):
+        raise InputError(f'{path}: chat_template must be a string, or named templates with one called "default"')
+    return template
+
+
+class _GenerationTag(Extension):
+    """`{% generation %}`, with which MiniMax-Text-01's template marks the assistant's text: rendered as its body."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def _tojson(value: Any, indent: int | None = None, **options: Any) -> str:
+    """JSON as it is: Jinja's own filter escapes HTML."""
+    return json.dumps(value, **{"ensure_ascii": False, "indent": indent, **options})
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)

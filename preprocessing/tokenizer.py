@@ -1,0 +1,87 @@
+"""Text to token ids and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import tokenizers
+
+from preprocessing.errors import InputError
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer`: for the released model, a byte-level BPE of 200 064 entries.
+
+    Args:
+        backend: the tokenizer itself. Its truncation and padding are switched off.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self.backend = backend
+        backend.no_truncation()
+        backend.no_padding()
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """From `folder/tokenizer.json`. Raises InputError if it is missing or not a tokenizer."""
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; a checkpoint folder needs its tokenizer.json")
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(path)))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise InputError(f"{path}: not a valid tokenizer ({error}); get the file again") from None
+
+    def save(self, folder: str | Path) -> None:
+        """Write `folder/tokenizer.json`."""
+        self.backend.save(str(Path(folder) / "tokenizer.json"))
+
+    def __len__(self) -> int:
+        """Entries of the vocabulary, special tokens included."""
+        return self.backend.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`. Special tokens are recognised where they are written out, and none is added."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """Text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+        return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token such as "<image>", None if the vocabulary lacks it."""
+        return self.backend.token_to_id(token)
+
+    def stream(self, skip_special_tokens: bool = True) -> TextStream:
+        """A decoder for ids that come one by one."""
+        return TextStream(self, skip_special_tokens)
+
+
+class TextStream:
+    """Decodes ids as they are generated and never emits half a character.
+
+    A byte-level decoder joins the tokens' bytes, so text may be cut wherever a character ends. Tokens whose text ends
+    in U+FFFD, which stands for an unfinished character, wait for the next one. All pieces with the flush at the end
+    make up exactly `decode` of all ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+        self._waiting: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes, "" if it ends inside a character."""
+        self._waiting.append(token_id)
+        text = self._tokenizer.decode(self._waiting, self._skip_special_tokens)
+        if text.endswith("\ufffd"):
+            return ""
+        self._waiting.clear()
+        return text
+
+    def flush(self) -> str:
+        """What still waits, unfinished characters as U+FFFD."""
+        text = self._tokenizer.decode(self._waiting, self._skip_special_tokens)
+        self._waiting.clear()
+        return text

@@ -1,0 +1,162 @@
+"""Messages to tensors: placeholders become exactly the images' tokens, and what is learnt is exactly the answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from preprocessing import ChatTemplate, ImageError, InputError, Patcher, Processor, Tokenizer
+
+TINY = Patcher(((28, 28), (56, 28), (28, 56), (56, 56)), tile=28, patch=14)
+sizes = st.tuples(st.integers(1, 80), st.integers(1, 80))
+
+
+@pytest.fixture(scope="session")
+def processor(checkpoint: Path) -> Processor:
+    return Processor.load(checkpoint, TINY)
+
+
+def image(size: tuple[int, int], colour: str = "red") -> dict[str, Any]:
+    return {"type": "image", "image": Image.new("RGB", size, colour)}
+
+
+def text(content: str) -> dict[str, Any]:
+    return {"type": "text", "text": content}
+
+
+@given(st.lists(st.one_of(sizes, st.sampled_from(["Look: ", "déjà vu\n", " "])), min_size=1, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_placeholders_expand(processor: Processor, content: list[Any]) -> None:
+    parts = [text(item) if isinstance(item, str) else image(item) for item in content]
+    inputs = processor([{"role": "user", "content": parts}])
+    grids = [TINY.grid(*item) for item in content if not isinstance(item, str)]
+    assert inputs.grids == grids
+    assert inputs.tiles.shape == (sum(grid.tiles for grid in grids), 3, 28, 28)
+    assert inputs.input_ids.dtype == torch.int64
+    assert len(inputs) == inputs.input_ids.numel()
+    assert inputs.image_tokens == sum(grid.tokens for grid in grids)
+
+    image_id = processor.tokenizer.token_id("<image>")
+    expected: list[int] = []
+    remaining = iter(grids)
+    for token in processor.tokenizer.encode(processor.template.render([{"role": "user", "content": parts}])):
+        expected += [token] * (next(remaining).tokens if token == image_id else 1)
+    assert inputs.input_ids.tolist() == expected
+
+
+def test_tiles_keep_the_images_order(processor: Processor) -> None:
+    colours = ["red", "lime", "blue", "white", "black"]
+    content = [image((20 + 9 * i, 30), colour) for i, colour in enumerate(colours)]
+    inputs = processor([{"role": "user", "content": [*content[:2], text("and"), *content[2:]]}])
+    expected = torch.cat([TINY(part["image"])[0] for part in content])
+    assert torch.equal(inputs.tiles, expected)
+
+
+def test_text_alone(processor: Processor) -> None:
+    inputs = processor([{"role": "user", "content": "Hello"}])
+    assert inputs.tiles.shape == (0, 3, 28, 28)
+    assert inputs.grids == []
+    assert inputs.image_tokens == 0
+    without = processor([{"role": "user", "content": "Hello"}], add_generation_prompt=False)
+    assert len(without) < len(inputs)
+    assert torch.equal(inputs.input_ids[: len(without)], without.input_ids)
+
+
+def test_ids_are_transformers(processor: Processor, tmp_path: Path) -> None:
+    """What we save is a tokenizer that transformers loads and applies as we do."""
+    transformers = pytest.importorskip("transformers")
+    processor.save(tmp_path)
+    peer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [text("Où  est-ce? 🙂")]},
+        {"role": "assistant", "content": " Là."},
+    ]
+    for prompt in (True, False):
+        theirs = peer.apply_chat_template(talk, add_generation_prompt=prompt, tokenize=True, return_dict=False)
+        assert processor(talk, prompt).input_ids.tolist() == theirs
+    assert peer.eos_token == "<end_of_sentence>"
+
+
+def test_save_and_load(processor: Processor, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    processor.save(source)
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    config |= {"model_max_length": 40960000, "chat_template": "{{ eos_token }}{{ messages[0].content[0].text }}"}
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = Processor.load(source, TINY)
+    loaded.save(tmp_path / "copy")
+    assert json.loads((tmp_path / "copy" / "tokenizer_config.json").read_text()) == config
+    again = Processor.load(tmp_path / "copy", TINY)
+    talk = [{"role": "user", "content": "Hello"}]
+    assert again.tokenizer.decode(again(talk).input_ids.tolist(), False) == "<end_of_sentence>Hello"
+
+
+def test_learning_mask(processor: Processor) -> None:
+    talk = [
+        {"role": "user", "content": [image((50, 20)), text("What is it?")]},
+        {"role": "assistant", "content": "A red bar."},
+        {"role": "user", "content": [text("And this?"), image((9, 9))]},
+        {"role": "assistant", "content": "Ünique 🙂"},
+    ]
+    inputs, learn = processor.training(talk)
+    assert learn.dtype == torch.bool
+    assert learn.shape == inputs.input_ids.shape
+    learnt = processor.tokenizer.decode(inputs.input_ids[learn].tolist(), skip_special_tokens=False)
+    assert learnt == "A red bar.<end_of_sentence>Ünique 🙂<end_of_sentence>"
+    assert torch.equal(inputs.input_ids, processor(talk, add_generation_prompt=False).input_ids)
+
+    prompt = processor(talk[:1])
+    assert torch.equal(inputs.input_ids[: len(prompt)], prompt.input_ids)
+    assert not learn[: len(prompt)].any()
+    assert learn[len(prompt)]
+
+
+def test_what_is_learnt_follows_the_very_prompt(processor: Processor) -> None:
+    """An answer that starts with newlines must not merge with the newline that ends the prompt."""
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "\n\nHello"}]
+    inputs, learn = processor.training(talk)
+    prompt = processor(talk[:1]).input_ids
+    assert torch.equal(inputs.input_ids[: len(prompt)], prompt)
+    assert processor.tokenizer.decode(inputs.input_ids[learn].tolist(), False) == "\n\nHello<end_of_sentence>"
+
+
+def test_counts_must_agree(processor: Processor) -> None:
+    with pytest.raises(InputError, match="2 <image> placeholders but 1 images were given"):
+        processor([{"role": "user", "content": [image((9, 9)), text("what does <image> mean?")]}])
+    with pytest.raises(InputError, match="1 <image> placeholders but 0 images"):
+        processor([{"role": "user", "content": "<image>"}])
+    blind = Processor(processor.tokenizer, ChatTemplate("{{ messages[0].content[-1].text }}"), TINY)
+    with pytest.raises(InputError, match="1 images were given but the prompt has 0 <image> placeholders"):
+        blind([{"role": "user", "content": [image((9, 9)), text("Hi")]}])
+
+
+def test_text_only_checkpoints(checkpoint: Path) -> None:
+    processor = Processor.load(checkpoint, None)
+    with pytest.raises(InputError, match="text-only"):
+        processor([{"role": "user", "content": [image((9, 9))]}])
+    inputs = processor([{"role": "user", "content": "the word <image>"}])
+    assert inputs.tiles.shape[0] == 0
+    assert inputs.grids == []
+
+
+def test_image_token_must_exist(tokenizer: Tokenizer) -> None:
+    processor = Processor(tokenizer, ChatTemplate(), TINY, image_token="<picture>")
+    assert len(processor([{"role": "user", "content": "Hi"}])) > 0
+    with pytest.raises(InputError, match="no <picture> token"):
+        processor([{"role": "user", "content": [image((9, 9))]}])
+
+
+def test_bad_images_are_named(processor: Processor) -> None:
+    for content in ([image((9, 9)), {"type": "image", "image": b"?"}], [text("a"), image((9, 9)), image((0, 9))]):
+        with pytest.raises(ImageError, match=r"^image 2: "):
+            processor([{"role": "user", "content": content}])
+    with pytest.raises(ImageError, match=r"^nowhere\.png: no such file"):
+        processor([{"role": "user", "content": [{"type": "image", "image": "nowhere.png"}]}])
