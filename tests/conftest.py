@@ -1,0 +1,110 @@
+"""Fixtures that several packages' tests share: a small model with random weights, in the released layout."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import text_backbone
+import vision_encoder
+import vl
+from preprocessing import PINPOINTS, Processor
+from text_backbone.config import TextConfig, hybrid_layers
+from vision_encoder import VisionConfig
+from vl.config import VLConfig, write_config
+from vl.loading import patcher_of
+
+SPECIAL_TOKENS = ("<beginning_of_sentence>", "<end_of_sentence>", "<image>")
+CORPUS = (
+    "A red circle at the top left and a blue square in the center.",
+    "The text reads: hello world, 0123456789! Ünïcödé, 漢字 and 🙂.",
+    "system ai_setting=assistant user name=user ai name=assistant",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped, with the reason, where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+def write_tokenizer(folder: Path) -> Tokenizer:
+    """A byte-level BPE tokenizer of a few hundred entries with the released special tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return tokenizer
+
+
+def tiny_config(tokenizer: Tokenizer, *, vision: bool = True) -> VLConfig:
+    """Every part of the architecture (7 lightning layers and 1 softmax, top-2 experts, ViT), a few units wide."""
+    text = TextConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        intermediate_size=24,
+        num_local_experts=4,
+        rotary_dim=8,
+        attn_type_list=hybrid_layers(8),
+    )
+    end = tokenizer.token_to_id("<end_of_sentence>")
+    if not vision:
+        return VLConfig(text, eos_token_ids=(end,))
+    tower = VisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        patch_size=56,
+        text_hidden_size=text.hidden_size,
+    )
+    return VLConfig(text, tower, PINPOINTS, image_token_index=tokenizer.token_to_id("<image>"), eos_token_ids=(end,))
+
+
+def write_checkpoint(folder: Path, *, vision: bool = True) -> Path:
+    """Save a tiny random model into `folder`."""
+    tokenizer = write_tokenizer(folder)
+    config = tiny_config(tokenizer, vision=vision)
+    write_config(config, folder)
+    model = vl.MiniMaxVL(config, Processor.load(folder, patcher_of(config)))
+    generator = torch.Generator().manual_seed(0)
+    text_backbone.init_weights(model.language_model, generator=generator)
+    if model.vision is not None:
+        vision_encoder.init_weights(model.vision, generator=generator)
+    model.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random vision-language model in the released layout. Do not write into it: copy it."""
+    return write_checkpoint(tmp_path_factory.mktemp("tiny-vl"))
+
+
+@pytest.fixture(scope="session")
+def tiny_text_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for a text-only model (MiniMax-Text-01 layout)."""
+    return write_checkpoint(tmp_path_factory.mktemp("tiny-text"), vision=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_checkpoint: Path) -> vl.MiniMaxVL:
+    return vl.load(tiny_checkpoint, device="cpu")

@@ -1,0 +1,213 @@
+"""The model's configuration: read from and written to a checkpoint folder in the released schema."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preprocessing.patcher import PINPOINTS
+from text_backbone.config import TextConfig
+from vision_encoder.config import VisionConfig
+from vl.errors import ConfigError
+from vl.schema import SCALES, Section, read_pinpoints, read_text, read_vision
+
+CONFIG, PREPROCESSOR, GENERATION = "config.json", "preprocessor_config.json", "generation_config.json"
+
+
+@dataclass(frozen=True)
+class VLConfig:
+    """What a checkpoint folder says about its model.
+
+    `vision` is None for a text-only model (MiniMax-Text-01), which has no pinpoints and no image token either.
+    `pinpoints` are the (width, height) in pixels that an image may be resized to. `eos_token_ids` stop generation;
+    empty when no file names them, as in the release, where the tokenizer's `<end_of_sentence>` does.
+
+    Raises:
+        ConfigError: if the parts do not fit together.
+    """
+
+    text: TextConfig
+    vision: VisionConfig | None = None
+    pinpoints: tuple[tuple[int, int], ...] = ()
+    image_token_index: int | None = None
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.vision is None:
+            if self.pinpoints or self.image_token_index is not None:
+                raise ConfigError("a text-only model has no pinpoints and no image_token_index: drop them")
+            return
+        if self.vision.text_hidden_size != self.text.hidden_size:
+            raise ConfigError(
+                f"the projector makes {self.vision.text_hidden_size} features, the text model takes "
+                f"{self.text.hidden_size}: make text_hidden_size equal to hidden_size"
+            )
+        if not self.pinpoints:
+            raise ConfigError("a vision model needs at least one (width, height) in pinpoints")
+        if self.image_token_index is None or not 0 <= self.image_token_index < self.text.vocab_size:
+            raise ConfigError(
+                f"image_token_index {self.image_token_index} is not in the vocabulary of {self.text.vocab_size}"
+            )
+
+
+def read_config(folder: str | Path) -> VLConfig:
+    """Read `config.json` of a checkpoint folder, and beside it what exists of the preprocessor's and generation's.
+
+    Understands the released MiniMax-VL-01 and MiniMax-Text-01 files and transformers' native `minimax` schema, the
+    text model's keys nested in `text_config` or at the top level. The preprocessor's file gives mean and standard
+    deviation, and the pinpoints when `config.json` has none; the generation file's token ids win over
+    `config.json`'s. Keys that do not change the computation are ignored.
+
+    Raises:
+        ConfigError: if a file is missing or malformed, or an option is not supported; names the file and the key.
+    """
+    folder = Path(folder)
+    top = Section(_read_json(folder / CONFIG), folder / CONFIG)
+    top.allow("tie_word_embeddings", False, None)
+    top.allow("quantization_config", None)
+    text = top.child("text_config") if top.has("text_config") else _flat_text(top)
+    preprocessor, generation = (_optional(folder / name) for name in (PREPROCESSOR, GENERATION))
+    tokens = (generation, top, text)
+    bos = next((place.integer("bos_token_id", least=0) for place in tokens if place.has("bos_token_id")), None)
+    eos = next((place.token_ids("eos_token_id") for place in tokens if place.has("eos_token_id")), ())
+    text_config = read_text(text)
+    if not top.has("vision_config"):
+        return VLConfig(text_config, bos_token_id=bos, eos_token_ids=eos)
+    vision = read_vision(top, preprocessor, text_config.hidden_size)
+    return VLConfig(
+        text=text_config,
+        vision=vision,
+        pinpoints=_pinpoints(top, preprocessor, vision.image_size),
+        image_token_index=top.integer("image_token_index", "image_token_id", least=0),
+        bos_token_id=bos,
+        eos_token_ids=eos,
+    )
+
+
+def config_to_json(config: VLConfig) -> dict[str, Any]:
+    """The contents of `config.json` in the released schema: nested for a vision model, flat for a text-only one."""
+    text = _text_to_json(config.text)
+    tokens = _tokens(config)
+    if config.vision is None:
+        return text | tokens
+    vision = config.vision
+    return {
+        "architectures": ["MiniMaxVL01ForConditionalGeneration"],
+        "model_type": "minimax_vl_01",
+        **tokens,
+        "image_grid_pinpoints": [list(pinpoint) for pinpoint in config.pinpoints],
+        "image_seq_length": vision.patches**2,
+        "image_token_index": config.image_token_index,
+        "multimodal_projector_bias": True,
+        "process_image_mode": "anyres",
+        "projector_hidden_act": "gelu",
+        "text_config": text,
+        "tie_word_embeddings": False,
+        "vision_config": {
+            "hidden_act": vision.hidden_act,
+            "hidden_size": vision.hidden_size,
+            "image_size": vision.image_size,
+            "intermediate_size": vision.intermediate_size,
+            "layer_norm_eps": vision.layer_norm_eps,
+            "model_type": "clip_vision_model",
+            "num_attention_heads": vision.num_attention_heads,
+            "num_hidden_layers": vision.num_hidden_layers,
+            "patch_size": vision.patch_size,
+            "projection_dim": vision.text_hidden_size,
+        },
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+    }
+
+
+def preprocessor_to_json(config: VLConfig) -> dict[str, Any]:
+    """The contents of `preprocessor_config.json` of a vision model.
+
+    Raises:
+        ValueError: for a text-only model, which has no such file.
+    """
+    if config.vision is None:
+        raise ValueError("a text-only model has no preprocessor_config.json")
+    vision = config.vision
+    return {
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_grid_pinpoints": [list(pinpoint) for pinpoint in config.pinpoints],
+        "image_mean": list(vision.image_mean),
+        "image_std": list(vision.image_std),
+        "patch_size": vision.patch_size,
+        "process_image_mode": "anyres",
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"height": vision.image_size, "width": vision.image_size},
+    }
+
+
+def write_config(config: VLConfig, folder: str | Path) -> None:
+    """Write `config.json`, `generation_config.json` and, for a vision model, `preprocessor_config.json`."""
+    files = {CONFIG: config_to_json(config), GENERATION: _tokens(config)}
+    if config.vision is not None:
+        files[PREPROCESSOR] = preprocessor_to_json(config)
+    for name, contents in files.items():
+        Path(folder, name).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+
+
+def _text_to_json(text: TextConfig) -> dict[str, Any]:
+    shared = (
+        "vocab_size hidden_size num_attention_heads num_key_value_heads head_dim intermediate_size num_hidden_layers "
+        "num_local_experts num_experts_per_tok rms_norm_eps rope_theta rotary_dim"
+    )
+    return {
+        "architectures": ["MiniMaxText01ForCausalLM"],
+        "model_type": "minimax_text_01",
+        "attn_type_list": list(text.attn_type_list),
+        "hidden_act": "silu",
+        **{key: getattr(text, key) for key in shared.split()},
+        **{legacy: getattr(text, field) for field, (legacy, _) in SCALES.items()},
+        "postnorm": True,
+        "shared_intermediate_size": 0,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+    }
+
+
+def _tokens(config: VLConfig) -> dict[str, Any]:
+    eos = config.eos_token_ids
+    return {"bos_token_id": config.bos_token_id, "eos_token_id": eos[0] if len(eos) == 1 else list(eos) or None}
+
+
+def _pinpoints(top: Section, preprocessor: Section, tile: int) -> tuple[tuple[int, int], ...]:
+    for section in (top, preprocessor):
+        if section.has("image_grid_pinpoints"):
+            return read_pinpoints(section, tile)
+    return read_pinpoints(Section({"image_grid_pinpoints": PINPOINTS}, top.file), tile)
+
+
+def _flat_text(top: Section) -> Section:
+    """The text model's keys at the top level; with a vision tower, the model type there is the whole model's."""
+    if not top.has("vision_config"):
+        return top
+    return Section({key: value for key, value in top.values.items() if key != "model_type"}, top.file)
+
+
+def _optional(path: Path) -> Section:
+    return Section(_read_json(path) if path.exists() else {}, path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path} does not exist: give a folder that holds a checkpoint in the released layout"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(contents, dict):
+        raise ConfigError(f"{path} must hold a JSON object, not {type(contents).__name__}")
+    return contents

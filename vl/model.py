@@ -1,0 +1,185 @@
+"""The model: vision encoder and text backbone joined, with the doors that users come through."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from preprocessing import Grid, ImageSource, Inputs, Processor
+from text_backbone import HybridCache, MiniMaxText, Packed
+from text_backbone import released_tensors as text_tensors
+from vision_encoder import VisionEncoder
+from vision_encoder import released_tensors as vision_tensors
+from vl.checkpoint import save_weights
+from vl.config import VLConfig, write_config
+from vl.engine import Engine, Generation, Request, SamplingParams, Timings
+from vl.errors import InputError
+
+DEFAULT_PROMPT = "Describe this image."
+END_OF_SENTENCE = "<end_of_sentence>"  # ends a turn; the released config.json does not name its id
+
+Messages: TypeAlias = Sequence[Mapping[str, Any]]
+
+
+class MiniMaxVL(nn.Module):
+    """A model of the MiniMax-VL-01 family (ViT, projector, hybrid lightning/softmax mixture-of-experts decoder).
+
+    Made by `vl.load`, or from a `VLConfig` for training from scratch (the weights are then uninitialised). A config
+    without a vision part makes MiniMax-Text-01, which refuses images.
+
+    Args:
+        config: the model's shape.
+        processor: messages to `Inputs`.
+        name: what to call the model in results.
+        device, dtype: where and how the weights are held.
+        engine_options: keyword arguments of `vl.engine.Engine`.
+    """
+
+    def __init__(
+        self,
+        config: VLConfig,
+        processor: Processor,
+        *,
+        name: str = "",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **engine_options: int,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.processor = processor
+        self.name = name
+        self.language_model = MiniMaxText(config.text, device=device, dtype=dtype)
+        self.vision = VisionEncoder(config.vision, device=device, dtype=dtype) if config.vision else None
+        end_id = processor.tokenizer.token_id(END_OF_SENTENCE)
+        self.end_ids = frozenset(config.eos_token_ids or ([] if end_id is None else [end_id]))
+        self.engine = Engine(self, **engine_options)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    # The computation
+
+    def embed(self, input_ids: Tensor, tiles: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """Token embeddings with the image features in the place of their placeholders.
+
+        Args:
+            input_ids: int64 `[tokens]`, every `<image>` already repeated to its image's token count.
+            tiles: uint8 `[n, 3, S, S]`, the tiles of all images in order.
+            grids: one per image.
+
+        Returns:
+            `[tokens, hidden]` on the model's device.
+
+        Raises:
+            InputError: if the model takes no images, or the placeholders are not as many as the images' tokens.
+        """
+        embeds = self.language_model.embed(input_ids.to(self.device))
+        if not grids:
+            return embeds
+        if self.vision is None or self.config.image_token_index is None:
+            raise InputError(f"{self.name or 'this model'} is a text-only checkpoint and takes no images")
+        places = torch.eq(input_ids, self.config.image_token_index)
+        expected, found = sum(grid.tokens for grid in grids), int(places.sum())
+        if expected != found:
+            raise InputError(
+                f"the images make {expected} tokens, but input_ids has {found} placeholders: make them with processor"
+            )
+        features = self.vision(tiles, grids)  # [image tokens, hidden]
+        return embeds.masked_scatter(places.to(self.device).unsqueeze(-1), features.to(embeds.dtype))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        tiles: Tensor,
+        grids: Sequence[Grid],
+        packed: Packed,
+        cache: HybridCache | None = None,
+        router_logits: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Final hidden states of packed sequences, `[tokens, hidden]`; `language_model.logits` makes logits of them."""
+        return self.language_model(self.embed(input_ids, tiles, grids), packed, cache, router_logits)
+
+    @torch.inference_mode()
+    def logits(self, inputs: Inputs) -> Tensor:
+        """Next-token logits at every position of one prompt: float32 `[tokens, vocab]`."""
+        packed = Packed.of([inputs.input_ids.numel()], device=self.device)
+        return self.language_model.logits(self(inputs.input_ids, inputs.tiles, inputs.grids, packed))
+
+    # The doors
+
+    def caption(self, image: ImageSource, prompt: str = DEFAULT_PROMPT, **sampling: Any) -> str:
+        """Describe one image. `sampling` is that of `generate`."""
+        content = [{"type": "image", "image": image}, {"type": "text", "text": prompt}]
+        return self.chat([{"role": "user", "content": content}], **sampling)
+
+    def chat(self, messages: Messages, **sampling: Any) -> str:
+        """Answer a conversation (OpenAI/transformers content parts). `sampling` is that of `generate`."""
+        return self.generate([messages], **sampling)[0].text
+
+    def stream(self, messages: Messages, **sampling: Any) -> Iterator[str]:
+        """Answer a conversation piece by piece; the pieces joined are `chat`'s answer.
+
+        Bad input raises here, not at the first piece. Closing the iterator ends the generation.
+        """
+        params = SamplingParams(**sampling)
+        inputs, timings = self._prepare(messages)
+
+        def pieces() -> Iterator[str]:
+            yield from self.engine.stream(self.engine.request(inputs, params, timings))
+
+        return pieces()
+
+    def generate(self, batch: Sequence[Messages | Inputs], **sampling: Any) -> list[Generation]:
+        """Continue many conversations at once.
+
+        Args:
+            batch: conversations, or what `processor` made of them.
+            sampling: `max_new_tokens` (256), `temperature` (0: greedy), `top_p`, `top_k`, `seed`, `stop`; see
+                `vl.engine.SamplingParams`. They hold for every row.
+
+        Returns:
+            one `Generation` per row, in order.
+
+        Raises:
+            ImageError, InputError: naming the image or message that cannot be used; nothing is generated then.
+        """
+        params = SamplingParams(**sampling)
+        return self.engine.run(self._queue([self._prepare(item) for item in batch], params))
+
+    def _queue(self, prepared: Sequence[tuple[Inputs, Timings]], params: SamplingParams) -> list[Request]:
+        return [self.engine.request(inputs, params, timings) for inputs, timings in prepared]
+
+    def _prepare(self, item: Messages | Inputs) -> tuple[Inputs, Timings]:
+        start = time.perf_counter()
+        inputs = item if isinstance(item, Inputs) else self.processor(item)
+        return inputs, Timings(preprocess=time.perf_counter() - start)
+
+    # The checkpoint
+
+    def released_tensors(self) -> dict[str, Tensor]:
+        """Every weight by its released name, as views of the parameters."""
+        text = text_tensors(self.language_model)
+        if self.vision is None:
+            return text
+        return {f"language_model.{name}": view for name, view in text.items()} | vision_tensors(self.vision)
+
+    def save(self, folder: str | os.PathLike[str], *, max_shard_bytes: int = 5_000_000_000) -> Path:
+        """Write the released layout: config, tokenizer, chat template and safetensors. Returns the folder."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        write_config(self.config, target)
+        self.processor.save(target)
+        save_weights(self.released_tensors(), target, max_shard_bytes=max_shard_bytes)
+        return target
