@@ -1,0 +1,97 @@
+"""`vl caption --out` in a process of its own that is killed, interrupted or left without a reader."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import vl
+import vl.cli.app as vl_app
+
+ROOT = Path(vl.__file__).parents[1]
+IMAGES = 24
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("archive")
+    for number in range(IMAGES):
+        Image.new("RGB", (64 + number, 48), (10 * number, 0, 0)).save(folder / f"{number:03}.png")
+    return folder
+
+
+def arguments(archive: Path, model: Path, out: Path) -> list[str]:
+    options = ["--model", str(model), "--max-new-tokens", "8", "--batch-size", "2", "--out", str(out)]
+    return ["caption", str(archive), *options]
+
+
+def start(args: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "vl.cli", *args],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+def wait_for_rows(child: subprocess.Popen[bytes], out: Path, rows: int) -> None:
+    deadline = time.monotonic() + 120
+    while not out.exists() or out.read_bytes().count(b"\n") < rows:
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_killed_twice_then_finished(archive: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "captions.jsonl"
+    for rows in (3, 11):
+        child = start(arguments(archive, tiny_checkpoint, out))
+        wait_for_rows(child, out, rows)
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+        child.communicate()
+        assert out.read_bytes().count(b"\n") < IMAGES
+    assert vl_app.run(arguments(archive, tiny_checkpoint, out)) == 0
+    reference = tmp_path / "reference.jsonl"
+    assert vl_app.run(arguments(archive, tiny_checkpoint, reference)) == 0
+    assert [row["image"] for row in read(out)] == [str(path) for path in sorted(archive.iterdir())]
+    assert read(out) == read(reference)
+
+
+def test_ctrl_c(archive: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "captions.jsonl"
+    child = start(arguments(archive, tiny_checkpoint, out))
+    wait_for_rows(child, out, 3)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert b"run the same command again" in err
+    assert b"Traceback" not in err
+    rows = read(out)
+    assert 3 <= len(rows) < IMAGES
+    assert len({row["image"] for row in rows}) == len(rows)
+
+
+def test_a_reader_that_leaves(archive: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    child = start([*arguments(archive, tiny_checkpoint, tmp_path / "captions.jsonl"), "--json"])
+    assert child.stdout is not None
+    assert child.stderr is not None
+    json.loads(child.stdout.readline())
+    child.stdout.close()
+    assert child.stderr.read() == b""
+    assert child.wait(60) != 0
+    child.stderr.close()

@@ -1,0 +1,1 @@
+"""Measurements: what the project says of its speed, and the commands that print it."""

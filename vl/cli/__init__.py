@@ -1,0 +1,1 @@
+"""The `vl` command: one module per command, assembled in `vl.cli.app`."""

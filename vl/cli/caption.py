@@ -1,0 +1,245 @@
+"""`vl caption`: images to captions, as a table, as JSON, or as a job that can be killed and continued."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vl.cli.console import (
+    EXIT_INTERRUPTED,
+    EXIT_SOME_FAILED,
+    DeviceOption,
+    DTypeOption,
+    MaxNewTokensOption,
+    ModelOption,
+    SeedOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    complain,
+    load_model,
+    plural,
+    printable,
+    stderr_console,
+    stdout_console,
+)
+from vl.cli.progress import CaptionProgress
+
+if TYPE_CHECKING:
+    from vl.jobs import Row, Tally
+
+_STDIN = "-"
+_MANY = 200
+
+
+def caption(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SRC...",
+            help="Image files, folders (with all below them), http(s) or data URLs; - reads a list from stdin.",
+        ),
+    ],
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", "-p", help="What to ask; by default a description.", show_default=False),
+    ] = None,
+    model: ModelOption = "nano",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="A .jsonl file with a row per image, made or continued.", show_default=False),
+    ] = None,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="With --out: try images again whose row is an error.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="With --out: start the file again.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON object per image, and nothing else.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images captioned at once.")] = 8,
+    max_new_tokens: MaxNewTokensOption = 256,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dtype: DTypeOption = None,
+) -> None:
+    """Caption images: a table for a few, [bold]--out captions.jsonl[/bold] for many.
+
+    A job (--out) writes a row per image, with its caption or its error. Killed at any moment, the same command
+    finishes the rest: no row is lost, torn or repeated.
+    """
+    if (retry_errors or overwrite) and out is None:
+        raise typer.BadParameter("--retry-errors and --overwrite go with --out")
+    from vl.jobs import JobError, check_out
+    from vl.model import DEFAULT_PROMPT
+
+    if out is not None:
+        try:
+            check_out(out)
+        except JobError as error:
+            raise typer.BadParameter(str(error), param_hint="--out") from None
+    run = _Run(
+        sources,
+        model,
+        DEFAULT_PROMPT if prompt is None else prompt,
+        json,
+        {"device": device, "dtype": dtype, "max_batch_size": batch_size},
+        {
+            "batch_size": batch_size,
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "seed": seed,
+        },
+    )
+    failed = run.table() if out is None else run.job(out, overwrite=overwrite, retry_errors=retry_errors)
+    if failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+class _Run:
+    """One `vl caption`: what to caption, with what, and how to show it."""
+
+    def __init__(
+        self,
+        sources: list[str],
+        model: str,
+        prompt: str,
+        json: bool,
+        loading: dict[str, Any],
+        options: dict[str, Any],
+    ) -> None:
+        self.sources = sources
+        self.model = model
+        self.prompt = prompt
+        self.json = json
+        self.loading = loading
+        self.options = options
+        self.messages = stderr_console()
+        self.results = stdout_console()
+
+    def names(self) -> Iterator[str]:
+        """The images asked for, at least one."""
+        from vl.jobs import IMAGE_SUFFIXES, expand_sources
+
+        names = expand_sources(chain.from_iterable(_lines() if s == _STDIN else (s,) for s in self.sources))
+        first = next(names, None)
+        if first is None:
+            where = ", ".join(printable(source) for source in self.sources)
+            raise typer.BadParameter(f"no image in {where} (looked for {' '.join(sorted(IMAGE_SUFFIXES))})")
+        return chain((first,), names)
+
+    def table(self) -> int:
+        """Caption and show everything now; returns how many images failed."""
+        from vl.jobs import Tally, caption_rows
+
+        names = list(dict.fromkeys(self.names()))
+        if len(names) > _MANY and not self.json:
+            complain(f"{len(names)} images: --out captions.jsonl would survive an interruption", kind="hint")
+        model = load_model(self.model, **self.loading)
+        tally, rows = Tally(), []
+        try:
+            with CaptionProgress(self.messages, lambda: len(names)) as progress:
+                for row in chain.from_iterable(caption_rows(model, names, prompt=self.prompt, **self.options)):
+                    tally.count(row)
+                    progress.update(tally)
+                    self._print_json(row)
+                    rows.append(row)
+        finally:
+            if rows and not self.json:
+                self.results.print(caption_table(rows))
+                self.results.print(summary(tally))
+        return tally.errors
+
+    def job(self, out: Path, *, overwrite: bool, retry_errors: bool) -> int:
+        """Bring `out` up to date; returns how many of its rows are errors."""
+        from vl.jobs import RowFile, expand_sources, write_rows
+
+        names = self.names()
+        rows = RowFile(out, model=self.model, prompt=self.prompt, overwrite=overwrite, retry_errors=retry_errors)
+        count = None if _STDIN in self.sources else lambda: sum(1 for _ in expand_sources(self.sources))
+        try:
+            with rows:
+                pending = rows.pending(names)
+                first = next(pending, None)
+                if first is None:
+                    self._report(f"nothing left to do: {plural(len(rows.done), 'row')} in {out}")
+                    return len(rows.errors)
+                model = load_model(self.model, **self.loading)
+                with CaptionProgress(self.messages, count) as progress:
+
+                    def on_row(row: Row, tally: Tally) -> None:
+                        progress.update(tally)
+                        self._print_json(row)
+
+                    tally = write_rows(model, chain((first,), pending), rows, on_row=on_row, **self.options)
+        except KeyboardInterrupt:
+            complain(f"the rows so far are in {out}; run the same command again for the rest", kind="interrupted")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        self._report(f"{summary(tally)} · {out}")
+        if rows.errors:
+            self._report(f"{plural(len(rows.errors), 'error')} in the file: --retry-errors tries again")
+        return len(rows.errors)
+
+    def _print_json(self, row: Row) -> None:
+        from vl.jobs import encode_row
+
+        if self.json:
+            sys.stdout.write(encode_row(row).decode())
+            sys.stdout.flush()
+
+    def _report(self, line: str) -> None:
+        """Nothing but JSON goes to stdout where JSON was asked for."""
+        console: Console = self.messages if self.json else self.results
+        console.print(Text(printable(line)), soft_wrap=True)
+
+
+def _lines() -> Iterator[str]:
+    """Sources listed on stdin, one a line."""
+    for line in sys.stdin:
+        if name := line.rstrip("\r\n"):
+            yield name
+
+
+def caption_table(rows: Iterable[Row]) -> Table:
+    """The table of `vl caption`: what each image is, how it was cut, what it costs and what the model says."""
+    table = Table("file", "size", "resolution", "tiles", "image tokens", "caption")
+    for column in table.columns[1:5]:
+        column.justify = "right"
+        column.no_wrap = True
+    table.columns[0].overflow = "fold"
+    table.columns[5].ratio = 1
+    for row in rows:
+        known = row["width"] is not None
+        if "caption" in row:
+            said = Text(printable(row["caption"]))
+        else:  # errors name their image, which the first column has already
+            said = Text(printable(row["error"].removeprefix(f"{row['image']}: ")), style="red")
+        table.add_row(
+            Text(printable(row["image"])),
+            f"{row['width']} x {row['height']}" if known else "",
+            "{} x {}".format(*row["resolution"]) if known else "",
+            str(row["tiles"]) if known else "",
+            f"{row['image_tokens']:,}" if known else "",
+            said,
+        )
+    return table
+
+
+def summary(tally: Tally) -> str:
+    """Counts, time and speed in a line."""
+    parts = [plural(tally.captions, "caption")]
+    if tally.errors:
+        parts.append(plural(tally.errors, "error"))
+    if tally.skipped:
+        parts.append(f"{tally.skipped:,} done before")
+    return f"{', '.join(parts)} in {tally.seconds:.1f} s ({tally.rate:.2f} images/s)"

@@ -1,0 +1,82 @@
+"""What commands share: consoles, exit codes, options and loading a model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from vl.model import MiniMaxVL
+
+EXIT_SOME_FAILED = 1
+EXIT_UNUSABLE = 3
+EXIT_UNEXPECTED = 70
+EXIT_INTERRUPTED = 130
+
+_PIPED_WIDTH = 160
+
+DType = Literal["bfloat16", "float16", "float32", "float64"]
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="nano (embedded), a folder in the released layout, or a hub id.")
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the first GPU, else the CPU.", show_default=False)
+]
+DTypeOption = Annotated[
+    DType | None,
+    typer.Option(help="How weights are held; by default bfloat16 on a GPU, float32 on a CPU.", show_default=False),
+]
+MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Tokens written at most.")]
+TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; more is more varied.")]
+TopPOption = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")]
+TopKOption = Annotated[int, typer.Option(min=0, help="Sample from this many tokens; 0 from all.")]
+SeedOption = Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.", show_default=False)]
+
+
+def stdout_console() -> Console:
+    """For results. Into a pipe, tables get room instead of a terminal's width."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        return Console(highlight=False, width=_PIPED_WIDTH)
+    return console
+
+
+def stderr_console() -> Console:
+    """For progress and messages."""
+    return Console(stderr=True, highlight=False)
+
+
+def complain(message: str, kind: str = "error") -> None:
+    """Print `error: message` on stderr."""
+    style = "bold red" if kind == "error" else "yellow"
+    stderr_console().print(Text.assemble((f"{kind}: ", style), printable(message)), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """`text` with control characters and undecodable bytes escaped, so that a name cannot drive the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 error`, `2,000 errors`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def load_model(name: str, device: str | None, dtype: str | None, **options: Any) -> MiniMaxVL:
+    """`vl.load` with a word on stderr, as large models take minutes."""
+    import vl
+
+    console = stderr_console()
+    if console.is_terminal:
+        console.print(Text(f"loading {printable(name)}", style="dim"))
+    return vl.load(name, device=device, dtype=dtype, **options)
+
+
+def stdin_is_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()

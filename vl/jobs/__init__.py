@@ -1,0 +1,29 @@
+"""Batch captioning: many images in, one JSON row each out, safe to kill and to run again.
+
+Example:
+
+    from vl.jobs import caption_images
+
+    tally = caption_images(vl.load(), ["archive/"], "captions.jsonl", prompt="What is in this picture?")
+"""
+
+from vl.jobs.captioning import OnRow, Tally, caption_images, caption_rows, write_rows
+from vl.jobs.rowfile import JobError, Row, RowFile, check_out, encode_row
+from vl.jobs.sources import IMAGE_SUFFIXES, expand_sources, has_image_suffix, source_key
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "JobError",
+    "OnRow",
+    "Row",
+    "RowFile",
+    "Tally",
+    "caption_images",
+    "caption_rows",
+    "check_out",
+    "encode_row",
+    "expand_sources",
+    "has_image_suffix",
+    "source_key",
+    "write_rows",
+]

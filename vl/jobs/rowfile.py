@@ -1,0 +1,290 @@
+"""A JSON Lines file that survives `kill -9`: appended to by one process, repaired when it is opened again."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from vl.errors import Error
+from vl.jobs.sources import source_key
+
+Row = dict[str, Any]
+
+SUFFIXES = (".jsonl", ".ndjson")
+_ROW_START = b'{"image": '
+
+
+class JobError(Error):
+    """The output of a job cannot be used: it is locked, foreign, of another run, or cannot be written."""
+
+
+def check_out(path: str | os.PathLike[str]) -> Path:
+    """`path` with symbolic links followed, if it is named like a file that jobs can write.
+
+    Raises:
+        JobError: if the suffix is not one of `SUFFIXES`.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in SUFFIXES:
+        fix = f"name it like {Path(path).stem or 'captions'}{SUFFIXES[0]}"
+        raise JobError(f"cannot write {os.fspath(path)}: this version writes JSON Lines only: {fix}")
+    return Path(os.path.realpath(path))
+
+
+def encode_row(row: Row) -> bytes:
+    """One line of UTF-8 JSON. File names that are not UTF-8 keep their bytes as escapes of lone surrogates."""
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+class RowFile:
+    """The rows of a captioning job, one per image; a context manager that holds a lock on the file.
+
+    Rows are appended and forced to disk together (`append`), so a crash leaves whole rows and at most one torn line
+    at the end, which opening drops. `done` holds the images that need no more work, `errors` those whose row is an
+    error, `skipped` counts the sources that `pending` passed over.
+
+    Args:
+        path: the file; it and its folder are created when they are missing.
+        model, prompt: what the rows are made with; a file with rows of another model or prompt is refused.
+        overwrite: start from an empty file.
+        retry_errors: leave the images of error rows out of `done`. An old row stays until its image has a new one;
+            leaving the context drops it then, by rewriting the file atomically.
+
+    Raises:
+        JobError: if another process writes the file, if it holds anything else, or if it cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        model: str,
+        prompt: str,
+        overwrite: bool = False,
+        retry_errors: bool = False,
+    ) -> None:
+        self.path = check_out(path)
+        self.model = model
+        self.prompt = prompt
+        self.done: set[str] = set()
+        self.errors: set[str] = set()
+        self.skipped = 0
+        self._overwrite = overwrite
+        self._retry_errors = retry_errors
+        self._fd = -1
+        self._size = 0
+        self._superseded = False
+
+    def __enter__(self) -> RowFile:
+        with self._explained():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = _open_locked(self.path)
+            try:
+                if self._overwrite:
+                    os.ftruncate(self._fd, 0)
+                self._repair()
+                _sync_folder(self.path)
+            except BaseException:
+                self._close()
+                raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            if self._superseded:
+                with self._explained():
+                    self._repair()
+        except JobError:
+            # Opening the file again repairs it too, so this must not hide what went wrong before.
+            if kind is None:
+                raise
+        finally:
+            self._close()
+
+    def pending(self, sources: Iterable[str]) -> Iterator[str]:
+        """The sources that need a row, each image once; counts the others in `skipped`."""
+        for source in sources:
+            key = source_key(source)
+            if key in self.done:
+                self.skipped += 1
+            else:
+                self.done.add(key)
+                yield source
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Write rows at the end and force them to disk; all of them or, on an error, none.
+
+        Raises:
+            JobError: if the disk is full or the file cannot be written.
+        """
+        batch = list(rows)
+        data = b"".join(encode_row(row) for row in batch)
+        with self._explained():
+            try:
+                _write_all(self._fd, data)
+                os.fsync(self._fd)
+            except BaseException as error:
+                # Ctrl-C after the last byte leaves whole rows, which may stay; anything else is taken back.
+                if isinstance(error, OSError) or os.fstat(self._fd).st_size != self._size + len(data):
+                    with contextlib.suppress(OSError):
+                        os.ftruncate(self._fd, self._size)
+                raise
+        self._size += len(data)
+        for row in batch:
+            self._count(row)
+        self._superseded = self._superseded or self._retry_errors
+
+    def _repair(self) -> None:
+        """Read all rows; drop a torn line at the end, and rows that a later row of the same image replaces."""
+        done: set[str] = set()
+        self.errors.clear()
+        last: dict[str, int] = {}  # offset of the row that counts, where an image has several
+        self._size = 0
+        for offset, line in self._lines():
+            row = self._parse(offset, line)
+            if row is None:
+                break
+            key = row["image"]
+            if key in done:
+                last[key] = offset
+            done.add(key)
+            self._count(row)
+            self._size = offset + len(line)
+        if self._size < os.fstat(self._fd).st_size:
+            os.ftruncate(self._fd, self._size)
+            os.fsync(self._fd)
+        if last:
+            self._keep(last)
+        self._superseded = False
+        self.done = done - self.errors if self._retry_errors else done
+
+    def _count(self, row: Row) -> None:
+        if "error" in row:
+            self.errors.add(row["image"])
+        else:
+            self.errors.discard(row["image"])
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        """Lines of the file with their offsets."""
+        offset = 0
+        with open(self.path, "rb") as file:
+            for line in file:
+                yield offset, line
+                offset += len(line)
+
+    def _parse(self, offset: int, line: bytes) -> Row | None:
+        """The row of a line, or None for the torn end of the file.
+
+        Only what a crash can leave of a row counts as torn, so that a file that is not ours is never cut.
+        """
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("image"), str) and ("caption" in row) != ("error" in row):
+            self._check_run(row)
+            return row if line.endswith(b"\n") else None
+        text = line.rstrip(b"\n").strip(b"\0")
+        is_last = offset + len(line) == os.fstat(self._fd).st_size
+        if row is None and is_last and (text.startswith(_ROW_START) or _ROW_START.startswith(text)):
+            return None
+        raise JobError(
+            f"{self.path} is not a file of captions: the line at byte {offset} is not a caption row. "
+            "Choose another output file, or start it again with --overwrite"
+        )
+
+    def _check_run(self, row: Row) -> None:
+        for name, wanted in (("model", self.model), ("prompt", self.prompt)):
+            if row.get(name) != wanted:
+                raise JobError(
+                    f"{self.path} holds captions made with {name} {row.get(name)!r}, not {wanted!r}. "
+                    f"Use that {name} to continue it, choose another output file, or start again with --overwrite"
+                )
+
+    def _keep(self, last: dict[str, int]) -> None:
+        """Rewrite the file with one row for each image of `last`, the one at that offset."""
+        draft = self.path.with_name(self.path.name + ".tmp")
+        fd = os.open(draft, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            # The new file is locked before it takes the name, so there is never a moment without a lock.
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.fchmod(fd, stat.S_IMODE(os.fstat(self._fd).st_mode))
+            size = 0
+            for offset, line in self._lines():
+                if last.get(json.loads(line)["image"], offset) == offset:
+                    size += _write_all(fd, line)
+            os.fsync(fd)
+            os.replace(draft, self.path)
+        except BaseException:
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.unlink(draft)
+            raise
+        _sync_folder(self.path)
+        os.close(self._fd)
+        self._fd, self._size = fd, size
+
+    def _close(self) -> None:
+        """Closing the file releases its lock."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise JobError(
+                f"cannot write {self.path}: {error.strerror or error}. The rows that were written are safe: "
+                "repair that and run the same command again, or choose another output file"
+            ) from error
+
+
+def _open_locked(path: Path) -> int:
+    """Open `path` for appending and lock it.
+
+    Raises:
+        JobError: if it is not a regular file, or if another process has locked it.
+    """
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise JobError(f"cannot write {path}: it is not a regular file")
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Another process may have rewritten the file, and so changed what the name stands for, before the lock.
+            if os.path.exists(path) and os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
+            os.close(fd)
+        except BlockingIOError:
+            os.close(fd)
+            raise JobError(
+                f"{path} is being written by another run: wait until it ends, or choose another output file"
+            ) from None
+        except BaseException:
+            os.close(fd)
+            raise
+
+
+def _write_all(fd: int, data: bytes) -> int:
+    written = 0
+    while written < len(data):
+        written += os.write(fd, data[written:])
+    return written
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a new or replaced directory entry durable."""
+    fd = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
