@@ -1,0 +1,119 @@
+"""The Gradio page."""
+
+from __future__ import annotations
+
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from demo.gallery import examples
+from demo.handlers import ASK, Handlers
+from demo.talk import Session
+from vl.model import DEFAULT_PROMPT
+
+if TYPE_CHECKING:
+    from vl.model import MiniMaxVL
+
+NANO = "The embedded nano model reads drawn shapes and printed text; it is not made for photographs."
+
+
+def build(model: MiniMaxVL) -> gr.Blocks:
+    """The page for `model`, to be launched. Raises InputError for a checkpoint that takes no images."""
+    handlers = Handlers(model)
+    # Uploads are deleted after a day, or when the server ends.
+    with gr.Blocks(title="MiniMax-VL", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        session = gr.State(Session())
+        gr.HTML(header(model))
+        with gr.Row(elem_id="examples"):
+            choices = [
+                (gr.Button(example.label, icon=example.path, size="sm", min_width=0, scale=0), example)
+                for example in examples(DEFAULT_PROMPT)
+            ]
+        with gr.Row(elem_id="main"):
+            with gr.Column(scale=5, min_width=320):
+                image = gr.Image(
+                    label="Image",
+                    sources=["upload", "clipboard"],
+                    placeholder="Drop an image here, paste one, or click to choose",
+                    height=280,
+                    buttons=[],
+                    elem_id="image",
+                )
+                overlay = gr.Image(
+                    label="What the model sees",
+                    height=340,
+                    format="jpeg",
+                    interactive=False,
+                    buttons=["fullscreen"],
+                    elem_id="overlay",
+                )
+                layout = gr.HTML(elem_id="layout")
+            with gr.Column(scale=6, min_width=320):
+                chat = gr.Chatbot(
+                    label="Conversation",
+                    height=480,
+                    placeholder="Add an image, then ask about it.",
+                    render_markdown=False,  # text read from an image must appear as it was written
+                    feedback_options=None,
+                    buttons=[],
+                    elem_id="chat",
+                )
+                status = gr.HTML(elem_id="status")
+                question = gr.Textbox(
+                    label="Question", placeholder=DEFAULT_PROMPT, max_lines=4, elem_id="question", **ASK
+                )
+                with gr.Accordion("Sampling", open=False):
+                    sampling = sampling_settings()
+
+        progress: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": overlay}
+        shown = [image, overlay, layout, chat, status]
+        gr.on(
+            [image.upload, image.clear],
+            handlers.upload,
+            [image, session],
+            shown,
+            preprocess=False,  # Gradio would decode the file itself, with messages that show paths of the server
+            **progress,
+        )
+        for button, example in choices:
+            button.click(
+                partial(handlers.example, example),
+                session,
+                [question, *shown],
+                **progress,
+            )
+        chat.clear(handlers.clear, session, status, show_progress="hidden")
+        question.stop(handlers.stop, session, None, queue=False)
+        asked = question.submit(
+            handlers.ask, [question, session], [question, chat, status], show_progress="hidden", trigger_mode="multiple"
+        )
+        answered = asked.then(
+            handlers.answer,
+            [session, *sampling],
+            [question, chat, status],
+            concurrency_limit=1,
+            show_progress="hidden",
+        )
+        answered.then(handlers.rest, session, question, show_progress="hidden")
+    return page
+
+
+def header(model: MiniMaxVL) -> str:
+    name = Path(model.name).name if Path(model.name).is_absolute() else model.name
+    where = f"{name} on {model.device}, {str(model.dtype).removeprefix('torch.')}"
+    about = f" {NANO}" if model.name == "nano" else ""
+    return f"<header><h1>MiniMax-VL</h1><p>{escape(where)}.{about}</p></header>"
+
+
+def sampling_settings() -> list[gr.components.Component]:
+    """In the order in which `Handlers.answer` takes them."""
+    with gr.Row():
+        tokens = gr.Slider(1, 1024, 256, step=1, label="Max new tokens")
+        temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0 takes the likeliest token")
+    with gr.Row():
+        top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p")
+        seed = gr.Number(None, label="Seed", info="Empty: another answer each time", precision=0, minimum=0)
+    return [tokens, temperature, top_p, seed]
