@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import torch
+
+from preprocessing import Processor
+from vl.training.config import TrainConfig
+from vl.training.data import IGNORE, RenderedSteps, batches, held_out, pack
+from vl.training.render import EVALUATION_SEED, render
+from vl.training.tokenizer import IMAGE_ID
+
+
+def test_labels_are_the_assistants_words_and_end(config: TrainConfig, processor: Processor) -> None:
+    samples = [render(1, index, config.data.mix) for index in range(5)]
+    batch = pack(samples, processor, IMAGE_ID)
+    start = 0
+    for sample, length in zip(samples, batch.lengths, strict=True):
+        labels = batch.labels[start : start + length]
+        learnt = labels[labels != IGNORE].tolist()
+        assert processor.tokenizer.decode(learnt, skip_special_tokens=False) == sample.caption + "<end_of_sentence>"
+        # A label is the next token of its own sequence.
+        ids = batch.input_ids[start : start + length]
+        at = (labels != IGNORE).nonzero().flatten()
+        assert torch.equal(labels[at], ids[at + 1])
+        start += length
+    assert start == len(batch.input_ids) == len(batch.labels)
+    assert torch.equal(batch.scored, (batch.labels != IGNORE).nonzero().flatten())
+
+
+def test_packing_keeps_every_sequence_and_image(config: TrainConfig, processor: Processor) -> None:
+    samples = [render(1, index, config.data.mix) for index in range(4)]
+    batch = pack(samples, processor, IMAGE_ID)
+    alone = [processor.training(sample.messages)[0] for sample in samples]
+    assert torch.equal(batch.input_ids, torch.cat([inputs.input_ids for inputs in alone]))
+    assert torch.equal(batch.tiles, torch.cat([inputs.tiles for inputs in alone]))
+    assert batch.tiles.dtype == torch.uint8
+    assert len(batch.image_rows) == sum(grid.tokens for grid in batch.grids)
+    assert batch.kinds == tuple(sample.kind for sample in samples)
+
+
+def test_a_batch_stops_at_its_budget(config: TrainConfig, processor: Processor) -> None:
+    batch = RenderedSteps(config.data, processor, IMAGE_ID)[0, 2]
+    budget = config.data.batch_tokens
+    assert len(batch.input_ids) >= budget > len(batch.input_ids) - batch.lengths[-1]
+
+
+def test_steps_are_reproducible_and_differ(config: TrainConfig, processor: Processor) -> None:
+    steps = RenderedSteps(config.data, processor, IMAGE_ID)
+    assert torch.equal(steps[3, 2].tiles, steps[3, 2].tiles)
+    assert not torch.equal(steps[3, 2].input_ids[:200], steps[4, 2].input_ids[:200])
+
+
+def test_workers_give_the_same_batches_in_order(processor: Processor, config: TrainConfig) -> None:
+    from dataclasses import replace
+
+    keys = [(step, step // 2) for step in range(4)]
+    alone = list(batches(config.data, processor, IMAGE_ID, keys, pin=False))
+    helped = list(batches(replace(config.data, workers=2), processor, IMAGE_ID, keys, pin=False))
+    assert len(alone) == len(helped) == 4
+    for a, b in zip(alone, helped, strict=True):
+        assert torch.equal(a.input_ids, b.input_ids)
+        assert torch.equal(a.tiles, b.tiles)
+
+
+def test_held_out_pictures_come_from_the_evaluation_seeds(config: TrainConfig, processor: Processor) -> None:
+    (batch,) = held_out(config.data, processor, IMAGE_ID, "scenes", 3)
+    expected = pack((render(EVALUATION_SEED, i, config.data.mix.only("scenes")) for i in range(3)), processor, IMAGE_ID)
+    assert batch.kinds == ("scenes",) * 3
+    assert torch.equal(batch.tiles, expected.tiles)

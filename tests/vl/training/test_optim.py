@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from vl.training.config import OptimizerConfig
+from vl.training.losses import balance_loss, load_spread
+from vl.training.optim import MasterAdamW, learning_rate
+
+
+def test_schedule_warms_up_and_falls_to_the_end() -> None:
+    config = OptimizerConfig(lr=1.0, final_lr=0.1, warmup_steps=10)
+    assert learning_rate(0, 0.0, config) == pytest.approx(0.1)
+    assert learning_rate(9, 0.0, config) == pytest.approx(1.0)
+    assert learning_rate(1000, 0.5, config) == pytest.approx(0.55)
+    assert learning_rate(1000, 1.0, config) == pytest.approx(0.1)
+    falling = [learning_rate(100, p / 20, config) for p in range(21)]
+    assert falling == sorted(falling, reverse=True)
+
+
+def test_balance_loss_is_its_formula() -> None:
+    torch.manual_seed(0)
+    layers = [torch.randn(50, 4) for _ in range(3)]
+    loss, load = balance_loss(layers, top_k=2)
+    expected = 0.0
+    for number, logits in enumerate(layers):
+        mean, counts = [0.0] * 4, [0.0] * 4
+        for row in logits.tolist():
+            total = sum(math.exp(x) for x in row)
+            for expert in range(4):
+                mean[expert] += math.exp(row[expert]) / total / 50
+            for expert in sorted(range(4), key=lambda e: -row[e])[:2]:
+                counts[expert] += 1 / 100
+        expected += 4 * sum(m * c for m, c in zip(mean, counts, strict=True)) / 3
+        assert load[number].tolist() == pytest.approx(counts)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_balance_loss_bounds_and_gradient() -> None:
+    even, load = balance_loss([torch.eye(4).repeat(5, 1)], top_k=1)
+    assert float(even) == pytest.approx(1.0)
+    assert load_spread(load) == pytest.approx((1.0, 1.0))
+    logits = torch.tensor([[9.0, 0, 0, 0]]).repeat(8, 1).requires_grad_()
+    crowded, _ = balance_loss([logits], top_k=1)
+    assert crowded.item() > 3.9
+    crowded.backward()
+    assert logits.grad is not None
+    assert (logits.grad[:, 0] > 0).all(), "descent takes probability from the crowded expert"
+
+
+class Toy(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(4, 4, dtype=dtype)
+        self.image_newline = nn.Parameter(torch.ones(4, dtype=dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) + self.image_newline
+
+
+def test_updates_equal_torchs_adamw() -> None:
+    config = OptimizerConfig(weight_decay=0.1, clip=1e9)
+    ours, theirs = Toy(torch.float32), Toy(torch.float32)
+    optimizer = MasterAdamW(ours, config)
+    groups = [
+        {"params": [theirs.linear.weight], "weight_decay": 0.1},
+        {"params": [theirs.linear.bias, theirs.image_newline], "weight_decay": 0.0},
+    ]
+    reference = torch.optim.AdamW(groups, betas=config.betas)
+    x = torch.randn(8, 4)
+    for step in range(5):
+        lr = 0.01 / (step + 1)
+        ours(x).square().sum().backward()
+        optimizer.step(lr)
+        theirs(x).square().sum().backward()
+        for group in reference.param_groups:
+            group["lr"] = lr
+        reference.step()
+        reference.zero_grad()
+    torch.testing.assert_close(dict(ours.named_parameters()), dict(theirs.named_parameters()))
+
+
+def test_masters_keep_what_bfloat16_would_lose() -> None:
+    model = Toy(torch.float32)
+    optimizer = MasterAdamW(model, OptimizerConfig(weight_decay=0.0))
+    model.to(torch.bfloat16)
+    for _ in range(200):
+        model.image_newline.sum().backward()
+        optimizer.step(1e-4)
+    # 200 updates of 1e-4 are 0.02; each alone is less than half a bfloat16 step below 1 (0.002).
+    torch.testing.assert_close(model.image_newline.float(), torch.full((4,), 0.98), atol=4e-3, rtol=0)
+    assert model.linear.weight.dtype == torch.bfloat16
+
+
+def test_gradients_are_clipped() -> None:
+    model = Toy(torch.float32)
+    optimizer = MasterAdamW(model, OptimizerConfig(clip=1e-3))
+    (1e3 * model(torch.ones(2, 4))).sum().backward()
+    assert float(optimizer.step(1e-3)) > 1e3
+    first = optimizer.state()["linear.weight/exp_avg"]
+    assert float(first.norm()) <= 1e-3

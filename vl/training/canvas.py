@@ -1,0 +1,144 @@
+"""Colours, canvas sizes and backgrounds shared by the renderers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageChops
+
+RGB = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Hue:
+    """A named colour: the ranges that its jitter stays in (hue in degrees, saturation and value in 0..1)."""
+
+    hue: tuple[float, float]
+    saturation: tuple[float, float]
+    value: tuple[float, float]
+
+
+# Wide enough to need seeing rather than matching, apart enough that a person would not argue.
+COLOURS: dict[str, Hue] = {
+    "red": Hue((354, 364), (0.85, 1.0), (0.75, 0.95)),
+    "orange": Hue((25, 34), (0.9, 1.0), (0.95, 1.0)),
+    "yellow": Hue((51, 57), (0.85, 1.0), (0.95, 1.0)),
+    "green": Hue((105, 140), (0.65, 1.0), (0.45, 0.72)),
+    "cyan": Hue((178, 188), (0.7, 1.0), (0.88, 1.0)),
+    "blue": Hue((216, 236), (0.75, 1.0), (0.65, 0.95)),
+    "purple": Hue((272, 286), (0.65, 0.9), (0.45, 0.7)),
+    "pink": Hue((324, 340), (0.35, 0.5), (0.95, 1.0)),
+    "brown": Hue((20, 28), (0.65, 0.8), (0.36, 0.48)),
+    "gray": Hue((0, 360), (0.0, 0.04), (0.46, 0.58)),
+    "black": Hue((0, 360), (0.0, 0.3), (0.0, 0.1)),
+    "white": Hue((0, 360), (0.0, 0.02), (0.96, 1.0)),
+}
+
+
+def jitter(colour: str, rng: np.random.Generator) -> RGB:
+    """Draws one RGB value of a named colour."""
+    hue = COLOURS[colour]
+    return hsv(rng.uniform(*hue.hue), rng.uniform(*hue.saturation), rng.uniform(*hue.value))
+
+
+def hsv(hue: float, saturation: float, value: float) -> RGB:
+    """Hue in degrees, saturation and value in 0..1, to 8-bit RGB."""
+
+    def channel(n: int) -> int:
+        k = (n + hue / 60) % 6
+        return round(255 * (value - value * saturation * max(0.0, min(k, 4 - k, 1.0))))
+
+    return channel(5), channel(3), channel(1)
+
+
+def contrast(a: RGB, b: RGB) -> float:
+    """Perceived difference of two colours, 0 to about 765 (Riemersma's red-mean approximation)."""
+    red = (a[0] + b[0]) / 2
+    dr, dg, db = (float(x - y) for x, y in zip(a, b, strict=True))
+    return ((2 + red / 256) * dr * dr + 4 * dg * dg + (2 + (255 - red) / 256) * db * db) ** 0.5
+
+
+@dataclass(frozen=True)
+class Background:
+    """A backdrop: a linear gradient between two colours (equal for a plain one) at `angle` degrees, plus noise.
+
+    `noise` is the amplitude in 8-bit steps; `grain` the size of a noise cell in pixels.
+    """
+
+    start: RGB
+    end: RGB
+    angle: float
+    noise: int
+    grain: int
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Background:
+        tone = rng.random()
+        if tone < 0.45:  # light
+            start = hsv(rng.uniform(0, 360), rng.uniform(0, 0.22), rng.uniform(0.8, 1.0))
+        elif tone < 0.75:  # dark
+            start = hsv(rng.uniform(0, 360), rng.uniform(0, 0.6), rng.uniform(0.03, 0.3))
+        else:
+            start = hsv(rng.uniform(0, 360), rng.uniform(0.1, 0.7), rng.uniform(0.3, 0.85))
+        end = start
+        if rng.random() < 0.5:
+            shift = rng.integers(-36, 37, size=3)
+            red, green, blue = (int(min(255, max(0, c + s))) for c, s in zip(start, shift, strict=True))
+            end = (red, green, blue)
+        noise = int(rng.integers(4, 26)) if rng.random() < 0.4 else 0
+        return cls(start, end, float(rng.uniform(0, 360)), noise, int(rng.choice((1, 1, 2, 4, 12))))
+
+    def contrast(self, colour: RGB) -> float:
+        """The least contrast that `colour` has against either end of the backdrop."""
+        return min(contrast(colour, self.start), contrast(colour, self.end))
+
+    def paint(self, width: int, height: int, rng: np.random.Generator) -> Image.Image:
+        if self.start == self.end:
+            image = Image.new("RGB", (width, height), self.start)
+        else:
+            image = self._gradient(width, height)
+        return self._with_noise(image, rng) if self.noise else image
+
+    def _gradient(self, width: int, height: int) -> Image.Image:
+        # 32 x 32 samples of a linear ramp, enlarged bilinearly, are the ramp itself.
+        side = np.linspace(-0.5, 0.5, 32)
+        angle = np.radians(self.angle)
+        ramp = 0.5 + (np.cos(angle) * side[None, :] + np.sin(angle) * side[:, None]) / 1.4143
+        start, end = np.array(self.start), np.array(self.end)
+        pixels = start + (end - start) * ramp[..., None]  # [32, 32, 3]
+        small = Image.fromarray(pixels.round().astype(np.uint8))
+        return small.resize((width, height), Image.Resampling.BILINEAR)
+
+    def _with_noise(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        # One patch of noise repeated: 12 million numbers for the largest canvas would take longer than the rest.
+        width, height = image.size
+        patch_w, patch_h = min(width, 256 * self.grain), min(height, 256 * self.grain)
+        cells = (-(-patch_h // self.grain), -(-patch_w // self.grain), 3)
+        noise = Image.fromarray(rng.integers(0, 2 * self.noise + 1, size=cells, dtype=np.uint8))
+        patch = noise.resize((patch_w, patch_h), Image.Resampling.NEAREST)
+        full = Image.new("RGB", (width, height))
+        for top in range(0, height, patch_h):
+            for left in range(0, width, patch_w):
+                full.paste(patch, (left, top))
+        return ImageChops.add(image, full, 1, -self.noise)
+
+
+@dataclass(frozen=True)
+class SizeRange:
+    """Canvases whose longer side is `low` to `high` pixels, drawn with the relative frequency `share`."""
+
+    low: int
+    high: int
+    share: float
+
+
+def draw_size(ranges: Sequence[SizeRange], aspect: float, rng: np.random.Generator) -> tuple[int, int]:
+    """Draws (width, height): the longer side by `ranges`, the ratio of the sides log-uniform up to `aspect`."""
+    shares = np.array([r.share for r in ranges])
+    chosen = ranges[int(rng.choice(len(ranges), p=shares / shares.sum()))]
+    longer = int(rng.integers(chosen.low, chosen.high + 1))
+    ratio = aspect ** rng.uniform(-1, 1)
+    shorter = max(32, round(longer * min(ratio, 1 / ratio)))
+    return (longer, shorter) if ratio > 1 else (shorter, longer)

@@ -1,0 +1,73 @@
+"""The pictures of `demo/examples/`, each with the caption that the embedded model should give it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from vl.training.canvas import SizeRange
+from vl.training.render import EVALUATION_SEED, Mix, Sample, render
+from vl.training.scenes import SceneFacts
+from vl.training.words import WordsFacts
+
+CAPTIONS = "captions.json"
+_SEED = EVALUATION_SEED + 2
+
+
+@dataclass(frozen=True)
+class Example:
+    """A file to write: the first picture of the stream that fits the description.
+
+    `things` counts objects of a scene or words of a text, `side` the pixels of the longer side, `landscape` says
+    whether that is the width.
+    """
+
+    name: str
+    kind: str
+    side: int
+    things: int
+    landscape: bool = True
+
+
+EXAMPLES = (
+    Example("tiny-scene-64px.png", "scenes", 64, 1),
+    Example("small-scene-240px.webp", "scenes", 240, 3),
+    Example("scene-336px.jpg", "scenes", 336, 4, landscape=False),
+    Example("large-scene-1280px.jpg", "scenes", 1280, 5),
+    Example("huge-scene-2016px.webp", "scenes", 2016, 6, landscape=False),
+    Example("word-128px.png", "words", 128, 1),
+    Example("words-320px.png", "words", 320, 2),
+    Example("sign-800px.jpg", "words", 800, 3),
+    Example("poster-1600px.webp", "words", 1600, 4),
+)
+
+
+def write_examples(folder: str | Path) -> dict[str, str]:
+    """Writes every example and `captions.json`, which maps file name to caption. Returns that map."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    captions = {}
+    for number, example in enumerate(EXAMPLES):
+        sample = find(example, number << 16)
+        sample.image.save(folder / example.name, quality=82)
+        captions[example.name] = sample.caption
+    (folder / CAPTIONS).write_text(json.dumps(captions, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return captions
+
+
+def find(example: Example, start: int) -> Sample:
+    """The first sample from index `start` on that fits an example."""
+    mix = Mix(sizes=(SizeRange(example.side, example.side, 1.0),)).only(example.kind)
+    index = start
+    while not _fits(sample := render(_SEED, index, mix), example):
+        index += 1
+    return sample
+
+
+def _fits(sample: Sample, example: Example) -> bool:
+    things = len(sample.facts.shapes) if isinstance(sample.facts, SceneFacts) else len(sample.facts.text.split())
+    size = sample.facts.size if isinstance(sample.facts, WordsFacts) else example.side
+    width, height = sample.image.size
+    plain = not isinstance(sample.facts, WordsFacts) or sample.facts.text.replace(" ", "").isalpha()
+    return things == example.things and (width >= height) == example.landscape and size >= example.side / 16 and plain

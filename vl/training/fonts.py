@@ -1,0 +1,77 @@
+"""Font faces for printed text: every suitable one that installed font packages, matplotlib or a folder bring."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata, util
+from pathlib import Path
+
+from PIL import ImageFont
+
+# Families of symbols or mathematics, faces without lower case, and weights too thin to read when small.
+_UNSUITABLE = re.compile(
+    r"awesome|amatic|stixno|stixsiz|stix.*sym|lastresort|display|variable|thin|extralight|^cm", re.IGNORECASE
+)
+_SUFFIXES = (".ttf", ".otf")
+# Group names under which Python font packages announce themselves.
+_ENTRY_POINTS = ("fonts_ttf", "fonts_otf")
+
+
+@dataclass(frozen=True, order=True)
+class Face:
+    """One font file; `name` is the file's stem, by which faces are sorted and told apart."""
+
+    name: str
+    path: str
+
+
+def find_faces(folder: str | Path | None = None) -> tuple[Face, ...]:
+    """Lists the faces to print with, sorted by name.
+
+    The order, and so everything rendered, depends on the installed fonts alone. Sources, in the order in which the
+    first of equal names wins: `folder` (searched recursively), packages with `fonts_ttf` / `fonts_otf` entry points,
+    matplotlib's bundled families.
+
+    Raises:
+        FileNotFoundError: when no face is found.
+    """
+    return _find_faces(str(folder) if folder else None)
+
+
+@lru_cache(maxsize=4)
+def _find_faces(folder: str | None) -> tuple[Face, ...]:
+    found: dict[str, Face] = {}
+    for path in (*_in_folder(folder), *_in_packages(), *_in_matplotlib()):
+        if path.suffix.lower() in _SUFFIXES and not _UNSUITABLE.search(path.stem):
+            found.setdefault(path.stem, Face(path.stem, str(path)))
+    if not found:
+        raise FileNotFoundError("no fonts to print text with: install minimax-vl[train] or name a folder of .ttf files")
+    return tuple(sorted(found.values()))
+
+
+@lru_cache(maxsize=1024)
+def open_face(face: Face, size: int) -> ImageFont.FreeTypeFont:
+    """Opens a face at a height of `size` pixels per em (cached per process)."""
+    # The basic layout engine is the same on every machine; Raqm is an optional part of Pillow's build.
+    return ImageFont.truetype(face.path, size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _in_folder(folder: str | None) -> Iterator[Path]:
+    if folder is not None:
+        yield from sorted(Path(folder).rglob("*"))
+
+
+def _in_packages() -> Iterator[Path]:
+    for group in _ENTRY_POINTS:
+        for entry in metadata.entry_points(group=group):
+            for file in (entry.dist and entry.dist.files) or ():
+                yield Path(str(file.locate()))
+
+
+def _in_matplotlib() -> Iterator[Path]:
+    spec = util.find_spec("matplotlib")
+    if spec is not None and spec.origin is not None:
+        yield from sorted((Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf").glob("*.ttf"))

@@ -1,0 +1,87 @@
+"""AdamW on float32 master weights, and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vl.training.config import OptimizerConfig
+
+# Embeddings in all but name: a decay to zero has no meaning for them.
+_UNDECAYED = ("embed_tokens.weight", "pos_embed", "cls_token", "image_newline")
+
+
+class MasterAdamW:
+    """AdamW that updates float32 copies of the parameters and writes the result back in the model's dtype.
+
+    bfloat16 has 8 bits of mantissa: updates below 1/256 of a weight would be lost without the copies. Norms, biases
+    and embeddings are not decayed.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.names = [name for name, _ in named]
+        self.params: list[Tensor] = [p for _, p in named]
+        self.masters: list[Tensor] = [
+            p.detach().clone(memory_format=torch.contiguous_format).float() for p in self.params
+        ]
+        decayed: list[Tensor] = []
+        kept: list[Tensor] = []
+        for name, master in zip(self.names, self.masters, strict=True):
+            (decayed if master.dim() > 1 and not name.endswith(_UNDECAYED) else kept).append(master)
+        self.clip = config.clip
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+        fused = self.params[0].device.type == "cuda"
+        self.adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+
+    @torch.no_grad()
+    def step(self, lr: float) -> Tensor:
+        """One clipped update from the parameters' gradients, which are then cleared. Returns the gradient norm []."""
+        for param, master in zip(self.params, self.masters, strict=True):
+            master.grad = torch.zeros_like(master) if param.grad is None else param.grad.to(master.dtype)
+            param.grad = None
+        norm = nn.utils.clip_grad_norm_(self.masters, self.clip)
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        torch._foreach_copy_(self.params, self.masters)
+        return norm
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that the next step depends on, by parameter name."""
+        tensors = {}
+        for name, master in zip(self.names, self.masters, strict=True):
+            tensors[f"{name}/master"] = master
+            for key, value in self.adamw.state.get(master, {}).items():
+                tensors[f"{name}/{key}"] = value
+        return tensors
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores `state()` and writes the weights to the model.
+
+        Raises:
+            KeyError: if the tensors are of another model.
+        """
+        for name, param, master in zip(self.names, self.params, self.masters, strict=True):
+            master.copy_(tensors[f"{name}/master"])
+            param.copy_(master)
+            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in tensors]
+            # AdamW keeps its step counter on the host unless it is fused.
+            self.adamw.state[master] = {
+                key: tensors[f"{name}/{key}"].to(
+                    "cpu" if key == "step" and not self.adamw.defaults["fused"] else master.device, copy=True
+                )
+                for key in keys
+            }
+
+
+def learning_rate(step: int, progress: float, config: OptimizerConfig) -> float:
+    """Linear warm-up over `warmup_steps` steps under a cosine from `lr` at progress 0 to `final_lr` at progress 1."""
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
+    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return warmup * (config.final_lr + (config.lr - config.final_lr) * cosine)
