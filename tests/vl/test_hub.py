@@ -14,7 +14,7 @@ from vl.hub import resolve_source
 
 def test_resolve_nano(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vl.hub, "NANO", tmp_path)
-    with pytest.raises(CheckpointError, match="install minimax-vl again"):
+    with pytest.raises(CheckpointError, match="vl train"):
         resolve_source("nano")
     (tmp_path / "model.safetensors").touch()
     assert resolve_source("nano") == tmp_path
