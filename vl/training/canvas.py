@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image, ImageChops
 
 RGB = tuple[int, int, int]
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom, in pixels."""
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a linear warm-up and a cosine down to `final_lr`; `balance` weighs the experts' load-balance loss."""
+    """AdamW with a linear warm-up and a cosine down to `final_lr`.
+
+    `balance` weighs the experts' load-balance loss and `dense` the vision tower's own (see `vl.training.dense`) beside
+    the caption loss.
+    """
 
     lr: float = 1.5e-3
     final_lr: float = 3e-5
@@ -67,6 +71,7 @@ class OptimizerConfig:
     weight_decay: float = 0.05
     clip: float = 1.0
     balance: float = 0.01
+    dense: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from preprocessing import Grid, Processor
 from vl.training.config import DataConfig
+from vl.training.dense import patch_labels
 from vl.training.render import EVALUATION_SEED, Sample, render
 
 IGNORE = -100
@@ -35,6 +36,7 @@ class Batch:
         scored: int64 [m], the positions with a label, so that logits are made for these alone.
         image_rows: int64 [image tokens], the positions of image tokens.
         tiles: uint8 [n, 3, S, S].
+        patch_labels: int64 [n, patches**2], what each patch of each tile shows; see `vl.training.dense`.
         grids: one per image.
         lengths: tokens of each sequence.
         kinds: "scenes" or "words" for each sequence.
@@ -45,6 +47,7 @@ class Batch:
     scored: Tensor
     image_rows: Tensor
     tiles: Tensor
+    patch_labels: Tensor
     grids: tuple[Grid, ...]
     lengths: tuple[int, ...]
     kinds: tuple[str, ...]
@@ -63,7 +66,7 @@ class Batch:
 
 def pack(samples: Iterable[Sample], processor: Processor, image_token: int, budget: float = float("inf")) -> Batch:
     """Packs samples, as they come, until there are at least `budget` tokens or no more samples."""
-    ids, labels, tiles, grids, lengths, kinds = [], [], [], [], [], []
+    ids, labels, tiles, shown, grids, lengths, kinds = [], [], [], [], [], [], []
     total = 0
     for sample in samples:
         inputs, learnt = processor.training(sample.messages)
@@ -72,6 +75,7 @@ def pack(samples: Iterable[Sample], processor: Processor, image_token: int, budg
         ids.append(inputs.input_ids)
         labels.append(torch.cat((following, following.new_tensor([IGNORE]))))
         tiles.append(inputs.tiles)
+        shown += [patch_labels(sample.facts, grid) for grid in inputs.grids]
         grids.extend(inputs.grids)
         lengths.append(len(inputs.input_ids))
         kinds.append(sample.kind)
@@ -85,6 +89,7 @@ def pack(samples: Iterable[Sample], processor: Processor, image_token: int, budg
         scored=(targets != IGNORE).nonzero().flatten(),
         image_rows=(packed == image_token).nonzero().flatten(),
         tiles=torch.cat(tiles),
+        patch_labels=torch.cat(shown),
         grids=tuple(grids),
         lengths=tuple(lengths),
         kinds=tuple(kinds),

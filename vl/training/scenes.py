@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vl.training.canvas import COLOURS, RGB, Background, SizeRange, draw_size, jitter
+from vl.training.canvas import COLOURS, RGB, Background, Box, SizeRange, draw_size, jitter
 
 POSITIONS = (
     ("at the top left", "at the top", "at the top right"),
@@ -103,6 +103,12 @@ class Shape:
     rgb: RGB
     anchor: tuple[int, int]
 
+    @property
+    def middle(self) -> Box:
+        """A square about as large as the shape."""
+        half = 0.8 * self.radius
+        return self.x - half, self.y - half, self.x + half, self.y + half
+
 
 @dataclass(frozen=True)
 class SceneFacts:
@@ -111,6 +117,11 @@ class SceneFacts:
     width: int
     height: int
     shapes: tuple[Shape, ...]
+
+    @property
+    def boxes(self) -> tuple[tuple[str, Box], ...]:
+        """("red circle", the middle of where it is) of each object."""
+        return tuple((f"{s.colour} {s.shape}", s.middle) for s in self.shapes)
 
 
 def draw_scene(

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from text_backbone import Packed
+from vision_encoder import VisionEncoder
 from vl.errors import ConfigError
 from vl.model import MiniMaxVL
 from vl.training.data import Batch
+from vl.training.dense import PatchHead, captured_features, dense_loss
 from vl.training.losses import balance_loss, token_loss
 
 
@@ -21,6 +23,7 @@ class StepLosses:
     total: Tensor
     tokens: Tensor
     balance: Tensor
+    dense: Tensor
     load: Tensor
 
 
@@ -32,25 +35,34 @@ def scored_logits(
     Image features are put at rows that the batch knows, where `MiniMaxVL.embed` finds them by a mask: its backward
     pass would make the host wait for the device. Logits at image tokens, most of the batch, are never made.
     """
-    if model.vision is None:
-        raise ConfigError(
-            "a model without a vision encoder cannot learn from pictures: give the config a [vision] table"
-        )
     embeds = model.language_model.embed(batch.input_ids)
-    features = model.vision(batch.tiles, batch.grids, max_tiles=max_tiles)
+    features = vision_of(model)(batch.tiles, batch.grids, max_tiles=max_tiles)
     embeds = embeds.index_copy(0, batch.image_rows, features.to(embeds.dtype))
     packed = Packed.of(batch.lengths, device=embeds.device)
     hidden = model.language_model(embeds, packed, None, router_logits)  # [T, hidden]
     return model.language_model.logits(hidden.index_select(0, batch.scored))
 
 
-def losses(model: MiniMaxVL, batch: Batch, *, balance: float, max_tiles: int) -> StepLosses:
-    """The loss to descend: mean cross-entropy of the scored tokens plus `balance` times the load-balance loss."""
+def vision_of(model: MiniMaxVL) -> VisionEncoder:
+    """The model's vision encoder. Raises ConfigError if it has none."""
+    if model.vision is None:
+        raise ConfigError(
+            "a model without a vision encoder cannot learn from pictures: give the config a [vision] table"
+        )
+    return model.vision
+
+
+def losses(
+    model: MiniMaxVL, head: PatchHead, batch: Batch, *, balance: float, dense: float, max_tiles: int
+) -> StepLosses:
+    """The loss to descend: mean cross-entropy of the scored tokens, plus the weighted balance and dense losses."""
     routers: list[Tensor] = []
-    logits = scored_logits(model, batch, max_tiles=max_tiles, router_logits=routers)
+    with captured_features(vision_of(model)) as features:
+        logits = scored_logits(model, batch, max_tiles=max_tiles, router_logits=routers)
     tokens = token_loss(logits, batch.labels.index_select(0, batch.scored))
     even, load = balance_loss(routers, model.config.text.num_experts_per_tok)
-    return StepLosses(tokens + balance * even, tokens, even, load)
+    patches = dense_loss(head(torch.cat(features)), batch.patch_labels)
+    return StepLosses(tokens + balance * even + dense * patches, tokens, even, patches, load)
 
 
 @torch.no_grad()

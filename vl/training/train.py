@@ -15,6 +15,7 @@ from vl.model import MiniMaxVL
 from vl.training.compile import compile_blocks
 from vl.training.config import TrainConfig
 from vl.training.data import Batch, batches, held_out
+from vl.training.dense import PatchHead
 from vl.training.init import initialise
 from vl.training.losses import load_spread
 from vl.training.optim import MasterAdamW, learning_rate
@@ -70,8 +71,10 @@ class Trainer:
         self.processor = build_processor(config)
         self.model = MiniMaxVL(config.model, self.processor, device=self.device, dtype=torch.float32)
         initialise(self.model, config.data.seed)
-        self.optimizer = MasterAdamW(self.model, config.optimizer)
-        self.model.to(getattr(torch, config.run.dtype))
+        self.head = PatchHead(config.vision.hidden_size, device=self.device)
+        learnt = torch.nn.ModuleDict({"model": self.model, "head": self.head})
+        self.optimizer = MasterAdamW(learnt, config.optimizer)
+        learnt.to(getattr(torch, config.run.dtype))
         self.progress = Progress()
         out.mkdir(parents=True, exist_ok=True)
         if resume:
@@ -142,7 +145,15 @@ class Trainer:
 
     def step(self, batch: Batch) -> tuple[StepLosses, Tensor]:
         """One update. Returns the losses and the gradient norm, still on the device."""
-        result = losses(self.model, batch, balance=self.config.optimizer.balance, max_tiles=self.config.run.max_tiles)
+        recipe = self.config.optimizer
+        result = losses(
+            self.model,
+            self.head,
+            batch,
+            balance=recipe.balance,
+            dense=recipe.dense,
+            max_tiles=self.config.run.max_tiles,
+        )
         result.total.backward()
         return result, self.optimizer.step(self.lr())
 
@@ -161,7 +172,8 @@ class Trainer:
         save_state(self.out, self.progress, self.optimizer.state())
         model = MiniMaxVL(self.config.model, self.processor, device="cpu", dtype=torch.bfloat16)
         with torch.no_grad():
-            for target, source in zip(model.parameters(), self.optimizer.masters, strict=True):
+            # The model's masters come first; those of the head are not saved.
+            for target, source in zip(model.parameters(), self.optimizer.masters, strict=False):
                 target.copy_(source)
         model.save(self.out / MODEL, max_shard_bytes=_SHARD_BYTES)
 
@@ -180,7 +192,7 @@ class Window:
         self.load: Tensor | None = None
 
     def add(self, batch: Batch, result: StepLosses, norm: Tensor) -> None:
-        values = torch.stack((result.tokens.detach(), result.balance.detach(), norm.float()))
+        values = torch.stack((result.tokens.detach(), result.balance.detach(), result.dense.detach(), norm.float()))
         self.sums = values if self.sums is None else self.sums + values
         self.load = result.load
         self.steps += 1
@@ -191,12 +203,13 @@ class Window:
         """Means per step, and rates; waits for the device."""
         assert self.sums is not None
         assert self.load is not None
-        loss, balance, norm = (self.sums / self.steps).tolist()
+        loss, balance, dense, norm = (self.sums / self.steps).tolist()
         least, most = load_spread(self.load)
         elapsed = time.perf_counter() - self.start
         return {
             "loss": loss,
             "balance": balance,
+            "dense": dense,
             "expert_min": least,
             "expert_max": most,
             "grad_norm": norm,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vl.training.canvas import RGB, Background, SizeRange, draw_size, hsv
+from vl.training.canvas import RGB, Background, Box, SizeRange, draw_size, hsv
 from vl.training.fonts import Face, find_faces, open_face
 
 MAX_WORDS = 4
@@ -19,6 +19,7 @@ _MIN_SIZE, _MAX_SIZE = 14, 220  # px per em
 _MIN_SIZE_SHARE = 0.012  # of the longer side: the largest canvases are shrunk before they are seen
 _MAX_SPACING = 1.3  # distance of two baselines in font heights
 _REFERENCE_SIZE = 64  # px per em at which letters are measured; widths grow in proportion
+_CAPITALS, _DESCENDERS = 0.75, 0.2  # how far letters reach above and below the baseline, in ems
 _MIN_CONTRAST = 230.0
 _ASPECT = 5.0
 # Letters whose two cases look alike, and l, i, o, 0, 1 that look like one another, cannot be read off a random string.
@@ -27,7 +28,10 @@ _UPPER, _LOWER, _DIGITS = "ABDEFGHJKLMNPQRTY", "abdefghjkmnpqrty", "0123456789"
 
 @dataclass(frozen=True)
 class WordsFacts:
-    """Ground truth of a printed text: its lines joined by spaces, the face's name and the size in pixels per em."""
+    """Ground truth of a printed text: its lines joined by spaces, the face's name and the size in pixels per em.
+
+    `boxes`: every character but the spaces, in reading order, with the room that it takes in its line.
+    """
 
     width: int
     height: int
@@ -35,6 +39,7 @@ class WordsFacts:
     lines: tuple[str, ...]
     face: str
     size: int
+    boxes: tuple[tuple[str, Box], ...]
 
 
 @lru_cache(maxsize=1)
@@ -66,8 +71,8 @@ def draw_words(
     width, height = max(width, block.width + 2 * block.margin), max(height, block.height + 2 * block.margin)
     background = Background.draw(rng)
     image = background.paint(width, height, rng)
-    block.paint(image, rng, _ink(rng, background))
-    return image, WordsFacts(width, height, " ".join(lines), lines, face.name, size)
+    boxes = block.paint(image, rng, _ink(rng, background))
+    return image, WordsFacts(width, height, " ".join(lines), lines, face.name, size, boxes)
 
 
 def draw_text(rng: np.random.Generator, count: int) -> list[str]:
@@ -135,16 +140,22 @@ class _Block:
         ascent, descent = self.font.getmetrics()
         return round((ascent + descent) * (1 + self.spacing * (len(self.lines) - 1)))
 
-    def paint(self, image: Image.Image, rng: np.random.Generator, ink: RGB) -> None:
+    def paint(self, image: Image.Image, rng: np.random.Generator, ink: RGB) -> tuple[tuple[str, Box], ...]:
+        """Prints the lines somewhere on the image; returns where each character came to lie."""
         left = self.margin + rng.uniform() * (image.width - self.width - 2 * self.margin)
         top = self.margin + rng.uniform() * (image.height - self.height - 2 * self.margin)
         align = float(rng.choice((0.0, 0.5)))
         ascent, descent = self.font.getmetrics()
         draw = ImageDraw.Draw(image)
+        boxes: list[tuple[str, Box]] = []
         for number, line in enumerate(self.lines):
             indent = align * (self.width - self.font.getlength(line))
             baseline = top + ascent + number * self.spacing * (ascent + descent)
             draw.text((left + indent, baseline), line, fill=ink, font=self.font, anchor="ls")
+            edges = [left + indent + self.font.getlength(line[:end]) for end in range(len(line) + 1)]
+            upper, lower = baseline - _CAPITALS * self.font.size, baseline + _DESCENDERS * self.font.size
+            boxes += [(c, (edges[i], upper, edges[i + 1], lower)) for i, c in enumerate(line) if c != " "]
+        return tuple(boxes)
 
 
 def _lay_out(

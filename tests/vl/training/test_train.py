@@ -44,7 +44,7 @@ def test_resumed_losses_equal_uninterrupted_ones(config: TrainConfig, tmp_path: 
 def test_the_result_loads_and_answers(config: TrainConfig, tmp_path: Path) -> None:
     folder = train(replace(config, run=replace(config.run, steps=2)), tmp_path, device="cpu")
     model = vl.load(folder, device="cpu", dtype="float32")
-    trained = load_state(tmp_path)[1]["language_model.embed_tokens.weight/master"]
+    trained = load_state(tmp_path)[1]["model.language_model.embed_tokens.weight/master"]
     torch.testing.assert_close(model.language_model.embed_tokens.weight, trained.bfloat16().float(), rtol=0, atol=0)
     picture = torch.zeros(40, 40, 3, dtype=torch.uint8).numpy()
     assert isinstance(model.caption(picture, max_new_tokens=3), str)

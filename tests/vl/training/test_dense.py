@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import vision_encoder
+from preprocessing import Patcher
+from vision_encoder import VisionConfig, VisionEncoder
+from vl.training.canvas import SizeRange
+from vl.training.dense import CLASSES, captured_features, dense_loss, patch_labels
+from vl.training.render import Mix, Sample, render
+from vl.training.scenes import SceneFacts
+from vl.training.words import WordsFacts
+
+NAMES = {index: name for name, index in CLASSES.items()}
+SIZES = (SizeRange(300, 336, 0.5), SizeRange(900, 1300, 0.5))
+
+
+def samples(words: float, count: int) -> list[Sample]:
+    return [render(5, index, Mix(words=words, sizes=SIZES)) for index in range(count)]
+
+
+def test_patches_have_the_colour_that_their_label_names() -> None:
+    for sample in samples(0.0, 12):
+        assert isinstance(sample.facts, SceneFacts)
+        tiles, grid = Patcher()(sample.image)
+        labels = patch_labels(sample.facts, grid).view(-1, 24, 24)
+        assert labels.shape[0] == len(tiles)
+        centres = tiles[:, :, 7::14, 7::14].permute(0, 2, 3, 1).float()  # [tiles, 24, 24, 3]
+        for shape in sample.facts.shapes:
+            if shape.shape not in ("square", "circle", "hexagon"):
+                continue  # the others leave part of their box open
+            named = labels == CLASSES[f"{shape.colour} {shape.shape}"]
+            assert named[0].any()
+            assert named[1:].any()
+            distance = (centres[named] - torch.tensor(shape.rgb).float()).abs().amax(-1)
+            twins = [s for s in sample.facts.shapes if (s.colour, s.shape) == (shape.colour, shape.shape)]
+            assert len(twins) > 1 or (distance < 40).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("view", ["thumbnail", "tiles"])
+def test_labels_spell_the_text(view: str) -> None:
+    """Read line by line and left to right, with repeats dropped, large print spells itself on the feature map."""
+    spelt = 0
+    for sample in samples(1.0, 40):
+        facts = sample.facts
+        assert isinstance(facts, WordsFacts)
+        grid = Patcher().grid(facts.width, facts.height)
+        labels = patch_labels(facts, grid)
+        if view == "thumbnail":
+            canvas, pitch = labels[0].view(24, 24), facts.width / 24
+        else:
+            tiles = labels[1:].view(grid.tile_rows, grid.tile_cols, 24, 24)
+            canvas = tiles.transpose(1, 2).reshape(grid.tile_rows * 24, grid.tile_cols * 24)
+            width, height = grid.resolution
+            pitch = 14 / min(width / facts.width, height / facts.height)  # of the patches, in pixels of the picture
+        if min(right - left for _, (left, _, right, _) in facts.boxes) < 1.05 * pitch:
+            continue  # some letter is narrower than a patch
+        expected = [line.replace(" ", "") for line in facts.lines]
+        rows = ["".join(NAMES.get(int(v), "") for v in row) for row in canvas]
+        read = [_collapse(row) for row in rows if row]
+        for line in expected:
+            assert _collapse(line) in read
+        spelt += 1
+    assert spelt >= 2
+
+
+def _collapse(text: str) -> str:
+    return "".join(c for i, c in enumerate(text) if i == 0 or text[i - 1] != c)
+
+
+def test_captured_features_are_the_encoders_own() -> None:
+    config = VisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        patch_size=84,
+        text_hidden_size=16,
+    )
+    encoder = VisionEncoder(config)
+    vision_encoder.init_weights(encoder, generator=torch.Generator().manual_seed(0))
+    tiles, grid = Patcher(patch=84)(samples(0.0, 1)[0].image)
+    with captured_features(encoder) as features:
+        encoder(tiles, [grid], max_tiles=2)
+    torch.testing.assert_close(torch.cat(features), encoder.features(tiles))
+    encoder(tiles, [grid])
+    assert torch.cat(features).shape[0] == len(tiles), "nothing is captured outside"
+
+
+def test_dense_loss_is_a_weighted_mean() -> None:
+    logits = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[0, 0, 3, 1, 0], [6, 0, 0, 2, 2]])
+    logs = logits.double().log_softmax(-1).numpy()
+    total = weight = 0.0
+    for index in np.ndindex(2, 5):
+        share = 0.2 if labels[index] == 0 else 1.0
+        total -= share * logs[(*index, int(labels[index]))]
+        weight += share
+    assert float(dense_loss(logits, labels)) == pytest.approx(total / weight, rel=1e-5)
