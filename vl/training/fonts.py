@@ -11,6 +11,8 @@ from pathlib import Path
 
 from PIL import ImageFont
 
+from vl.errors import ConfigError
+
 # Families of symbols or mathematics, faces without lower case, and weights too thin to read when small.
 _UNSUITABLE = re.compile(
     r"awesome|amatic|stixno|stixsiz|stix.*sym|lastresort|display|variable|thin|extralight|^cm", re.IGNORECASE
@@ -36,7 +38,7 @@ def find_faces(folder: str | Path | None = None) -> tuple[Face, ...]:
     matplotlib's bundled families.
 
     Raises:
-        FileNotFoundError: when no face is found.
+        ConfigError: when no face is found.
     """
     return _find_faces(str(folder) if folder else None)
 
@@ -48,7 +50,10 @@ def _find_faces(folder: str | None) -> tuple[Face, ...]:
         if path.suffix.lower() in _SUFFIXES and not _UNSUITABLE.search(path.stem):
             found.setdefault(path.stem, Face(path.stem, str(path)))
     if not found:
-        raise FileNotFoundError("no fonts to print text with: install minimax-vl[train] or name a folder of .ttf files")
+        where = f" (looked in {folder} too)" if folder else ""
+        raise ConfigError(
+            f"no fonts to print text with{where}: pip install 'minimax-vl[train]', or set data.mix.fonts to a folder of fonts"
+        )
     return tuple(sorted(found.values()))
 
 

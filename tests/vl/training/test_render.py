@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vl
 from vl.evaluation.metrics import named_shapes, read_text
+from vl.training import fonts
 from vl.training.canvas import COLOURS, SizeRange
 from vl.training.examples import CAPTIONS, EXAMPLES, write_examples
 from vl.training.fonts import find_faces, open_face
@@ -160,3 +162,10 @@ def test_shipped_examples_have_captions() -> None:
     assert set(captions) == pictures
     assert len(pictures) >= 6
     assert sum(path.stat().st_size for path in folder.iterdir()) < 1.5 * 2**20
+
+
+def test_missing_fonts_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(fonts, "_in_packages", lambda: iter(()))
+    monkeypatch.setattr(fonts, "_in_matplotlib", lambda: iter(()))
+    with pytest.raises(vl.ConfigError, match=r"minimax-vl\[train\]"):
+        fonts.find_faces(tmp_path)

@@ -104,9 +104,9 @@ def test_config_errors_name_the_file_and_the_cause(tmp_path: Path, text: str, me
 
 
 def test_the_command_reports_errors_without_a_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "vl.training", str(tmp_path / "none.toml"), "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "vl.cli", "train", str(tmp_path / "none.toml"), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "none.toml" in done.stderr
     assert "Traceback" not in done.stderr
 
