@@ -50,9 +50,9 @@ def _find_faces(folder: str | None) -> tuple[Face, ...]:
         if path.suffix.lower() in _SUFFIXES and not _UNSUITABLE.search(path.stem):
             found.setdefault(path.stem, Face(path.stem, str(path)))
     if not found:
-        where = f" (looked in {folder} too)" if folder else ""
+        where = f" (nor in {folder})" if folder else ""
         raise ConfigError(
-            f"no fonts to print text with{where}: pip install 'minimax-vl[train]', or set data.mix.fonts to a folder of fonts"
+            f"no fonts to print text with{where}: pip install 'minimax-vl[train]', or set data.mix.fonts to a folder"
         )
     return tuple(sorted(found.values()))
 
