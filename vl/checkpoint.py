@@ -91,7 +91,10 @@ def save_weights(
         for name, shard in zip(names, shards, strict=True):
             # Copies: views of one parameter share storage, which the format cannot express.
             copies = {key: _host_copy(tensors[key], dtype) for key in shard}
+            temporary[name].touch()
+            mode = temporary[name].stat().st_mode
             save_file(copies, temporary[name], metadata={"format": "pt"})
+            temporary[name].chmod(mode)  # safetensors makes files that only their owner can read
         if count > 1:
             size = sum(_nbytes(tensor, dtype) for tensor in tensors.values())
             weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}

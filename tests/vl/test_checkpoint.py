@@ -393,3 +393,9 @@ def test_we_read_what_transformers_saves(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = theirs(torch.tensor([ids])).logits[0]
     torch.testing.assert_close(our_logits(text, ids), expected, rtol=0, atol=1e-4)
+
+
+def test_saved_files_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    save_weights({"weight": torch.ones(2)}, tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
