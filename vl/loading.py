@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -19,6 +20,7 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
     quantization: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
     **options: int,
 ) -> MiniMaxVL:
     """Load a model in the released layout.
@@ -29,6 +31,7 @@ def load(
         dtype: how they are held ("bfloat16", "float16", "float32" or the torch dtype); by default bfloat16 on a GPU
             and float32 on a CPU.
         quantization: must be None in this version.
+        progress: called after each tensor with the numbers of values loaded and in all.
         options: `max_batch_size`, `prefill_tokens`, `cache_tokens`, `page_size`; see `vl.engine.Engine`.
 
     Raises:
@@ -53,7 +56,7 @@ def load(
         **options,
     )
     check_image_token(model)
-    load_weights(model.released_tensors(), folder)
+    load_weights(model.released_tensors(), folder, progress=progress)
     return model.eval()
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -69,13 +71,18 @@ def plural(count: int, noun: str) -> str:
 
 
 def load_model(name: str, device: str | None, dtype: str | None, **options: Any) -> MiniMaxVL:
-    """`vl.load` with a word on stderr, as large models take minutes."""
+    """`vl.load` with a progress bar on stderr, as large models take minutes."""
     import vl
 
     console = stderr_console()
-    if console.is_terminal:
-        console.print(Text(f"loading {printable(name)}", style="dim"))
-    return vl.load(name, device=device, dtype=dtype, **options)
+    columns = (TextColumn("loading {task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(escape(printable(name)), total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        return vl.load(name, device=device, dtype=dtype, progress=show, **options)
 
 
 def stdin_is_terminal() -> bool:
