@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from preprocessing import Grid, ImageSource, Inputs, Processor
+from preprocessing import Grid, ImageSource, Inputs, Messages, Processor
+from preprocessing.template import END_OF_TURN
 from text_backbone import HybridCache, MiniMaxText, Packed
 from text_backbone import released_tensors as text_tensors
 from vision_encoder import VisionEncoder
 from vision_encoder import released_tensors as vision_tensors
 from vl.checkpoint import save_weights
 from vl.config import VLConfig, write_config
-from vl.engine import Engine, Generation, Request, SamplingParams, Timings
+from vl.engine import Engine, Generation, SamplingParams, Timings
 from vl.errors import InputError
 
 DEFAULT_PROMPT = "Describe this image."
-END_OF_SENTENCE = "<end_of_sentence>"  # ends a turn; the released config.json does not name its id
-
-Messages: TypeAlias = Sequence[Mapping[str, Any]]
 
 
 class MiniMaxVL(nn.Module):
@@ -57,7 +55,8 @@ class MiniMaxVL(nn.Module):
         self.name = name
         self.language_model = MiniMaxText(config.text, device=device, dtype=dtype)
         self.vision = VisionEncoder(config.vision, device=device, dtype=dtype) if config.vision else None
-        end_id = processor.tokenizer.token_id(END_OF_SENTENCE)
+        # The released config.json does not name the end token.
+        end_id = processor.tokenizer.token_id(END_OF_TURN)
         self.end_ids = frozenset(config.eos_token_ids or ([] if end_id is None else [end_id]))
         self.engine = Engine(self, **engine_options)
 
@@ -156,10 +155,8 @@ class MiniMaxVL(nn.Module):
             ImageError, InputError: naming the image or message that cannot be used; nothing is generated then.
         """
         params = SamplingParams(**sampling)
-        return self.engine.run(self._queue([self._prepare(item) for item in batch], params))
-
-    def _queue(self, prepared: Sequence[tuple[Inputs, Timings]], params: SamplingParams) -> list[Request]:
-        return [self.engine.request(inputs, params, timings) for inputs, timings in prepared]
+        prepared = [self._prepare(item) for item in batch]  # all of it before any is queued: bad input costs nothing
+        return self.engine.run([self.engine.request(inputs, params, timings) for inputs, timings in prepared])
 
     def _prepare(self, item: Messages | Inputs) -> tuple[Inputs, Timings]:
         start = time.perf_counter()
