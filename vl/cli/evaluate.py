@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -34,20 +35,31 @@ def evaluate(
     model: ModelOption = "nano",
     count: Annotated[int, typer.Option(min=1, help="Held-out pictures.")] = 500,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures answered at once.")] = 32,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="CONFIG.toml", help="Draw what this training recipe draws.", show_default="nano's"),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object: scores and every row.")] = False,
     device: DeviceOption = None,
     dtype: DTypeOption = None,
 ) -> None:
     """Score a model on pictures from held-out seeds."""
     from vl.evaluation import evaluate
+    from vl.training import TrainConfig
 
+    mix = None if recipe is None else TrainConfig.read(recipe).data.mix
     loaded = load_model(model, device, dtype, max_batch_size=batch_size)
     console = stderr_console()
     columns = (TextColumn(task), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(task, total=count)
         result = evaluate(
-            loaded, task, count, batch_size, on_progress=lambda answers: progress.update(bar, completed=answers)
+            loaded,
+            task,
+            count,
+            batch_size,
+            mix=mix,
+            on_progress=lambda answers: progress.update(bar, completed=answers),
         )
     if json:
         print(jsonlib.dumps({"model": model, **result.to_json()}, ensure_ascii=False))

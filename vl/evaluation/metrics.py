@@ -58,6 +58,23 @@ def scene_matches(caption: str, facts: SceneFacts, *, positions: bool = False) -
     return Counter(triple[:width] for triple in named_shapes(caption)) == truth
 
 
+def attribute_accuracy(captions: Sequence[str], scenes: Sequence[SceneFacts]) -> dict[str, float]:
+    """Where captions go wrong: the shares of scenes with the right number of objects, and of objects with the right
+    colour, shape and position. The k-th object named is held against the k-th in reading order.
+    """
+    counted = 0
+    right: Counter[str] = Counter()
+    objects = sum(len(facts.shapes) for facts in scenes)
+    for caption, facts in zip(captions, scenes, strict=True):
+        named = named_shapes(caption)
+        counted += len(named) == len(facts.shapes)
+        for (colour, shape, position), truth in zip(named, facts.shapes, strict=False):
+            right["colour"] += colour == truth.colour
+            right["shape"] += shape == truth.shape
+            right["position"] += position == truth.position
+    return {"count": counted / len(scenes)} | {name: right[name] / objects for name in ("colour", "shape", "position")}
+
+
 def read_text(answer: str) -> str:
     """The text that an answer quotes, or the whole answer where it quotes none."""
     quoted = _QUOTED.search(answer)

@@ -8,7 +8,7 @@ from itertools import count as naturals
 from typing import TYPE_CHECKING, Any
 
 from vl.errors import ConfigError
-from vl.evaluation.metrics import character_error_rate, read_text, scene_matches
+from vl.evaluation.metrics import attribute_accuracy, character_error_rate, read_text, scene_matches
 from vl.training.render import DEFAULT_PROMPT, EVALUATION_SEED, Mix, Sample, render
 from vl.training.scenes import SceneFacts
 
@@ -98,11 +98,13 @@ def _batches(task: str, count: int, size: int, mix: Mix) -> Iterator[list[Sample
 
 
 def _score_scenes(samples: list[Sample], answers: list[str]) -> tuple[dict[str, float], list[bool]]:
-    pairs = [(sample.facts, answer) for sample, answer in zip(samples, answers, strict=True)]
-    right = [isinstance(facts, SceneFacts) and scene_matches(answer, facts) for facts, answer in pairs]
-    placed = [isinstance(facts, SceneFacts) and scene_matches(answer, facts, positions=True) for facts, answer in pairs]
+    scenes = [sample.facts for sample in samples if isinstance(sample.facts, SceneFacts)]
+    pairs = list(zip(scenes, answers, strict=True))
+    right = [scene_matches(answer, facts) for facts, answer in pairs]
+    placed = [scene_matches(answer, facts, positions=True) for facts, answer in pairs]
     exact = [sample.caption == answer.strip() for sample, answer in zip(samples, answers, strict=True)]
-    return {"objects": _share(right), "objects_and_positions": _share(placed), "exact": _share(exact)}, right
+    scores = {"objects": _share(right), "objects_and_positions": _share(placed), "exact": _share(exact)}
+    return scores | attribute_accuracy(answers, scenes), right
 
 
 def _score_words(samples: list[Sample], answers: list[str]) -> tuple[dict[str, float], list[bool]]:

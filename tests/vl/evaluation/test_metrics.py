@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vl.evaluation import character_error_rate, edit_distance, named_shapes, read_text, scene_matches
+from vl.evaluation import (
+    attribute_accuracy,
+    character_error_rate,
+    edit_distance,
+    named_shapes,
+    read_text,
+    scene_matches,
+)
 from vl.training.render import Mix, render
 from vl.training.scenes import SceneFacts
 
@@ -79,3 +86,16 @@ def test_positions_are_read_in_full() -> None:
 def test_quoted_text() -> None:
     assert read_text('The text reads "a "b" c".') == 'a "b" c'
     assert read_text(" plain answer \n") == "plain answer"
+
+
+def test_attribute_accuracy_says_what_is_wrong() -> None:
+    facts = next(
+        sample.facts
+        for sample in (render(1, index, Mix(words=0.0)) for index in range(50))
+        if isinstance(sample.facts, SceneFacts) and len(sample.facts.shapes) == 2
+    )
+    first, second = facts.shapes
+    other = "red" if first.colour != "red" else "blue"
+    caption = f"Two shapes: a {other} {first.shape} {first.position} and a {second.colour} {second.shape} nowhere."
+    assert attribute_accuracy([caption], [facts]) == {"count": 1.0, "colour": 0.5, "shape": 1.0, "position": 0.5}
+    assert attribute_accuracy([""], [facts]) == {"count": 0.0, "colour": 0.0, "shape": 0.0, "position": 0.0}
