@@ -110,6 +110,7 @@ class Handlers:
         """
         talk = session.talk
         if talk is None or talk.asked is None:
+            yield gr.skip(), gr.skip(), gr.skip()  # yielding nothing would clear the hint that `ask` has shown
             return
         try:
             params = SamplingParams(max_new_tokens=int(max_new_tokens), temperature=temperature, top_p=top_p, seed=seed)

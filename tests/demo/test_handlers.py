@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 from PIL import Image
 
@@ -172,7 +173,7 @@ def test_a_question_needs_an_image(handlers: Handlers) -> None:
     session = Session()
     _, _, status = handlers.ask("What?", session)
     assert is_error(status)
-    assert list(handlers.answer(session, *SETTINGS)) == []
+    assert list(handlers.answer(session, *SETTINGS)) == [(gr.skip(), gr.skip(), gr.skip())]
 
 
 def test_a_question_during_an_answer_is_not_taken(handlers: Handlers, photo: str) -> None:
