@@ -28,7 +28,7 @@ def resolve_source(source: str | os.PathLike[str]) -> Path:
         if not any(NANO.glob("*.safetensors")):
             raise CheckpointError(
                 f"the embedded model has no weights in {NANO}: `vl train vl/training/nano.toml --out runs/nano` makes "
-                "them (one GPU, about 20 minutes), and --model runs/nano/model uses them"
+                "them on a GPU, and --model runs/nano/model uses them"
             )
         return NANO
     folder = Path(source).expanduser()
