@@ -69,11 +69,13 @@ class Patcher:
         pinpoints: candidate resolutions (width, height), in pixels, multiples of `tile`; the order breaks ties.
         tile: side of a tile, in pixels: the encoder's input.
         patch: side of a ViT patch, in pixels.
+        threads: that resize one image; None chooses from the CPUs and the image's size.
     """
 
     pinpoints: tuple[tuple[int, int], ...] = PINPOINTS
     tile: int = 336
     patch: int = 14
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pinpoints", tuple((int(width), int(height)) for width, height in self.pinpoints))
@@ -126,7 +128,7 @@ class Patcher:
             raise ImageError(f"the patcher takes RGB images, got mode {image.mode}: read images with load_image")
         grid = self.grid(image.width, image.height)
         size = _fit(image.size, grid.resolution)
-        thumbnail, resized = resize_planes(image, [(self.tile, self.tile), size])
+        thumbnail, resized = resize_planes(image, [(self.tile, self.tile), size], self.threads)
         width, height = grid.resolution
         left, top = (width - size[0]) // 2, (height - size[1]) // 2
         canvas = np.zeros((3, height, width), np.uint8)

@@ -72,17 +72,23 @@ def resize_planes(image: Image.Image, sizes: Sequence[tuple[int, int]], threads:
         plane, out = halfway[index][colour], results[index][colour]
         taps(image.height, sizes[index][1]).mix(plane, out, top, bottom)
 
+    bands = [
+        (index, colour, *band)
+        for index, (_, height) in enumerate(sizes)
+        for colour in range(3)
+        for band in _bands(height, threads)
+    ]
+    if threads == 1:
+        rows_pass(0, image.height)
+        for band in bands:
+            columns_pass(*band)
+        return results
     # A pool of its own: it starts in a fraction of a millisecond and leaves nothing behind for a fork to inherit.
     with ThreadPoolExecutor(threads) as pool:
         parts = [pool.submit(rows_pass, *band) for band in _bands(image.height, 2 * threads)]
         for part in parts:
             part.result()
-        parts = [
-            pool.submit(columns_pass, index, colour, *band)
-            for index, (_, height) in enumerate(sizes)
-            for colour in range(3)
-            for band in _bands(height, threads)
-        ]
+        parts = [pool.submit(columns_pass, *band) for band in bands]
         for part in parts:
             part.result()
     return results

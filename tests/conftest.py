@@ -10,6 +10,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if not torch.cuda.is_available():
+    # Before any kernel is defined: without a GPU they run, on small shapes, in Triton's interpreter.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import text_backbone
 import vision_encoder

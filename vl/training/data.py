@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from preprocessing import Grid, Processor
 from vl.training.config import DataConfig
@@ -66,7 +66,8 @@ class Batch:
 
 def pack(samples: Iterable[Sample], processor: Processor, image_token: int, budget: float = float("inf")) -> Batch:
     """Packs samples, as they come, until there are at least `budget` tokens or no more samples."""
-    ids, labels, tiles, shown, grids, lengths, kinds = [], [], [], [], [], [], []
+    ids, labels, shown, grids, lengths, kinds = [], [], [], [], [], []
+    tiles: list[Tensor] = []  # uint8 [3, S, S] each
     total = 0
     for sample in samples:
         inputs, learnt = processor.training(sample.messages)
@@ -74,7 +75,7 @@ def pack(samples: Iterable[Sample], processor: Processor, image_token: int, budg
         following = torch.where(learnt, inputs.input_ids, IGNORE)[1:]
         ids.append(inputs.input_ids)
         labels.append(torch.cat((following, following.new_tensor([IGNORE]))))
-        tiles.append(inputs.tiles)
+        tiles.extend(inputs.tiles)
         shown += [patch_labels(sample.facts, grid) for grid in inputs.grids]
         grids.extend(inputs.grids)
         lengths.append(len(inputs.input_ids))
@@ -88,7 +89,8 @@ def pack(samples: Iterable[Sample], processor: Processor, image_token: int, budg
         labels=targets,
         scored=(targets != IGNORE).nonzero().flatten(),
         image_rows=(packed == image_token).nonzero().flatten(),
-        tiles=torch.cat(tiles),
+        # In a worker this writes straight to the memory that the training process shares.
+        tiles=default_collate(tiles),
         patch_labels=torch.cat(shown),
         grids=tuple(grids),
         lengths=tuple(lengths),

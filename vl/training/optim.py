@@ -28,6 +28,9 @@ class MasterAdamW:
         self.masters: list[Tensor] = [
             p.detach().clone(memory_format=torch.contiguous_format).float() for p in self.params
         ]
+        self.grads = [torch.zeros_like(master) for master in self.masters]
+        for master, grad in zip(self.masters, self.grads, strict=True):
+            master.grad = grad
         decayed: list[Tensor] = []
         kept: list[Tensor] = []
         for name, master in zip(self.names, self.masters, strict=True):
@@ -40,14 +43,15 @@ class MasterAdamW:
     @torch.no_grad()
     def step(self, lr: float) -> Tensor:
         """One clipped update from the parameters' gradients, which are then cleared. Returns the gradient norm []."""
-        for param, master in zip(self.params, self.masters, strict=True):
-            master.grad = torch.zeros_like(master) if param.grad is None else param.grad.to(master.dtype)
+        fresh = [(grad, p.grad) for grad, p in zip(self.grads, self.params, strict=True) if p.grad is not None]
+        torch._foreach_zero_(self.grads)
+        torch._foreach_copy_([grad for grad, _ in fresh], [grad for _, grad in fresh])
+        for param in self.params:
             param.grad = None
         norm = nn.utils.clip_grad_norm_(self.masters, self.clip)
         for group in self.adamw.param_groups:
             group["lr"] = lr
         self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
         torch._foreach_copy_(self.params, self.masters)
         return norm
 

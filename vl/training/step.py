@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from text_backbone import Packed
 from vision_encoder import VisionEncoder
@@ -14,6 +15,10 @@ from vl.model import MiniMaxVL
 from vl.training.data import Batch
 from vl.training.dense import PatchHead, captured_features, dense_loss
 from vl.training.losses import balance_loss, token_loss
+
+# Not cuDNN, though it is the fastest: it takes tens of milliseconds to plan for each new shape, and no two batches
+# are alike.
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,13 @@ def scored_logits(
     Image features are put at rows that the batch knows, where `MiniMaxVL.embed` finds them by a mask: its backward
     pass would make the host wait for the device. Logits at image tokens, most of the batch, are never made.
     """
-    embeds = model.language_model.embed(batch.input_ids)
-    features = vision_of(model)(batch.tiles, batch.grids, max_tiles=max_tiles)
-    embeds = embeds.index_copy(0, batch.image_rows, features.to(embeds.dtype))
-    packed = Packed.of(batch.lengths, device=embeds.device)
-    hidden = model.language_model(embeds, packed, None, router_logits)  # [T, hidden]
-    return model.language_model.logits(hidden.index_select(0, batch.scored))
+    with sdpa_kernel(_ATTENTION):
+        embeds = model.language_model.embed(batch.input_ids)
+        features = vision_of(model)(batch.tiles, batch.grids, max_tiles=max_tiles)
+        embeds = embeds.index_copy(0, batch.image_rows, features.to(embeds.dtype))
+        packed = Packed.of(batch.lengths, device=embeds.device)
+        hidden = model.language_model(embeds, packed, None, router_logits)  # [T, hidden]
+        return model.language_model.logits(hidden.index_select(0, batch.scored))
 
 
 def vision_of(model: MiniMaxVL) -> VisionEncoder:

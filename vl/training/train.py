@@ -221,5 +221,6 @@ class Window:
 
 def build_processor(config: TrainConfig) -> Processor:
     """The processor of a new model: its own tokenizer, the default chat template, the config's resolutions."""
-    patcher = Patcher(config.pinpoints, tile=config.vision.image_size, patch=config.vision.patch_size)
+    # One thread to an image: the data loader's workers already take every CPU.
+    patcher = Patcher(config.pinpoints, tile=config.vision.image_size, patch=config.vision.patch_size, threads=1)
     return Processor(Tokenizer(train_tokenizer(config.text.vocab_size)), ChatTemplate(None), patcher)
