@@ -38,6 +38,29 @@ class Chunks:
 
 
 @dataclass(frozen=True, eq=False)
+class Segments:
+    """How the sequences of a batch fall into segments, the units of work of the chunked linear attention kernels.
+
+    A sequence longer than `size` is a chain: segments of `size` tokens, the last one maybe shorter, each with a cell
+    to keep a state in; the cells of a chain follow one another. Segments of chains come first, ordered by index within
+    the chain, so that no segment comes before one it depends on.
+
+    Attributes:
+        size: tokens of a segment, at most.
+        count, cells, chained: segments, segments of chains, and chains.
+        table: int64 [count, 5]; first row, tokens, sequence, cell (-1 outside chains), 1 if last of its sequence.
+        chains: int64 [chained, 5]; sequence, first cell, segments, tokens of the last segment, 0.
+    """
+
+    size: int
+    count: int
+    cells: int
+    chained: int
+    table: Tensor
+    chains: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Packed:
     """Where each sequence of a batch lies in the `[total_tokens, ...]` tensors, and in the cache.
 
@@ -86,10 +109,14 @@ class Packed:
         if len(set(slot_ids)) != len(slot_ids) or min(slot_ids) < 0:
             raise ValueError(f"each sequence needs a cache slot of its own; got slots {slot_ids}")
         starts = tuple(accumulate(lengths, initial=0))
+        count = len(lengths)
+        # One copy to the device, and every row of it at a 16-byte boundary, for which kernels are compiled.
+        spare = (0,) * (2 - count % 2)
+        rows = _sent(((*starts, *spare[1:]), (*pasts, *spare), (*slot_ids, *spare)), device)
         return cls(
-            offsets=torch.tensor(starts, dtype=torch.int64, device=device),
-            past=torch.tensor(pasts, dtype=torch.int64, device=device),
-            slots=torch.tensor(slot_ids, dtype=torch.int64, device=device),
+            offsets=rows[0, : count + 1],
+            past=rows[1, :count],
+            slots=rows[2, :count],
             lengths=lengths,
             starts=starts[:-1],
             pasts=pasts,
@@ -144,3 +171,40 @@ class Packed:
             filled=torch.tensor(filled, device=device),
             rows=number * size + self.local_positions % size,
         )
+
+    def segments(self, size: int) -> Segments:
+        """The batch in segments of `size` tokens; made once for each size."""
+        if size not in self._segments:
+            self._segments[size] = self._cut(size)
+        return self._segments[size]
+
+    @cached_property
+    def _segments(self) -> dict[int, Segments]:
+        return {}
+
+    def _cut(self, size: int) -> Segments:
+        chained: list[tuple[int, tuple[int, ...]]] = []  # index within the chain, row of the table
+        alone, chains, cells = [], [], 0
+        for i, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
+            count = -(-length // size)
+            if count == 1:
+                alone.append((start, length, i, -1, 1))
+                continue
+            tail = length - (count - 1) * size
+            chains.append((i, cells, count, tail, 0))
+            chained += [(j, (start + j * size, size, i, cells + j, 0)) for j in range(count - 1)]
+            chained.append((count - 1, (start + length - tail, tail, i, cells + count - 1, 1)))
+            cells += count
+        chained.sort()
+        rows = [row for _, row in chained] + alone
+        table, ends = _sent([*rows, *chains], self.offsets.device).split((len(rows), len(chains)))
+        return Segments(size, len(rows), cells, len(chains), table, ends)
+
+
+def _sent(values: Sequence[tuple[int, ...]], device: torch.device | str | None) -> Tensor:
+    """int64 tensor on the device; from pinned memory, or the host would wait for all that the GPU has yet to do."""
+    tensor = torch.tensor(values, dtype=torch.int64)
+    target = torch.get_default_device() if device is None else torch.device(device)
+    if target.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(target, non_blocking=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 
 import torch
 from timm.layers.activations import QuickGELU
@@ -72,8 +72,8 @@ class VisionEncoder(nn.Module):
         for i, batch in enumerate(tiles.split(max_tiles) if len(grids) else ()):
             kept = slice(cuts[i], cuts[i + 1])
             features = self.features(batch.to(device, non_blocking=True)).flatten(0, 1)  # [n * patches, hidden]
-            source = (plan.source[kept] - i * max_tiles * patches).to(device, non_blocking=True)
-            target = plan.target[kept].to(device, non_blocking=True)
+            source = _sent(plan.source[kept] - i * max_tiles * patches, device)
+            target = _sent(plan.target[kept], device)
             # Cropping first spares the projector the padding.
             tokens.index_copy_(0, target, self.projector(features[source]).to(tokens.dtype))
         return tokens
@@ -85,8 +85,7 @@ class VisionEncoder(nn.Module):
 
     def normalise(self, tiles: Tensor) -> Tensor:
         """`(x / 255 - mean) / std` per channel in float32, cast to the model's dtype."""
-        mean = torch.tensor(self.config.image_mean, device=tiles.device).view(3, 1, 1)
-        std = torch.tensor(self.config.image_std, device=tiles.device).view(3, 1, 1)
+        mean, std = _statistics(self.config.image_mean, self.config.image_std, tiles.device)
         return tiles.to(torch.float32).div_(255).sub_(mean).div_(std).to(self.image_newline.dtype)
 
     def _check(self, tiles: Tensor, grids: Sequence[Grid], max_tiles: int) -> None:
@@ -98,6 +97,18 @@ class VisionEncoder(nn.Module):
             raise ValueError(f"the {len(grids)} grids describe {expected} tiles, but tiles has {tiles.shape[0]}")
         if max_tiles < 1:
             raise ValueError(f"max_tiles must be at least 1, got {max_tiles}")
+
+
+def _sent(index: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device; from pinned memory, or the host would wait for all that the GPU has yet to do."""
+    return (index.pin_memory() if device.type == "cuda" else index).to(device, non_blocking=True)
+
+
+@cache
+def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """float32 [3, 1, 1] each."""
+    with torch.inference_mode(False):  # the cached tensors have to serve training too
+        return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))  # type: ignore[return-value]
 
 
 def build_vit(config: VisionConfig, dtype: torch.dtype | None = None) -> VisionTransformer:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -64,25 +65,26 @@ def plan_packing(grids: Sequence[Grid], patches: int) -> Plan:
     first_feature = first_token = 0
     for index, grid in enumerate(grids):
         _check(grid, patches, index)
-        thumbnail = torch.arange(patches**2)
-        window = patches**2 + _window(grid, patches)  # [rows, cols], after the thumbnail
-        token = patches**2 + torch.arange(grid.rows * (grid.cols + 1)).view(grid.rows, grid.cols + 1)
-        sources += [first_feature + thumbnail, first_feature + window.flatten()]
-        targets += [first_token + thumbnail, first_token + token[:, :-1].flatten()]
+        source, target = _image_plan(grid.tile_cols, grid.top, grid.left, grid.rows, grid.cols, patches)
+        sources.append(first_feature + source)
+        targets.append(first_token + target)
         first_feature += grid.tiles * patches**2
         first_token += grid.tokens
     if not sources:
         return Plan(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), 0)
-    source, order = torch.cat(sources).sort()
-    return Plan(source, torch.cat(targets)[order], first_token)
+    return Plan(torch.cat(sources), torch.cat(targets), first_token)
 
 
-def _window(grid: Grid, patches: int) -> Tensor:
-    """Feature index, within the image's tiles, of each patch of the window: int64 [rows, cols]."""
-    y = torch.arange(grid.top, grid.top + grid.rows)[:, None]
-    x = torch.arange(grid.left, grid.left + grid.cols)[None, :]
-    tile = (y // patches) * grid.tile_cols + x // patches
-    return tile * patches**2 + (y % patches) * patches + x % patches
+@lru_cache(maxsize=1024)  # batches repeat a few shapes, and a training step has better things to do
+def _image_plan(tile_cols: int, top: int, left: int, rows: int, cols: int, patches: int) -> tuple[Tensor, Tensor]:
+    """One image's `source` and `target` int64 [kept], counted from its first feature and its first token."""
+    y, x = torch.arange(top, top + rows)[:, None], torch.arange(left, left + cols)
+    tile = 1 + (y // patches) * tile_cols + x // patches  # after the thumbnail
+    window = tile * patches**2 + (y % patches) * patches + x % patches  # [rows, cols]
+    token = patches**2 + torch.arange(rows * (cols + 1)).view(rows, cols + 1)
+    source, order = window.flatten().sort()
+    thumbnail = torch.arange(patches**2)
+    return torch.cat((thumbnail, source)), torch.cat((thumbnail, token[:, :-1].flatten()[order]))
 
 
 def _check(grid: Grid, patches: int, index: int) -> None:

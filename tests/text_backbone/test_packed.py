@@ -52,3 +52,30 @@ def test_positions_are_64_bit() -> None:
     packed = Packed.of([2], past=[2**31])
     assert packed.positions.dtype == torch.int64
     assert packed.positions.tolist() == [2**31, 2**31 + 1]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=6), st.sampled_from([16, 64, 256]))
+def test_segments(lengths: list[int], size: int) -> None:
+    packed = Packed.of(lengths)
+    segments = packed.segments(size)
+    assert packed.segments(size) is segments
+    covered: list[int] = []
+    reached = [0] * len(lengths)
+    for start, length, sequence, cell, last in segments.table.tolist():
+        assert start == packed.starts[sequence] + reached[sequence]  # after the segment it continues
+        assert last == (start + length == packed.starts[sequence] + lengths[sequence])
+        assert length == size or (last and 0 < length < size)
+        assert (cell >= 0) == (lengths[sequence] > size)
+        reached[sequence] += length
+        covered += range(start, start + length)
+    assert sorted(covered) == list(range(packed.tokens))
+    in_chains = segments.table[: segments.cells].tolist()
+    assert (segments.table[segments.cells :, 3] == -1).all()
+    rows = {(sequence, cell): (start, length) for start, length, sequence, cell, _ in in_chains}
+    assert sorted(cell for _, cell in rows) == list(range(segments.cells))
+    assert len(segments.chains) == segments.chained
+    for sequence, first, count, tail, _ in segments.chains.tolist():
+        assert lengths[sequence] == (count - 1) * size + tail
+        chain = [rows[sequence, first + j] for j in range(count)]
+        assert [row[0] for row in chain] == [packed.starts[sequence] + j * size for j in range(count)]

@@ -125,8 +125,15 @@ def batches(
         num_workers=workers,
         prefetch_factor=ahead if workers else None,
         pin_memory=pin,
+        worker_init_fn=_give_way,
     )
     return iter(loader)
+
+
+def _give_way(worker: int) -> None:
+    """Lets the training process have a CPU whenever it wants one: the GPU waits for it."""
+    if hasattr(os, "nice"):
+        os.nice(10)
 
 
 def held_out(config: DataConfig, processor: Processor, image_token: int, kind: str, samples: int) -> list[Batch]:

@@ -1,5 +1,28 @@
 """Router and experts of the mixture-of-experts MLP."""
 
-from text_backbone.kernels.moe.reference import expert_mlp, route
+from __future__ import annotations
+
+from torch import Tensor
+
+from text_backbone.kernels.dispatch import use_gpu_kernels
+from text_backbone.kernels.moe import reference
 
 __all__ = ["expert_mlp", "route"]
+
+
+def route(x: Tensor, gate: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Same as `reference.route`."""
+    if use_gpu_kernels(x):
+        from text_backbone.kernels.moe import triton
+
+        return triton.route(x, gate, top_k)
+    return reference.route(x, gate, top_k)
+
+
+def expert_mlp(x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
+    """Same as `reference.expert_mlp`."""
+    if use_gpu_kernels(x) and x.dtype == w13.dtype == w2.dtype:
+        from text_backbone.kernels.moe import triton
+
+        return triton.expert_mlp(x, w13, w2, weights, experts)
+    return reference.expert_mlp(x, w13, w2, weights, experts)

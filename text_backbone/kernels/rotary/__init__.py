@@ -1,5 +1,31 @@
 """Partial rotary position embedding."""
 
-from text_backbone.kernels.rotary.reference import rotary, rotary_table, rotary_to_pages
+from __future__ import annotations
+
+from torch import Tensor
+
+from text_backbone.kernels.dispatch import use_gpu_kernels
+from text_backbone.kernels.rotary import reference
+from text_backbone.kernels.rotary.reference import rotary_table
 
 __all__ = ["rotary", "rotary_table", "rotary_to_pages"]
+
+
+def rotary(q: Tensor, k: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotate the first r dimensions of every head of q and k; see `reference.rotary`."""
+    if not use_gpu_kernels(q):
+        return reference.rotary(q, k, table)
+    from text_backbone.kernels.rotary import triton
+
+    return triton.rotary(q, k, table)
+
+
+def rotary_to_pages(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, keys: Tensor, values: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`rotary`, with the new keys and values written to cache pages; see `reference.rotary_to_pages`."""
+    if not use_gpu_kernels(q):
+        return reference.rotary_to_pages(q, k, v, table, keys, values, rows)
+    from text_backbone.kernels.rotary import triton
+
+    return triton.rotary_to_pages(q, k, v, table, keys, values, rows)

@@ -1,5 +1,53 @@
-"""Causal softmax attention over packed sequences."""
+"""Causal softmax attention over packed sequences.
 
-from text_backbone.kernels.softmax.reference import paged_attention, softmax_attention
+On a GPU: FlashAttention for training and short prompts, cuDNN for long ones, our kernels for whatever reads pages.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from text_backbone.kernels.dispatch import use_gpu_kernels
+from text_backbone.kernels.softmax import library, reference
+from text_backbone.packed import Packed
 
 __all__ = ["paged_attention", "softmax_attention"]
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
+    """Causal attention within each sequence; see `reference.softmax_attention`."""
+    if not (use_gpu_kernels(q) and library.takes(q)):
+        return reference.softmax_attention(q, k, v, packed)
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return library.flash_attention(q, k, v, packed)
+    runs = library.runs_of(packed, q.shape[1] * q.shape[2], library.prefers_cudnn(q.device))
+    parts = [library.prefill_attention(q[run.rows], k[run.rows], v[run.rows], run) for run in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def paged_attention(
+    q: Tensor, k: Tensor, v: Tensor, packed: Packed, keys: Tensor, values: Tensor, page_table: Tensor
+) -> Tensor:
+    """`softmax_attention` for sequences with tokens in the cache; see `reference.paged_attention`."""
+    if not use_gpu_kernels(q):
+        return reference.paged_attention(q, k, v, packed, keys, values, page_table)
+    from text_backbone.kernels.softmax import decode, triton
+
+    if packed.longest == 1:
+        return decode.decode_attention(q, packed, keys, values, page_table)
+    if not any(packed.pasts):
+        return softmax_attention(q, k, v, packed)
+    if not library.takes(q):
+        return triton.chunk_attention(
+            q, packed.offsets, packed.past, packed.slots, packed.longest, keys, values, page_table
+        )
+    parts = []
+    for run in library.runs_of(packed, q.shape[1] * q.shape[2], library.prefers_cudnn(q.device)):
+        if run.cached:
+            past, slots = packed.past[run.sequences], packed.slots[run.sequences]
+            part = triton.chunk_attention(q[run.rows], run.offsets, past, slots, run.longest, keys, values, page_table)
+        else:
+            part = library.prefill_attention(q[run.rows], k[run.rows], v[run.rows], run)
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

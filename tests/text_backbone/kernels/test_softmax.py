@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from text_backbone import Packed
+from text_backbone.kernels import softmax
+from text_backbone.kernels.dispatch import reference_kernels
+from text_backbone.kernels.softmax import library
+
+chunks = pytest.importorskip("text_backbone.kernels.softmax.triton", reason="Triton is not installed")
+decode = pytest.importorskip("text_backbone.kernels.softmax.decode", reason="Triton is not installed")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 3e-3}
+GPU = pytest.mark.gpu
+
+
+@dataclass
+class Case:
+    """New tokens and a filled cache, in the dtype under test; unused rows of the pages are NaN."""
+
+    packed: Packed
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    keys: Tensor
+    values: Tensor
+    table: Tensor
+
+    def want(self) -> Tensor:
+        """In float64, sequence by sequence."""
+        outs = []
+        for i, (start, length, past) in enumerate(
+            zip(self.packed.starts, self.packed.lengths, self.packed.pasts, strict=True)
+        ):
+            slot = self.packed.slot_ids[i]
+            pages = self.table[slot, : -(-(past + length) // self.keys.shape[1])]
+            k, v = (x[pages.long()].flatten(0, 1)[: past + length].double() for x in (self.keys, self.values))
+            outs.append(exact(self.q[start : start + length], k, v, past))
+        return torch.cat(outs)
+
+
+def exact(q: Tensor, k: Tensor, v: Tensor, past: int) -> Tensor:
+    """float64 [L, heads, d]: q [L, heads, d] at positions past ..., k and v float64 [past + L, kv_heads, d]."""
+    group = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(group, dim=1).transpose(0, 1) for x in (k, v))  # [heads, S, d]
+    parts = []
+    step = max(1, 2**22 // k.shape[1])
+    for start in range(0, len(q), step):
+        rows = q[start : start + step].transpose(0, 1).double()
+        scores = rows @ k.transpose(1, 2) * q.shape[2] ** -0.5
+        seen = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device).tril(past + start)
+        parts.append((scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(parts)
+
+
+def make(lengths: list[int], past: list[int], heads: tuple[int, int, int], page_size: int, dtype: torch.dtype) -> Case:
+    """`heads`: query heads, key/value heads, d. Slots and pages are shuffled."""
+    generator = torch.Generator().manual_seed(sum(lengths) + sum(past))
+    n, (query_heads, kv_heads, d) = len(lengths), heads
+    slots = torch.randperm(n + 2, generator=generator)[:n].tolist()
+    needed = [-(-(a + b) // page_size) for a, b in zip(lengths, past, strict=True)]
+    order = torch.randperm(sum(needed) + 3, generator=generator).to(torch.int32)
+    table = torch.full((n + 2, len(order)), -(2**30), dtype=torch.int32)  # a page that must not be looked up
+    on_device = torch.Generator(DEVICE).manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=on_device, device=DEVICE).to(dtype)
+
+    keys, values = torch.full((2, len(order), page_size, kv_heads, d), float("nan"), dtype=dtype, device=DEVICE)
+    q, k, v = draw(sum(lengths), query_heads, d), draw(sum(lengths), kv_heads, d), draw(sum(lengths), kv_heads, d)
+    start = 0
+    for slot, length, before, pages in zip(slots, lengths, past, order[: sum(needed)].split(needed), strict=True):
+        table[slot, : len(pages)] = pages
+        at = torch.arange(before + length)
+        rows = (pages[at // page_size].long() * page_size + at % page_size).to(DEVICE)
+        for pool, new in ((keys, k), (values, v)):
+            filled = torch.cat((draw(before, kv_heads, d), new[start : start + length]))
+            pool.view(-1, kv_heads, d)[rows] = filled
+        start += length
+    packed = Packed.of(lengths, past=past, slots=slots, device=DEVICE)
+    return Case(packed, q, k, v, keys, values, table.to(DEVICE))
+
+
+def assert_near(got: Tensor, want: Tensor) -> None:
+    assert got.shape == want.shape
+    error = (got.double() - want).norm() / want.norm()
+    assert error <= TOLERANCE[got.dtype], float(error)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("past", "heads", "page_size"),
+    [
+        ([0], (1, 1, 16), 256),
+        ([5, 0, 130, 64], (4, 2, 16), 4),
+        ([63, 64, 65, 700, 1], (6, 2, 24), 256),
+        ([300, 9, 1], (8, 1, 64), 5),
+        pytest.param([70_000, 3, 1023, 0, 9_999], (64, 8, 128), 256, marks=GPU),
+        pytest.param([1023], (64, 8, 128), 256, marks=GPU),
+        pytest.param(list(range(0, 2000, 10)), (4, 2, 64), 256, marks=GPU),
+        pytest.param([500, 33], (16, 16, 128), 16, marks=GPU),
+    ],
+    ids=str,
+)
+def test_decode(past: list[int], heads: tuple[int, int, int], page_size: int, dtype: torch.dtype) -> None:
+    case = make([1] * len(past), past, heads, page_size, dtype)
+    with torch.inference_mode():
+        got = decode.decode_attention(case.q, case.packed, case.keys, case.values, case.table)
+    assert_near(got, case.want())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("lengths", "past", "heads", "page_size"),
+    [
+        ([1], [0], (1, 1, 16), 4),
+        ([3, 1, 40], [5, 130, 0], (4, 2, 16), 4),
+        ([7, 20], [260, 1], (6, 2, 24), 256),
+        ([130, 2], [1, 300], (4, 4, 64), 5),
+        pytest.param([2048, 1, 300, 77], [70_000, 9_000, 0, 128], (64, 8, 128), 256, marks=GPU),
+        pytest.param([4099, 5], [256, 255], (4, 2, 64), 256, marks=GPU),
+        pytest.param([300], [5000], (8, 8, 128), 16, marks=GPU),
+    ],
+    ids=str,
+)
+def test_chunks(
+    lengths: list[int], past: list[int], heads: tuple[int, int, int], page_size: int, dtype: torch.dtype
+) -> None:
+    case = make(lengths, past, heads, page_size, dtype)
+    packed = case.packed
+    with torch.inference_mode():
+        got = chunks.chunk_attention(
+            case.q, packed.offsets, packed.past, packed.slots, packed.longest, case.keys, case.values, case.table
+        )
+    assert_near(got, case.want())
+
+
+def test_pages_of_another_dtype() -> None:
+    case = make([1, 1], [40, 7], (4, 2, 16), 16, torch.float32)
+    case.keys, case.values = case.keys.half(), case.values.half()
+    got = decode.decode_attention(case.q, case.packed, case.keys, case.values, case.table)
+    torch.testing.assert_close(got.double(), case.want(), rtol=1e-5, atol=1e-5)
+
+
+def test_heads_of_long_sequences() -> None:
+    full = 64 * 128
+    lengths = [100, 50, 4096, 9000, 20, 7, 5000]
+    packed = Packed.of(lengths, past=[0, 0, 0, 0, 6, 0, 300])
+    found = library.runs_of(packed, full, True)
+    assert [run.head for run in found] == [0, 4096, 8192, 0, 0, 0]
+    assert [(run.sequences.start, run.sequences.stop) for run in found] == [
+        (0, 2),
+        (2, 3),
+        (3, 4),
+        (4, 5),
+        (5, 6),
+        (6, 7),
+    ]
+    assert [run.cached for run in found] == [False, False, False, True, False, True]
+    assert found[0].offsets.tolist() == [0, 100, 150]
+    assert [run.longest for run in found] == [100, 4096, 9000, 20, 7, 5000]
+    assert found[3].rows == slice(13246, 13266)
+    assert found[3].offsets.dtype == torch.int32
+    assert library.runs_of(Packed.of(lengths), full, False)[0].rows == slice(0, sum(lengths))
+    assert library._head(4096, 256) == 0  # too little work for a plan
+    assert all(n - library._head(n, full) < n / 8 for n in range(4096, 70_000, 97))
+
+
+@pytest.mark.parametrize("past", [[0, 0, 0, 0, 0], [0, 0, 9, 30, 0]], ids=str)
+def test_runs_make_one_batch(past: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way through heads, tails, short and cached sequences, with a stand-in for the library's kernels."""
+
+    def flash(q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_offsets: Tensor, *longest: int) -> Tensor:
+        out = torch.empty_like(q)
+        for i, (first, last) in enumerate(pairwise(q_offsets.tolist())):
+            seen = slice(*k_offsets[i : i + 2].tolist())
+            before = (seen.stop - seen.start) - (last - first)
+            out[first:last] = exact(q[first:last], k[seen].double(), v[seen].double(), before).to(q.dtype)
+        assert longest[0] == q_offsets.diff().max()
+        assert longest[1] == k_offsets.diff().max()
+        return out
+
+    monkeypatch.setattr(library, "_flash", flash)
+    monkeypatch.setattr(library, "_LONG_TOKENS", 64)
+    monkeypatch.setattr(library, "_LONG_WORK", 0)
+    monkeypatch.setattr(library, "takes", lambda q: True)
+    monkeypatch.setattr(library, "prefers_cudnn", lambda device: True)
+    monkeypatch.setattr(softmax, "use_gpu_kernels", lambda q: True)
+    case = make([3, 70, 5, 12, 64], past, (4, 2, 16), 16, torch.float16 if DEVICE == "cuda" else torch.float32)
+    args = (case.q, case.k, case.v, case.packed, case.keys, case.values, case.table)
+    assert_near(softmax.paged_attention(*args), case.want())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("lengths", "heads"),
+    [([1], (4, 2, 64)), ([1, 1, 1], (4, 2, 64)), ([1, 2, 700, 5, 64, 63], (4, 2, 64)), ([300, 513], (16, 2, 128))],
+    ids=str,
+)
+def test_training(lengths: list[int], heads: tuple[int, int, int], dtype: torch.dtype) -> None:
+    case = make(lengths, [0] * len(lengths), heads, 256, dtype)
+    inputs = [t.requires_grad_() for t in (case.q, case.k, case.v)]
+    wide = [t.detach().double().requires_grad_() for t in inputs]
+    got = softmax.softmax_attention(*inputs, case.packed)
+    want = torch.cat([exact(*parts, 0) for parts in zip(*(t.split(lengths) for t in wide), strict=True)])
+    assert_near(got, want)
+    grad = torch.randn_like(got)
+    got.backward(grad)
+    want.backward(grad.double())
+    scale = max(float(t.grad.norm()) for t in wide if t.grad is not None)
+    for mine, true in zip(inputs, wide, strict=True):
+        assert mine.grad is not None
+        assert true.grad is not None
+        # gradients of scores cancel where there are few of them, so the error is held to the largest gradient
+        assert (mine.grad.double() - true.grad).norm() <= 3 * TOLERANCE[dtype] * scale
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("lengths", "past"),
+    [
+        ([9000], [0]),
+        ([4096, 12, 700], [0, 0, 0]),
+        ([50, 6000, 900, 1, 33], [0, 0, 4000, 70, 0]),
+        ([1, 1], [0, 900]),
+    ],
+    ids=str,
+)
+def test_inference_takes_every_path(lengths: list[int], past: list[int]) -> None:
+    case = make(lengths, past, (64, 8, 128), 256, torch.bfloat16)
+    with torch.inference_mode():
+        got = softmax.paged_attention(case.q, case.k, case.v, case.packed, case.keys, case.values, case.table)
+        if not any(past):
+            assert torch.equal(got, softmax.softmax_attention(case.q, case.k, case.v, case.packed))
+    assert_near(got, case.want())
+
+
+@pytest.mark.gpu
+def test_float32_without_tensor_cores() -> None:
+    for lengths, past in (([40, 7], [0, 0]), ([40, 7], [30, 0]), ([1, 1], [30, 0])):
+        case = make(lengths, past, (4, 2, 64), 256, torch.float32)
+        args = (case.q, case.k, case.v, case.packed, case.keys, case.values, case.table)
+        with torch.inference_mode():
+            got = softmax.paged_attention(*args)
+            with reference_kernels():
+                assert_near(softmax.paged_attention(*args), case.want())
+        assert_near(got, case.want())
+
+
+@pytest.mark.gpu
+def test_decode_in_a_graph_sees_new_lengths() -> None:
+    case = make([1, 1, 1], [1000, 40, 3000], (64, 8, 128), 256, torch.bfloat16)
+    packed, past = case.packed, case.packed.past.clone()
+    packed.past.zero_()
+
+    def step() -> Tensor:
+        return softmax.paged_attention(case.q, case.k, case.v, packed, case.keys, case.values, case.table)
+
+    with torch.inference_mode():
+        step()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            got = step()
+        packed.past.copy_(past)
+        graph.replay()
+    assert_near(got, case.want())
+
+
+@pytest.mark.gpu
+def test_offsets_past_two_to_the_31() -> None:
+    """A pool of 4.3e9 numbers, the sequence in its last pages."""
+    if torch.cuda.mem_get_info()[0] < 22 * 2**30:
+        pytest.skip("needs 20 GiB of free GPU memory")
+    pages, page_size, heads, d = 16384, 256, 8, 128
+    keys, values = (torch.empty(pages, page_size, heads, d, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
+    keys[-8:].normal_()
+    values[-8:].normal_()
+    table = torch.arange(pages - 8, pages, dtype=torch.int32, device=DEVICE)[None]
+    q = torch.randn(2000, 64, d, device=DEVICE).bfloat16()
+    k, v = (x[-8:].flatten(0, 1)[:2000].double() for x in (keys, values))
+    packed = Packed.of([300], past=[1700], device=DEVICE)
+    with torch.inference_mode():
+        got = chunks.chunk_attention(q[1700:], packed.offsets, packed.past, packed.slots, 300, keys, values, table)
+        assert_near(got, exact(q[1700:], k, v, 1700))
+        last = Packed.of([1], past=[1999], device=DEVICE)
+        assert_near(decode.decode_attention(q[-1:], last, keys, values, table), exact(q[-1:], k, v, 1999))

@@ -1,0 +1,105 @@
+"""Tile sizes of the mixture of experts' kernels, as data."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+
+class Tile(NamedTuple):
+    """A program's block: m rows by n output units, k deep per step, in so many warps and pipeline stages.
+
+    group: how many tiles of rows take a tile of weights one after another; swap: weights on the left of the product;
+    tma: weights come through the tensor memory accelerator; short: half the rows where an expert's last rows fit;
+    registers: the most a thread may use, where the compiler would otherwise take so many that one program fills an SM.
+    """
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+    group: int = 16
+    swap: bool = False
+    tma: bool = False
+    short: bool = False
+    registers: int | None = None
+
+
+# Under 99 KiB of shared memory each, so that they also run on consumer Ampere.
+TRAINING = {
+    "up": Tile(128, 128, 64, 8, 3),
+    "down": Tile(128, 128, 64, 8, 3),
+    "dh": Tile(64, 64, 64, 8, 3, registers=128),
+    "dx": Tile(128, 128, 64, 8, 3),
+    "dw": Tile(128, 128, 64, 8, 4),
+}
+# float32 without tensor cores: registers bound the tile.
+TRAINING_FLOAT32 = {
+    "up": Tile(32, 64, 32, 4, 2),
+    "down": Tile(32, 64, 32, 4, 2),
+    "dh": Tile(32, 64, 32, 4, 2),
+    "dx": Tile(32, 64, 32, 4, 2),
+    "dw": Tile(64, 64, 16, 4, 2),
+}
+
+# 16-bit inference, by the mean number of rows of an expert: (at most so many, up, down). Hopper's shared memory.
+INFERENCE = (
+    (6, Tile(16, 64, 128, 4, 4, swap=True), Tile(16, 64, 128, 4, 4, swap=True)),
+    (14, Tile(32, 64, 128, 4, 4, swap=True), Tile(32, 64, 128, 4, 4, swap=True)),
+    (48, Tile(64, 128, 64, 4, 4, swap=True), Tile(64, 128, 64, 4, 4, swap=True)),
+    (1 << 31, Tile(128, 256, 64, 8, 4, short=True), Tile(128, 256, 64, 8, 4, short=True)),
+)
+# The same on GPUs with less than 227 KiB of shared memory to a program.
+INFERENCE_SMALL = (
+    (14, Tile(16, 64, 64, 4, 4, swap=True), Tile(16, 64, 64, 4, 4, swap=True)),
+    (1 << 31, TRAINING["up"], TRAINING["down"]),
+)
+
+
+class Gemv(NamedTuple):
+    """One token's block: n output units, k deep per step; `most` assignments (tokens * top_k) are worked this way."""
+
+    n: int
+    k: int
+    warps: int
+    most: int
+
+
+GEMV_UP = Gemv(4, 1024, 4, 4)
+GEMV_DOWN = Gemv(4, 1024, 4, 4)
+
+
+def training_tile(op: str, dtype: torch.dtype) -> Tile:
+    return (TRAINING_FLOAT32 if dtype == torch.float32 else TRAINING)[op]
+
+
+def inference_tiles(rows: int, experts: int, dtype: torch.dtype, device: torch.device) -> tuple[Tile, Tile]:
+    """Tiles of the two products for `rows` assignments in all."""
+    if dtype == torch.float32:
+        return TRAINING_FLOAT32["up"], TRAINING_FLOAT32["down"]
+    table = INFERENCE if _large_shared_memory(device) else INFERENCE_SMALL
+    return next((up, down) for most, up, down in table if rows <= most * experts)
+
+
+@cache
+def _large_shared_memory(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= 227 * 1024
+
+
+def fit(size: int, tile: int) -> int:
+    """The largest block up to `tile` (a power of two) that covers `size` with at most a quarter of waste, or 16."""
+    while tile > 16 and -(-size // tile) * tile > 1.25 * size:
+        tile //= 2
+    return tile
+
+
+def fit_inner(size: int, tile: int) -> int:
+    """The largest block up to `tile` that divides `size`, so that the inner loop needs no mask, or 32."""
+    while tile > 32 and size % tile:
+        tile //= 2
+    return tile

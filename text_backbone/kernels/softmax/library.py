@@ -1,0 +1,133 @@
+"""Attention within sequences on the kernels that PyTorch brings along: FlashAttention, and cuDNN for long prompts.
+
+FlashAttention takes all sequences of a batch in one launch, forward and backward. cuDNN is 1.7 times as fast on an
+H200 but builds a plan for every new shape, which takes 25 to 100 ms: it gets long sequences only, and of those a head
+that is one of eight lengths per power of two. FlashAttention adds the few rows that are left. The op is called as
+`aten` has it, since `torch.nn.attention.varlen` prefers cuDNN in newer releases, with a plan per batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from text_backbone.packed import Packed
+
+# A plan has to be worth it: 64 heads of 128 at 4096 tokens, or as many products.
+_LONG_TOKENS, _LONG_WORK = 4096, 2**37
+_STEPS = 8  # lengths per power of two that cuDNN sees
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring sequences of a batch that are computed together.
+
+    Attributes:
+        sequences, rows: which of the batch, and which of its tokens.
+        longest: tokens of the longest of them.
+        offsets: int32 [n + 1], where each lies within the run.
+        cached: whether they have tokens in the cache.
+        head: tokens that cuDNN takes, 0 if none; such a run is one sequence.
+    """
+
+    sequences: slice
+    rows: slice
+    longest: int
+    offsets: Tensor
+    cached: bool
+    head: int
+
+
+def takes(q: Tensor) -> bool:
+    """Whether FlashAttention takes q [T, heads, d]."""
+    d = q.shape[2]
+    return q.dtype in (torch.bfloat16, torch.float16) and d % 8 == 0 and d <= 256 and _has_flash()
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
+    """`reference.softmax_attention` in one launch, and one backward."""
+    offsets = _offsets(packed)
+    return _flash(q, k, v, offsets, offsets, packed.longest, packed.longest)
+
+
+def prefill_attention(q: Tensor, k: Tensor, v: Tensor, run: Run) -> Tensor:
+    """Causal attention within each sequence of `run`, not differentiable; q, k and v [T, ...] are the run's rows."""
+    if not run.head:
+        return _flash(q, k, v, run.offsets, run.offsets, run.longest, run.longest)
+    tokens, head = run.longest, run.head
+    q_head, k_head, v_head = (x[None, :head].transpose(1, 2) for x in (q, k, v))
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
+        out = F.scaled_dot_product_attention(q_head, k_head, v_head, is_causal=True, enable_gqa=True)
+    out = out.transpose(1, 2)[0]  # [head, heads, d]
+    if head == tokens:
+        return out
+    left = tokens - head
+    # made on the device, where a copy from the host would wait: [0, left] and [0, tokens]
+    q_offsets, k_offsets = (torch.arange(0, 2 * n, n, dtype=torch.int32, device=q.device) for n in (left, tokens))
+    return torch.cat((out, _flash(q[head:], k, v, q_offsets, k_offsets, left, tokens)))
+
+
+@lru_cache(maxsize=4)  # the layers of a pass ask for the same
+def runs_of(packed: Packed, width: int, cudnn: bool) -> tuple[Run, ...]:
+    """The batch in runs: cached sequences, short ones, and each long one by itself.
+
+    Args:
+        width: heads * d of the queries.
+        cudnn: whether to have long runs.
+    """
+    heads = [_head(n, width) if cudnn and not past else 0 for n, past in zip(packed.lengths, packed.pasts, strict=True)]
+
+    def kind(i: int) -> tuple[bool, int]:
+        return packed.pasts[i] > 0, i + 1 if heads[i] else 0
+
+    offsets, found = _offsets(packed), []
+    for (cached, _), group in groupby(range(packed.sequences), kind):
+        members = list(group)
+        first, last = members[0], members[-1]
+        start, stop = packed.starts[first], packed.starts[last] + packed.lengths[last]
+        longest = max(packed.lengths[first : last + 1])
+        within = offsets[first : last + 2] - start
+        found.append(Run(slice(first, last + 1), slice(start, stop), longest, within, cached, heads[first]))
+    return tuple(found)
+
+
+@cache
+def prefers_cudnn(device: torch.device) -> bool:
+    """Whether cuDNN is there and the faster one: on Hopper and Blackwell."""
+    return torch.cuda.get_device_capability(device)[0] in (9, 10) and torch.backends.cudnn.is_available()
+
+
+def _head(tokens: int, width: int) -> int:
+    """Tokens of a sequence that cuDNN takes: at most `tokens`, 0 if a plan is not worth it."""
+    if tokens < _LONG_TOKENS or tokens * tokens * width < _LONG_WORK:
+        return 0
+    step = 2 ** (tokens.bit_length() - 1) // _STEPS
+    return tokens // step * step
+
+
+def _flash(
+    q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_offsets: Tensor, longest_q: int, longest_k: int
+) -> Tensor:
+    # A longest query of 1 would make it regroup the heads, with another layout of what the backward needs.
+    longest_q = max(2, longest_q)
+    return torch.ops.aten._flash_attention_forward(
+        q, k, v, q_offsets, k_offsets, longest_q, longest_k, 0.0, True, False
+    )[0]
+
+
+@lru_cache(maxsize=4)
+def _offsets(packed: Packed) -> Tensor:
+    """int32 [n + 1], as the library wants them."""
+    with torch.inference_mode(False):  # kept for the backward of whatever uses them
+        return packed.offsets.to(torch.int32)
+
+
+@cache
+def _has_flash() -> bool:
+    return torch.backends.cuda.is_flash_attention_available()
