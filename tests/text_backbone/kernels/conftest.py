@@ -12,7 +12,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def in_bounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fails a test whose kernel leaves its arguments' memory: what a GPU might answer with an illegal access, or not."""
+    """Fails a test whose kernel leaves its arguments: a GPU might answer that with an illegal access, or not at all."""
     if torch.cuda.is_available():
         yield
         return
