@@ -39,10 +39,14 @@ class HybridCache:
     A sequence owns one slot: a `[heads, d, d]` float32 state per lightning layer, whatever its length, and as many
     pages of `page_size` tokens as it has reserved, the same page numbers in every softmax layer.
 
+    Args:
+        scratch: have one slot and one page more, which no sequence can acquire: for rows that only fill a batch up.
+
     Attributes:
         states: float32 [lightning_layers, slots, heads, d, d].
         keys, values: `dtype` [softmax_layers, pages, page_size, kv_heads, d].
         page_table: int32 [slots, pages]; entries beyond a slot's reserved pages mean nothing.
+        scratch_slot: it owns one page, and several rows of a batch may name it; what it holds means nothing.
     """
 
     def __init__(
@@ -54,24 +58,29 @@ class HybridCache:
         page_size: int = 256,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        scratch: bool = False,
     ) -> None:
         if slots < 1 or pages < 1 or page_size < 1:
             raise ValueError(f"slots, pages and page_size must be at least 1; got {slots}, {pages}, {page_size}")
         kinds = config.attn_type_list
         lightning = sum(kind == LIGHTNING for kind in kinds)
         d = config.head_dim
-        self.page_size = page_size
+        self.page_size, self.slots, self.pages = page_size, slots, pages
         self.states = torch.zeros(
-            lightning, slots, config.num_attention_heads, d, d, dtype=torch.float32, device=device
+            lightning, slots + scratch, config.num_attention_heads, d, d, dtype=torch.float32, device=device
         )
-        kv_shape = (len(kinds) - lightning, pages, page_size, config.num_key_value_heads, d)
+        kv_shape = (len(kinds) - lightning, pages + scratch, page_size, config.num_key_value_heads, d)
         self.keys = torch.zeros(kv_shape, dtype=dtype, device=device)
         self.values = torch.zeros(kv_shape, dtype=dtype, device=device)
-        self.page_table = torch.zeros(slots, pages, dtype=torch.int32, device=device)
+        self.page_table = torch.zeros(slots + scratch, pages, dtype=torch.int32, device=device)
         self._kinds = kinds
         self._free_slots = list(range(slots))
         self._free_pages = list(range(pages))
         self._owned: dict[int, list[int]] = {}
+        self.scratch_slot: int | None = None
+        if scratch:
+            self.scratch_slot, self._owned[slots] = slots, [pages]
+            self.page_table[slots].fill_(pages)
 
     @property
     def free_slots(self) -> int:
@@ -92,7 +101,7 @@ class HybridCache:
             CacheFull: if every slot is in use.
         """
         if not self._free_slots:
-            raise CacheFull(f"all {len(self._owned)} cache slots are in use; release a sequence first")
+            raise CacheFull(f"all {self.slots} cache slots are in use; release a sequence first")
         slot = heapq.heappop(self._free_slots)
         self._owned[slot] = []
         self.states[:, slot].zero_()
@@ -113,7 +122,7 @@ class HybridCache:
         if missing > len(self._free_pages):
             raise CacheFull(
                 f"{tokens} tokens need {missing} more pages of {self.page_size} tokens but {len(self._free_pages)} of "
-                f"{self.page_table.shape[1]} are free; release a sequence or build the cache with more pages"
+                f"{self.pages} are free; release a sequence or build the cache with more pages"
             )
         owned.extend(heapq.heappop(self._free_pages) for _ in range(missing))
         self.page_table[slot, held : held + missing] = torch.tensor(
@@ -134,16 +143,22 @@ class HybridCache:
     def layers(self, packed: Packed) -> Iterator[Tensor | PagedKV]:
         """What each decoder layer reads and writes for `packed`: its states [slots, heads, d, d] or its `PagedKV`.
 
+        For single tokens nothing on the device comes from lengths that the host knows: a CUDA graph may capture it.
+
         Raises:
             ValueError: if a sequence's slot is not in use or has too few pages for its tokens.
         """
+        self.check(packed)
+        return self._views(self._rows(packed))
+
+    def check(self, packed: Packed) -> None:
+        """Raise the ValueError of `layers`."""
         for slot, past, length in zip(packed.slot_ids, packed.pasts, packed.lengths, strict=True):
             if self.capacity(slot) < past + length:
                 raise ValueError(
                     f"slot {slot} has room for {self.capacity(slot)} tokens but its sequence comes to {past + length}; "
                     f"call reserve({slot}, {past + length}) first"
                 )
-        return self._views(self._rows(packed))
 
     def _views(self, rows: Tensor) -> Iterator[Tensor | PagedKV]:
         states, pages = iter(self.states), zip(self.keys, self.values, strict=True)
@@ -151,7 +166,7 @@ class HybridCache:
             yield next(states) if kind == LIGHTNING else PagedKV(*next(pages), self.page_table, rows)
 
     def _rows(self, packed: Packed) -> Tensor:
-        slots = packed.slots[packed.sequence_ids]
+        slots = packed.slots if packed.longest == 1 else packed.slots[packed.sequence_ids]
         pages = self.page_table[slots, packed.positions // self.page_size].to(torch.int64)
         return pages * self.page_size + packed.positions % self.page_size
 

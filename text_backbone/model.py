@@ -72,7 +72,8 @@ class MiniMaxText(nn.Module):
         if cache is None and any(packed.pasts):
             raise ValueError("packed counts cached tokens (past > 0) but no cache was given")
         differentiable = torch.is_grad_enabled() and cache is None
-        with torch.set_grad_enabled(differentiable):
+        # Triton launches on the current device, which need not be the one that the weights are on.
+        with torch.set_grad_enabled(differentiable), torch.cuda.device_of(embeds):
             memories: Iterable[Tensor | PagedKV | None]
             memories = [None] * len(self.layers) if cache is None else cache.layers(packed)
             table = rotary_table(packed.positions, self.config.rotary_dim, self.config.rope_theta)

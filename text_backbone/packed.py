@@ -41,22 +41,26 @@ class Chunks:
 class Segments:
     """How the sequences of a batch fall into segments, the units of work of the chunked linear attention kernels.
 
-    A sequence longer than `size` is a chain: segments of `size` tokens, the last one maybe shorter, each with a cell
-    to keep a state in; the cells of a chain follow one another. Segments of chains come first, ordered by index within
-    the chain, so that no segment comes before one it depends on.
+    A sequence longer than `size` is a chain: segments of `size` tokens, the last one maybe shorter. A chain falls also
+    into pieces of `piece` tokens, each of which has a cell to keep a state in; the cells of a chain follow one another.
+    Segments of chains come first, ordered by index within the chain, so that the longest are not started last.
 
     Attributes:
-        size: tokens of a segment, at most.
-        count, cells, chained: segments, segments of chains, and chains.
-        table: int64 [count, 5]; first row, tokens, sequence, cell (-1 outside chains), 1 if last of its sequence.
-        chains: int64 [chained, 5]; sequence, first cell, segments, tokens of the last segment, 0.
+        size, piece: tokens of a segment and of a piece, at most; `size` is a multiple of `piece`.
+        count, cells, chained: segments, pieces, and chains.
+        table: int64 [count, 6]; first row, tokens, sequence, cells of its first and of its last piece (-1 outside
+            chains), 1 if last of its sequence.
+        pieces: int64 [cells, 6]; first row, tokens, 1 if in the first segment of its chain, 1 if in the last, 0, 0.
+        chains: int64 [chained, 6]; sequence, first cell, pieces, tokens of the last piece, 0, 0.
     """
 
     size: int
+    piece: int
     count: int
     cells: int
     chained: int
     table: Tensor
+    pieces: Tensor
     chains: Tensor
 
 
@@ -149,6 +153,8 @@ class Packed:
     @cached_property
     def positions(self) -> Tensor:
         """int64 [T], position of each token in its sequence, cached tokens included."""
+        if self.longest == 1:
+            return self.past
         return self.local_positions + self.past[self.sequence_ids]
 
     @cached_property
@@ -172,33 +178,42 @@ class Packed:
             rows=number * size + self.local_positions % size,
         )
 
-    def segments(self, size: int) -> Segments:
-        """The batch in segments of `size` tokens; made once for each size."""
-        if size not in self._segments:
-            self._segments[size] = self._cut(size)
-        return self._segments[size]
+    def segments(self, size: int, piece: int | None = None) -> Segments:
+        """The batch in segments of `size` tokens and pieces of `piece` (`size`); made once for each pair."""
+        key = size, piece or size
+        if key not in self._segments:
+            self._segments[key] = self._cut(*key)
+        return self._segments[key]
 
     @cached_property
-    def _segments(self) -> dict[int, Segments]:
+    def _segments(self) -> dict[tuple[int, int], Segments]:
         return {}
 
-    def _cut(self, size: int) -> Segments:
+    def _cut(self, size: int, piece: int) -> Segments:
+        if size % piece:
+            raise ValueError(f"segments of {size} tokens do not fall into pieces of {piece}")
         chained: list[tuple[int, tuple[int, ...]]] = []  # index within the chain, row of the table
-        alone, chains, cells = [], [], 0
+        alone: list[tuple[int, ...]] = []
+        pieces: list[tuple[int, ...]] = []
+        chains: list[tuple[int, ...]] = []
         for i, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
-            count = -(-length // size)
-            if count == 1:
-                alone.append((start, length, i, -1, 1))
+            if length <= size:
+                alone.append((start, length, i, -1, -1, 1))
                 continue
-            tail = length - (count - 1) * size
-            chains.append((i, cells, count, tail, 0))
-            chained += [(j, (start + j * size, size, i, cells + j, 0)) for j in range(count - 1)]
-            chained.append((count - 1, (start + length - tail, tail, i, cells + count - 1, 1)))
-            cells += count
+            cell, final = len(pieces), (length - 1) // size * size  # where the last segment begins
+            for first in range(0, length, piece):
+                pieces.append((start + first, min(piece, length - first), first < size, first >= final))
+            for first in range(0, length, size):
+                tokens = min(size, length - first)
+                cells = cell + first // piece, cell + (first + tokens - 1) // piece
+                chained.append((first, (start + first, tokens, i, *cells, first == final)))
+            chains.append((i, cell, len(pieces) - cell, pieces[-1][1]))
         chained.sort()
-        rows = [row for _, row in chained] + alone
-        table, ends = _sent([*rows, *chains], self.offsets.device).split((len(rows), len(chains)))
-        return Segments(size, len(rows), cells, len(chains), table, ends)
+        table = [row for _, row in chained] + alone
+        # One copy to the device; every part of it at a 16-byte boundary, for which kernels are compiled.
+        parts = _sent((*table, *((*row, 0, 0) for row in (*pieces, *chains))), self.offsets.device)
+        rows, cut, ends = parts.split((len(table), len(pieces), len(chains)))
+        return Segments(size, piece, len(table), len(pieces), len(chains), rows, cut, ends)
 
 
 def _sent(values: Sequence[tuple[int, ...]], device: torch.device | str | None) -> Tensor:

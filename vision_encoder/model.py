@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 
 import torch
 from timm.layers.activations import QuickGELU
@@ -11,7 +11,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vision_encoder.config import VisionConfig
+from vision_encoder.inference import applies, encode
 from vision_encoder.packing import Grid, plan_packing
+from vision_encoder.patches import TilePatchEmbed, normalise
 from vision_encoder.projector import Projector
 
 
@@ -63,6 +65,10 @@ class VisionEncoder(nn.Module):
             ValueError: if `tiles` does not have this shape and dtype, or does not match `grids`.
         """
         self._check(tiles, grids, max_tiles)
+        with torch.cuda.device_of(self.image_newline):  # Triton launches on the current device
+            return self._encode(tiles, grids, max_tiles)
+
+    def _encode(self, tiles: Tensor, grids: Sequence[Grid], max_tiles: int) -> Tensor:
         device, patches = self.image_newline.device, self.config.patches**2
         plan = plan_packing(grids, self.config.patches)
         # Every token starts as a newline; the kept patches are then written over it, slice by slice.
@@ -80,13 +86,14 @@ class VisionEncoder(nn.Module):
 
     def features(self, tiles: Tensor) -> Tensor:
         """Last-layer ViT features without the class token: uint8 [n, 3, S, S] to [n, patches**2, hidden]."""
-        features: Tensor = self.vit.forward_features(self.normalise(tiles))  # [n, 1 + patches**2, hidden]
+        with torch.cuda.device_of(tiles):
+            forward = partial(encode, self.vit) if applies(self.vit, tiles) else self.vit.forward_features
+            features: Tensor = forward(tiles)  # [n, 1 + patches**2, hidden]
         return features[:, 1:]
 
     def normalise(self, tiles: Tensor) -> Tensor:
-        """`(x / 255 - mean) / std` per channel in float32, cast to the model's dtype."""
-        mean, std = _statistics(self.config.image_mean, self.config.image_std, tiles.device)
-        return tiles.to(torch.float32).div_(255).sub_(mean).div_(std).to(self.image_newline.dtype)
+        """What the ViT sees: `(x / 255 - mean) / std` per channel in float32, cast to the model's dtype."""
+        return normalise(tiles, (self.config.image_mean, self.config.image_std), self.image_newline.dtype)
 
     def _check(self, tiles: Tensor, grids: Sequence[Grid], max_tiles: int) -> None:
         side = self.config.image_size
@@ -104,13 +111,6 @@ def _sent(index: Tensor, device: torch.device) -> Tensor:
     return (index.pin_memory() if device.type == "cuda" else index).to(device, non_blocking=True)
 
 
-@cache
-def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """float32 [3, 1, 1] each."""
-    with torch.inference_mode(False):  # the cached tensors have to serve training too
-        return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))  # type: ignore[return-value]
-
-
 def build_vit(config: VisionConfig, dtype: torch.dtype | None = None) -> VisionTransformer:
     """timm's `vit_large_patch14_clip_336` at the sizes of `config`, on meta, without the final norm and the head."""
     return VisionTransformer(
@@ -123,6 +123,7 @@ def build_vit(config: VisionConfig, dtype: torch.dtype | None = None) -> VisionT
         num_heads=config.num_attention_heads,
         # timm truncates embed_dim * mlp_ratio; the half keeps rounding errors from losing one unit.
         mlp_ratio=(config.intermediate_size + 0.5) / config.hidden_size,
+        embed_layer=partial(TilePatchEmbed, statistics=(config.image_mean, config.image_std)),
         pre_norm=True,
         final_norm=False,
         norm_layer=partial(nn.LayerNorm, eps=config.layer_norm_eps),

@@ -55,27 +55,39 @@ def test_positions_are_64_bit() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=6), st.sampled_from([16, 64, 256]))
-def test_segments(lengths: list[int], size: int) -> None:
+@given(
+    st.lists(st.integers(1, 300), min_size=1, max_size=6), st.sampled_from([(16, 16), (64, 16), (64, 64), (256, 32)])
+)
+def test_segments(lengths: list[int], sizes: tuple[int, int]) -> None:
+    size, piece = sizes
     packed = Packed.of(lengths)
-    segments = packed.segments(size)
-    assert packed.segments(size) is segments
-    covered: list[int] = []
+    segments = packed.segments(size, piece)
+    assert packed.segments(size, piece) is segments
+    chains = {sequence: (first, count, tail) for sequence, first, count, tail, *_ in segments.chains.tolist()}
+    assert set(chains) == {i for i, length in enumerate(lengths) if length > size}
+    pieces = segments.pieces.tolist()
+    assert (len(pieces), len(chains), len(segments.table)) == (segments.cells, segments.chained, segments.count)
     reached = [0] * len(lengths)
-    for start, length, sequence, cell, last in segments.table.tolist():
-        assert start == packed.starts[sequence] + reached[sequence]  # after the segment it continues
-        assert last == (start + length == packed.starts[sequence] + lengths[sequence])
+    for start, length, sequence, before, after, last in segments.table.tolist():
+        first = reached[sequence]  # it continues the segment before
+        assert start == packed.starts[sequence] + first
+        assert last == (first + length == lengths[sequence])
         assert length == size or (last and 0 < length < size)
-        assert (cell >= 0) == (lengths[sequence] > size)
         reached[sequence] += length
-        covered += range(start, start + length)
-    assert sorted(covered) == list(range(packed.tokens))
-    in_chains = segments.table[: segments.cells].tolist()
-    assert (segments.table[segments.cells :, 3] == -1).all()
-    rows = {(sequence, cell): (start, length) for start, length, sequence, cell, _ in in_chains}
-    assert sorted(cell for _, cell in rows) == list(range(segments.cells))
-    assert len(segments.chains) == segments.chained
-    for sequence, first, count, tail, _ in segments.chains.tolist():
-        assert lengths[sequence] == (count - 1) * size + tail
-        chain = [rows[sequence, first + j] for j in range(count)]
-        assert [row[0] for row in chain] == [packed.starts[sequence] + j * size for j in range(count)]
+        if sequence in chains:
+            assert before == chains[sequence][0] + first // piece
+            assert after == chains[sequence][0] + (first + length - 1) // piece
+            assert [pieces[cell][:2] for cell in range(before, after + 1)] == [
+                [start + at, min(piece, length - at)] for at in range(0, length, piece)
+            ]
+            assert all(row[2:4] == [first == 0, last] for row in pieces[before : after + 1])
+        else:
+            assert before == after == -1
+    assert reached == lengths
+    for sequence, (_, count, tail) in chains.items():
+        assert lengths[sequence] == (count - 1) * piece + tail
+
+
+def test_segments_fall_into_whole_pieces() -> None:
+    with pytest.raises(ValueError, match="pieces of 48"):
+        Packed.of([100]).segments(64, 48)

@@ -1,7 +1,10 @@
-"""The same answers on a GPU as on the CPU."""
+"""The same answers on a GPU as on the CPU, and from a recorded decode step as from one launched op by op."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+import text_backbone
 import vl
+from vl.engine.engine import Engine
 
 pytestmark = pytest.mark.gpu
 
@@ -49,3 +54,98 @@ def test_bfloat16_is_the_default(tiny_checkpoint: Path, tiny_model: vl.MiniMaxVL
     exact = tiny_model.logits(inputs)
     assert (model.logits(inputs).cpu() - exact).norm() < 0.1 * exact.norm()
     assert all(g.token_ids for g in model.generate(CONVERSATIONS, max_new_tokens=4, temperature=1.0, seed=1))
+
+
+QUESTIONS = [
+    [{"role": "user", "content": text}] for text in ("Hello", "Describe it in detail.", "Count to 9", "A", "?")
+]
+SAMPLINGS = [
+    {"max_new_tokens": 5},
+    {"max_new_tokens": 24, "temperature": 1.2, "seed": 5},
+    {"max_new_tokens": 9, "temperature": 1.2, "seed": 6, "top_k": 7},
+    {"max_new_tokens": 17, "temperature": 0.8, "seed": 5, "top_p": 0.8},
+    {"max_new_tokens": 21},
+]
+
+
+class Rerun:
+    """Stands in for graphs: the same padded step, launched op by op at every replay."""
+
+    def ready(self, weight: torch.Tensor) -> bool:
+        return True
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        return run
+
+
+@pytest.fixture
+def kernel_sized(tiny_text_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., vl.MiniMaxVL]]:
+    """Makes text models whose heads every decode kernel takes; a step that no graph can hold fails the test."""
+    donor = vl.load(tiny_text_checkpoint, device="cpu")
+    text = replace(
+        donor.config.text, hidden_size=64, head_dim=32, rotary_dim=16, intermediate_size=32, attn_type_list=(0, 1, 1)
+    )
+    config = replace(donor.config, text=text)
+
+    def build(dtype: torch.dtype, *, device: str = "cuda", graphs: bool = True, **options: int) -> vl.MiniMaxVL:
+        if not graphs:
+            monkeypatch.setattr(Engine, "_recorder", lambda self: Rerun())
+        model = vl.MiniMaxVL(config, donor.processor, device=device, dtype=dtype, **options).eval()
+        text_backbone.init_weights(model.language_model, std=0.3, generator=torch.Generator(device).manual_seed(0))
+        return model
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the decode step")
+        yield build
+
+
+def answers(model: vl.MiniMaxVL, late: int = 2) -> list[list[int]]:
+    """Token ids of all questions at once; the last `late` of them join when the others are being written."""
+    requests = []
+    for index, (messages, sampling) in enumerate(zip(QUESTIONS, SAMPLINGS, strict=True)):
+        if index == len(QUESTIONS) - late:
+            for _ in range(4):
+                model.engine.step()
+        requests.append(model.engine.request(model.processor(messages), vl.SamplingParams(**sampling)))
+    return [result.token_ids for result in model.engine.run(requests)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_graphs_equal_the_step_launched_op_by_op(kernel_sized: Callable[..., vl.MiniMaxVL], dtype: torch.dtype) -> None:
+    model = kernel_sized(dtype, max_batch_size=6)
+    first = answers(model)
+    assert answers(model) == first
+    decode, cache = model.engine._decode, model.engine._cache
+    assert decode is not None
+    assert cache is not None
+    assert len(decode._replays) >= 3
+    assert (cache.free_slots, cache.free_pages) == (cache.slots, cache.pages)
+    assert answers(kernel_sized(dtype, graphs=False, max_batch_size=6)) == first
+
+
+def test_float32_answers_do_not_depend_on_batch_mates(kernel_sized: Callable[..., vl.MiniMaxVL]) -> None:
+    model = kernel_sized(torch.float32, max_batch_size=6)
+    together = answers(model)
+    for messages, sampling, expected in zip(QUESTIONS, SAMPLINGS, together, strict=True):
+        assert model.generate([messages], **sampling)[0].token_ids == expected
+
+
+def test_a_step_that_waits_for_the_device_is_not_recorded(
+    kernel_sized: Callable[..., vl.MiniMaxVL], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = answers(kernel_sized(torch.float32))
+    model = kernel_sized(torch.float32)
+    logits = model.language_model.logits
+    monkeypatch.setattr(
+        model.language_model, "logits", lambda hidden: logits(hidden) if hidden.sum().item() is not None else hidden
+    )
+    with pytest.warns(UserWarning, match="could not become a CUDA graph"):
+        assert answers(model) == expected
+    assert answers(model) == expected
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_model_on_a_gpu_that_is_not_the_current_one(kernel_sized: Callable[..., vl.MiniMaxVL]) -> None:
+    model = kernel_sized(torch.float32, device="cuda:1")
+    assert answers(model) == answers(kernel_sized(torch.float32, device="cuda:0"))
+    assert torch.cuda.current_device() == 0

@@ -4,12 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import vl
 from vl.engine import SamplingParams
 from vl.engine.request import StopScanner
-from vl.engine.sampling import sample, token_probabilities
+from vl.engine.sampling import ALL, Draw, SamplingRows, gumbel, kept, sample
 
 
 @given(
@@ -26,31 +27,72 @@ def test_probabilities_equal_transformers(seed: int, temperature: float, top_k: 
         expected = TopKLogitsWarper(top_k)(None, expected)
     if top_p < 1:
         expected = TopPLogitsWarper(top_p)(None, expected)
-    ours = token_probabilities(logits[0], SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p))
-    torch.testing.assert_close(ours, expected.softmax(-1)[0])
+    keep = kept(logits / temperature, torch.tensor([top_k or ALL]), torch.tensor([top_p], dtype=torch.float64))
+    ours = (logits / temperature).masked_fill(~keep, -torch.inf).softmax(-1)
+    torch.testing.assert_close(ours, expected.softmax(-1))
+
+
+PARAMS = [
+    SamplingParams(),
+    SamplingParams(temperature=1.0, seed=7),
+    SamplingParams(temperature=1.0, seed=8),
+    SamplingParams(temperature=2.0, seed=7, top_k=5),
+    SamplingParams(temperature=0.7, seed=2**64 - 1, top_p=0.6),
+]
+
+
+def draw(logits: Tensor, rows: list[int], count: int = 20) -> list[list[int]]:
+    """`count` draws, one position after the other, of `PARAMS[row]` over `logits[row]`."""
+    params = [PARAMS[row] for row in rows]
+    kind = max(param.draw for param in params)
+    drawn = []
+    for position in range(count):
+        sampling = SamplingRows.of(params, [p.key() for p in params], [position] * len(rows), logits)
+        drawn.append(sample(logits[rows], sampling, kind).tolist())
+    return drawn
 
 
 def test_rows_are_independent_and_seeds_reproduce() -> None:
-    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
-    params = [SamplingParams(), SamplingParams(temperature=1.0, seed=7), SamplingParams(temperature=1.0, seed=8)]
-
-    def draw(rows: list[int], count: int = 20) -> list[list[int]]:
-        generators = [params[row].generator(torch.device("cpu")) for row in rows]
-        return [sample(logits[rows], [params[r] for r in rows], generators).tolist() for _ in range(count)]
-
-    together = draw([0, 1, 2])
-    assert {tokens[0] for tokens in together} == {int(logits[0].argmax())}
-    assert [tokens[1] for tokens in together] == [tokens[0] for tokens in draw([1])]
-    assert [tokens[1] for tokens in together] != [tokens[2] for tokens in together]
+    logits = torch.randn(len(PARAMS), 50, generator=torch.Generator().manual_seed(0))
+    columns = list(zip(*draw(logits, list(range(len(PARAMS)))), strict=True))
+    assert set(columns[0]) == {int(logits[0].argmax())}
+    for row, column in enumerate(columns):
+        assert list(column) == [tokens[0] for tokens in draw(logits, [row])]
+        assert list(column) == [tokens[1] for tokens in draw(logits, [0, row])]
+    assert columns[1] != columns[2]
+    assert set(columns[3]) <= set(logits[3].topk(5).indices.tolist())
 
 
-def test_sampled_frequencies_follow_the_probabilities() -> None:
-    logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
-    params = SamplingParams(temperature=1.0, seed=0)
-    generator = params.generator(torch.device("cpu"))
-    draws = torch.cat([sample(logits[None], [params], [generator]) for _ in range(4000)])
-    seen = torch.bincount(draws, minlength=4) / len(draws)
-    torch.testing.assert_close(seen, logits.softmax(-1), atol=0.03, rtol=0)
+def test_rows_without_a_seed_differ() -> None:
+    assert SamplingParams(temperature=1.0).key() != SamplingParams(temperature=1.0).key()
+
+
+@pytest.mark.parametrize("filtered", [{}, {"top_k": 3}, {"top_p": 0.9}])
+def test_sampled_frequencies_follow_the_probabilities(filtered: dict) -> None:
+    logits, count = torch.tensor([2.0, 1.0, 0.0, -1.0]), 20_000
+    params = SamplingParams(temperature=1.0, seed=0, **filtered)
+    rows = SamplingRows.of([params] * count, [params.key()] * count, range(count), logits)
+    seen = torch.bincount(sample(logits.expand(count, -1), rows, params.draw), minlength=4) / count
+    allowed = kept(logits[None], rows.top_k[:1], rows.top_p[:1])[0]
+    torch.testing.assert_close(seen, logits.masked_fill(~allowed, -torch.inf).softmax(-1), atol=0.012, rtol=0)
+
+
+def test_a_single_allowed_token_is_taken_even_at_the_worst_noise() -> None:
+    params = SamplingParams(temperature=1e-40, seed=0, top_k=1)
+    logits = torch.tensor([[0.0, 100.0, -100.0]]).expand(1000, -1)
+    rows = SamplingRows.of([params] * 1000, [params.key()] * 1000, range(1000), logits)
+    assert (sample(logits, rows, Draw.FILTERED) == 1).all()
+
+
+def test_noise_is_gumbel_distributed_and_uncorrelated() -> None:
+    keys = torch.tensor([SamplingParams(temperature=1.0, seed=seed).key() for seed in range(40)])
+    noise = gumbel(keys, torch.arange(40) // 20, 5000).double()
+    assert noise.isfinite().all()
+    quantiles = torch.tensor([0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999], dtype=torch.float64)
+    seen = (noise.flatten()[:, None] <= -torch.log(-torch.log(quantiles))).double().mean(0)
+    torch.testing.assert_close(seen, quantiles, atol=0.004, rtol=0)
+    assert (torch.corrcoef(noise) - torch.eye(40)).abs().max() < 0.07
+    assert torch.corrcoef(torch.stack((noise[:, :-1].flatten(), noise[:, 1:].flatten())))[0, 1].abs() < 0.01
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """The engine: requests in, tokens out, many at a time.
 
 Every step is one packed forward pass over a chunk of the prompts being read and one token of every sequence being
-written. Any thread that waits for its own request may drive a step; requests of other threads ride along.
+written; where no prompt is left to read, it is the decode step. Any thread that waits for its own request may drive a
+step; requests of other threads ride along.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from preprocessing import Inputs
 from text_backbone import CacheFull, HybridCache, Packed
+from vl.engine.decode import DecodeStep
+from vl.engine.graphs import GraphRecorder, Recorder
 from vl.engine.request import Generation, Request, Timings
-from vl.engine.sampling import SamplingParams, sample
+from vl.engine.sampling import SamplingParams, SamplingRows, sample
 from vl.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,6 +56,7 @@ class Engine:
         self.page_size = page_size
         self._pages = -(-cache_tokens // page_size)
         self._cache: HybridCache | None = None
+        self._decode: DecodeStep | None = None
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._lock = threading.RLock()
@@ -67,7 +71,7 @@ class Engine:
             inputs,
             params,
             self.model.processor.tokenizer.stream(),
-            params.generator(self.model.device),
+            params.key(),
             timings or Timings(),
         )
         with self._lock:
@@ -110,7 +114,7 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> None:
         """One forward pass for everything that is running; admits what is waiting first."""
-        with self._lock:
+        with self._lock, torch.cuda.device_of(self.model.language_model.lm_head.weight):
             try:
                 self._admit()
                 batch = self._schedule()
@@ -128,6 +132,8 @@ class Engine:
 
     def _admit(self) -> None:
         """Give slots and pages to waiting requests and turn their prompts into embeddings."""
+        if self._waiting and not self._running:
+            self._follow_model()
         admitted: list[Request] = []
         while self._waiting and len(self._running) < self.max_batch_size:
             request = self._waiting[0]
@@ -145,12 +151,21 @@ class Engine:
         if admitted:
             self._embed(admitted)
 
+    def _follow_model(self) -> None:
+        """Between generations the model may have been moved, cast, or given adapters."""
+        cache, model = self._cache, self.model
+        if cache is not None and (cache.keys.device, cache.keys.dtype) != (model.device, model.dtype):
+            self._cache = self._decode = None
+        if self._decode is not None:
+            self._decode.refresh()
+
     def _cache_for(self, tokens: int) -> HybridCache:
         """The cache, made on first use and remade larger when one request alone would not fit."""
         pages = -(-tokens // self.page_size)
         if self._cache is None or (pages > self._pages and not self._running):
             self._pages = max(pages, self._pages)
-            self._cache = None  # frees the old one before the new one is allocated
+            self._cache = self._decode = None  # frees the old one before the new one is allocated
+            recorder = self._recorder()
             self._cache = HybridCache(
                 self.model.config.text,
                 slots=self.max_batch_size,
@@ -158,8 +173,14 @@ class Engine:
                 page_size=self.page_size,
                 device=self.model.device,
                 dtype=self.model.dtype,
+                scratch=recorder is not None,
             )
+            self._decode = DecodeStep(self.model.language_model, self._cache, recorder)
         return self._cache
+
+    def _recorder(self) -> Recorder | None:
+        """Makes graphs of the decode step where there are such things."""
+        return GraphRecorder(self.model.device) if self.model.device.type == "cuda" else None
 
     def _embed(self, requests: list[Request]) -> None:
         """Prompt embeddings of several requests, their images in one call of the vision encoder."""
@@ -171,7 +192,7 @@ class Engine:
             [grid for i in inputs for grid in i.grids],
         )
         if self.model.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.model.device)
         elapsed = time.perf_counter() - start
         for request, part in zip(requests, embeds.split([r.prompt_tokens for r in requests]), strict=True):
             request.embeds = part
@@ -192,27 +213,41 @@ class Engine:
         return batch
 
     def _forward(self, batch: list[tuple[Request, int]]) -> None:
-        model, device = self.model, self.model.device
+        """Run the batch, and hand every sequence whose prompt is read its next token."""
+        assert self._decode is not None
+        if all(not request.prefilling for request, _ in batch):
+            writers = [request for request, _ in batch]
+            tokens = self._decode(writers)
+            for request in writers:
+                request.computed += 1
+        else:
+            writers, tokens = self._prefill(batch)
+        for request, token_id in zip(writers, tokens, strict=True):
+            request.push(token_id, self.model.end_ids)
+
+    def _prefill(self, batch: list[tuple[Request, int]]) -> tuple[list[Request], list[int]]:
+        """One pass over prompts, and over the last tokens of what is being written meanwhile."""
+        model, device = self.model.language_model, self.model.device
         packed = Packed.of(
             [tokens for _, tokens in batch],
             past=[request.computed for request, _ in batch],
             slots=[request.slot for request, _ in batch if request.slot is not None],
             device=device,
         )
-        hidden = model.language_model(self._step_embeds(batch), packed, self._cache)  # [tokens, hidden]
-        ends = packed.offsets[1:] - 1
+        rows = [i for i, (request, tokens) in enumerate(batch) if request.computed + tokens >= request.prompt_tokens]
+        ends = torch.tensor([packed.starts[i] + packed.lengths[i] - 1 for i in rows], dtype=torch.int64, device=device)
+        hidden = model(self._step_embeds(batch), packed, self._cache)  # [tokens, hidden]
         for request, tokens in batch:
             request.computed += tokens
             if not request.prefilling:
                 request.embeds = None
-        rows = [i for i, (request, _) in enumerate(batch) if not request.prefilling]
         if not rows:
-            return
+            return [], []
+        logits = model.logits(hidden[ends])  # [writers, vocab]
         writers = [batch[i][0] for i in rows]
-        logits = model.language_model.logits(hidden[ends[torch.tensor(rows, device=device)]])  # [writers, vocab]
-        tokens_out = sample(logits, [w.params for w in writers], [w.generator for w in writers]).tolist()
-        for request, token_id in zip(writers, tokens_out, strict=True):
-            request.push(token_id, model.end_ids)
+        params = [writer.params for writer in writers]
+        sampling = SamplingRows.of(params, [w.key for w in writers], [w.computed for w in writers], logits)
+        return writers, sample(logits, sampling, max(p.draw for p in params)).tolist()
 
     def _step_embeds(self, batch: list[tuple[Request, int]]) -> Tensor:
         """Inputs of one packed pass: the next prompt chunk, or the embedding of the last token. `[tokens, hidden]`."""

@@ -7,7 +7,6 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from preprocessing import Inputs
@@ -95,7 +94,7 @@ class Request:
     inputs: Inputs
     params: SamplingParams
     stream: TextStream
-    generator: torch.Generator | None
+    key: int  # of its sampling noise
     timings: Timings = field(default_factory=Timings)
     slot: int | None = None
     embeds: Tensor | None = None  # [prompt, hidden] while any of it waits for prefill

@@ -9,13 +9,15 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from text_backbone import Packed
-from text_backbone.kernels.lightning import reference
+from text_backbone.kernels.lightning import configs, decode, reference
 from text_backbone.kernels.lightning import triton as kernels
+from text_backbone.kernels.lightning.configs import Tiles
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-# Triton's interpreter multiplies bfloat16 wrongly.
-DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]
+# Triton's interpreter multiplies bfloat16 wrongly; on a GPU most of the time is spent compiling, for each pair anew.
+DTYPES = [torch.bfloat16] if CUDA else [torch.float32, torch.float16]
+CASES = [(dtype, d) for dtype in DTYPES for d in (32, 64, 128)] + ([(torch.float32, 64)] if CUDA else [])
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 3e-3}
 SLOPES = (0.0, 0.917, 1e-6, 0.03, 3.0, 50.0)
 
@@ -34,10 +36,11 @@ def sample(lengths: list[int], heads: int, d: int, dtype: torch.dtype, seed: int
     return qkv, slopes, Packed.of(lengths, slots=slots, device=DEVICE)
 
 
-@pytest.fixture
-def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "SHORTEST", 64)
-    monkeypatch.setattr(kernels, "LONGEST", 64)
+def small_segments(monkeypatch: pytest.MonkeyPatch, segment: int, piece: int) -> None:
+    """Whatever the batch, cut it into segments and pieces of about these many tokens."""
+    monkeypatch.setattr(
+        Packed, "segments", lambda packed, size, piece_=None, cut=Packed.segments: cut(packed, segment, piece)
+    )
 
 
 def check_forward(lengths: list[int], heads: int, d: int, dtype: torch.dtype) -> None:
@@ -69,33 +72,51 @@ def check_backward(lengths: list[int], heads: int, d: int, dtype: torch.dtype) -
         assert error(three[:, :, part], wanted[:, :, part]) < 2 * TOLERANCE[dtype]
 
 
-SMALL = [([5, 64, 1, 150], 32), ([3, 130], 64), ([70, 1], 128)]
+SMALL = {32: [5, 64, 1, 150], 64: [3, 130], 128: [70, 1]}  # lengths, by head dim
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("lengths", "d"), SMALL)
-def test_forward_of_single_segments(lengths: list[int], d: int, dtype: torch.dtype) -> None:
-    check_forward(lengths, 2, d, dtype)
+@pytest.mark.parametrize(("dtype", "d"), CASES)
+def test_single_segments(dtype: torch.dtype, d: int) -> None:
+    check_forward(SMALL[d], 2, d, dtype)
+    check_backward(SMALL[d], 2, d, dtype)
 
 
-@pytest.mark.usefixtures("short_segments")
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("lengths", "d"), SMALL)
-def test_forward_of_chains(lengths: list[int], d: int, dtype: torch.dtype) -> None:
-    check_forward(lengths, 2, d, dtype)
+@pytest.mark.parametrize(("dtype", "d"), CASES)
+def test_chains(dtype: torch.dtype, d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_segments(monkeypatch, *{32: (64, 32), 64: (64, 64), 128: (32, 16)}[d])
+    check_forward(SMALL[d], 2, d, dtype)
+    check_backward(SMALL[d], 2, d, dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("lengths", "d"), SMALL)
-def test_backward_of_single_segments(lengths: list[int], d: int, dtype: torch.dtype) -> None:
-    check_backward(lengths, 2, d, dtype)
+@pytest.mark.parametrize(("dtype", "d"), CASES)
+def test_decode(dtype: torch.dtype, d: int) -> None:
+    check_forward([1] * 3, 2, d, dtype)
 
 
-@pytest.mark.usefixtures("short_segments")
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("lengths", "d"), SMALL)
-def test_backward_of_chains(lengths: list[int], d: int, dtype: torch.dtype) -> None:
-    check_backward(lengths, 2, d, dtype)
+@pytest.mark.parametrize("values", sorted({columns.values for columns in decode.CANDIDATES}))
+def test_every_split_of_decode_is_the_same_op(values: int) -> None:
+    qkv, slopes, packed = sample([1, 1], 2, 128, torch.float32)
+    states = torch.randn(4, 2, 128, 128, device=DEVICE)
+    wide = states.double()
+    want = reference.lightning_attention(qkv.double(), slopes, packed, wide)
+    got = decode.decode(qkv, slopes, packed, states, decode.Columns(values, 4))
+    assert error(got, want) < 1e-5
+    assert error(states, wide) < 1e-5
+
+
+def test_segments_fill_the_gpu_and_few_tokens_are_not_cut() -> None:
+    walk, gain = Tiles(64, 64, 4, 3, 256), Tiles(64, 128, 8, 3, 512)
+
+    def cut(lengths: list[int], heads: int = 64, d: int = 128) -> tuple[int, int, int]:
+        segments = kernels.segments_for(Packed.of(lengths), heads, d, walk, gain)
+        return segments.size, segments.piece, segments.cells
+
+    assert cut([2048])[2] == 0
+    assert cut([2048] * 16)[2] == 0
+    assert cut([32768]) == (16384, 4096, 8)
+    assert cut([1]) == (512, 512, 0)
+    size, piece, _ = cut([1000] * 60 + [10_000] * 3, heads=4, d=64)
+    assert (size, piece) == (1024, 512)
 
 
 LARGE = [
@@ -107,11 +128,51 @@ LARGE = [
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("lengths", "heads", "d"), LARGE)
-def test_real_sizes(lengths: list[int], heads: int, d: int, dtype: torch.dtype) -> None:
-    check_forward(lengths, heads, d, dtype)
-    check_backward(lengths, heads, d, dtype)
+def test_real_sizes(lengths: list[int], heads: int, d: int) -> None:
+    check_forward(lengths, heads, d, torch.bfloat16)
+    check_backward(lengths, heads, d, torch.bfloat16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sequences", [1, 37, 256])
+def test_decode_in_a_graph(sequences: int) -> None:
+    heads, d = 16, 128
+    qkv, slopes, packed = sample([1] * sequences, heads, d, torch.bfloat16)
+    states = torch.zeros(2 * sequences, heads, d, d, device=DEVICE)
+    kernels.lightning_attention(qkv, slopes, packed, states)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = kernels.lightning_attention(qkv, slopes, packed, states)
+    qkv.copy_(torch.randn_like(qkv))
+    states.normal_()
+    packed.slots.copy_(torch.randperm(2 * sequences, device=DEVICE)[:sequences])
+    wide = states.double()
+    want = reference.lightning_attention(qkv.double(), slopes, packed, wide)
+    graph.replay()
+    assert error(out, want) < 3e-3
+    assert error(states, wide) < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tiles", [Tiles(64, 32, 4, 2), configs.WALK[64][0]])
+def test_nothing_outside_the_arguments_is_touched(tiles: Tiles) -> None:
+    """Rows before and after the inputs are NaN, and must not show."""
+    lengths = [700 + 11 * i for i in range(60)] + [7000, 9888, 10_000]
+    heads, d = 4, 64
+    qkv, slopes, packed = sample(lengths, heads, d, torch.bfloat16)
+    padded = torch.full((len(qkv) + 256, qkv.shape[1]), torch.nan, dtype=torch.bfloat16, device=DEVICE)
+    inner = padded[128:-128].copy_(qkv)
+    for segment in (512, 1024, 2048):
+        tiles = tiles._replace(programs=sum(lengths) * heads * d // (tiles.values * segment))
+        want, _, _ = kernels.forward(qkv, slopes, packed, None)
+        got, cells, segments = kernels.forward(inner, slopes, packed, None, tiles, tiles)
+        assert segments.size == segment
+        assert error(got, want.double()) < 4e-3
+        by_out = torch.full((len(qkv) + 256, heads * d), torch.nan, dtype=torch.bfloat16, device=DEVICE)
+        by_out[128:-128].normal_()
+        gradient = kernels.backward(by_out[128:-128], inner, slopes, packed, cells, segments)
+        assert gradient.isfinite().all()
 
 
 @pytest.mark.gpu

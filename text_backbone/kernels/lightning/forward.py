@@ -1,11 +1,12 @@
-"""Forward kernels of lightning attention.
+"""Kernels of lightning attention, for the output and, with other operands and backwards in time, for its gradient.
 
-A sequence is cut into segments (`Packed.segments`). One program owns a segment, a head and BV of the d value columns:
-it walks the segment's chunks of C tokens with its share of the state, float32 [d, BV], in registers.
+A sequence is cut into segments (`Packed.segments`). One program owns a segment, a head and BV of the d columns of the
+result: it walks the segment's chunks of C tokens with its share of the state, transposed, float32 [BV, d], in
+registers.
 
-Segments of one sequence depend on each other only through the state between them. `gain_kernel` computes what every
-segment adds to it, `scan_kernel` turns that into the state before every segment, and `walk_kernel` starts there. Where
-every sequence is one segment, `walk_kernel` is the whole op.
+Segments of one sequence depend on each other only through the state between them. `gain_kernel` computes what pieces of
+the sequence add to it, `scan_kernel` turns that into the state before every piece, and a walk starts from there. Where
+every sequence is one segment, the walk is the whole op.
 
 Operands of products are bfloat16 for bfloat16 inputs, else float32. A decay multiplies a float32 value before that
 value is rounded, and is always `exp` of a non-positive number.
@@ -18,14 +19,44 @@ import triton.language as tl
 
 
 @triton.jit
-def sigmoid(x, FAST: tl.constexpr):
-    """1 / (1 + exp(-x)) of a float32 tile; FAST is one instruction, to a relative 2^-11 of the tanh in it."""
+def half_and_tanh(x):
+    """x / 2 and tanh(x / 2), float32, of a bfloat16 tile: five instructions for two values; tanh to 2^-11."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 factor, zeros, low, high;
+        mov.b32 factor, 0x3f003f00;
+        mov.b32 zeros, 0x80008000;
+        fma.rn.bf16x2 low, $4, factor, zeros;
+        and.b32 high, low, 0xffff0000;
+        shl.b32 low, low, 16;
+        mov.b32 $0, low;
+        mov.b32 $1, high;
+        tanh.approx.f32 $2, low;
+        tanh.approx.f32 $3, high;
+        }""",
+        "=f,=f,=f,=f,r", [x], dtype=(tl.float32, tl.float32), is_pure=True, pack=2,
+    )  # fmt: skip
+
+
+@triton.jit
+def silu(x, FAST: tl.constexpr):
+    """SiLU of a loaded tile, float32; FAST, of a bfloat16 one, as h + h tanh(h) with h = x / 2."""
     if FAST:
-        tanh = tl.inline_asm_elementwise(
-            "tanh.approx.f32 $0, $1;", "=f,f", [0.5 * x], dtype=tl.float32, is_pure=True, pack=1
-        )
-        return 0.5 * tanh + 0.5
-    return 1.0 / (1.0 + tl.exp(-x))
+        half, tanh = half_and_tanh(x)
+        return tl.fma(half, tanh, half)
+    x = x.to(tl.float32)
+    return x / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def silu_slope(x, FAST: tl.constexpr):
+    """The derivative of SiLU at a loaded tile, float32: of h + h t it is (1 + t + h (1 - t^2)) / 2."""
+    if FAST:
+        half, tanh = half_and_tanh(x)
+        return tl.fma(0.5, tl.fma(half, 1.0 - tanh * tanh, tanh), 0.5)
+    x = x.to(tl.float32)
+    gate = 1.0 / (1.0 + tl.exp(-x))
+    return gate * (1.0 + x * (1.0 - gate))
 
 
 @triton.jit
@@ -37,137 +68,168 @@ def operand(x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def load_rows(pointers, rows, filled):
-    """A float32 tile [C, n]; rows from `filled` on are zero."""
-    return tl.load(pointers, mask=(rows < filled)[:, None], other=0.0).to(tl.float32)
+def load_rows(base, first, rows, filled, ROW: tl.constexpr, WIDTH: tl.constexpr):
+    """A tile [C, WIDTH], rows ROW apart, from row `first`; rows from `filled` on are zero."""
+    pointers = base + first * ROW + rows[:, None] * ROW + tl.arange(0, WIDTH)[None, :]
+    return tl.load(pointers, mask=(rows < filled)[:, None], other=0.0)
 
 
 @triton.jit
-def load_silu(pointers, rows, filled, FAST: tl.constexpr):
-    x = load_rows(pointers, rows, filled)
-    return x * sigmoid(x, FAST)
+def load_tile(
+    base, first, rows, filled, FUSED: tl.constexpr, HD: tl.constexpr, WIDTH: tl.constexpr, FAST: tl.constexpr
+):
+    """A float32 tile: SiLU of columns of the fused projection, or, not FUSED, columns of the output's gradient."""
+    if FUSED:
+        return silu(load_rows(base, first, rows, filled, 3 * HD, WIDTH), FAST)
+    return load_rows(base, first, rows, filled, HD, WIDTH).to(tl.float32)
 
 
 @triton.jit
-def causal_decay(rate, C: tl.constexpr):
-    """[C, C], exp(-s (i - j)) where j <= i, else 0."""
-    ages = tl.arange(0, C)[:, None] - tl.arange(0, C)[None, :]
-    return tl.where(ages >= 0, tl.exp(-rate * tl.maximum(ages, 0)), 0.0)
+def state_pointers(
+    base, block, index, head, TRANSPOSED: tl.constexpr, H: tl.constexpr, D: tl.constexpr, BV: tl.constexpr
+):
+    """Pointers [BV, D]: rows `block` of state `index` in a [., H, D, D] tensor, or of its transpose."""
+    at = base + (index * H + head) * (D * D)
+    mine, all_ = block * BV + tl.arange(0, BV), tl.arange(0, D)
+    if TRANSPOSED:
+        return at + all_[None, :] * D + mine[:, None]
+    return at + mine[:, None] * D + all_[None, :]
 
 
 @triton.jit
-def state_pointers(base, block, index, head, H: tl.constexpr, D: tl.constexpr, BV: tl.constexpr):
-    """Pointers [D, BV] to value columns `block` of state `index` in a [., H, D, D] tensor."""
-    at = base + (index * H + head) * D * D + block * BV
-    return at + tl.arange(0, D)[:, None] * D + tl.arange(0, BV)[None, :]
+def all_if(condition, D: tl.constexpr):
+    """A mask [1, D] of nothing but the scalar `condition`."""
+    return (tl.arange(0, D) < tl.where(condition, D, 0))[None, :]
 
 
 @triton.jit
-def program_of(table, H: tl.constexpr, BLOCKS: tl.constexpr):
-    """This program's value block and head; its segment's first row, length, sequence, cell, whether it is the last."""
-    pid = tl.program_id(0)
-    row = table + (pid // (H * BLOCKS)).to(tl.int64) * 5
-    start, length, sequence = tl.load(row), tl.load(row + 1).to(tl.int32), tl.load(row + 2)
-    return pid % BLOCKS, pid // BLOCKS % H, start, length, sequence, tl.load(row + 3), tl.load(row + 4)
+def load_cell(cells, cell, block, head, TRANSPOSED: tl.constexpr, H: tl.constexpr, D: tl.constexpr, BV: tl.constexpr):
+    """Rows `block` [BV, D] of a cell, zero where there is none (cell -1)."""
+    pointers = state_pointers(cells, block, tl.maximum(cell, 0), head, TRANSPOSED, H, D, BV)
+    return tl.load(pointers, mask=all_if(cell >= 0, D), other=0.0)
 
 
 @triton.jit
 def add_gain(
-    gain, qkv, rate, block, head, start, length,
-    H: tl.constexpr, D: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, FAST: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    state, b, c, rate, length, REVERSE: tl.constexpr, HD: tl.constexpr, D: tl.constexpr, BV: tl.constexpr,
+    C: tl.constexpr, FAST: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The state [D, BV] after a segment, from `gain`, the state before it."""
+    """The state [BV, D] after a piece, or before it if REVERSE, from `state`, that at its other end.
+
+    b [., D] and c [., BV] point at the piece's first row; c is in the fused projection or, if REVERSE, a gradient.
+    """
     rows = tl.arange(0, C)
-    x = qkv + start * (3 * H * D) + head * (3 * D)
-    k_at = D + rows[:, None] * (3 * H * D) + tl.arange(0, D)[None, :]
-    v_at = 2 * D + block * BV + rows[:, None] * (3 * H * D) + tl.arange(0, BV)[None, :]
-    for first in tl.range(0, length, C, num_stages=STAGES):
-        filled = tl.minimum(length - first, C)
-        k = load_silu(x + k_at, rows, filled, FAST)
-        v = load_silu(x + v_at, rows, filled, FAST)
-        left = tl.maximum(filled - 1 - rows, 0)  # tokens of the chunk after each; rows beyond it hold k = 0
-        k = operand(k * tl.exp(-rate * left)[:, None], OPERAND, PRECISION)
-        v = operand(v, OPERAND, PRECISION)
-        gain = tl.dot(tl.trans(k), v, gain * tl.exp(-rate * filled), input_precision=PRECISION)
-        x += C * 3 * H * D
-    return gain
+    chunks = tl.cdiv(length, C)
+    for i in tl.range(0, chunks, num_stages=STAGES):
+        first = tl.cast(chunks - 1 - i if REVERSE else i, tl.int64) * C
+        filled = tl.minimum(length - first, C).to(tl.int32)
+        b_tile = operand(load_tile(b, first, rows, filled, True, HD, D, FAST), OPERAND, PRECISION)
+        c_tile = load_tile(c, first, rows, filled, not REVERSE, HD, BV, FAST)
+        between = rows if REVERSE else tl.maximum(filled - 1 - rows, 0)  # tokens from a row to that end
+        c_tile = operand(c_tile * tl.exp(-rate * between)[:, None], OPERAND, PRECISION)
+        state = tl.dot(tl.trans(c_tile), b_tile, state * tl.exp(-rate * filled), input_precision=PRECISION)
+    return state
 
 
 @triton.jit
 def walk(
-    state, qkv, out, rate, block, head, start, length,
-    H: tl.constexpr, D: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, FAST: tl.constexpr,
+    state, a, b, c, x, out, rate, length, PLAIN: tl.constexpr, REVERSE: tl.constexpr,
+    HD: tl.constexpr, D: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, FAST: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Write a segment's outputs, starting from `state` [D, BV]; returns the state after it."""
+    """Write out_i = sum over j <= i, or j >= i if REVERSE, of exp(-s |i - j|) (a_i . b_j) c_j, for a segment.
+
+    Args:
+        state: [BV, D], the transpose of what tokens before the segment (after it if REVERSE) add up to.
+        a, b: [., D] at the segment's first row; c, out: [., BV].
+        PLAIN: "a", "b" or "c" is a gradient in the layout of the output, the others are in the fused projection.
+        x: None, or `out` is the gradient of SiLU(x), to be written as that of x, and both are in the fused layout.
+
+    Returns:
+        The state at the segment's other end.
+    """
     rows = tl.arange(0, C)
-    x = qkv + start * (3 * H * D) + head * (3 * D)
-    y = out + start * (H * D) + head * D + block * BV
-    q_at = rows[:, None] * (3 * H * D) + tl.arange(0, D)[None, :]
-    v_at = 2 * D + block * BV + rows[:, None] * (3 * H * D) + tl.arange(0, BV)[None, :]
-    o_at = rows[:, None] * (H * D) + tl.arange(0, BV)[None, :]
-    decay = causal_decay(rate, C)
-    since = tl.exp(-rate * (rows + 1))[:, None]
-    for first in tl.range(0, length, C, num_stages=STAGES):
-        filled = tl.minimum(length - first, C)
-        q = operand(load_silu(x + q_at, rows, filled, FAST), OPERAND, PRECISION)
-        k = load_silu(x + D + q_at, rows, filled, FAST)
-        v = operand(load_silu(x + v_at, rows, filled, FAST), OPERAND, PRECISION)
-        scores = tl.dot(q, tl.trans(operand(k, OPERAND, PRECISION)), input_precision=PRECISION) * decay
-        o = tl.dot(q, operand(state, OPERAND, PRECISION), input_precision=PRECISION) * since
-        o = tl.dot(operand(scores, OPERAND, PRECISION), v, o, input_precision=PRECISION)
-        left = tl.maximum(filled - 1 - rows, 0)
-        k = operand(k * tl.exp(-rate * left)[:, None], OPERAND, PRECISION)
-        state = tl.dot(tl.trans(k), v, state * tl.exp(-rate * filled), input_precision=PRECISION)
-        tl.store(y + o_at, o.to(out.dtype.element_ty), mask=(rows < filled)[:, None])
-        x += C * 3 * H * D
-        y += C * H * D
+    chunks = tl.cdiv(length, C)
+    ages = rows[None, :] - rows[:, None] if REVERSE else rows[:, None] - rows[None, :]
+    decay = tl.where(ages >= 0, tl.exp(-rate * tl.maximum(ages, 0)), 0.0)
+    for i in tl.range(0, chunks, num_stages=STAGES):
+        first = tl.cast(chunks - 1 - i if REVERSE else i, tl.int64) * C
+        filled = tl.minimum(length - first, C).to(tl.int32)
+        # This order of the products keeps the fewest tiles alive at a time.
+        a_tile = operand(load_tile(a, first, rows, filled, PLAIN != "a", HD, D, FAST), OPERAND, PRECISION)
+        reach = tl.maximum(filled - rows, 0) if REVERSE else rows + 1  # to the state's token
+        o = tl.dot(a_tile, tl.trans(operand(state, OPERAND, PRECISION)), input_precision=PRECISION)
+        o *= tl.exp(-rate * reach)[:, None]
+        b_tile = operand(load_tile(b, first, rows, filled, PLAIN != "b", HD, D, FAST), OPERAND, PRECISION)
+        c_tile = load_tile(c, first, rows, filled, PLAIN != "c", HD, BV, FAST)
+        between = rows if REVERSE else tl.maximum(filled - 1 - rows, 0)
+        faded = operand(c_tile * tl.exp(-rate * between)[:, None], OPERAND, PRECISION)
+        c_tile = operand(c_tile, OPERAND, PRECISION)
+        state = tl.dot(tl.trans(faded), b_tile, state * tl.exp(-rate * filled), input_precision=PRECISION)
+        scores = tl.dot(a_tile, tl.trans(b_tile), input_precision=PRECISION) * decay
+        o = tl.dot(operand(scores, OPERAND, PRECISION), c_tile, o, input_precision=PRECISION)
+        row = HD
+        if x is not None:
+            row = 3 * HD
+            o *= silu_slope(load_rows(x, first, rows, filled, 3 * HD, BV), FAST)
+        pointers = out + first * row + rows[:, None] * row + tl.arange(0, BV)[None, :]
+        tl.store(pointers, o.to(out.dtype.element_ty), mask=(rows < filled)[:, None])
     return state
 
 
 @triton.jit
 def gain_kernel(
-    qkv, cells, slopes, table,
+    qkv, grad, cells, slopes, pieces, REVERSE: tl.constexpr,
     H: tl.constexpr, D: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, FAST: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """cells [., H, D, D] at a segment's cell: the state after the segment had it been zero before."""
-    block, head, start, length, _, cell, last = program_of(table, H, D // BV)
-    if last == 0:
-        gain = tl.zeros((D, BV), tl.float32)
+    """cells [., H, D, D]: the sum of k^T v over a piece, decayed to its end; REVERSE, of q^T grad, to its beginning.
+
+    Pieces of the last segment of a chain, or of its first one if REVERSE, are not needed.
+    """
+    BLOCKS: tl.constexpr = D // BV
+    pid = tl.program_id(0)
+    block, head, cell = pid % BLOCKS, pid // BLOCKS % H, (pid // (H * BLOCKS)).to(tl.int64)
+    row = pieces + cell * 6
+    if tl.load(row + (2 if REVERSE else 3)) == 0:
+        start, length = tl.load(row), tl.load(row + 1).to(tl.int32)
         rate = tl.load(slopes + head)
+        x = qkv + start * (3 * H * D) + head * (3 * D)
+        b = x if REVERSE else x + D
+        c = grad + start * (H * D) + head * D if REVERSE else x + 2 * D
+        gain = tl.zeros((BV, D), tl.float32)
         gain = add_gain(
-            gain, qkv, rate, block, head, start, length, H, D, BV, C, FAST, OPERAND, PRECISION, STAGES
+            gain, b, c + block * BV, rate, length, REVERSE, H * D, D, BV, C, FAST, OPERAND, PRECISION, STAGES
         )  # fmt: skip
-        tl.store(state_pointers(cells, block, cell, head, H, D, BV), gain)
+        tl.store(state_pointers(cells, block, cell, head, True, H, D, BV), gain)
 
 
-@triton.jit(do_not_specialize_on_alignment=["chains"])
+@triton.jit(do_not_specialize=["piece", "parts"])
 def scan_kernel(
-    cells, states, slots, slopes, chains,
-    H: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr,
+    cells, states, slots, slopes, chains, piece, parts,
+    H: tl.constexpr, D: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """cells, in place: gains of the segments of each chained sequence -> the states before them.
+    """cells, in place: gains of the pieces of each chain -> the states before them, up to the last segment's first.
 
-    REVERSE: the state after each segment, of a recurrence that runs from the last token to the first.
+    A segment is `parts` pieces. REVERSE: the states after the pieces, from the last to the last of the first segment.
     """
     pid = tl.program_id(0)
     BLOCKS: tl.constexpr = D * D // BLOCK
-    row = chains + (pid // (H * BLOCKS)).to(tl.int64) * 5
+    row = chains + (pid // (H * BLOCKS)).to(tl.int64) * 6
     head = pid // BLOCKS % H
     at = pid % BLOCKS * BLOCK + tl.arange(0, BLOCK)
-    sequence, first, count, tail = tl.load(row), tl.load(row + 1), tl.load(row + 2).to(tl.int32), tl.load(row + 3)
+    sequence, cell, count, tail = tl.load(row), tl.load(row + 1), tl.load(row + 2).to(tl.int32), tl.load(row + 3)
     rate = tl.load(slopes + head)
     state = tl.zeros((BLOCK,), tl.float32)
     if states is not None:
-        state = tl.load(states + (tl.load(slots + sequence) * H + head) * D * D + at).to(tl.float32)
-    for i in range(count):
+        state = tl.load(states + (tl.load(slots + sequence) * H + head) * (D * D) + at).to(tl.float32)
+    needed = count - parts + 1 if REVERSE else (count - 1) // parts * parts + 1
+    for i in range(needed):
         index = count - 1 - i if REVERSE else i
-        pointers = cells + ((first + index) * H + head) * D * D + at
-        gain = tl.load(pointers, mask=at < (count - 1 - i) * D * D, other=0.0)  # the last is not needed
+        pointers = cells + ((cell + index) * H + head) * (D * D) + at
+        gain = tl.load(pointers, mask=at < (needed - 1 - i) * (D * D), other=0.0)  # the last one's is not needed
         tl.store(pointers, state)
-        length = tail.to(tl.int32) if REVERSE and i == 0 else SIZE
+        length = tail.to(tl.int32) if REVERSE and i == 0 else piece
         state = gain + state * tl.exp(-rate * length)
 
 
@@ -181,19 +243,22 @@ def walk_kernel(
 
     The last segment of a sequence leaves the state after it in `states` [., H, D, D] at the sequence's slot.
     """
-    block, head, start, length, sequence, cell, last = program_of(table, H, D // BV)
+    BLOCKS: tl.constexpr = D // BV
+    pid = tl.program_id(0)
+    block, head = pid % BLOCKS, pid // BLOCKS % H
+    row = table + (pid // (H * BLOCKS)).to(tl.int64) * 6
+    start, length, cell = tl.load(row), tl.load(row + 1).to(tl.int32), tl.load(row + 3)
     rate = tl.load(slopes + head)
-    state = tl.zeros((D, BV), tl.float32)
-    if cell >= 0:
-        if cells is not None:
-            state = tl.load(state_pointers(cells, block, cell, head, H, D, BV))
-    elif states is not None:
-        slot = tl.load(slots + sequence)
-        state = tl.load(state_pointers(states, block, slot, head, H, D, BV)).to(tl.float32)
+    state = load_cell(cells, cell, block, head, True, H, D, BV)
+    if states is not None:
+        cached = state_pointers(states, block, tl.load(slots + tl.load(row + 2)), head, True, H, D, BV)
+        state += tl.load(cached, mask=all_if(cell < 0, D), other=0.0).to(tl.float32)
+    q = qkv + start * (3 * H * D) + head * (3 * D)
+    o = out + start * (H * D) + head * D + block * BV
     state = walk(
-        state, qkv, out, rate, block, head, start, length, H, D, BV, C, FAST, OPERAND, PRECISION, STAGES
+        state, q, q + D, q + 2 * D + block * BV, None, o, rate, length, "", False,
+        H * D, D, BV, C, FAST, OPERAND, PRECISION, STAGES,
     )  # fmt: skip
-    if states is not None:  # noqa: SIM102 (known when compiling)
-        if last != 0:
-            slot = tl.load(slots + sequence)
-            tl.store(state_pointers(states, block, slot, head, H, D, BV), state.to(states.dtype.element_ty))
+    if states is not None:
+        cached = state_pointers(states, block, tl.load(slots + tl.load(row + 2)), head, True, H, D, BV)
+        tl.store(cached, state.to(states.dtype.element_ty), mask=all_if(tl.load(row + 5) != 0, D))

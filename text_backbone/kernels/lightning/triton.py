@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from text_backbone.kernels.lightning.backward import reverse_gain_kernel, walk_back_kernel
+from text_backbone.kernels.lightning.backward import walk_back_kernel
+from text_backbone.kernels.lightning.configs import BACKWARD, CANDIDATES, GAIN, WALK, Tiles, pick
+from text_backbone.kernels.lightning.decode import decode
 from text_backbone.kernels.lightning.forward import gain_kernel, scan_kernel, walk_kernel
 from text_backbone.packed import Packed, Segments
 
-PROGRAMS = 264  # enough to fill a large GPU: two for each of 132 multiprocessors
-SHORTEST, LONGEST = 512, 8192  # tokens of a segment
+__all__ = ["BACKWARD", "CANDIDATES", "GAIN", "WALK", "backward", "decode", "forward", "lightning_attention"]
 
-
-class Tiles(NamedTuple):
-    """Tokens of a chunk, value columns of a program, warps, pipeline stages."""
-
-    chunk: int
-    values: int
-    warps: int
-    stages: int
-
-
-# By head dim; the first entry for bfloat16, the second for float32 operands.
-FORWARD = {
-    32: (Tiles(64, 32, 4, 2), Tiles(32, 32, 4, 1)),
-    64: (Tiles(64, 64, 4, 2), Tiles(32, 32, 4, 1)),
-    128: (Tiles(64, 128, 8, 2), Tiles(32, 32, 8, 1)),
-}
-BACKWARD = {
-    32: (Tiles(64, 32, 4, 2), Tiles(32, 32, 4, 1)),
-    64: (Tiles(64, 64, 4, 2), Tiles(32, 64, 8, 1)),
-    128: (Tiles(64, 128, 8, 1), Tiles(16, 128, 8, 1)),
-}
+SHORTEST = 512  # tokens of a piece of a sequence; shorter ones would move more state than tokens
+FEW = 2048  # tokens that are not worth the two more launches, if a walk of whole sequences half fills the GPU
+SCAN_BLOCK = 512  # elements of a state in one program
 
 
 def lightning_attention(qkv: Tensor, slopes: Tensor, packed: Packed, states: Tensor | None = None) -> Tensor:
@@ -44,86 +27,146 @@ def lightning_attention(qkv: Tensor, slopes: Tensor, packed: Packed, states: Ten
     qkv = qkv.contiguous()
     if torch.is_grad_enabled() and qkv.requires_grad:
         return _LightningAttention.apply(qkv, slopes, packed)
+    if packed.longest == 1 and states is not None:
+        return decode(qkv, slopes, packed, states)
     return forward(qkv, slopes, packed, states)[0]
 
 
 class _LightningAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, slopes: Tensor, packed: Packed) -> Tensor:
-        out, cells = forward(qkv, slopes, packed, None)
+        out, cells, segments = forward(qkv, slopes, packed, None)
         ctx.save_for_backward(qkv, slopes, cells)
-        ctx.packed = packed
+        ctx.packed, ctx.segments = packed, segments
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         qkv, slopes, cells = ctx.saved_tensors
-        return backward(grad.contiguous(), qkv, slopes, ctx.packed, cells), None, None
+        return backward(grad.contiguous(), qkv, slopes, ctx.packed, cells, ctx.segments), None, None
 
 
-def segments_for(packed: Packed, heads: int) -> Segments:
-    """Segments as long as they may be while there are enough of them to fill the GPU."""
-    share = packed.tokens * heads // PROGRAMS
-    return packed.segments(min(max(1 << share.bit_length() - 1 if share else 0, SHORTEST), LONGEST))
+def segments_for(packed: Packed, heads: int, d: int, walk: Tiles, gain: Tiles) -> Segments:
+    """Segments and pieces as long as they may be while there are enough of them to fill the GPU."""
+    whole = max(1 << (packed.longest - 1).bit_length(), SHORTEST)  # longer segments would all be the same
+    if whole <= FEW and 2 * packed.sequences * heads * d >= walk.programs * walk.values:
+        return packed.segments(whole)
+    size, piece = (
+        min(max(_power_of_two(packed.tokens * heads * d // (tiles.values * tiles.programs)), SHORTEST), whole)
+        for tiles in (walk, gain)
+    )
+    return packed.segments(size, min(piece, size))
 
 
-def forward(qkv: Tensor, slopes: Tensor, packed: Packed, states: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The output [T, heads * d], and the states before the segments that have a cell, float32 [cells, heads, d, d]."""
+def forward(
+    qkv: Tensor,
+    slopes: Tensor,
+    packed: Packed,
+    states: Tensor | None,
+    walk: Tiles | None = None,
+    gain: Tiles | None = None,
+) -> tuple[Tensor, Tensor | None, Segments]:
+    """The output [T, heads * d], the states before pieces of segments, and the segments, which the backward needs.
+
+    The states, float32 [cells, heads, d, d], are None where no sequence is longer than a segment. `walk` and `gain`
+    are the tiles to use instead of the tables'.
+    """
     heads = len(slopes)
     d = qkv.shape[1] // (3 * heads)
-    tiles, options = _options(FORWARD[d], heads, d, qkv.dtype)
-    options["BV"] = tiles.values
-    segments, blocks = segments_for(packed, heads), d // tiles.values
+    walk = walk or pick(WALK, d, qkv.dtype, qkv.device)
+    gain = gain or pick(GAIN, d, qkv.dtype, qkv.device)
+    segments = segments_for(packed, heads, d, walk, gain)
     out = qkv.new_empty(qkv.shape[0], heads * d)
     cells = None
     if segments.cells:
-        cells = qkv.new_empty(segments.cells, heads, d, d, dtype=torch.float32)
-        gain_kernel[(segments.cells * heads * blocks,)](qkv, cells, slopes, segments.table, **options)
-        _scan(cells, states, slopes, packed, segments, reverse=False)
-    walk_kernel[(segments.count * heads * blocks,)](
-        qkv, out, states, packed.slots, cells, slopes, segments.table, **options
+        cells = _states_between(qkv, None, states, slopes, packed, segments, gain)
+    walk_kernel[(segments.count * heads * (d // walk.values),)](
+        qkv,
+        out,
+        states,
+        packed.slots,
+        _pointer(cells, slopes),
+        slopes,
+        segments.table,
+        **_options(walk, heads, d, qkv.dtype),
     )
-    return out, cells
+    return out, cells, segments
 
 
-def backward(grad: Tensor, qkv: Tensor, slopes: Tensor, packed: Packed, cells: Tensor | None) -> Tensor:
-    """The gradient [T, heads * 3 * d] of `qkv` from that of the output and the forward's `cells`."""
+def backward(
+    grad: Tensor,
+    qkv: Tensor,
+    slopes: Tensor,
+    packed: Packed,
+    cells: Tensor | None,
+    segments: Segments,
+    walk: Tiles | None = None,
+    gain: Tiles | None = None,
+) -> Tensor:
+    """The gradient [T, heads * 3 * d] of `qkv` from that of the output and the forward's `cells` and `segments`."""
     heads = len(slopes)
     d = qkv.shape[1] // (3 * heads)
-    tiles, options = _options(BACKWARD[d], heads, d, qkv.dtype)
-    segments, after = segments_for(packed, heads), None
-    dqkv = torch.empty_like(qkv)
-    if cells is not None:
-        after = torch.empty_like(cells)
-        reverse_gain_kernel[(segments.cells * heads * (d // tiles.values),)](
-            qkv, grad, after, slopes, segments.table, BV=tiles.values, **options
-        )
-        _scan(after, None, slopes, packed, segments, reverse=True)
-    walk_back_kernel[(segments.count * heads * 2,)](qkv, grad, dqkv, cells, after, slopes, segments.table, **options)
+    walk = walk or pick(BACKWARD, d, qkv.dtype, qkv.device)
+    gain = gain or pick(GAIN, d, qkv.dtype, qkv.device)
+    dqkv, after = torch.empty_like(qkv), None
+    if segments.cells:
+        after = _states_between(qkv, grad, None, slopes, packed, segments, gain)
+    walk_back_kernel[(segments.count * heads * (d // walk.values) * 3,)](
+        qkv,
+        grad,
+        dqkv,
+        _pointer(cells, slopes),
+        _pointer(after, slopes),
+        slopes,
+        segments.table,
+        **_options(walk, heads, d, qkv.dtype),
+    )
     return dqkv
 
 
-def _scan(
-    cells: Tensor, states: Tensor | None, slopes: Tensor, packed: Packed, segments: Segments, *, reverse: bool
-) -> None:
-    heads, d = cells.shape[1], cells.shape[2]
-    block = 512
-    grid = (segments.chained * heads * (d * d // block),)
-    scan_kernel[grid](
-        cells, states, packed.slots, slopes, segments.chains,
-        H=heads, D=d, SIZE=segments.size, REVERSE=reverse, BLOCK=block, num_warps=4,
+def _states_between(
+    qkv: Tensor,
+    grad: Tensor | None,
+    states: Tensor | None,
+    slopes: Tensor,
+    packed: Packed,
+    segments: Segments,
+    tiles: Tiles,
+) -> Tensor:
+    """The state before every piece that begins a segment; given `grad`, the reverse one after those that end one."""
+    heads = len(slopes)
+    d = qkv.shape[1] // (3 * heads)
+    reverse = grad is not None
+    cells = qkv.new_empty(segments.cells, heads, d, d, dtype=torch.float32)
+    gain_kernel[(segments.cells * heads * (d // tiles.values),)](
+        qkv, grad, cells, slopes, segments.pieces, REVERSE=reverse, **_options(tiles, heads, d, qkv.dtype)
+    )
+    scan_kernel[(segments.chained * heads * (d * d // SCAN_BLOCK),)](
+        cells, states, packed.slots, slopes, segments.chains, segments.piece, segments.size // segments.piece,
+        H=heads, D=d, REVERSE=reverse, BLOCK=SCAN_BLOCK, num_warps=4,
     )  # fmt: skip
+    return cells
 
 
-def _options(choices: tuple[Tiles, Tiles], heads: int, d: int, dtype: torch.dtype) -> tuple[Tiles, dict[str, Any]]:
+def _pointer(cells: Tensor | None, other: Tensor) -> Tensor:
+    """Cells, or what a kernel that will read none may be given: with None it would be compiled once more."""
+    return other if cells is None else cells
+
+
+def _power_of_two(share: int) -> int:
+    """The largest one up to `share`, or 0."""
+    return 1 << share.bit_length() - 1 if share else 0
+
+
+def _options(tiles: Tiles, heads: int, d: int, dtype: torch.dtype) -> dict[str, Any]:
     half = dtype == torch.bfloat16
     # float16 could not hold a state, so its products are tf32: as many bits, and the range of float32.
     exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-    tiles = choices[0] if half else choices[1]
-    return tiles, {
+    return {
         "H": heads,
         "D": d,
+        "BV": tiles.values,
         "C": tiles.chunk,
         "FAST": half,
         "OPERAND": tl.bfloat16 if half else tl.float32,

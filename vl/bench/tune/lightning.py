@@ -1,0 +1,72 @@
+"""Candidates for the tables of `text_backbone.kernels.lightning.triton`, as it lists them itself.
+
+Its `CANDIDATES` maps the name of a table, a dict by head dimension, to the entries to try there by head dimension.
+Where a table's entry is a pair (bfloat16, float32), a candidate that is no pair stands for the first of it. Tables
+with BACKWARD in their name are timed on a training step, the others on a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from text_backbone import Packed
+from text_backbone.lightning import decay_slopes
+from vl.bench.tune import Sweep
+from vl.errors import InputError
+
+PROMPTS = ([32768], [2048], [8192], [2048] * 16)
+STEP = [1176] * 60 + [9864] * 6  # a training step: pictures of one tile, and a few large ones
+FULL, NANO = (64, 128), (3, 64)  # heads and head dimension
+
+
+def sweeps(device: torch.device) -> Iterator[Sweep]:
+    kernels: Any = import_module("text_backbone.kernels.lightning.triton")
+    candidates = getattr(kernels, "CANDIDATES", None)
+    if candidates is None:
+        raise InputError("the lightning kernels list no CANDIDATES to tune")
+    for table, by_dim in candidates.items():
+        training = "BACKWARD" in table
+        shapes = [(NANO, STEP)] if training else [*((FULL, lengths) for lengths in PROMPTS), (NANO, STEP)]
+        for shape, lengths in shapes:
+            if shape[1] in by_dim:
+                yield _sweep(kernels, table, tuple(by_dim[shape[1]]), shape, lengths, training, device)
+
+
+def _sweep(
+    kernels: Any,
+    table: str,
+    candidates: tuple[Any, ...],
+    shape: tuple[int, int],
+    lengths: list[int],
+    training: bool,
+    device: torch.device,
+) -> Sweep:
+    (heads, d), entries = shape, getattr(kernels, table)
+    home = torch.device("cpu") if device.type == "meta" else device  # of lengths: the host needs them to compile too
+    packed, slopes = Packed.of(lengths, device=home), decay_slopes(heads, 40, 80, home)
+    qkv = torch.empty(packed.tokens, heads * 3 * d, device=device, dtype=torch.bfloat16)
+    grad = torch.empty(packed.tokens, heads * d, device=device, dtype=torch.bfloat16)
+    if not qkv.is_meta:
+        qkv.normal_()
+        grad.normal_()
+
+    def run(entry: Any) -> object:
+        kept = entries[d]
+        pair = type(kept) is tuple and type(entry) is not tuple
+        entries[d] = (entry, *kept[1:]) if pair else entry
+        try:
+            if not training:
+                with torch.no_grad():
+                    return kernels.lightning_attention(qkv, slopes, packed)
+            leaf = qkv.detach().requires_grad_()
+            return torch.autograd.grad(kernels.lightning_attention(leaf, slopes, packed), leaf, grad)
+        finally:
+            entries[d] = kept
+
+    now = entries[d][0] if type(entries[d]) is tuple else entries[d]
+    name = f"{table}[{d}], {heads} heads, {len(lengths)} sequences, {packed.tokens} tokens"
+    return Sweep(name, candidates, run, now)

@@ -1,0 +1,154 @@
+"""The decode step: one new token for every sequence being written.
+
+On a GPU the step, sampling included, is a CUDA graph for each of a few batch sizes: a batch is filled up with rows that
+read and write the cache's scratch slot. The host writes a page of numbers and reads the tokens; nothing in between
+waits. Elsewhere the same function runs as it is.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from text_backbone import HybridCache, MiniMaxText, Packed
+from vl.engine.graphs import Recorder
+from vl.engine.request import Request
+from vl.engine.sampling import ALL, Draw, SamplingRows, sample
+
+
+class StepInputs:
+    """What a step over `size` rows reads, in memory that stays where it is, and its twin on the host.
+
+    Attributes:
+        tokens: int64 [size], the last token of each row.
+        past: int64 [size], tokens of each row that are in the cache.
+        slots: int64 [size].
+        chosen: int64 [size], where the step leaves the next token of each row.
+    """
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.size = size
+        width = size + size % 2  # every row begins at a 16-byte boundary, for which kernels are compiled
+        self._host = torch.zeros(6, width, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._device = torch.zeros(6, width, dtype=torch.int64, device=device)
+        self._offsets = torch.arange(size + 1, device=device)
+        self.chosen = torch.zeros(size, dtype=torch.int64, device=device)
+        self.tokens, self.past, self.slots, self._keys, self._top_k = self._device[:5, :size]
+        self._temperature, self._top_p = _floats(self._device)[:, :size]
+        self._pasts = self._slot_ids = (0,) * size
+
+    def fill(self, requests: Sequence[Request], scratch: int = 0) -> None:
+        """Put `requests` in the first rows, and the slot `scratch` in the others."""
+        spare = self.size - len(requests)
+        self._pasts = (*(r.computed for r in requests), *(0,) * spare)
+        self._slot_ids = (*(r.slot for r in requests if r.slot is not None), *(scratch,) * spare)
+        rows = [(r.token_ids[-1], r.key, r.params.top_k or ALL) for r in requests] + [(0, 0, ALL)] * spare
+        tokens, keys, top_k = zip(*rows, strict=True)
+        floats = [(r.params.temperature, r.params.top_p) for r in requests] + [(0.0, 1.0)] * spare
+        self._host[:5, : self.size] = torch.tensor((tokens, self._pasts, self._slot_ids, keys, top_k))
+        _floats(self._host)[:, : self.size] = torch.tensor(floats).T
+        self._device.copy_(self._host, non_blocking=True)
+
+    def packed(self) -> Packed:
+        """The rows as a batch of single tokens."""
+        return Packed(
+            offsets=self._offsets,
+            past=self.past,
+            slots=self.slots,
+            lengths=(1,) * self.size,
+            starts=tuple(range(self.size)),
+            pasts=self._pasts,
+            slot_ids=self._slot_ids,
+        )
+
+    def sampling(self) -> SamplingRows:
+        """The rows as the sampler sees them: what it chooses stands behind the token that is read."""
+        return SamplingRows(self._keys, self.past + 1, self._top_k, self._temperature, self._top_p)
+
+
+def _floats(rows: Tensor) -> Tensor:
+    """The last of the int64 rows [6, width] as float32 [2, width]."""
+    return rows[5].view(torch.float32).view(2, -1)
+
+
+class DecodeStep:
+    """Runs the step over a model and a cache, which it must not outlive.
+
+    Args:
+        recorder: makes graphs of the step, for which the cache needs a scratch slot; None always runs it as it is.
+    """
+
+    def __init__(self, model: MiniMaxText, cache: HybridCache, recorder: Recorder | None = None) -> None:
+        self._model, self._cache, self._recorder = model, cache, recorder
+        self._inputs: dict[int, StepInputs] = {}
+        self._replays: dict[tuple[int, Draw], Callable[[], None]] = {}
+        self._known: tuple[int, ...] = ()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Drop what was recorded if the model's parameters have moved, or hooks (adapters) have come or gone."""
+        places = [parameter.data_ptr() for parameter in self._model.parameters()]
+        hooks = [key for module in self._model.modules() for key in module._forward_hooks]
+        known = (*places, *hooks)
+        if known != self._known:
+            self._replays.clear()
+            self._known = known
+
+    @torch.inference_mode()
+    def __call__(self, requests: Sequence[Request]) -> list[int]:
+        """The next token of each request, all of whose tokens but the last are in the cache.
+
+        Raises:
+            ValueError: if a request's slot has no room for a token more.
+        """
+        draw = max(request.params.draw for request in requests)
+        replay = self._replay(len(requests), draw)
+        inputs = self._inputs_of(self._bucket(len(requests)) if replay else len(requests))
+        inputs.fill(requests, self._cache.scratch_slot or 0)
+        packed = inputs.packed()
+        if replay:
+            self._cache.check(packed)
+            replay()
+        else:
+            self._step(inputs, packed, draw)
+        return inputs.chosen[: len(requests)].tolist()
+
+    def _step(self, inputs: StepInputs, packed: Packed, draw: Draw) -> None:
+        """From `inputs` to `inputs.chosen`; given the same `size` and `draw`, always the same work on the device."""
+        hidden = self._model(self._model.embed(inputs.tokens), packed, self._cache)  # [size, hidden]
+        inputs.chosen.copy_(sample(self._model.logits(hidden), inputs.sampling(), draw))
+
+    def _replay(self, count: int, draw: Draw) -> Callable[[], None] | None:
+        """The recorded step for so many rows; None if it has to run as it is."""
+        if self._recorder is None or self._cache.scratch_slot is None:
+            return None
+        if not self._recorder.ready(self._model.lm_head.weight):
+            return None
+        size = self._bucket(count)
+        if (size, draw) not in self._replays:
+            inputs = self._inputs_of(size)
+            inputs.fill([], self._cache.scratch_slot)  # recording runs the step too, and no sequence may notice
+            try:
+                self._replays[size, draw] = self._recorder.record(partial(self._step, inputs, inputs.packed(), draw))
+            except RuntimeError as error:
+                self._recorder = None
+                warnings.warn(
+                    f"the decode step could not become a CUDA graph, so it is launched op by op, which is slower: "
+                    f"{error}",
+                    stacklevel=2,
+                )
+                return None
+        return self._replays[size, draw]
+
+    def _bucket(self, count: int) -> int:
+        """The next power of two, or all slots."""
+        return min(1 << (count - 1).bit_length(), self._cache.slots)
+
+    def _inputs_of(self, size: int) -> StepInputs:
+        if size not in self._inputs:
+            self._inputs[size] = StepInputs(size, self._cache.page_table.device)
+        return self._inputs[size]
