@@ -1,91 +1,329 @@
-"""`vl eval`: how often a model is right on pictures that training never saw."""
+"""`vl eval`: how often a model is right, on pictures that training never saw or on the user's own questions."""
 
 from __future__ import annotations
 
 import json as jsonlib
+import time
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from vl.cli.console import (
+    EXIT_INTERRUPTED,
+    EXIT_SOME_FAILED,
     DeviceOption,
     DTypeOption,
     ModelOption,
+    complain,
     load_model,
+    plural,
     printable,
     stderr_console,
     stdout_console,
 )
 
 if TYPE_CHECKING:
-    from vl.evaluation import Result
+    from vl.evaluation import OutFolder, Result, Row, Target
+    from vl.model import MiniMaxVL
+    from vl.training.render import Mix
 
-_EXAMPLES = 5
+_EXAMPLES, _ERRORS = 5, 20
+_DATA_SUFFIXES = (".jsonl", ".ndjson")
+_LOG_SECONDS = 30.0
 
 
 def evaluate(
-    task: Annotated[
-        Literal["scenes", "words"],
-        typer.Argument(help="scenes: coloured shapes, named and placed; words: printed text, read."),
-    ],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TASK|DATA.jsonl...",
+            help="Built-in tasks (--list shows them), or files of your own questions with their answers.",
+            show_default=False,
+        ),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every built-in task.")] = False,
+    show_list: Annotated[bool, typer.Option("--list", help="Show tasks and metrics, and exit.")] = False,
     model: ModelOption = "nano",
-    count: Annotated[int, typer.Option(min=1, help="Held-out pictures.")] = 500,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures answered at once.")] = 32,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="Judge all records of DATA.jsonl by this metric; by default their task's.", show_default=False
+        ),
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, help="Examples of each task or file.", show_default="500 pictures, all records"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples answered at once.")] = 32,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens written at most.", show_default="the task's, 256 for a file")
+    ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option(metavar="CONFIG.toml", help="Draw what this training recipe draws.", show_default="nano's"),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object: scores and every row.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder for examples.jsonl, scores.json and failures.html.", show_default=False
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="With --out: replace an earlier evaluation.")] = False,
+    gallery: Annotated[int, typer.Option(min=0, help="With --out: failures shown of each task, worst first.")] = 100,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON object per task: scores and every row.")] = False,
     device: DeviceOption = None,
     dtype: DTypeOption = None,
 ) -> None:
-    """Score a model on pictures from held-out seeds."""
-    from vl.evaluation import evaluate
+    """Score a model on built-in tasks, or on your own questions.
+
+    A line of [bold]DATA.jsonl[/bold] is {"messages": [...], "answer": "...", "task": "ocr"}; docs/evaluation.md tells
+    more. A bad record costs its row and is counted.
+    """
+    from vl.evaluation import OutFolder
     from vl.training import TrainConfig
 
+    if show_list:
+        stdout_console().print(task_table(), metric_table())
+        return
+    if overwrite and out is None:
+        raise typer.BadParameter("--overwrite goes with --out")
+    jobs = _jobs(names or [], everything, metric)
     mix = None if recipe is None else TrainConfig.read(recipe).data.mix
+    folder = None if out is None else OutFolder(out, overwrite=overwrite)
+    run = _Run(count, batch_size, metric, max_new_tokens, mix, folder)
+    totals = [run.total(job) for job in jobs]
     loaded = load_model(model, device, dtype, max_batch_size=batch_size)
-    console = stderr_console()
-    columns = (TextColumn(task), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(task, total=count)
-        result = evaluate(
-            loaded,
-            task,
-            count,
-            batch_size,
-            mix=mix,
-            on_progress=lambda answers: progress.update(bar, completed=answers),
+    results: list[Result] = []
+    try:
+        with folder or nullcontext():
+            for job, total in zip(jobs, totals, strict=True):
+                for result in run(loaded, job, total):
+                    results.append(result)
+                    if json:
+                        print(jsonlib.dumps({"model": model, **result.to_json()}, ensure_ascii=False), flush=True)
+            if folder:
+                folder.finish(model, results, gallery)
+    except KeyboardInterrupt:
+        if folder:
+            complain(f"the answers so far are in {folder.path}", kind="interrupted")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    if not json:
+        _show(model, results, folder)
+    if any(result.errors for result in results):
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _jobs(names: list[str], everything: bool, metric: str | None) -> list[str]:
+    """The built-in tasks and files asked for, each once."""
+    from vl.evaluation import METRICS, TASKS
+
+    jobs = list(dict.fromkeys([*names, *(TASKS if everything else ())]))
+    if not jobs:
+        raise typer.BadParameter(f"name a task ({', '.join(TASKS)}) or a .jsonl file, or use --all")
+    for name in jobs:
+        if name not in TASKS and not name.lower().endswith(_DATA_SUFFIXES):
+            raise typer.BadParameter(f"{printable(name)} is neither a task ({', '.join(TASKS)}) nor a .jsonl file")
+    if metric is not None and metric not in METRICS:
+        raise typer.BadParameter(f"choose from {', '.join(METRICS)}", param_hint="--metric")
+    if metric is not None and all(name in TASKS for name in jobs):
+        raise typer.BadParameter("--metric goes with a .jsonl file; a built-in task has its own")
+    return jobs
+
+
+class _Run:
+    """How to evaluate: the options that every task and file shares."""
+
+    def __init__(
+        self,
+        count: int | None,
+        batch_size: int,
+        metric: str | None,
+        max_new_tokens: int | None,
+        mix: Mix | None,
+        folder: OutFolder | None,
+    ) -> None:
+        self.count = count
+        self.batch_size = batch_size
+        self.metric = metric
+        self.max_new_tokens = max_new_tokens
+        self.mix = mix
+        self.folder = folder
+
+    def total(self, job: str) -> int:
+        """How many examples there will be; a file that cannot be read ends the run before the model is loaded."""
+        from vl.evaluation import TASKS, count_records
+        from vl.evaluation.evaluate import DEFAULT_COUNT
+
+        if job in TASKS:
+            return self.count or DEFAULT_COUNT
+        records = count_records(job)
+        return min(records, self.count or records)
+
+    def __call__(self, model: MiniMaxVL, job: str, total: int) -> list[Result]:
+        from vl.evaluation import TASKS, evaluate, evaluate_file
+
+        with _Progress(stderr_console(), Path(job).name, total) as progress:
+
+            def on_rows(rows: list[Row]) -> None:
+                if self.folder:
+                    self.folder.append(rows)
+                progress.advance(rows)
+
+            if job in TASKS:
+                return [
+                    evaluate(
+                        model,
+                        job,
+                        total,
+                        self.batch_size,
+                        mix=self.mix,
+                        max_new_tokens=self.max_new_tokens,
+                        on_rows=on_rows,
+                    )
+                ]
+            return evaluate_file(
+                model,
+                job,
+                total,
+                self.batch_size,
+                metric=self.metric,
+                max_new_tokens=self.max_new_tokens,
+                on_rows=on_rows,
+            )
+
+
+class _Progress:
+    """A bar on a terminal, a line now and then in a log; a context manager."""
+
+    def __init__(self, console: Console, name: str, total: int) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
         )
-    if json:
-        print(jsonlib.dumps({"model": model, **result.to_json()}, ensure_ascii=False))
-    else:
-        stdout_console().print(score_table(result, model))
-        if mistakes := mistake_table(result):
-            stdout_console().print(mistakes)
+        self._console, self._name, self._total = console, printable(name), total
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task(self._name, total=total, note="")
+        self._done = self._errors = 0
+        self._logged = time.monotonic()
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, rows: list[Row]) -> None:
+        self._done += len(rows)
+        self._errors += sum(row.error is not None for row in rows)
+        note = plural(self._errors, "error") if self._errors else ""
+        self._bar.update(self._task, completed=self._done, note=note)
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._logged > _LOG_SECONDS:
+            self._logged = now
+            line = f"{self._name}: {self._done:,} of {self._total:,} {note}".rstrip()
+            self._console.print(Text(line), soft_wrap=True)
 
 
-def score_table(result: Result, model: str) -> Table:
-    """The scores in percent."""
-    title = Text(f"{printable(model)}: {result.task}, {result.count:,} held-out pictures")
-    table = Table("score", "value", title=title)
-    table.columns[1].justify = "right"
-    for name, value in result.scores.items():
-        table.add_row(name.replace("_", " "), f"{value:.2%}")
+def _show(model: str, results: list[Result], folder: OutFolder | None) -> None:
+    console = stdout_console()
+    console.print(score_table(results, model))
+    if len(results) == 1 and (mistakes := mistake_table(results[0])):
+        console.print(mistakes)
+    if errors := error_table(results):
+        console.print(errors)
+    if folder:
+        from vl.evaluation.output import FAILURES
+
+        console.print(Text(f"what went wrong: {printable(str(folder.path / FAILURES))}"), soft_wrap=True)
+
+
+def score_table(results: list[Result], model: str) -> Table:
+    """The scores of every task; columns for errors and targets where there are any."""
+    from vl.evaluation import METRICS, label
+
+    with_errors, with_targets = any(r.errors for r in results), any(r.targets for r in results)
+    columns = ("task", "examples", *(("errors",) if with_errors else ()), "score", "value")
+    table = Table(*columns, *(("target",) if with_targets else ()), title=Text(f"scores of {printable(model)}"))
+    for column in table.columns:
+        column.justify = "right" if column.header in ("examples", "errors", "value") else "left"
+    for result in results:
+        head: list[str | Text] = [Text(printable(result.task)), f"{result.count:,}"]
+        if with_errors:
+            head.append(Text(f"{len(result.errors):,}", style="red") if result.errors else "")
+        if not result.scores:
+            table.add_row(*head)
+        for name, value in result.scores.items():
+            assert result.metric is not None
+            target = result.target(name)
+            value_cell = METRICS[result.metric].show(name, value)
+            table.add_row(*head, label(name), value_cell, *((_verdict(target, value),) if target else ()))
+            head = [""] * len(head)
+        table.add_section()
     return table
+
+
+def _verdict(target: Target, value: float) -> Text:
+    met = target.met(value)
+    return Text(f"{target.show()} {'met' if met else 'missed'}", style="green" if met else "red")
 
 
 def mistake_table(result: Result) -> Table | None:
-    """The first wrong answers beside what was expected; None if there are none."""
-    wrong = [row for row in result.rows if not row.right][:_EXAMPLES]
+    """The worst answers beside what was expected; None if all are right."""
+    wrong = result.failures[:_EXAMPLES]
     if not wrong:
         return None
-    table = Table("picture", "size", "expected", "answer", title="first mistakes", show_lines=True)
+    table = Table("example", "size", "asked", "expected", "answer", title="worst mistakes", show_lines=True)
     for row in wrong:
-        texts = (Text(printable(text)) for text in (row.expected, row.answer))
-        table.add_row(str(row.index), f"{row.width} x {row.height}", *texts)
+        texts = (row.place, _sizes(row), row.prompt, "\n".join(row.references), row.answer or "")
+        table.add_row(*(Text(printable(text)) for text in texts))
     return table
+
+
+def error_table(results: list[Result]) -> Table | None:
+    """The examples that could not be used, with line and cause; None if all could."""
+    errors = [(result, row) for result in results for row in result.errors]
+    if not errors:
+        return None
+    total = sum(len(result.rows) for result in results)
+    title = f"{len(errors):,} of {plural(total, 'example')} could not be used"
+    table = Table("task", "example", "cause", title=Text(title, style="red"))
+    for result, row in errors[:_ERRORS]:
+        table.add_row(*(Text(printable(text)) for text in (result.task, row.place, row.error or "")))
+    if len(errors) > _ERRORS:
+        table.add_row("", "", f"and {len(errors) - _ERRORS:,} more: --out DIR writes them all")
+    return table
+
+
+def task_table() -> Table:
+    """The built-in tasks."""
+    from vl.evaluation import TASKS, label
+
+    table = Table("task", "what it asks", "metric", "target", title="built-in tasks")
+    for task in TASKS.values():
+        targets = ", ".join(f"{label(target.score)} {target.show()}" for target in task.targets)
+        table.add_row(task.name, task.help, task.metric, targets)
+    return table
+
+
+def metric_table() -> Table:
+    """The metrics, as records name them."""
+    from vl.evaluation import METRICS
+
+    table = Table("metric", "what it measures", title='metrics, for --metric and the "task" of a record')
+    for name, metric in METRICS.items():
+        table.add_row(name, metric.help)
+    return table
+
+
+def _sizes(row: Row) -> str:
+    return ", ".join(f"{width} x {height}" for width, height in row.sizes)

@@ -1,24 +1,38 @@
-"""Scoring a model on held-out pictures."""
+"""Scoring a model: metrics, built-in tasks on held-out pictures, the user's own data, and pages of what went wrong.
 
-from vl.evaluation.metrics import (
-    attribute_accuracy,
-    character_error_rate,
-    edit_distance,
-    named_shapes,
-    read_text,
-    scene_matches,
-)
-from vl.evaluation.tasks import TASKS, Result, Row, evaluate
+Example:
+
+    from vl.evaluation import evaluate, evaluate_file
+
+    evaluate(model, "words", count=100).scores            # {"cer": ..., "wer": ..., "exact": ...}
+    for result in evaluate_file(model, "questions.jsonl"):
+        print(result.task, result.scores, len(result.errors))
+"""
+
+from vl.evaluation.evaluate import Result, evaluate, evaluate_file
+from vl.evaluation.examples import Example, Row
+from vl.evaluation.gallery import render_gallery
+from vl.evaluation.metrics import METRICS, Metric, Ratio, label
+from vl.evaluation.output import OutFolder
+from vl.evaluation.records import count_records, read_records
+from vl.evaluation.tasks import TASKS, Question, Target, Task
 
 __all__ = [
+    "METRICS",
     "TASKS",
+    "Example",
+    "Metric",
+    "OutFolder",
+    "Question",
+    "Ratio",
     "Result",
     "Row",
-    "attribute_accuracy",
-    "character_error_rate",
-    "edit_distance",
+    "Target",
+    "Task",
+    "count_records",
     "evaluate",
-    "named_shapes",
-    "read_text",
-    "scene_matches",
+    "evaluate_file",
+    "label",
+    "read_records",
+    "render_gallery",
 ]

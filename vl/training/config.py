@@ -20,17 +20,24 @@ from vl.training.tokenizer import BEGIN_ID, END_ID, IMAGE_ID
 
 T = TypeVar("T")
 
+ADAPTABLE = ("qkv_proj", "output_gate", "out_proj", "q_proj", "k_proj", "v_proj", "o_proj", "linear_1", "linear_2")
+PARTS = ("projector", "vision", "text")
+
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is learnt from.
+    """What is learnt from: the user's `files`, or pictures that are rendered where there are none.
 
     Attributes:
-        seed: the renderer's stream; below `EVALUATION_SEED`, from where on pictures are held out.
+        files: JSONL files and WebDataset shards, `*` standing for several; see `vl.training.records`.
+        held_out: more of them, never trained on, on which the loss is watched.
+        max_tokens: longer records are skipped; None for as many as fit a batch.
+        seed: of the order of records, and the renderer's stream; below `EVALUATION_SEED`, from where on pictures are
+            held out.
         mix: what is drawn.
         easy_share: for this first part of the run, pictures have few objects or words, to learn to look at all.
         small_share: for this first part, only canvases that fit one tile are drawn, the cheap ones to learn on.
-        batch_tokens: a batch takes samples until it has at least so many tokens.
+        batch_tokens: a batch takes pictures until it has at least so many tokens, or records of at most so many.
         workers: processes that render and preprocess; None for one per spare CPU, 0 for none.
     """
 
@@ -40,10 +47,22 @@ class DataConfig:
     small_share: float = 0.0
     batch_tokens: int = 131072
     workers: int | None = None
+    files: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
+    max_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.files, str) or isinstance(self.held_out, str):
+            raise ConfigError('data.files and data.held_out are lists: files = ["my.jsonl"]')
+        if self.batch_tokens < 1 or self.limit < 1:
+            raise ConfigError("data.batch_tokens and data.max_tokens must be at least 1")
         if not 0 <= self.seed < EVALUATION_SEED:
             raise ConfigError(f"data.seed {self.seed} must be in 0..{EVALUATION_SEED - 1}: the rest is for evaluation")
+
+    @property
+    def limit(self) -> int:
+        """Tokens that a record may have."""
+        return min(self.batch_tokens, self.max_tokens or self.batch_tokens)
 
     def stage(self, fraction: float) -> int:
         """The stage after a fraction of the run: 0 small and easy, 1 small, 2 everything."""
@@ -58,7 +77,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a linear warm-up and a cosine down to `final_lr`.
+    """AdamW with a linear warm-up, then a cosine down to `final_lr`, or with `schedule = "wsd"` a constant rate that
+    falls in a line to `final_lr` over the last `decay_share` of the run.
 
     `balance` weighs the experts' load-balance loss and `dense` the vision tower's own (see `vl.training.dense`) beside
     the caption loss.
@@ -72,6 +92,34 @@ class OptimizerConfig:
     clip: float = 1.0
     balance: float = 0.01
     dense: float = 1.0
+    schedule: str = "cosine"
+    decay_share: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("cosine", "wsd"):
+            raise ConfigError(f"optimizer.schedule {self.schedule!r} must be 'cosine' or 'wsd'")
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters: everything else is frozen.
+
+    Attributes:
+        rank, alpha: a matrix W acts as `W + alpha / rank * B A`, A [rank, in] and B [out, rank].
+        targets: last parts of the released names of the matrices, of the decoder's attention and the projector.
+        merge: write, at the end, the model with the adapters added in, beside the adapters themselves.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ADAPTABLE
+    merge: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"lora.rank {self.rank} must be at least 1")
+        if isinstance(self.targets, str) or not self.targets or set(self.targets) - set(ADAPTABLE):
+            raise ConfigError(f"lora.targets must be a list of some of {', '.join(ADAPTABLE)}")
 
 
 @dataclass(frozen=True)
@@ -87,6 +135,13 @@ class RunConfig:
         eval_minutes, eval_samples: held-out loss and exact-match rates, how often and on how many pictures per kind.
         compile: run the ViT's blocks through torch.compile where that works.
         max_tiles: tiles that go through the ViT at a time.
+        init: start from this checkpoint ("nano", a folder or a hub id) instead of from nothing.
+        train: what learns: "projector" (with the newline vector), "vision" (the ViT), "text", or patterns of parameter
+            names such as "language_model.layers.*.self_attn.*"; the rest is frozen.
+        epochs: end after so many passes over the data's files, if that is before `steps`.
+        accumulate: batches to a step.
+        recompute: keep only the inputs of layers for the backward pass and compute the rest again.
+        peak_tflops: of the device, for the utilisation in the log; None measures a matrix product.
     """
 
     steps: int = 100_000
@@ -98,34 +153,67 @@ class RunConfig:
     eval_samples: int = 128
     compile: bool = False
     max_tiles: int = 512
+    init: str | None = None
+    train: tuple[str, ...] = PARTS
+    epochs: int | None = None
+    accumulate: int = 1
+    recompute: bool = False
+    peak_tflops: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("bfloat16", "float32"):
+            raise ConfigError(f"run.dtype {self.dtype!r} must be 'bfloat16' or 'float32'")
+        if isinstance(self.train, str) or not self.train:
+            raise ConfigError('run.train is a list of what learns: train = ["projector"]')
+        if min(self.steps, self.accumulate, self.epochs or 1) < 1:
+            raise ConfigError("run.steps, run.epochs and run.accumulate must be at least 1")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that one command needs to train a model."""
+    """Everything that one command needs to train a model.
 
-    text: TextConfig
-    vision: VisionConfig
+    `text` and `vision` shape a model from scratch; with `run.init` they may be left out, and must fit the checkpoint
+    otherwise.
+    """
+
+    text: TextConfig | None = None
+    vision: VisionConfig | None = None
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    lora: LoRAConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.lora and self.run.train != PARTS:
+            raise ConfigError("[lora] trains the adapters alone: drop run.train")
+        if self.lora and not self.run.init:
+            raise ConfigError("[lora] adapts a checkpoint: name it in run.init (or --init)")
+        if self.run.epochs and not self.data.files:
+            raise ConfigError("run.epochs counts passes over data.files; rendered pictures never end: use run.steps")
 
     @classmethod
     def read(cls, path: str | Path) -> TrainConfig:
-        """Reads a TOML file with the tables `text`, `vision`, `data` (with `data.mix`), `optimizer` and `run`.
+        """Reads a TOML file with the tables `text`, `vision`, `data` (with `data.mix`), `optimizer`, `run` and `lora`.
 
         `text.layers` stands for the released interleaving of so many layers; `data.mix.sizes` is a list of
-        `[shortest, longest, share]`.
+        `[shortest, longest, share]`. A name of `presets()`, such as "align", stands for that file.
 
         Raises:
             ConfigError: naming the file and the table or key that is wrong.
         """
+        return cls.of_file(path, {})
+
+    @classmethod
+    def of_file(cls, path: str | Path, changes: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
+        """The same with some keys of some tables set from elsewhere: `{"run": {"init": "nano"}}`."""
+        path = presets().get(str(path), Path(path))
         try:
-            tables = tomllib.loads(Path(path).read_text("utf-8"))
+            tables = tomllib.loads(path.read_text("utf-8"))
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"cannot read the training config {path}: {error}") from error
         try:
-            return cls.of(tables)
+            return cls.of(tables | {name: {**tables.get(name, {}), **values} for name, values in changes.items()})
         except (ConfigError, ValueError, TypeError) as error:
             raise ConfigError(f"{path}: {error}") from error
 
@@ -145,22 +233,30 @@ class TrainConfig:
             mix["sizes"] = [SizeRange(*size) for size in mix["sizes"]]
         data["mix"] = _build(Mix, mix, "data.mix")
         return cls(
-            text=_build(TextConfig, text, "text"),
-            vision=_build(VisionConfig, vision, "vision"),
+            text=_build(TextConfig, text, "text") if "text" in tables else None,
+            vision=_build(VisionConfig, vision, "vision") if "vision" in tables else None,
             data=_build(DataConfig, data, "data"),
             optimizer=_build(OptimizerConfig, tables.get("optimizer", {}), "optimizer"),
             run=_build(RunConfig, tables.get("run", {}), "run"),
+            lora=_build(LoRAConfig, tables["lora"], "lora") if "lora" in tables else None,
         )
 
     @property
     def pinpoints(self) -> tuple[tuple[int, int], ...]:
-        """The released resolutions, in tiles of this model's side."""
+        """The released resolutions, in tiles of the side that a new model has."""
+        if self.vision is None:
+            return ()
         side, released = self.vision.image_size, 336
         return tuple((w // released * side, h // released * side) for w, h in PINPOINTS)
 
     @property
     def model(self) -> VLConfig:
-        """The config that the checkpoint will carry."""
+        """The config of a model from scratch. Raises ConfigError if the tables do not describe one."""
+        if self.text is None or self.vision is None:
+            raise ConfigError(
+                "nothing says what to train: name a checkpoint to start from in run.init (or --init), or describe "
+                "a model from scratch in the tables [text] and [vision]"
+            )
         return VLConfig(
             text=self.text,
             vision=self.vision,
@@ -169,6 +265,11 @@ class TrainConfig:
             bos_token_id=BEGIN_ID,
             eos_token_ids=(END_ID,),
         )
+
+
+def presets() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml"))}
 
 
 def _build(kind: type[T], values: Mapping[str, Any], table: str) -> T:

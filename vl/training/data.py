@@ -1,142 +1,98 @@
-"""Rendered samples as packed batches, prepared ahead by worker processes."""
+"""Where batches come from: the built-in renderer, and the workers that prepare the batches of any source ahead."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from itertools import count, islice
-from typing import Any
+from multiprocessing import get_all_start_methods
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
-from preprocessing import Grid, Processor
+from preprocessing import Processor
+from vl.training.batch import Batch, encode, join
 from vl.training.config import DataConfig
 from vl.training.dense import patch_labels
 from vl.training.render import EVALUATION_SEED, Sample, render
 
-IGNORE = -100
-# Samples that a step may draw; steps get disjoint ranges of the stream, so any step can be rendered on its own.
+# Samples that a batch may draw; batches get disjoint ranges of the stream, so any one can be rendered on its own.
 _STRIDE = 1 << 20
 _AHEAD = 3
 _SHARED_MEMORY = "/dev/shm"
 
-
-@dataclass(frozen=True)
-class Batch:
-    """Packed sequences: T tokens end to end, no padding.
-
-    Attributes:
-        input_ids: int64 [T].
-        labels: int64 [T], the token that has to follow each position, or -100 where none is learnt: everything but
-            the assistant's text and its end token.
-        scored: int64 [m], the positions with a label, so that logits are made for these alone.
-        image_rows: int64 [image tokens], the positions of image tokens.
-        tiles: uint8 [n, 3, S, S].
-        patch_labels: int64 [n, patches**2], what each patch of each tile shows; see `vl.training.dense`.
-        grids: one per image.
-        lengths: tokens of each sequence.
-        kinds: "scenes" or "words" for each sequence.
-    """
-
-    input_ids: Tensor
-    labels: Tensor
-    scored: Tensor
-    image_rows: Tensor
-    tiles: Tensor
-    patch_labels: Tensor
-    grids: tuple[Grid, ...]
-    lengths: tuple[int, ...]
-    kinds: tuple[str, ...]
-
-    def pin_memory(self) -> Batch:
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def to(self, device: torch.device) -> Batch:
-        """A copy on `device`; asynchronous from pinned memory."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def _map(self, function: Any) -> Batch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
+Key = tuple[int, int]
+"""(number of the batch in the whole run, over all processes; stage of `DataConfig.stage`)."""
 
 
-def pack(samples: Iterable[Sample], processor: Processor, image_token: int, budget: float = float("inf")) -> Batch:
-    """Packs samples, as they come, until there are at least `budget` tokens or no more samples."""
-    ids, labels, shown, grids, lengths, kinds = [], [], [], [], [], []
-    tiles: list[Tensor] = []  # uint8 [3, S, S] each
-    total = 0
-    for sample in samples:
-        inputs, learnt = processor.training(sample.messages)
-        # Position t predicts token t + 1.
-        following = torch.where(learnt, inputs.input_ids, IGNORE)[1:]
-        ids.append(inputs.input_ids)
-        labels.append(torch.cat((following, following.new_tensor([IGNORE]))))
-        tiles.extend(inputs.tiles)
-        shown += [patch_labels(sample.facts, grid) for grid in inputs.grids]
-        grids.extend(inputs.grids)
-        lengths.append(len(inputs.input_ids))
-        kinds.append(sample.kind)
-        total += lengths[-1]
-        if total >= budget:
-            break
-    packed, targets = torch.cat(ids), torch.cat(labels)
-    return Batch(
-        input_ids=packed,
-        labels=targets,
-        scored=(targets != IGNORE).nonzero().flatten(),
-        image_rows=(packed == image_token).nonzero().flatten(),
-        # In a worker this writes straight to the memory that the training process shares.
-        tiles=default_collate(tiles),
-        patch_labels=torch.cat(shown),
-        grids=tuple(grids),
-        lengths=tuple(lengths),
-        kinds=tuple(kinds),
-    )
+class Source(Dataset[Batch]):
+    """Batches by `Key`, each a function of its key and the config alone: a resumed run sees the same data."""
 
-
-class RenderedSteps(Dataset[Batch]):
-    """The batch of (step, stage), a function of that and of the seed alone: a resumed run sees the same data."""
-
-    def __init__(self, config: DataConfig, processor: Processor, image_token: int) -> None:
+    def __init__(self, config: DataConfig, processor: Processor, image_token: int | None) -> None:
         self.config, self.processor, self.image_token = config, processor, image_token
 
-    def __getitem__(self, key: tuple[int, int]) -> Batch:
-        step, stage = key
+    def __getitem__(self, key: Key) -> Batch:
+        raise NotImplementedError
+
+
+class RenderedSteps(Source):
+    """Pictures drawn on demand, without end; every batch has pictures of its own."""
+
+    def __getitem__(self, key: Key) -> Batch:
+        number, stage = key
         mix = self.config.mix_of(stage)
-        samples = (render(self.config.seed, step * _STRIDE + i, mix) for i in count())
+        samples = (render(self.config.seed, number * _STRIDE + i, mix) for i in count())
         return pack(samples, self.processor, self.image_token, self.config.batch_tokens)
 
 
-def batches(
-    config: DataConfig, processor: Processor, image_token: int, keys: Iterable[tuple[int, int]], *, pin: bool
-) -> Iterator[Batch]:
-    """The batches of `keys` in order, rendered ahead by worker processes; `keys` is read as far ahead as they are."""
-    workers, ahead = _prefetch(config, processor)
+def pack(
+    samples: Iterable[Sample], processor: Processor, image_token: int | None, budget: float = float("inf")
+) -> Batch:
+    """Packs samples, as they come, until there are at least `budget` tokens or no more samples."""
+    sequences = []
+    total = 0
+    for sample in samples:
+        sequence = encode(sample.messages, processor, sample.kind)
+        shown = torch.cat([patch_labels(sample.facts, grid) for grid in sequence.inputs.grids])
+        sequences.append(replace(sequence, patch_labels=shown))
+        total += len(sequence)
+        if total >= budget:
+            break
+    return join(sequences, image_token)
+
+
+def batches(source: Source, keys: Iterable[Key], *, pin: bool) -> Iterator[Batch]:
+    """The batches of `keys` in order, made ahead by worker processes; `keys` is read as far ahead as they are."""
+    workers, ahead = _prefetch(source.config, source.processor)
     # The tokenizer's own threads do not survive the fork into workers, and it warns unless told so before.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     loader = DataLoader(
-        RenderedSteps(config, processor, image_token),
+        source,
         sampler=keys,
         batch_size=None,
         num_workers=workers,
         prefetch_factor=ahead if workers else None,
         pin_memory=pin,
-        worker_init_fn=_give_way,
+        worker_init_fn=give_way,
+        multiprocessing_context=start_method(workers),
     )
     return iter(loader)
 
 
-def _give_way(worker: int) -> None:
+def start_method(workers: int) -> str | None:
+    """Forked workers start at once and share what is loaded; others would need a processor that can be pickled."""
+    return "fork" if workers and "fork" in get_all_start_methods() else None
+
+
+def give_way(worker: int) -> None:
     """Lets the training process have a CPU whenever it wants one: the GPU waits for it."""
     if hasattr(os, "nice"):
         os.nice(10)
 
 
-def held_out(config: DataConfig, processor: Processor, image_token: int, kind: str, samples: int) -> list[Batch]:
+def held_out(config: DataConfig, processor: Processor, image_token: int | None, kind: str, samples: int) -> list[Batch]:
     """`samples` pictures of one kind from the evaluation seeds, packed like training batches."""
     mix = config.mix.only(kind)
     stream = (render(EVALUATION_SEED, index, mix) for index in range(samples))
@@ -145,9 +101,9 @@ def held_out(config: DataConfig, processor: Processor, image_token: int, kind: s
 
 
 def spare_cpus() -> int:
-    """CPUs that this process may use, less one for the training loop; at least 1."""
+    """CPUs for each training process of this host, less one for its loop; at least 1."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
-    return max(1, available - 1)
+    return max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
 
 
 def _prefetch(config: DataConfig, processor: Processor) -> tuple[int, int]:

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from vl.training.config import OptimizerConfig
+from vl.training.parallelize import gather, local, norm_of_shards, shard
 
 # Embeddings in all but name: a decay to zero has no meaning for them.
 _UNDECAYED = ("embed_tokens.weight", "pos_embed", "cls_token", "image_newline")
 
 
 class MasterAdamW:
-    """AdamW that updates float32 copies of the parameters and writes the result back in the model's dtype.
+    """AdamW that updates float32 copies of the parameters that learn and writes the result back in the model's dtype.
 
     bfloat16 has 8 bits of mantissa: updates below 1/256 of a weight would be lost without the copies. Norms, biases
-    and embeddings are not decayed.
+    and embeddings are not decayed. Of parameters that are sharded over processes, each holds and updates its shard.
     """
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
@@ -26,7 +27,7 @@ class MasterAdamW:
         self.names = [name for name, _ in named]
         self.params: list[Tensor] = [p for _, p in named]
         self.masters: list[Tensor] = [
-            p.detach().clone(memory_format=torch.contiguous_format).float() for p in self.params
+            local(p.detach()).clone(memory_format=torch.contiguous_format).float() for p in self.params
         ]
         self.grads = [torch.zeros_like(master) for master in self.masters]
         for master, grad in zip(self.masters, self.grads, strict=True):
@@ -38,30 +39,32 @@ class MasterAdamW:
         self.clip = config.clip
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
         fused = self.params[0].device.type == "cuda"
+        groups = [group for group in groups if group["params"]]
         self.adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
 
     @torch.no_grad()
     def step(self, lr: float) -> Tensor:
         """One clipped update from the parameters' gradients, which are then cleared. Returns the gradient norm []."""
-        fresh = [(grad, p.grad) for grad, p in zip(self.grads, self.params, strict=True) if p.grad is not None]
+        fresh = [(grad, local(p.grad)) for grad, p in zip(self.grads, self.params, strict=True) if p.grad is not None]
         torch._foreach_zero_(self.grads)
         torch._foreach_copy_([grad for grad, _ in fresh], [grad for _, grad in fresh])
         for param in self.params:
             param.grad = None
-        norm = nn.utils.clip_grad_norm_(self.masters, self.clip)
+        norm = norm_of_shards(nn.utils.get_total_norm(self.grads), self.params)
+        nn.utils.clip_grads_with_norm_(self.masters, self.clip, norm)
         for group in self.adamw.param_groups:
             group["lr"] = lr
         self.adamw.step()
-        torch._foreach_copy_(self.params, self.masters)
+        torch._foreach_copy_([local(param) for param in self.params], self.masters)
         return norm
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor that the next step depends on, by parameter name."""
+        """Every tensor that the next step depends on, by parameter name; shards are gathered, on every process."""
         tensors = {}
-        for name, master in zip(self.names, self.masters, strict=True):
-            tensors[f"{name}/master"] = master
+        for name, param, master in zip(self.names, self.params, self.masters, strict=True):
+            tensors[f"{name}/master"] = gather(master, param)
             for key, value in self.adamw.state.get(master, {}).items():
-                tensors[f"{name}/{key}"] = value
+                tensors[f"{name}/{key}"] = value if key == "step" else gather(value, param)
         return tensors
 
     @torch.no_grad()
@@ -72,20 +75,29 @@ class MasterAdamW:
             KeyError: if the tensors are of another model.
         """
         for name, param, master in zip(self.names, self.params, self.masters, strict=True):
-            master.copy_(tensors[f"{name}/master"])
-            param.copy_(master)
-            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in tensors]
-            # AdamW keeps its step counter on the host unless it is fused.
-            self.adamw.state[master] = {
-                key: tensors[f"{name}/{key}"].to(
-                    "cpu" if key == "step" and not self.adamw.defaults["fused"] else master.device, copy=True
-                )
-                for key in keys
-            }
+            master.copy_(shard(tensors[f"{name}/master"], param))
+            local(param).copy_(master)
+            state: dict[str, Tensor] = {}
+            for key in ("exp_avg", "exp_avg_sq"):
+                if f"{name}/{key}" in tensors:
+                    state[key] = shard(tensors[f"{name}/{key}"], param).to(master.device, copy=True)
+            if f"{name}/step" in tensors:
+                # AdamW keeps its step counter on the host unless it is fused.
+                home = master.device if self.adamw.defaults["fused"] else "cpu"
+                state["step"] = tensors[f"{name}/step"].to(home, copy=True)
+            self.adamw.state[master] = state
 
 
 def learning_rate(step: int, progress: float, config: OptimizerConfig) -> float:
-    """Linear warm-up over `warmup_steps` steps under a cosine from `lr` at progress 0 to `final_lr` at progress 1."""
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
+    """The rate at `step` of a run of which the share `progress` is over.
+
+    Linear warm-up over `warmup_steps` steps, under a cosine from `lr` at progress 0 to `final_lr` at progress 1, or
+    under `lr` until the last `decay_share` of the run and a line down to `final_lr` from there (`schedule = "wsd"`).
+    """
+    progress = min(1.0, max(0.0, progress))
+    if config.schedule == "wsd":
+        height = min(1.0, (1 - progress) / config.decay_share) if config.decay_share else 1.0
+    else:
+        height = 0.5 * (1 + math.cos(math.pi * progress))
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return warmup * (config.final_lr + (config.lr - config.final_lr) * cosine)
+    return warmup * (config.final_lr + (config.lr - config.final_lr) * height)

@@ -21,12 +21,13 @@ _FOLDER, _TENSORS, _PROGRESS = "checkpoints", "state.safetensors", "progress.jso
 
 @dataclass
 class Progress:
-    """Where a run stands: finished steps, samples and tokens seen, seconds of training, all parts added up."""
+    """Where a run stands, all parts added up: finished steps, samples and tokens seen, seconds, records skipped."""
 
     step: int = 0
     samples: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    skipped: int = 0
 
 
 def save_state(out: Path, progress: Progress, tensors: Mapping[str, Tensor]) -> Path:

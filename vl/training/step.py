@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from text_backbone import Packed
-from vision_encoder import VisionEncoder
-from vl.errors import ConfigError
 from vl.model import MiniMaxVL
-from vl.training.data import Batch
+from vl.training.batch import Batch
 from vl.training.dense import PatchHead, captured_features, dense_loss
+from vl.training.lora import Adapters
 from vl.training.losses import balance_loss, token_loss
 
 # Not cuDNN, though it is the fastest: it takes tens of milliseconds to plan for each new shape, and no two batches
@@ -21,9 +22,8 @@ from vl.training.losses import balance_loss, token_loss
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-@dataclass(frozen=True)
-class StepLosses:
-    """Scalars [] on the device, and the experts' load [layers, E]."""
+class StepLosses(NamedTuple):
+    """Scalars [] on the device, and the experts' load [layers, E]. A tuple, as FSDP looks for tensors in outputs."""
 
     total: Tensor
     tokens: Tensor
@@ -42,37 +42,90 @@ def scored_logits(
     """
     with sdpa_kernel(_ATTENTION):
         embeds = model.language_model.embed(batch.input_ids)
-        features = vision_of(model)(batch.tiles, batch.grids, max_tiles=max_tiles)
-        embeds = embeds.index_copy(0, batch.image_rows, features.to(embeds.dtype))
+        if model.vision is not None:
+            features = model.vision(batch.tiles, batch.grids, max_tiles=max_tiles)
+            embeds = embeds.index_copy(0, batch.image_rows, features.to(embeds.dtype))
         packed = Packed.of(batch.lengths, device=embeds.device)
         hidden = model.language_model(embeds, packed, None, router_logits)  # [T, hidden]
         return model.language_model.logits(hidden.index_select(0, batch.scored))
 
 
-def vision_of(model: MiniMaxVL) -> VisionEncoder:
-    """The model's vision encoder. Raises ConfigError if it has none."""
-    if model.vision is None:
-        raise ConfigError(
-            "a model without a vision encoder cannot learn from pictures: give the config a [vision] table"
-        )
-    return model.vision
+class Learner(nn.Module):
+    """All that learns: the model, and where a run has them the head of dense supervision and adapters.
+
+    Args:
+        model: with or without a vision encoder.
+        head: makes patch classes of the ViT's features; its batches must have `patch_labels`.
+        adapters: in effect through the model's own layers; they are here as their parameters belong to the run.
+    """
+
+    def __init__(self, model: MiniMaxVL, head: PatchHead | None = None, adapters: Adapters | None = None) -> None:
+        super().__init__()
+        self.model, self.head, self.adapters = model, head, adapters
+
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        balance: float,
+        dense: float,
+        max_tiles: int,
+        token_share: float = 1.0,
+        batch_share: float = 1.0,
+    ) -> StepLosses:
+        """The loss to descend: mean cross-entropy of the scored tokens, plus the weighted balance and dense losses.
+
+        Args:
+            batch: on the model's device.
+            balance, dense, max_tiles: as in `OptimizerConfig` and `RunConfig`.
+            token_share, batch_share: of a step with several batches, this one's share of the scored tokens and of the
+                batches; every loss is multiplied by the one that fits, so that the step's are their sums.
+        """
+        routers: list[Tensor] = []
+        if self.head is None or self.model.vision is None or batch.patch_labels is None:
+            logits = scored_logits(self.model, batch, max_tiles=max_tiles, router_logits=routers)
+            patches = logits.new_zeros(())
+        else:
+            with captured_features(self.model.vision) as features:
+                logits = scored_logits(self.model, batch, max_tiles=max_tiles, router_logits=routers)
+            patches = dense_loss(self.head(torch.cat(features)), batch.patch_labels)
+        tokens = token_loss(logits, batch.labels.index_select(0, batch.scored))
+        even, load = balance_loss(routers, self.model.config.text.num_experts_per_tok)
+        if (token_share, batch_share) != (1.0, 1.0):
+            tokens, even, patches, load = (
+                tokens * token_share,
+                even * batch_share,
+                patches * batch_share,
+                load * batch_share,
+            )
+        total = tokens + balance * even + dense * patches
+        if isinstance(self, FSDPModule) and not batch.grids:
+            total = total + self._no_gradient()
+        return StepLosses(total, tokens, even, patches, load)
+
+    def scored_logits(self, batch: Batch, *, max_tiles: int) -> Tensor:
+        """float32 [m, vocab]: the logits at the batch's scored positions."""
+        return scored_logits(self.model, batch, max_tiles=max_tiles)
+
+    def _no_gradient(self) -> Tensor:
+        """0, with a gradient of 0 for the vision encoder and the adapters, some of which are the projector's.
+
+        Without images they would have none, and processes must all reduce the same gradients.
+        """
+        parts = [part for part in (self.model.vision, self.adapters) if part is not None]
+        learnt = [p.sum() for part in parts for p in part.parameters() if p.requires_grad]
+        return 0.0 * torch.stack(learnt).sum() if learnt else torch.zeros((), device=self.model.device)
 
 
-def losses(
-    model: MiniMaxVL, head: PatchHead, batch: Batch, *, balance: float, dense: float, max_tiles: int
-) -> StepLosses:
-    """The loss to descend: mean cross-entropy of the scored tokens, plus the weighted balance and dense losses."""
-    routers: list[Tensor] = []
-    with captured_features(vision_of(model)) as features:
-        logits = scored_logits(model, batch, max_tiles=max_tiles, router_logits=routers)
-    tokens = token_loss(logits, batch.labels.index_select(0, batch.scored))
-    even, load = balance_loss(routers, model.config.text.num_experts_per_tok)
-    patches = dense_loss(head(torch.cat(features)), batch.patch_labels)
-    return StepLosses(tokens + balance * even + dense * patches, tokens, even, patches, load)
+def total_of(parts: Sequence[StepLosses]) -> StepLosses:
+    """The losses of a step from those of its batches, each multiplied by its share."""
+    if len(parts) == 1:
+        return parts[0]
+    return StepLosses(*(torch.stack(values).detach().sum(0) for values in zip(*parts, strict=True)))
 
 
 @torch.no_grad()
-def score(model: MiniMaxVL, batches: list[Batch], *, max_tiles: int) -> dict[str, float]:
+def score(learner: Learner, batches: Sequence[Batch], device: torch.device, *, max_tiles: int) -> dict[str, float]:
     """Held-out figures of teacher-forced predictions.
 
     `loss` and `accuracy` are means over tokens. `exact` is the share of sequences whose every token is the most
@@ -80,8 +133,8 @@ def score(model: MiniMaxVL, batches: list[Batch], *, max_tiles: int) -> dict[str
     """
     loss = right = tokens = exact = sequences = 0.0
     for batch in batches:
-        on_device = batch.to(model.device)
-        logits = scored_logits(model, on_device, max_tiles=max_tiles)
+        on_device = batch.to(device)
+        logits = learner.scored_logits(on_device, max_tiles=max_tiles)
         labels = on_device.labels.index_select(0, on_device.scored)
         loss += float(token_loss(logits, labels)) * len(labels)
         hits = logits.argmax(-1) == labels

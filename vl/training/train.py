@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from preprocessing import ChatTemplate, Patcher, Processor, Tokenizer
+from vl.checkpoint import save_weights
+from vl.config import write_config
 from vl.errors import ConfigError
 from vl.model import MiniMaxVL
+from vl.training.batch import Batch
 from vl.training.compile import compile_blocks
 from vl.training.config import TrainConfig
-from vl.training.data import Batch, batches, held_out
+from vl.training.data import Key, RenderedSteps, Source, batches, held_out
 from vl.training.dense import PatchHead
-from vl.training.init import initialise
-from vl.training.losses import load_spread
+from vl.training.flops import StepFlops, measure_peak
+from vl.training.lora import load_adapter, new_adapters
 from vl.training.optim import MasterAdamW, learning_rate
-from vl.training.report import Report, draw_curve
+from vl.training.parallelize import World, gather, local, local_device, parallelize
+from vl.training.parts import freeze
+from vl.training.plan import Plan, PlannedBatches, held_out_records
+from vl.training.recompute import recompute_layers
+from vl.training.records import Records
+from vl.training.report import Report
+from vl.training.start import build_model
 from vl.training.state import Progress, load_state, save_state
-from vl.training.step import StepLosses, losses, score
-from vl.training.tokenizer import IMAGE_ID, train_tokenizer
+from vl.training.step import Learner, StepLosses, score, total_of
+from vl.training.survey import SKIPPED, survey
+from vl.training.window import Window
 
-MODEL = "model"
-_SHARD_BYTES = 16_000_000
+MODEL, ADAPTER = "model", "adapter"
+# A repository's files may not be large; beyond that size a model is for elsewhere.
+_SMALL_SHARD, _LARGE_SHARD, _LARGE_MODEL = 16_000_000, 5_000_000_000, 100_000_000
 
 
 def train(
@@ -36,9 +48,11 @@ def train(
     device: torch.device | str | None = None,
     stop_after: float | None = None,
 ) -> Path:
-    """Trains a model from scratch and writes it under `out`.
+    """Trains a model, from scratch or from a checkpoint, and writes it under `out`.
 
-    `out` gets `model/` (the released layout in bfloat16, for `vl.load`), `checkpoints/`, `log.jsonl` and `loss.png`.
+    `out` gets `model/` (the released layout in bfloat16, for `vl.load`), `checkpoints/`, `log.jsonl`, `tensorboard/`
+    and `loss.png`; with [lora] also `adapter/` (PEFT's layout), and with files of records `skipped.jsonl`. Under
+    torchrun, parameters are sharded over its processes, each of which makes this call.
 
     Args:
         config: the model and the recipe.
@@ -47,13 +61,16 @@ def train(
         stop_after: minutes after which this part of the run saves a checkpoint and ends, to be resumed later.
 
     Returns:
-        The folder of the model.
+        The folder of the model; of the adapters where those are not merged.
 
     Raises:
-        CheckpointError: if there is nothing to resume, or it is of another model.
-        ConfigError: if the config cannot be trained.
+        CheckpointError: if there is nothing to resume or start from, or it is of another model.
+        ConfigError: if the config or its data cannot be trained.
     """
-    return Trainer(config, Path(out), device, resume).run(stop_after)
+    trainer = Trainer(config, Path(out), device, resume)
+    folder = trainer.run(stop_after)
+    trainer.world.leave()
+    return folder
 
 
 class Trainer:
@@ -63,33 +80,74 @@ class Trainer:
         self, config: TrainConfig, out: Path, device: torch.device | str | None = None, resume: bool = False
     ) -> None:
         self.config, self.out = config, out
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if config.run.dtype not in ("bfloat16", "float32"):
-            raise ConfigError(f"run.dtype {config.run.dtype!r} must be 'bfloat16' or 'float32'")
+        self.device = local_device(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        self.world = World.join(self.device)
         torch.set_float32_matmul_precision("high")
         torch.manual_seed(config.data.seed)
-        self.processor = build_processor(config)
-        self.model = MiniMaxVL(config.model, self.processor, device=self.device, dtype=torch.float32)
-        initialise(self.model, config.data.seed)
-        self.head = PatchHead(config.vision.hidden_size, device=self.device)
-        learnt = torch.nn.ModuleDict({"model": self.model, "head": self.head})
-        self.optimizer = MasterAdamW(learnt, config.optimizer)
-        learnt.to(getattr(torch, config.run.dtype))
+        # A model to shard goes to the devices shard by shard.
+        self.model = build_model(config, self.device if self.world.size == 1 else torch.device("cpu"))
+        self.learner = self._build_learner()
+        self.optimizer = self._build_optimizer()
+        self.flops = StepFlops(self.model)
         self.progress = Progress()
         out.mkdir(parents=True, exist_ok=True)
         if resume:
             self.progress, tensors = load_state(out)
             self.optimizer.load(tensors)
-        self.report = Report(out, resume_step=self.progress.step)
+        self.report = Report(out, resume_step=self.progress.step, active=self.world.first)
         if config.run.compile:
             compile_blocks(self.model)
-        self.image_token = IMAGE_ID
-        self.held_out = {
-            kind: held_out(config.data, self.processor, self.image_token, kind, config.run.eval_samples)
-            for kind in config.data.mix.kinds
-        }
+        if config.run.recompute:
+            recompute_layers(self.model)
+        peak = config.run.peak_tflops
+        self.peak = 1e12 * peak if peak else measure_peak(self.device, getattr(torch, config.run.dtype))
+        self.steps = config.run.steps
+        self.source, self.held_out = self._open_data()
+
+    # What is built
+
+    def _build_learner(self) -> Learner:
+        config, tower = self.config, self.model.vision
+        if config.lora:
+            self.model.requires_grad_(False)
+            return Learner(self.model, adapters=new_adapters(self.model, config.lora, config.data.seed))
+        freeze(self.model, config.run.train)
+        if config.data.files or tower is None or not any(p.requires_grad for p in tower.vit.parameters()):
+            return Learner(self.model)
+        return Learner(self.model, PatchHead(tower.config.hidden_size, device=self.model.device))
+
+    def _build_optimizer(self) -> MasterAdamW:
+        """The masters are taken before the weights are rounded to the dtype of the run."""
+        if self.world.size > 1:
+            parallelize(self.learner, self.model, self.world, self.device)
+        optimizer = MasterAdamW(self.learner, self.config.optimizer)
+        self.learner.to(getattr(torch, self.config.run.dtype))
+        return optimizer
+
+    def _open_data(self) -> tuple[Source, dict[str, list[Batch]]]:
+        """The training batches, and the held-out ones by kind."""
+        data, run = self.config.data, self.config.run
+        processor, image_token = self.model.processor, self.model.config.image_token_index
+        if not data.files:
+            if self.model.config.vision is None:
+                raise ConfigError("a text-only model cannot learn from rendered pictures: give it files in [data]")
+            held = {kind: held_out(data, processor, image_token, kind, run.eval_samples) for kind in data.mix.kinds}
+            return RenderedSteps(data, processor, image_token), held
+        records, lengths = self._survey(data.files, "train")
+        plan = Plan(lengths, data.batch_tokens, data.seed)
+        if run.epochs:
+            self.steps = min(self.steps, math.ceil(plan.end(run.epochs - 1) / self._batches_per_step))
+        held = {}
+        if data.held_out:
+            watched, sizes = self._survey(data.held_out, "held-out")
+            held["records"] = held_out_records(data, processor, image_token, watched, sizes)
+        return PlannedBatches(data, processor, image_token, records, plan), held
 
     # The schedule
+
+    @property
+    def _batches_per_step(self) -> int:
+        return self.world.size * self.config.run.accumulate
 
     @property
     def finished(self) -> bool:
@@ -99,128 +157,167 @@ class Trainer:
         """How much of the run is over at `step`: by steps, or by the time so far where that is ahead."""
         minutes = self.config.run.minutes
         by_time = self.progress.seconds / (60 * minutes) if minutes else 0.0
-        return min(1.0, max(step / self.config.run.steps, by_time))
+        return min(1.0, max(step / self.steps, by_time))
 
-    def keys(self) -> Iterator[tuple[int, int]]:
-        """(step, stage) of every step from here on, decided when the data loader asks."""
-        for step in range(self.progress.step, self.config.run.steps):
-            yield step, self.config.data.stage(self.fraction(step))
+    def keys(self) -> Iterator[Key]:
+        """Every batch of this process from here on, with the stage decided when the data loader asks."""
+        each = self.config.run.accumulate
+        for step in range(self.progress.step, self.steps):
+            first = (step * self.world.size + self.world.rank) * each
+            for number in range(first, first + each):
+                yield number, self.config.data.stage(self.fraction(step))
 
     # The loop
 
     def run(self, stop_after: float | None = None) -> Path:
         """Trains to the end or for `stop_after` minutes; either way the state and the model are saved."""
-        pin = self.device.type == "cuda"
-        data = batches(self.config.data, self.processor, self.image_token, self.keys(), pin=pin)
-        begun, before = time.perf_counter(), self.progress.seconds
+        run, progress = self.config.run, self.progress
+        data = batches(self.source, self.keys(), pin=self.device.type == "cuda")
+        begun, before = time.perf_counter(), progress.seconds
         saved = evaluated = before
-        window = Window()
-        while not self.finished and (stop_after is None or self.progress.seconds - before < 60 * stop_after):
+        window = Window(self.world, self.peak)
+        while not self.finished and (stop_after is None or progress.seconds - before < 60 * stop_after):
             waiting = time.perf_counter()
-            batch = next(data)
+            taken = [next(data) for _ in range(run.accumulate)]
             window.wait += time.perf_counter() - waiting
-            window.add(batch, *self.step(batch.to(self.device)))
-            self.progress.step += 1
-            self.progress.samples += len(batch.lengths)
-            self.progress.tokens += len(batch.input_ids)
-            self.progress.seconds = before + time.perf_counter() - begun
-            if self.progress.step % self.config.run.log_steps == 0:
-                self.report.write("train", self.progress.step, **window.summary(), lr=self.lr(), **self._totals())
-                window = Window()
-            if self.progress.seconds - evaluated >= 60 * self.config.run.eval_minutes:
+            window.add(taken, *self.step(taken), sum(map(self.flops, taken)))
+            self._count(taken)
+            progress.seconds = before + self.world.slowest(time.perf_counter() - begun)
+            if progress.step % run.log_steps == 0:
+                self.report.write("train", progress.step, **window.summary(), lr=self.lr(), **self._totals())
+                window = Window(self.world, self.peak)
+            if progress.seconds - evaluated >= 60 * run.eval_minutes:
                 self.evaluate()
-                evaluated = self.progress.seconds
-            if self.progress.seconds - saved >= 60 * self.config.run.save_minutes:
+                evaluated = progress.seconds
+            if progress.seconds - saved >= 60 * run.save_minutes:
                 self.save()
-                saved = self.progress.seconds
-            self.progress.seconds = before + time.perf_counter() - begun
-        if self.progress.seconds > evaluated:
+                saved = progress.seconds
+            progress.seconds = before + self.world.slowest(time.perf_counter() - begun)
+        if progress.seconds > evaluated:
             self.evaluate()
         self.save()
-        draw_curve(self.out)
-        return self.out / MODEL
+        self.report.close()
+        return self._finish()
 
     def lr(self) -> float:
         return learning_rate(self.progress.step, self.fraction(self.progress.step), self.config.optimizer)
 
-    def step(self, batch: Batch) -> tuple[StepLosses, Tensor]:
-        """One update. Returns the losses and the gradient norm, still on the device."""
+    def step(self, taken: list[Batch]) -> tuple[StepLosses, Tensor]:
+        """One update from the batches of this process. Returns the losses and gradient norm, still on the device."""
         recipe = self.config.optimizer
-        result = losses(
-            self.model,
-            self.head,
-            batch,
-            balance=recipe.balance,
-            dense=recipe.dense,
-            max_tiles=self.config.run.max_tiles,
-        )
-        result.total.backward()
-        return result, self.optimizer.step(self.lr())
+        scored = self.world.sum(sum(len(batch.scored) for batch in taken))
+        parts = []
+        for batch in taken:
+            part = self.learner(
+                batch.to(self.device),
+                balance=recipe.balance,
+                dense=recipe.dense,
+                max_tiles=self.config.run.max_tiles,
+                # Gradients are averaged over the processes, and so are the shares.
+                token_share=self.world.size * len(batch.scored) / scored,
+                batch_share=1 / len(taken),
+            )
+            part.total.backward()
+            parts.append(part)
+        return total_of(parts), self.optimizer.step(self.lr())
 
     def evaluate(self) -> dict[str, float]:
         """Held-out loss, token accuracy and exact-match rate by kind of picture; also logged."""
         figures = {
             f"{kind}_{name}": value
             for kind, packed in self.held_out.items()
-            for name, value in score(self.model, packed, max_tiles=self.config.run.max_tiles).items()
+            for name, value in score(self.learner, packed, self.device, max_tiles=self.config.run.max_tiles).items()
         }
-        self.report.write("eval", self.progress.step, **figures)
+        if figures:
+            self.report.write("eval", self.progress.step, **figures)
         return figures
 
+    # What is written
+
     def save(self) -> None:
-        """Writes a checkpoint and, in the released layout, the model as it is now."""
-        save_state(self.out, self.progress, self.optimizer.state())
-        model = MiniMaxVL(self.config.model, self.processor, device="cpu", dtype=torch.bfloat16)
-        with torch.no_grad():
-            # The model's masters come first; those of the head are not saved.
-            for target, source in zip(model.parameters(), self.optimizer.masters, strict=False):
-                target.copy_(source)
-        model.save(self.out / MODEL, max_shard_bytes=_SHARD_BYTES)
+        """Writes a checkpoint and, in the released layout, the model as it is now; of adapters these alone."""
+        state = self.optimizer.state()
+        if self.world.first:
+            save_state(self.out, self.progress, state)
+        adapters = self.learner.adapters
+        if adapters is None:
+            self._save_model(self._whole_weights("model."), self.out / MODEL)
+        else:
+            matrices = self._whole_weights("adapters.")
+            if self.world.first:
+                adapters.save(self.out / ADAPTER, matrices)
+        self.world.barrier()
 
-    def _totals(self) -> dict[str, float]:
-        return {"samples": self.progress.samples, "minutes": round(self.progress.seconds / 60, 2)}
+    def _finish(self) -> Path:
+        """Where the result is. Adapters of a run that is over are merged, if the config asks for it."""
+        adapters = self.learner.adapters
+        if adapters is None:
+            return self.out / MODEL
+        if not (self.config.lora and self.config.lora.merge and self.finished):
+            return self.out / ADAPTER
+        self._save_model(self._whole_weights("model."), self.out / MODEL, self.out / ADAPTER)
+        self.world.barrier()
+        return self.out / MODEL
 
-
-class Window:
-    """Sums between two log lines; losses stay on the device until they are printed."""
-
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-        self.wait = 0.0
-        self.steps = self.samples = self.tokens = 0
-        self.sums: Tensor | None = None
-        self.load: Tensor | None = None
-
-    def add(self, batch: Batch, result: StepLosses, norm: Tensor) -> None:
-        values = torch.stack((result.tokens.detach(), result.balance.detach(), result.dense.detach(), norm.float()))
-        self.sums = values if self.sums is None else self.sums + values
-        self.load = result.load
-        self.steps += 1
-        self.samples += len(batch.lengths)
-        self.tokens += len(batch.input_ids)
-
-    def summary(self) -> dict[str, float]:
-        """Means per step, and rates; waits for the device."""
-        assert self.sums is not None
-        assert self.load is not None
-        loss, balance, dense, norm = (self.sums / self.steps).tolist()
-        least, most = load_spread(self.load)
-        elapsed = time.perf_counter() - self.start
+    def _whole_weights(self, prefix: str) -> dict[str, Tensor]:
+        """Parameters of a part of the learner by their names in it, gathered from all processes."""
         return {
-            "loss": loss,
-            "balance": balance,
-            "dense": dense,
-            "expert_min": least,
-            "expert_max": most,
-            "grad_norm": norm,
-            "samples_per_s": self.samples / elapsed,
-            "tokens_per_s": self.tokens / elapsed,
-            "data_wait": self.wait / elapsed,
+            name.removeprefix(prefix): gather(local(parameter.detach()), parameter.detach())
+            for name, parameter in self.learner.named_parameters()
+            if name.startswith(prefix)
         }
 
+    def _save_model(self, weights: dict[str, Tensor], folder: Path, adapter: Path | None = None) -> None:
+        """Writes the first process's weights in the released layout, in bfloat16."""
+        if not self.world.first:
+            return
+        config, model = self.model.config, self.model
+        if self.world.size > 1 or adapter:
+            # Apart from the model that trains, whose parameters are shards or stay as they are.
+            model = MiniMaxVL(config, self.model.processor, device="cpu", dtype=torch.bfloat16)
+            model.load_state_dict(weights)
+            if adapter:
+                load_adapter(model, adapter)
+        tensors = model.released_tensors()
+        size = sum(2 * tensor.numel() for tensor in tensors.values())
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(config, folder)
+        model.processor.save(folder)
+        shard_bytes = _SMALL_SHARD if size < _LARGE_MODEL else _LARGE_SHARD
+        save_weights(tensors, folder, max_shard_bytes=shard_bytes, dtype=torch.bfloat16)
 
-def build_processor(config: TrainConfig) -> Processor:
-    """The processor of a new model: its own tokenizer, the default chat template, the config's resolutions."""
-    # One thread to an image: the data loader's workers already take every CPU.
-    patcher = Patcher(config.pinpoints, tile=config.vision.image_size, patch=config.vision.patch_size, threads=1)
-    return Processor(Tokenizer(train_tokenizer(config.text.vocab_size)), ChatTemplate(None), patcher)
+    def _count(self, taken: list[Batch]) -> None:
+        """One more step, and what was in it over all processes."""
+        progress, world = self.progress, self.world
+        skipped = [record for batch in taken for record in batch.skipped]
+        self.report.skip(skipped)
+        progress.step += 1
+        progress.samples += int(world.sum(sum(len(batch.lengths) for batch in taken)))
+        progress.tokens += int(world.sum(sum(len(batch.input_ids) for batch in taken)))
+        progress.skipped += int(world.sum(len(skipped)))
+
+    def _totals(self) -> dict[str, float]:
+        totals = {"samples": self.progress.samples, "minutes": round(self.progress.seconds / 60, 2)}
+        if self.config.data.files:
+            totals["skipped"] = self.progress.skipped
+        return totals
+
+    def _survey(self, files: tuple[str, ...], kind: str) -> tuple[Records, np.ndarray]:
+        """Records and their lengths; measured by the first process, whose result the others find."""
+        records = Records(files)
+        folder = self.out / "data" / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self.world.first:
+            self.world.barrier()
+        found = survey(records, self.model.processor, self.config.data, folder, self.report.tell)
+        if self.world.first:
+            self.world.barrier()
+        causes = "".join(f", {count:,} for {cause}" for cause, count in sorted(found.causes.items()))
+        where = f" (see {folder / SKIPPED})" if causes else ""
+        self.report.tell(
+            f"{kind}: {len(records):,} records, {int(found.lengths.sum()):,} tokens; "
+            f"{len(found.skipped):,} skipped{causes}{where}"
+        )
+        if kind == "train":
+            self.progress.skipped = max(self.progress.skipped, len(found.skipped))
+        return records, found.lengths

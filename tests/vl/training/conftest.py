@@ -6,7 +6,7 @@ import pytest
 
 from preprocessing import Processor
 from vl.training.config import TrainConfig
-from vl.training.train import build_processor
+from vl.training.start import build_processor
 
 
 def tables(**run: Any) -> dict[str, Any]:

@@ -3,8 +3,9 @@ from __future__ import annotations
 import torch
 
 from preprocessing import Processor
+from vl.training.batch import IGNORE
 from vl.training.config import TrainConfig
-from vl.training.data import IGNORE, RenderedSteps, batches, held_out, pack
+from vl.training.data import RenderedSteps, batches, held_out, pack
 from vl.training.render import EVALUATION_SEED, render
 from vl.training.tokenizer import IMAGE_ID
 
@@ -53,8 +54,8 @@ def test_workers_give_the_same_batches_in_order(processor: Processor, config: Tr
     from dataclasses import replace
 
     keys = [(step, step // 2) for step in range(4)]
-    alone = list(batches(config.data, processor, IMAGE_ID, keys, pin=False))
-    helped = list(batches(replace(config.data, workers=2), processor, IMAGE_ID, keys, pin=False))
+    alone = list(batches(RenderedSteps(config.data, processor, IMAGE_ID), keys, pin=False))
+    helped = list(batches(RenderedSteps(replace(config.data, workers=2), processor, IMAGE_ID), keys, pin=False))
     assert len(alone) == len(helped) == 4
     for a, b in zip(alone, helped, strict=True):
         assert torch.equal(a.input_ids, b.input_ids)

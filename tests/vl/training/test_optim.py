@@ -103,3 +103,22 @@ def test_gradients_are_clipped() -> None:
     assert float(optimizer.step(1e-3)) > 1e3
     first = optimizer.state()["linear.weight/exp_avg"]
     assert float(first.norm()) <= 1e-3
+
+
+def test_wsd_is_level_and_then_falls_in_a_line() -> None:
+    config = OptimizerConfig(lr=1.0, final_lr=0.2, warmup_steps=10, schedule="wsd", decay_share=0.25)
+    assert learning_rate(4, 0.0, config) == pytest.approx(0.5)
+    assert [learning_rate(100, p, config) for p in (0.1, 0.5, 0.75)] == pytest.approx([1.0, 1.0, 1.0])
+    assert learning_rate(100, 0.875, config) == pytest.approx(0.6)
+    assert learning_rate(100, 1.0, config) == pytest.approx(0.2)
+
+
+def test_frozen_parameters_have_no_state() -> None:
+    model = Toy(torch.float32)
+    model.linear.requires_grad_(False)
+    optimizer = MasterAdamW(model, OptimizerConfig())
+    before = model.linear.weight.clone()
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step(0.1)
+    assert {name.rpartition("/")[0] for name in optimizer.state()} == {"image_newline"}
+    assert torch.equal(model.linear.weight, before)

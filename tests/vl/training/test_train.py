@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import vl
+from vl.training.batch import Batch
 from vl.training.config import TrainConfig
-from vl.training.data import Batch
 from vl.training.init import sines_2d
 from vl.training.report import read_log
 from vl.training.state import load_state
@@ -30,7 +30,7 @@ def test_resumed_losses_equal_uninterrupted_ones(config: TrainConfig, tmp_path: 
     trainer = Trainer(replace(config, run=replace(config.run, save_minutes=0.0)), tmp_path / "parts", "cpu")
     steps = iter((trainer.step, trainer.step, trainer.step))
 
-    def step_until_killed(batch: Batch) -> Any:
+    def step_until_killed(batch: list[Batch]) -> Any:
         return next(steps)(batch)
 
     trainer.step = step_until_killed  # type: ignore[method-assign]
@@ -76,7 +76,7 @@ def test_the_shipped_recipe_fits_the_repository() -> None:
     path = Path(vl.__file__).parent / "training" / "nano.toml"
     config = TrainConfig.read(path)
     from vl.model import MiniMaxVL
-    from vl.training.train import build_processor
+    from vl.training.start import build_processor
 
     model = MiniMaxVL(config.model, build_processor(config), device="meta")
     assert 2 * sum(p.numel() for p in model.parameters()) < 23.75 * 2**20

@@ -1,0 +1,96 @@
+"""`vl eval` as a user meets it, on a small random model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import vl.cli.app as vl_app
+from vl.evaluation import TASKS
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path) -> Run:
+    """Runs `vl eval` with the tiny model, which writes four tokens; returns exit code, stdout and stderr."""
+
+    def call(*args: object) -> tuple[int, str, str]:
+        line = ["eval", *map(str, args), "--model", str(tiny_checkpoint), "--max-new-tokens", "4"]
+        capsys.readouterr()
+        code = vl_app.run(line)
+        said = capsys.readouterr()
+        return code, said.out, " ".join(said.err.replace("│", " ").split())
+
+    return call
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "red.png")
+    good = {"image": "red.png", "prompt": "What colour?", "answer": "red", "task": "vqa"}
+    (tmp_path / "data.jsonl").write_text(f"{json.dumps(good)}\noops\n{json.dumps(good | {'image': 'no.png'})}\n")
+    return tmp_path / "data.jsonl"
+
+
+def test_from_a_file_to_a_page(run: Run, data: Path, tmp_path: Path) -> None:
+    code, out, _ = run(data, "--metric", "vqa", "--out", tmp_path / "out")
+    assert code == 1, "some records failed"
+    assert "data.jsonl: vqa" in out
+    assert "2 of 3 examples could not be used" in out
+    for line, cause in (("line 2", "not JSON"), ("line 3", "no.png")):
+        assert any(line in text and cause in text for text in out.splitlines())
+    rows = [json.loads(line) for line in (tmp_path / "out" / "examples.jsonl").read_text().splitlines()]
+    assert [row["line"] for row in rows] == [1, 2, 3]
+    assert rows[0]["scores"] == {"normalised": 0.0, "exact": 0.0}
+    assert rows[0]["finish_reason"] == "length"
+    page = (tmp_path / "out" / "failures.html").read_text()
+    assert page.count("data:image/webp;base64,") == 1
+    code, _, err = run(data, "--out", tmp_path / "out")
+    assert code == 3
+    assert "--overwrite" in err
+    assert run(data, "--count", 1, "--out", tmp_path / "out", "--overwrite")[0] == 0
+
+
+def test_all_built_in_tasks_in_one_table(run: Run) -> None:
+    code, out, err = run("--all", "--count", 2, "--batch-size", 2)
+    assert (code, err) == (0, "")
+    for task in TASKS.values():
+        assert task.name in out
+        assert all(target.show() in out for target in task.targets)
+    assert "missed" in out
+
+
+def test_json_is_all_there_is(run: Run, data: Path) -> None:
+    code, out, _ = run("words", data, "--count", 1, "--json")
+    assert code == 0
+    words, mine = [json.loads(line) for line in out.splitlines()]
+    assert (words["task"], words["metric"], words["count"]) == ("words", "ocr", 1)
+    assert set(words["targets"]) == {"cer"}
+    assert mine["rows"][0]["references"] == ["red"]
+
+
+def test_list(run: Run) -> None:
+    code, out, _ = run("--list")
+    assert code == 0
+    assert all(name in out for name in (*TASKS, "consensus", "≥ 97%"))
+
+
+def test_usage_errors(run: Run, data: Path, tmp_path: Path) -> None:
+    for args, said in (
+        ([], "name a task (scenes, words"),
+        (["poems"], "poems is neither a task"),
+        ([data, "--metric", "bleu"], "choose from caption"),
+        (["words", "--metric", "ocr"], "has its own"),
+        (["words", "--overwrite"], "goes with --out"),
+    ):
+        code, _, err = run(*args)
+        assert code == 2
+        assert said in err
+    code, _, err = run(tmp_path / "none.jsonl")
+    assert code == 3
+    assert "cannot read" in err

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+
+from vl.evaluation.metrics import METRICS, Ratio
+
+
+def test_a_set_is_weighed_by_what_it_holds() -> None:
+    metric = METRICS["ocr"]
+    rows = [metric.score(["abcd"], "abcd"), metric.score(["ab"], "xy")]
+    assert metric.total(rows)["cer"] == pytest.approx(2 / 6)
+    assert metric.total(rows)["exact"] == 0.5
+    assert metric.right(rows[0])
+    assert not metric.right(rows[1])
+    assert metric.badness(rows[1]) > metric.badness(rows[0])
+    assert metric.total([]) == {}
+
+
+def test_reading_ignores_layout_and_the_models_lead_in() -> None:
+    score = METRICS["ocr"].score
+    assert score(["one two"], 'The text reads "one\n two".')["cer"] == (0, 7)
+    assert score(['The sign says "STOP".'], 'The sign says "STOP".')["cer"].value == 0
+    assert score(['The sign says "STOP".'], "STOP")["cer"].value > 0
+    assert score(["wrong", "right"], "right")["exact"].value == 1, "the best reference counts"
+    assert score([""], "ab")["cer"].value == 2
+    assert METRICS["ocr"].total([score([""], "ab"), score(["abcd"], "abcd")])["cer"] == 0.5
+
+
+def test_any_reference_will_do() -> None:
+    assert METRICS["chart"].score(["red", "12%"], "12.1 %")["relaxed"].value == 1
+    assert METRICS["table"] is METRICS["chart"]
+    assert METRICS["vqa"].score(["two", "a pair"], "Pair")["normalised"].value == 1
+    assert METRICS["consensus"].score(["yes"] * 10, "yes")["consensus"].value == 1
+    assert METRICS["counting"].score(["3", "4"], "four")["mean_absolute_error"] == Ratio(0)
+
+
+def test_how_scores_are_shown() -> None:
+    metric = METRICS["counting"]
+    assert metric.show("accuracy", 0.5) == "50.00%"
+    assert metric.show("mean_absolute_error", 1.25) == "1.25"
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_orders_right_before_wrong(name: str) -> None:
+    metric = METRICS[name]
+    truth = {"scenes": "a red circle at the top", "counting": "3"}.get(name, "12 apples")
+    references = [truth] * (10 if name == "consensus" else 1)
+    right, wrong = metric.score(references, truth), metric.score(references, "nothing like it")
+    assert metric.right(right)
+    assert metric.badness(right) == (0, 0)
+    assert not metric.right(wrong)
+    assert metric.badness(wrong) > (0, 0)
+    assert next(iter(metric.total([wrong]))) == metric.main

@@ -1,0 +1,240 @@
+"""What a run may start from, learn, and save memory with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import vl
+from vl.training.config import PARTS, LoRAConfig, TrainConfig, presets
+from vl.training.report import read_log
+from vl.training.state import load_state
+from vl.training.train import Trainer, train
+
+from .conftest import tables
+from .conversations import picture, talk, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of three steps."""
+    out = tmp_path_factory.mktemp("start")
+    return train(TrainConfig.of(tables(steps=3)), out, device="cpu")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A dozen pictures to talk about, one text, and one that is cut behind its header."""
+    records = []
+    for i in range(12):
+        (tmp_path / f"{i}.png").write_bytes(picture(20 + 9 * i, 95 - 7 * i))
+        records.append(talk(f"{i}.png", f"Box {i}."))
+    (tmp_path / "cut.png").write_bytes(picture(64, 64)[:-40])
+    records.append({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]})
+    return write_jsonl(tmp_path / "talks.jsonl", [*records, talk("cut.png"), "{broken"])
+
+
+def recipe(start: Path, data: Path, *, lora: LoRAConfig | None = None, **run: Any) -> TrainConfig:
+    values = tables(steps=4) | {"text": None, "vision": None}
+    config = TrainConfig.of({name: table for name, table in values.items() if table})
+    return replace(
+        config,
+        data=replace(config.data, files=(str(data),), batch_tokens=300),
+        run=replace(config.run, init=str(start), **run),
+        lora=lora,
+    )
+
+
+def losses_of(out: Path) -> dict[int, float]:
+    return {record["step"]: record["loss"] for record in read_log(out) if record["kind"] == "train"}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return vl.load(folder, device="cpu", dtype="float32").released_tensors()
+
+
+GROUPS: dict[str, Callable[[str], bool]] = {
+    "projector": lambda name: name.startswith(("multi_modal_projector.", "image_newline")),
+    "vision": lambda name: name.startswith("vision_tower."),
+    "text": lambda name: name.startswith("language_model."),
+    "language_model.layers.3.self_attn.*": lambda name: ".layers.3.self_attn." in name,
+}
+
+
+@pytest.mark.parametrize("learnt", [("projector",), ("projector", "vision"), (list(GROUPS)[-1],), PARTS])
+def test_what_is_frozen_stays_and_the_rest_moves(
+    start: Path, data: Path, tmp_path: Path, learnt: tuple[str, ...]
+) -> None:
+    trainer = Trainer(recipe(start, data, train=learnt), tmp_path / "run", "cpu")
+    frozen = [p for p in trainer.model.parameters() if not p.requires_grad]
+    assert len(trainer.optimizer.masters) + len(frozen) == len(list(trainer.model.parameters()))
+    trainer.run()
+    assert all(p.grad is None for p in frozen)
+    saved = load_state(tmp_path / "run")[1]
+    assert len({name.rpartition("/")[0] for name in saved}) == len(trainer.optimizer.masters)
+    before, after = weights(start), weights(tmp_path / "run" / "model")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        moves = any(GROUPS[part](name) for part in learnt)
+        assert moves or torch.equal(tensor, after[name]), name
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert all(any(GROUPS[part](name) for name in moved) for part in learnt)
+
+
+def test_resuming_a_run_on_records_is_exact(start: Path, data: Path, tmp_path: Path) -> None:
+    config = recipe(start, data, train=("projector", "vision"), accumulate=2)
+    train(config, tmp_path / "whole", device="cpu")
+    whole = losses_of(tmp_path / "whole")
+    assert sorted(whole) == [1, 2, 3, 4]
+    trainer = Trainer(replace(config, run=replace(config.run, save_minutes=0.0)), tmp_path / "parts", "cpu")
+    steps = iter((trainer.step, trainer.step))
+    trainer.step = lambda taken: next(steps)(taken)  # type: ignore[method-assign]
+    with pytest.raises(StopIteration):
+        trainer.run()
+    train(replace(config, data=replace(config.data, workers=2)), tmp_path / "parts", resume=True, device="cpu")
+    assert losses_of(tmp_path / "parts") == whole
+    assert weights(tmp_path / "parts" / "model").keys() == weights(start).keys()
+
+
+def test_an_epoch_is_every_record_once(start: Path, data: Path, tmp_path: Path) -> None:
+    config = recipe(start, data, steps=1000, epochs=1)
+    config = replace(config, data=replace(config.data, held_out=(str(data),)))
+    train(config, tmp_path / "run", device="cpu")
+    log = read_log(tmp_path / "run")
+    last = [record for record in log if record["kind"] == "train"][-1]
+    assert last["samples"] >= 13
+    assert last["samples"] <= 13 + 3, "only the batch of a record that cannot be read is filled up with others"
+    assert last["skipped"] == 2
+    assert last["lr"] == pytest.approx(config.optimizer.final_lr, rel=0.2)
+    assert {"records_loss", "records_accuracy", "records_exact"} <= log[-1].keys()
+    causes = (tmp_path / "run" / "data" / "train" / "skipped.jsonl").read_text("utf-8")
+    assert "not JSON" in causes
+    later = (tmp_path / "run" / "skipped.jsonl").read_text("utf-8")
+    assert "cut.png" in json.loads(later.splitlines()[0])["cause"]
+
+
+def gradients(config: TrainConfig, out: Path, steps: int = 1) -> list[torch.Tensor]:
+    trainer = Trainer(config, out, "cpu")
+    kept: list[torch.Tensor] = []
+
+    def stop(lr: float) -> torch.Tensor:
+        kept.extend(p.grad.clone() for p in trainer.optimizer.params if p.grad is not None)
+        return torch.zeros(())
+
+    trainer.optimizer.step = stop  # type: ignore[method-assign]
+    taken = [trainer.source[number, 2] for number in range(config.run.accumulate)]
+    trainer.step(taken)
+    return kept
+
+
+def test_recomputing_gives_the_same_gradients(config: TrainConfig, tmp_path: Path) -> None:
+    plain = gradients(config, tmp_path)
+    recomputed = gradients(replace(config, run=replace(config.run, recompute=True)), tmp_path)
+    assert len(plain) > 20
+    torch.testing.assert_close(recomputed, plain, rtol=0, atol=0)
+
+
+def test_recomputing_keeps_less(config: TrainConfig, tmp_path: Path) -> None:
+    """Bytes that autograd saves for the backward pass."""
+
+    def kept(recompute: bool) -> int:
+        trainer = Trainer(replace(config, run=replace(config.run, recompute=recompute)), tmp_path, "cpu")
+        total = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal total
+            total += tensor.nbytes
+            return tensor
+
+        batch = trainer.source[0, 2]
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            trainer.learner(batch, balance=0.01, dense=1.0, max_tiles=512)
+        return total
+
+    assert kept(True) < 0.6 * kept(False)
+
+
+def test_accumulated_batches_are_one_large_batch(start: Path, data: Path, tmp_path: Path) -> None:
+    """All records in one batch against the same in several: the mean is over tokens, not over batches."""
+    whole = [line for line in data.read_text("utf-8").splitlines() if "cut.png" not in line]
+    data.write_text("\n".join(whole))
+    config = recipe(start, data)
+    config = replace(config, optimizer=replace(config.optimizer, balance=0.0))
+    count = Trainer(config, tmp_path, "cpu").source.plan.end(0)  # type: ignore[attr-defined]
+    assert count > 3
+    many = gradients(replace(config, run=replace(config.run, accumulate=count)), tmp_path)
+    one = gradients(replace(config, data=replace(config.data, batch_tokens=10_000)), tmp_path)
+    torch.testing.assert_close(many, one, rtol=1e-4, atol=1e-6)
+
+
+def test_a_shape_that_is_not_the_checkpoints_is_refused(start: Path, data: Path, tmp_path: Path) -> None:
+    fits = TrainConfig.of(tables())
+    same = replace(recipe(start, data), text=fits.text, vision=fits.vision)
+    Trainer(same, tmp_path, "cpu")
+    assert fits.text is not None
+    other = replace(same, text=replace(fits.text, rope_theta=1e4))
+    with pytest.raises(vl.ConfigError, match=r"not of the shape in \[text\]"):
+        Trainer(other, tmp_path, "cpu")
+
+
+def test_rendered_pictures_can_follow_a_checkpoint(start: Path, tmp_path: Path) -> None:
+    """As `nano` is trained on from its last weights: dense supervision included, the optimizer fresh."""
+    config = TrainConfig.of(tables(steps=2, init=str(start)))
+    train(config, tmp_path, device="cpu")
+    assert any(name.startswith("head.") for name in load_state(tmp_path)[1])
+    assert sorted(losses_of(tmp_path)) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"run": {"train": ["projektor"]}}, "no parameter is called 'projektor'"),
+        ({"run": {"train": "text"}}, "is a list"),
+        ({"run": {"epochs": 2}}, "rendered pictures never end"),
+        ({"run": {"accumulate": 0}}, "at least 1"),
+        ({"data": {"files": "a.jsonl"}}, "are lists"),
+        ({"optimizer": {"schedule": "linear"}}, "'cosine' or 'wsd'"),
+        ({"lora": {"rank": 0}, "run": {"init": "x"}}, "lora.rank 0"),
+        ({"lora": {"targets": ["gate"]}, "run": {"init": "x"}}, "lora.targets"),
+        ({"lora": {}}, "adapts a checkpoint"),
+        ({"lora": {}, "run": {"init": "x", "train": ["text"]}}, "drop run.train"),
+    ],
+)
+def test_wrong_recipes_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    values = tables()
+    for table, keys in changes.items():
+        values[table] = {**values.get(table, {}), **keys}
+    with pytest.raises(vl.ConfigError, match=message):
+        Trainer(TrainConfig.of(values), tmp_path, "cpu")
+
+
+def test_presets_are_found_by_name() -> None:
+    assert {"align", "tune", "lora", "nano", "tiny"} <= presets().keys()
+    align, tune, lora = (
+        TrainConfig.of_file(name, {"run": {"init": "x"}, "data": {"files": ["a"]}})
+        for name in ("align", "tune", "lora")
+    )
+    assert align.run.train == ("projector",)
+    assert set(tune.run.train) == set(PARTS)
+    assert lora.lora is not None
+    assert all(config.run.init == "x" and config.data.files == ("a",) for config in (align, tune, lora))
+
+
+def test_the_command_trains_a_preset_on_the_users_data(start: Path, data: Path, tmp_path: Path) -> None:
+    options = ["--init", str(start), "--data", str(data), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    command = [sys.executable, "-m", "vl.cli", "train", "align", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "1 for messages" in done.stdout
+    assert (tmp_path / "run" / "model" / "config.json").exists()
+    missing = subprocess.run([*command[:5], "--out", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert missing.returncode == 3
+    assert "--init" in missing.stderr or "rendered pictures never end" in missing.stderr

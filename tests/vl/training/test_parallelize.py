@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import vl
+from vl.training.config import TrainConfig
+from vl.training.lora import WEIGHTS
+from vl.training.parallelize import World, gather, local, shard
+from vl.training.report import read_log
+from vl.training.state import load_state
+from vl.training.train import Trainer, train
+
+from .conftest import tables
+from .conversations import picture, talk, write_jsonl
+
+SCRIPT = """
+import json, sys
+from vl.training.config import TrainConfig
+from vl.training.train import train
+tables, out, resume = json.loads(sys.argv[1])
+train(TrainConfig.of(tables), out, resume=resume, device="cpu")
+"""
+FIGURES = ("loss", "grad_norm", "dense", "balance", "expert_max", "samples")
+
+
+def two_processes(values: dict[str, Any], out: Path, *, resume: bool = False) -> None:
+    script = out.parent / "run.py"
+    script.write_text(SCRIPT)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, str(script), json.dumps([values, str(out), resume])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(vl.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def figures(out: Path, name: str, kind: str = "train") -> list[float]:
+    return [record[name] for record in read_log(out) if record["kind"] == kind]
+
+
+# One process with two batches to a step has the batches, and so the losses, of two processes with one each.
+
+
+def test_two_processes_continue_what_one_began(tmp_path: Path) -> None:
+    """Rendered pictures, layers recomputed, a checkpoint of one process resumed by two."""
+    config = TrainConfig.of(tables(accumulate=2))
+    train(config, tmp_path / "one", device="cpu")
+    run = tmp_path / "two"
+    trainer = Trainer(replace(config, run=replace(config.run, save_minutes=0.0)), run, "cpu")
+    steps = iter((trainer.step, trainer.step))
+    trainer.step = lambda taken: next(steps)(taken)  # type: ignore[method-assign]
+    with pytest.raises(StopIteration):
+        trainer.run()
+    two_processes(tables(recompute=True), run, resume=True)
+
+    assert len(figures(run, "loss")) == 6
+    for name in FIGURES:
+        assert figures(run, name) == pytest.approx(figures(tmp_path / "one", name), rel=1e-4), name
+    for name in ("scenes_loss", "words_loss"):
+        assert figures(run, name, "eval") == pytest.approx(figures(tmp_path / "one", name, "eval"), rel=1e-4)
+    (_, expected), (_, found) = load_state(tmp_path / "one"), load_state(run)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        # The bias of the keys has no effect and no gradient but rounding errors, which AdamW scales up.
+        if "attn.qkv.bias" not in name:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-2, atol=2e-5)
+    saved = vl.load(run / "model", device="cpu", dtype="float32").released_tensors()
+    for name, tensor in vl.load(tmp_path / "one" / "model", device="cpu", dtype="float32").released_tensors().items():
+        if "k_proj.bias" not in name:
+            torch.testing.assert_close(saved[name], tensor, rtol=2**-6, atol=2e-5)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_two_processes_learn_from_records(tmp_path: Path, lora: bool) -> None:
+    """One process may have no picture in its batch while the other has several."""
+    base = train(TrainConfig.of(tables(steps=1)), tmp_path / "base", device="cpu")
+    (tmp_path / "a.png").write_bytes(picture(90, 30))
+    hello = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    data = write_jsonl(tmp_path / "talks.jsonl", [talk("a.png"), hello, hello, hello] * 3)
+    values = tables(steps=5, init=str(base), accumulate=2)
+    values["data"] = {"files": [str(data)], "batch_tokens": 250, "workers": 0}
+    values |= {"lora": {"rank": 2}} if lora else {}
+    train(TrainConfig.of(values), tmp_path / "one", device="cpu")
+    values["run"] |= {"accumulate": 1}
+    two_processes(values, tmp_path / "two")
+    for name in FIGURES:
+        assert figures(tmp_path / "two", name) == pytest.approx(figures(tmp_path / "one", name), rel=1e-4), name
+    if lora:
+        ours, theirs = (load_file(tmp_path / run / "adapter" / WEIGHTS) for run in ("one", "two"))
+        torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-6)
+        assert (tmp_path / "two" / "model" / "config.json").exists()
+
+
+def test_alone_nothing_is_sharded() -> None:
+    world = World.join(torch.device("cpu"))
+    assert (world.rank, world.size, world.first) == (0, 1, True)
+    assert world.sum(3.0) == world.slowest(3.0) == 3.0
+    tensor = torch.randn(5, 3)
+    assert local(tensor) is gather(tensor, tensor) is shard(tensor, tensor) is world.mean(tensor) is tensor

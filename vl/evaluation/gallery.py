@@ -1,0 +1,88 @@
+"""One HTML page, nothing outside it, of the answers that went wrong: pictures, what was asked, expected and said."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from io import BytesIO
+
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+from preprocessing import ImageSource, load_image
+from vl.evaluation.evaluate import Result
+from vl.evaluation.examples import Row
+from vl.evaluation.metrics import METRICS, label, read_text
+from vl.evaluation.metrics.distance import spelled_differently
+
+MAX_SIDE = 1024  # px; what a page of small print still can be read at
+_MOST = 100
+_MARKED = 4000  # characters up to which an answer's differences are marked
+_LISTED = 200  # unusable records that are named
+
+
+_Pieces = list[tuple[str, bool]]  # of a text, each with whether to mark it
+
+
+@dataclass(frozen=True)
+class _Card:
+    """A wrong answer as the page shows it."""
+
+    row: Row
+    pictures: list[str]
+    scores: list[tuple[str, str]]
+    expected: _Pieces
+    said: _Pieces
+
+
+def render_gallery(model: str, results: Sequence[Result], most: int = _MOST) -> str:
+    """The page, with at most `most` wrong answers to each result, the worst first, and its unusable records.
+
+    Pictures are in it, at most 1024 px wide and high. Whatever comes from the data or the model is escaped.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    source = resources.files("vl.evaluation").joinpath("gallery.html").read_text("utf-8")
+    sections = [(result, [_card(row) for row in result.failures[:most]]) for result in results]
+    return environment.from_string(source).render(
+        model=model, sections=sections, metrics=METRICS, label=label, listed=_LISTED
+    )
+
+
+def _card(row: Row) -> _Card:
+    assert row.metric is not None
+    assert row.answer is not None
+    metric = METRICS[row.metric]
+    scores = [(label(name), metric.show(name, ratio.value)) for name, ratio in row.scores.items()]
+    return _Card(row, _pictures(row), scores, *_texts(row.references, row.answer, marked="cer" in row.scores))
+
+
+def _texts(references: Sequence[str], answer: str, marked: bool) -> tuple[_Pieces, _Pieces]:
+    """What was expected and said; `marked` asks for their differences, where one short text stands for each."""
+    if not marked or len(references) > 1 or len(references[0]) + len(answer) > _MARKED:
+        return [("\n".join(references), False)], [(answer, False)]
+    before, read, after = answer.partition(read_text(answer))
+    expected, said = spelled_differently(references[0], read)
+    return expected, [(before, False), *said, (after, False)]
+
+
+def _pictures(row: Row) -> list[str]:
+    """Data URLs of the question's images; an image that is gone since is left out."""
+    urls = []
+    for source in row.pictures():
+        try:
+            urls.append(_data_url(source))
+        except Exception:  # a damaged page would be worse than a card without its picture
+            urls.append("")
+    return urls
+
+
+def _data_url(source: ImageSource) -> str:
+    image = load_image(source)
+    if max(image.size) > MAX_SIDE:
+        image = image.copy()
+        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    buffer = BytesIO()
+    image.save(buffer, "WEBP", quality=85)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

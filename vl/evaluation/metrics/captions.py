@@ -1,0 +1,54 @@
+"""Captions: objects named in a scene, and ROUGE-L for captions in any words."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from vl.evaluation.metrics.distance import common_subsequence
+from vl.training.canvas import COLOURS
+from vl.training.scenes import POSITIONS, SHAPES
+
+_PLACES = "|".join(sorted((p for row in POSITIONS for p in row), key=len, reverse=True))
+_OBJECT = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b(?: ({_PLACES})\b)?", re.IGNORECASE)
+
+Named = tuple[str, str, str | None]
+
+
+def named_shapes(caption: str) -> list[Named]:
+    """The (colour, shape, position) triples that a caption names, in its order; position None where none is given."""
+    return [
+        (colour.lower(), shape.lower(), place.lower() if place else None)
+        for colour, shape, place in _OBJECT.findall(caption)
+    ]
+
+
+def scene_matches(caption: str, truth: Sequence[Named], *, positions: bool = False) -> bool:
+    """Whether a caption names every object of a scene with its colour and shape, and no other object.
+
+    Order does not matter; equal objects have to be named as often as they occur. `positions` asks for the right
+    place of each as well.
+    """
+    width = 3 if positions else 2
+    return Counter(named[:width] for named in named_shapes(caption)) == Counter(named[:width] for named in truth)
+
+
+def right_attributes(caption: str, truth: Sequence[Named]) -> dict[str, int]:
+    """How many objects have the right colour, shape and position: the k-th named against the k-th of the truth."""
+    pairs = list(zip(named_shapes(caption), truth, strict=False))
+    return {name: sum(a[i] == b[i] for a, b in pairs) for i, name in enumerate(("colour", "shape", "position"))}
+
+
+def rouge_l(reference: str, caption: str) -> float:
+    """ROUGE-L F1 (Lin, 2004) from 0 to 1: the longest common subsequence of words, case and punctuation ignored.
+
+    On unaccented text the figure is that of Google's rouge-score without stemming, which knows no other letters.
+    """
+    a, b = _words(reference), _words(caption)
+    common = common_subsequence(a, b)
+    return 2 * common / (len(a) + len(b)) if common else 0.0
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())

@@ -1,0 +1,118 @@
+"""Packed batches: sequences end to end, with what is to be learnt of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from preprocessing import Grid, Inputs, Processor
+from preprocessing.chat import Messages
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A record that is not learnt from: where it is, and why not."""
+
+    record: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed sequences: T tokens end to end, no padding.
+
+    Attributes:
+        input_ids: int64 [T].
+        labels: int64 [T], the token that has to follow each position, or -100 where none is learnt: everything but
+            the assistant's text and its end token.
+        scored: int64 [m], the positions with a label, so that logits are made for these alone.
+        image_rows: int64 [image tokens], the positions of image tokens.
+        tiles: uint8 [n, 3, S, S].
+        patch_labels: int64 [n, patches**2], what each patch of each tile shows, see `vl.training.dense`; None where
+            nobody knows.
+        grids: one per image.
+        lengths: tokens of each sequence.
+        kinds: "scenes", "words" or "records" for each sequence.
+        skipped: records that were to be here and could not be read.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    scored: Tensor
+    image_rows: Tensor
+    tiles: Tensor
+    patch_labels: Tensor | None
+    grids: tuple[Grid, ...]
+    lengths: tuple[int, ...]
+    kinds: tuple[str, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+    def pin_memory(self) -> Batch:
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def to(self, device: torch.device) -> Batch:
+        """A copy on `device`; asynchronous from pinned memory."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sequence before it is packed.
+
+    Attributes:
+        inputs: T tokens and the tiles of their images.
+        labels: int64 [T], as in `Batch`.
+        kind: as in `Batch`.
+        patch_labels: int64 [tiles, patches**2] or None.
+    """
+
+    inputs: Inputs
+    labels: Tensor
+    kind: str
+    patch_labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+def encode(messages: Messages, processor: Processor, kind: str) -> Encoded:
+    """A conversation as a sequence to learn from. Raises what `Processor.training` raises."""
+    inputs, learnt = processor.training(messages)
+    # Position t predicts token t + 1.
+    following = torch.where(learnt, inputs.input_ids, IGNORE)[1:]
+    return Encoded(inputs, torch.cat((following, following.new_tensor([IGNORE]))), kind)
+
+
+def join(sequences: Iterable[Encoded], image_token: int | None, skipped: Iterable[Skipped] = ()) -> Batch:
+    """Lays sequences, one at least, end to end."""
+    sequences = list(sequences)
+    ids = torch.cat([sequence.inputs.input_ids for sequence in sequences])
+    labels = torch.cat([sequence.labels for sequence in sequences])
+    tiles = [tile for sequence in sequences for tile in sequence.inputs.tiles]  # uint8 [3, S, S] each
+    shown = [sequence.patch_labels for sequence in sequences if sequence.patch_labels is not None]
+    places = torch.zeros_like(ids, dtype=torch.bool) if image_token is None else ids == image_token
+    return Batch(
+        input_ids=ids,
+        labels=labels,
+        scored=(labels != IGNORE).nonzero().flatten(),
+        image_rows=places.nonzero().flatten(),
+        # In a worker this writes straight to the memory that the training process shares.
+        tiles=default_collate(tiles) if tiles else sequences[0].inputs.tiles,
+        patch_labels=torch.cat(shown) if shown else None,
+        grids=tuple(grid for sequence in sequences for grid in sequence.inputs.grids),
+        lengths=tuple(len(sequence) for sequence in sequences),
+        kinds=tuple(sequence.kind for sequence in sequences),
+        skipped=tuple(skipped),
+    )

@@ -1,0 +1,252 @@
+"""The user's own data: conversations in JSONL files and WebDataset shards, each record read by its number."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from glob import glob, has_magic
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from preprocessing.chat import Messages
+from preprocessing.fetch import is_url
+from preprocessing.images import ImageSource
+from vl.errors import ConfigError, InputError
+from vl.model import DEFAULT_PROMPT
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+
+_FORMS = 'expected {"messages": [...]}, a list of messages, or {"image": ..., "caption": ...}'
+
+
+class RecordFile(Protocol):
+    """Records of one file, in the file's order."""
+
+    path: Path
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What reports call a record."""
+        ...
+
+    def messages(self, index: int) -> Messages:
+        """The conversation, its images as paths, URLs or bytes. Raises InputError naming what is wrong with it."""
+        ...
+
+
+class Records:
+    """All records of some files, numbered through.
+
+    Args:
+        patterns: `.jsonl` and `.tar` files, in which `*`, `?` and `**` stand for several.
+
+    Raises:
+        ConfigError: if a file is missing, of another kind, or there is no record at all.
+    """
+
+    def __init__(self, patterns: Sequence[str | os.PathLike[str]]) -> None:
+        self.files: list[RecordFile] = [open_records(path) for path in expand(patterns)]
+        self.ends = list(accumulate(len(file) for file in self.files))
+        if not len(self):
+            raise ConfigError(f"there is no record in {', '.join(map(str, patterns))}: check the data files")
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def name(self, index: int) -> str:
+        file, inside = self._find(index)
+        return file.name(inside)
+
+    def messages(self, index: int) -> Messages:
+        """As `RecordFile.messages`."""
+        file, inside = self._find(index)
+        return file.messages(inside)
+
+    def _find(self, index: int) -> tuple[RecordFile, int]:
+        number = bisect_right(self.ends, index)
+        return self.files[number], index - (self.ends[number - 1] if number else 0)
+
+
+def expand(patterns: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The files behind `patterns`, each pattern's in sorted order. Raises ConfigError where there are none."""
+    files: list[Path] = []
+    for pattern in [os.fspath(given) for given in patterns]:
+        found = sorted(glob(pattern, recursive=True)) if has_magic(pattern) else [pattern]
+        if not found or not all(os.path.isfile(path) for path in found):
+            raise ConfigError(f"there is no data file {pattern}: check the path (it counts from the current folder)")
+        files += map(Path, found)
+    return files
+
+
+def open_records(path: Path) -> RecordFile:
+    """The records of a `.jsonl` or `.tar` file. Raises ConfigError for any other kind."""
+    if path.suffix in (".jsonl", ".ndjson"):
+        return JsonlFile(path)
+    if path.suffix == ".tar":
+        return TarShard(path)
+    hint = "unpack it to .tar" if ".tar" in path.suffixes else "give JSONL of messages or WebDataset shards"
+    raise ConfigError(f"{path} is neither .jsonl nor .tar: {hint}")
+
+
+class JsonlFile:
+    """One JSON record per line; image paths count from the file's own folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.places: list[tuple[int, int, int]] = []  # line from 1, first byte, bytes
+        start = 0
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.isspace():
+                    self.places.append((number, start, len(line)))
+                start += len(line)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def name(self, index: int) -> str:
+        return f"{self.path}:{self.places[index][0]}"
+
+    def messages(self, index: int) -> Messages:
+        _, start, size = self.places[index]
+        return conversation(_json(_bytes(self.path, start, size)), self._find_image)
+
+    def _find_image(self, source: Any) -> ImageSource:
+        if source is None:
+            raise InputError('an image part has no image; it needs "image": <path or URL>')
+        if not isinstance(source, str):
+            raise InputError(f"an image must be a path or URL, got {type(source).__name__}")
+        return source if is_url(source) else str(self.path.parent / source)
+
+
+class Member(NamedTuple):
+    """A file inside a tar file: its name, its extension in lower case, and where its bytes are."""
+
+    name: str
+    suffix: str
+    start: int
+    size: int
+
+
+class TarShard:
+    """A WebDataset shard: the files that share a name up to the first dot are a record.
+
+    A record has a `.json` (as a line of JSONL) or a `.txt` (the caption), and images. An image part names the file, in
+    full or by its extension, or names none and then stands for the next of the record's images.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.damage = ""
+        groups: dict[str, list[Member]] = {}
+        try:
+            for member in _members(path):
+                folder, _, file = member.name.rpartition("/")
+                groups.setdefault(f"{folder}/{file.partition('.')[0]}", []).append(member)
+        except (tarfile.TarError, OSError) as error:
+            self.damage = f"not a whole tar file ({error}); write or download it again"
+        self.groups = list(groups.values())
+
+    def __len__(self) -> int:
+        # The part that cannot be read counts as one record, so that its loss is reported.
+        return len(self.groups) + bool(self.damage)
+
+    def name(self, index: int) -> str:
+        if index == len(self.groups):
+            return f"{self.path}:(the rest)"
+        return f"{self.path}:{self.groups[index][0].name.rpartition('.')[0]}"
+
+    def messages(self, index: int) -> Messages:
+        if index == len(self.groups):
+            raise InputError(self.damage)
+        members = self.groups[index]
+        images = iter([member for member in members if member.suffix in IMAGE_SUFFIXES])
+
+        def find_image(source: Any) -> ImageSource:
+            found: Member | None
+            if source is None:
+                found = next(images, None)
+            else:
+                found = next((m for m in members if source in (m.name, m.name.rpartition("/")[2], m.suffix)), None)
+            if found is None:
+                raise InputError(f"the record has no image {source or ''}; it has {', '.join(m.name for m in members)}")
+            return self._read(found)
+
+        text = {member.suffix: member for member in members}
+        if "json" in text:
+            record = _json(self._read(text["json"]))
+            if isinstance(record, dict) and "messages" not in record and "image" not in record:
+                record |= {"image": None}  # a caption's image is the record's own
+            return conversation(record, find_image)
+        if "txt" in text:
+            caption = self._read(text["txt"]).decode("utf-8", "replace").strip()
+            return conversation({"image": None, "caption": caption}, find_image)
+        raise InputError(f"the record has neither .json nor .txt; it has {', '.join(m.name for m in members)}")
+
+    def _read(self, member: Member) -> bytes:
+        return _bytes(self.path, member.start, member.size)
+
+
+def _members(path: Path) -> Iterator[Member]:
+    """The files in a tar file."""
+    with tarfile.open(path, "r:") as tar:
+        for entry in tar:
+            if entry.isfile():
+                suffix = entry.name.rpartition("/")[2].partition(".")[2].lower()
+                yield Member(entry.name, suffix, entry.offset_data, entry.size)
+
+
+def conversation(record: Any, find_image: Callable[[Any], ImageSource]) -> Messages:
+    """The messages of a record, with each image's source replaced by what `find_image` makes of it.
+
+    Raises:
+        InputError: if the record has none of the known forms. What is wrong inside the messages, the processor says.
+    """
+    if isinstance(record, Mapping) and "messages" in record:
+        record = record["messages"]
+    elif isinstance(record, Mapping):
+        caption = next((record[key] for key in ("caption", "text") if isinstance(record.get(key), str)), None)
+        if caption is None:
+            raise InputError(f"{_FORMS}, got an object with {', '.join(map(str, record)) or 'nothing in it'}")
+        image = [{"type": "image", "image": record["image"]}] if "image" in record else []
+        question = {"type": "text", "text": str(record.get("prompt", DEFAULT_PROMPT))}
+        record = [{"role": "user", "content": [*image, question]}, {"role": "assistant", "content": caption}]
+    if not isinstance(record, list):
+        raise InputError(f"{_FORMS}, got {type(record).__name__}")
+    return [_with_images(message, find_image) for message in record]
+
+
+def _with_images(message: Any, find_image: Callable[[Any], ImageSource]) -> Any:
+    if not isinstance(message, Mapping) or not isinstance(message.get("content"), list):
+        return message
+    return {**message, "content": [_with_image(part, find_image) for part in message["content"]]}
+
+
+def _with_image(part: Any, find_image: Callable[[Any], ImageSource]) -> Any:
+    if not isinstance(part, Mapping) or part.get("type") not in ("image", "image_url"):
+        return part
+    source = next((part[key] for key in ("image", "url", "path", "image_url") if part.get(key) is not None), None)
+    if isinstance(source, Mapping):
+        source = source.get("url")
+    return {"type": "image", "image": find_image(source)}
+
+
+def _bytes(path: Path, start: int, size: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read any more ({error})") from error
+
+
+def _json(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not JSON ({error})") from None

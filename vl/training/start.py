@@ -1,0 +1,50 @@
+"""The model that a run starts with: new, or a checkpoint's."""
+
+from __future__ import annotations
+
+import torch
+
+from preprocessing import ChatTemplate, Patcher, Processor, Tokenizer
+from vl.checkpoint import load_weights, resolve_source
+from vl.config import read_config
+from vl.errors import ConfigError
+from vl.loading import check_image_token
+from vl.model import MiniMaxVL
+from vl.training.config import TrainConfig
+from vl.training.init import initialise
+from vl.training.tokenizer import train_tokenizer
+
+
+def build_model(config: TrainConfig, device: torch.device) -> MiniMaxVL:
+    """The model at step 0: `run.init`'s in `run.dtype`, or a new one in float32, from which the masters are taken.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be read.
+        ConfigError: if the config describes no model, or another one than the checkpoint holds.
+    """
+    if config.run.init is None:
+        model = MiniMaxVL(config.model, build_processor(config), device=device, dtype=torch.float32)
+        initialise(model, config.data.seed)
+        return model
+    folder = resolve_source(config.run.init)
+    shape = read_config(folder)
+    for table, wanted, found in (("text", config.text, shape.text), ("vision", config.vision, shape.vision)):
+        if wanted is not None and wanted != found:
+            raise ConfigError(f"the checkpoint {config.run.init} is not of the shape in [{table}]: drop that table")
+    patcher = None
+    if shape.vision is not None:
+        patcher = Patcher(shape.pinpoints, shape.vision.image_size, shape.vision.patch_size, threads=1)
+    processor = Processor.load(folder, patcher)
+    model = MiniMaxVL(shape, processor, name=config.run.init, device=device, dtype=getattr(torch, config.run.dtype))
+    check_image_token(model)
+    load_weights(model.released_tensors(), folder)
+    return model
+
+
+def build_processor(config: TrainConfig) -> Processor:
+    """The processor of a new model: its own tokenizer, the default chat template, the config's resolutions."""
+    shape = config.model
+    assert shape.vision is not None
+    # One thread to an image: the data loader's workers already take every CPU.
+    patcher = Patcher(shape.pinpoints, tile=shape.vision.image_size, patch=shape.vision.patch_size, threads=1)
+    return Processor(Tokenizer(train_tokenizer(shape.text.vocab_size)), ChatTemplate(None), patcher)
