@@ -7,6 +7,7 @@ and the host needs to know (times, counts) goes through gloo, so that no GPU is 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor, Shard
 
 from vl.model import MiniMaxVL
+
+_LET_GO_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,11 @@ class World:
     def leave(self) -> None:
         """Disconnects, all at once: a process that exits while others still talk to it takes them down."""
         if self.size > 1:
-            self.barrier()
+            dist.barrier()
             dist.destroy_process_group()
+            # Gloo's threads outlive the group. One that lets go of its last tensor while the interpreter shuts down
+            # aborts the process (pytorch/pytorch#179291).
+            time.sleep(_LET_GO_SECONDS)
 
     def barrier(self) -> None:
         """Waits for all processes."""

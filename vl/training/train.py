@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vl.checkpoint import save_weights
 from vl.config import write_config
-from vl.errors import ConfigError
+from vl.errors import CheckpointError, ConfigError
+from vl.loading import first_line
 from vl.model import MiniMaxVL
 from vl.training.batch import Batch
 from vl.training.compile import compile_blocks
@@ -93,7 +94,7 @@ class Trainer:
         out.mkdir(parents=True, exist_ok=True)
         if resume:
             self.progress, tensors = load_state(out)
-            self.optimizer.load(tensors)
+            self._restore(tensors)
         self.report = Report(out, resume_step=self.progress.step, active=self.world.first)
         if config.run.compile:
             compile_blocks(self.model)
@@ -123,6 +124,15 @@ class Trainer:
         optimizer = MasterAdamW(self.learner, self.config.optimizer)
         self.learner.to(getattr(torch, self.config.run.dtype))
         return optimizer
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        try:
+            self.optimizer.load(tensors)
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the checkpoint in {self.out} is of another model, or of other parts of it ({first_line(error)}): "
+                "resume with the recipe that the run began with, or choose another --out"
+            ) from error
 
     def _open_data(self) -> tuple[Source, dict[str, list[Batch]]]:
         """The training batches, and the held-out ones by kind."""

@@ -185,6 +185,12 @@ def test_a_shape_that_is_not_the_checkpoints_is_refused(start: Path, data: Path,
         Trainer(other, tmp_path, "cpu")
 
 
+def test_a_run_is_resumed_by_its_own_recipe(start: Path, data: Path, tmp_path: Path) -> None:
+    train(recipe(start, data, train=("projector",), steps=1), tmp_path, device="cpu")
+    with pytest.raises(vl.CheckpointError, match="other parts of it"):
+        train(recipe(start, data, train=("projector", "text"), steps=2), tmp_path, device="cpu", resume=True)
+
+
 def test_rendered_pictures_can_follow_a_checkpoint(start: Path, tmp_path: Path) -> None:
     """As `nano` is trained on from its last weights: dense supervision included, the optimizer fresh."""
     config = TrainConfig.of(tables(steps=2, init=str(start)))
