@@ -190,7 +190,9 @@ class TrainConfig:
         if self.lora and not self.run.init:
             raise ConfigError("[lora] adapts a checkpoint: name it in run.init (or --init)")
         if self.run.epochs and not self.data.files:
-            raise ConfigError("run.epochs counts passes over data.files; rendered pictures never end: use run.steps")
+            raise ConfigError(
+                "run.epochs counts passes over data.files: name some there (or with --data), or use run.steps"
+            )
 
     @classmethod
     def read(cls, path: str | Path) -> TrainConfig:

@@ -27,17 +27,22 @@ SCRIPT = """
 import json, sys
 from vl.training.config import TrainConfig
 from vl.training.train import train
-tables, out, resume = json.loads(sys.argv[1])
-train(TrainConfig.of(tables), out, resume=resume, device="cpu")
+for tables, out, resume in json.loads(sys.argv[1]):
+    train(TrainConfig.of(tables), out, resume=resume, device="cpu")
 """
 FIGURES = ("loss", "grad_norm", "dense", "balance", "expert_max", "samples")
 
 
-def two_processes(values: dict[str, Any], out: Path, *, resume: bool = False) -> None:
-    script = out.parent / "run.py"
+def two_processes(folder: Path, *runs: tuple[dict[str, Any], str, bool]) -> None:
+    """Trains the given tables one after the other, each in a folder of its own, from its checkpoint or anew."""
+    script = folder / "run.py"
     script.write_text(SCRIPT)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, str(script), json.dumps([values, str(out), resume])]
+    command = [
+        *launcher,
+        str(script),
+        json.dumps([(values, str(folder / out), resume) for values, out, resume in runs]),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(vl.__file__).parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -60,7 +65,7 @@ def test_two_processes_continue_what_one_began(tmp_path: Path) -> None:
     trainer.step = lambda taken: next(steps)(taken)  # type: ignore[method-assign]
     with pytest.raises(StopIteration):
         trainer.run()
-    two_processes(tables(recompute=True), run, resume=True)
+    two_processes(tmp_path, (tables(recompute=True), "two", True))
 
     assert len(figures(run, "loss")) == 6
     for name in FIGURES:
@@ -79,25 +84,25 @@ def test_two_processes_continue_what_one_began(tmp_path: Path) -> None:
             torch.testing.assert_close(saved[name], tensor, rtol=2**-6, atol=2e-5)
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_two_processes_learn_from_records(tmp_path: Path, lora: bool) -> None:
-    """One process may have no picture in its batch while the other has several."""
+def test_two_processes_learn_from_records(tmp_path: Path) -> None:
+    """Everything, then adapters; one process may have no picture in its batch while the other has several."""
     base = train(TrainConfig.of(tables(steps=1)), tmp_path / "base", device="cpu")
     (tmp_path / "a.png").write_bytes(picture(90, 30))
     hello = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
-    data = write_jsonl(tmp_path / "talks.jsonl", [talk("a.png"), hello, hello, hello] * 3)
-    values = tables(steps=5, init=str(base), accumulate=2)
-    values["data"] = {"files": [str(data)], "batch_tokens": 250, "workers": 0}
-    values |= {"lora": {"rank": 2}} if lora else {}
-    train(TrainConfig.of(values), tmp_path / "one", device="cpu")
-    values["run"] |= {"accumulate": 1}
-    two_processes(values, tmp_path / "two")
-    for name in FIGURES:
-        assert figures(tmp_path / "two", name) == pytest.approx(figures(tmp_path / "one", name), rel=1e-4), name
-    if lora:
-        ours, theirs = (load_file(tmp_path / run / "adapter" / WEIGHTS) for run in ("one", "two"))
-        torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-6)
-        assert (tmp_path / "two" / "model" / "config.json").exists()
+    path = write_jsonl(tmp_path / "talks.jsonl", [talk("a.png"), hello, hello, hello] * 3)
+    data = {"files": [str(path)], "batch_tokens": 250, "workers": 0}
+    all_of_it = tables(steps=5, init=str(base)) | {"data": data}
+    adapters = all_of_it | {"lora": {"rank": 2}}
+    two_processes(tmp_path, (all_of_it, "two", False), (adapters, "two-lora", False))
+    for values, name in ((all_of_it, "one"), (adapters, "one-lora")):
+        values["run"]["accumulate"] = 2
+        train(TrainConfig.of(values), tmp_path / name, device="cpu")
+        other = tmp_path / name.replace("one", "two")
+        for figure in FIGURES:
+            assert figures(other, figure) == pytest.approx(figures(tmp_path / name, figure), rel=1e-4), figure
+        assert (other / "model" / "config.json").exists()
+    ours, theirs = (load_file(tmp_path / run / "adapter" / WEIGHTS) for run in ("one-lora", "two-lora"))
+    torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-6)
 
 
 def test_alone_nothing_is_sharded() -> None:
