@@ -159,8 +159,8 @@ class Packed:
 
     @cached_property
     def chunks(self) -> Chunks:
-        """The batch in chunks of `CHUNK` tokens, or of the longest sequence where that is shorter."""
-        size, device = min(CHUNK, self.longest), self.offsets.device
+        """The batch in chunks of at most `CHUNK` tokens, of a size that divides the longest sequence evenly."""
+        size, device = -(-self.longest // -(-self.longest // CHUNK)), self.offsets.device
         counts = [-(-length // size) for length in self.lengths]
         order = sorted(range(self.sequences), key=lambda i: -counts[i])
         rank = sorted(range(self.sequences), key=order.__getitem__)

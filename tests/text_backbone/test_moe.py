@@ -78,3 +78,19 @@ def test_output_keeps_the_input_dtype(dtype: torch.dtype) -> None:
     x, w13, w2 = (torch.randn(*s).to(dtype) for s in ((3, 6), (2, 2, 4, 6), (2, 6, 4)))
     out = expert_mlp(x, w13, w2, torch.full((3, 2), 0.5), torch.tensor([[0, 1]]).expand(3, 2))
     assert out.dtype == dtype
+
+
+def test_large_bfloat16_groups_equal_float32() -> None:
+    """On CPUs these are padded: more than 256 tokens to some experts, fewer to others, none to two."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(900, 6, generator=generator).bfloat16()
+    w13 = torch.randn(4, 2, 5, 6, generator=generator).bfloat16().requires_grad_()
+    w2 = torch.randn(4, 6, 5, generator=generator).bfloat16()
+    chosen = torch.stack((torch.zeros(900, dtype=torch.int64), 1 + (torch.arange(900) < 200)), dim=1)
+    weights = torch.full((900, 2), 0.5)
+    got = expert_mlp(x, w13, w2, weights, chosen)
+    want = expert_mlp(x.float(), w13.float(), w2.float(), weights, chosen)
+    assert (got.float() - want).norm() < 0.01 * want.norm()
+    ours, theirs = (torch.autograd.grad(out.float().sum(), w13)[0].float() for out in (got, want))
+    assert (ours - theirs).norm() < 0.02 * theirs.norm()
+    assert ours[3].abs().max() == 0

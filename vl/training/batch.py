@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 
 from preprocessing import Grid, Inputs, Processor
 from preprocessing.chat import Messages
+from vl.training.dense import supervised
 
 IGNORE = -100
 
@@ -35,8 +36,8 @@ class Batch:
         scored: int64 [m], the positions with a label, so that logits are made for these alone.
         image_rows: int64 [image tokens], the positions of image tokens.
         tiles: uint8 [n, 3, S, S].
-        patch_labels: int64 [n, patches**2], what each patch of each tile shows, see `vl.training.dense`; None where
-            nobody knows.
+        patch_points, patch_labels: int64 [p] each, points of the tiles' patches, counted through, and what they show,
+            see `vl.training.dense`; None where nobody knows.
         grids: one per image.
         lengths: tokens of each sequence.
         kinds: "scenes", "words" or "records" for each sequence.
@@ -48,6 +49,7 @@ class Batch:
     scored: Tensor
     image_rows: Tensor
     tiles: Tensor
+    patch_points: Tensor | None
     patch_labels: Tensor | None
     grids: tuple[Grid, ...]
     lengths: tuple[int, ...]
@@ -75,7 +77,7 @@ class Encoded:
         inputs: T tokens and the tiles of their images.
         labels: int64 [T], as in `Batch`.
         kind: as in `Batch`.
-        patch_labels: int64 [tiles, patches**2] or None.
+        patch_labels: int64 [tiles, patches**2, points**2] or None.
     """
 
     inputs: Inputs
@@ -101,7 +103,9 @@ def join(sequences: Iterable[Encoded], image_token: int | None, skipped: Iterabl
     ids = torch.cat([sequence.inputs.input_ids for sequence in sequences])
     labels = torch.cat([sequence.labels for sequence in sequences])
     tiles = [tile for sequence in sequences for tile in sequence.inputs.tiles]  # uint8 [3, S, S] each
-    shown = [sequence.patch_labels for sequence in sequences if sequence.patch_labels is not None]
+    shown = [sequence.patch_labels.flatten() for sequence in sequences if sequence.patch_labels is not None]
+    patch_labels = torch.cat(shown) if shown else None
+    points = None if patch_labels is None else supervised(patch_labels)
     places = torch.zeros_like(ids, dtype=torch.bool) if image_token is None else ids == image_token
     return Batch(
         input_ids=ids,
@@ -110,7 +114,8 @@ def join(sequences: Iterable[Encoded], image_token: int | None, skipped: Iterabl
         image_rows=places.nonzero().flatten(),
         # In a worker this writes straight to the memory that the training process shares.
         tiles=default_collate(tiles) if tiles else sequences[0].inputs.tiles,
-        patch_labels=torch.cat(shown) if shown else None,
+        patch_points=points,
+        patch_labels=None if patch_labels is None else patch_labels[points],
         grids=tuple(grid for sequence in sequences for grid in sequence.inputs.grids),
         lengths=tuple(len(sequence) for sequence in sequences),
         kinds=tuple(sequence.kind for sequence in sequences),

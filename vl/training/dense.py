@@ -1,4 +1,4 @@
-"""Dense supervision: every ViT patch learns to name what lies under its centre.
+"""Dense supervision: every ViT patch learns to name what lies under it.
 
 A caption is a weak teacher for a vision tower that starts from nothing: a few nats per picture, through the whole
 decoder. But the pictures are drawn here, so the answer is known for each patch. A linear head on the tower's features
@@ -27,34 +27,50 @@ _NAMES = [f"{colour} {shape}" for colour, shape in product(COLOURS, SHAPES)] + [
 CLASSES: dict[str, int] = {name: index for index, name in enumerate(_NAMES, 1)}
 """What a patch may show; 0 is the background."""
 
-_BACKGROUND_WEIGHT = 0.2  # most patches show none of the things, and are soon learnt
+_PITCH = 14  # px between the points of a patch that are named, in both directions
+_BACKGROUND = 5  # of the points that show none of the things, which most do and which are soon learnt, every fifth
+
+
+def points_per_side(patch: int) -> int:
+    """How many points of a patch of `patch` px are named, along one side: 1 for the released 14 px."""
+    return max(1, patch // _PITCH)
 
 
 class PatchHead(nn.Module):
-    """ViT features [..., hidden] to class logits [..., 1 + len(CLASSES)]."""
+    """ViT features [..., hidden] to class logits [..., points**2, 1 + len(CLASSES)]."""
 
-    def __init__(self, hidden: int, *, device: torch.device | str | None = None) -> None:
+    def __init__(self, hidden: int, points: int = 1, *, device: torch.device | str | None = None) -> None:
         super().__init__()
+        self.points = points
         self.norm = nn.LayerNorm(hidden, device=device)
-        self.linear = nn.Linear(hidden, 1 + len(CLASSES), device=device)
+        self.linear = nn.Linear(hidden, points**2 * (1 + len(CLASSES)), device=device)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.linear(self.norm(features))
+        return self.linear(self.norm(features)).unflatten(-1, (self.points**2, -1))
 
 
 def patch_labels(facts: SceneFacts | WordsFacts, grid: Grid) -> Tensor:
-    """The class under the centre of every patch: int64 [grid.tiles, patches**2], in the order of the tiles."""
-    patches = grid.patches
-    centres = (np.arange(patches) + 0.5) / patches
+    """The class under each point of every patch, tile by tile: int64 [grid.tiles, patches**2, points**2]."""
+    points = points_per_side(grid.tile // grid.patches)
+    across = grid.patches * points
+    centres = (np.arange(across) + 0.5) / across
     thumbnail = _label_map(facts.boxes, centres * grid.width, centres * grid.height)
     width, height = grid.resolution
     scale = min(width / grid.width, height / grid.height)
-    pitch = grid.tile / patches
-    x = ((np.arange(grid.tile_cols * patches) + 0.5) * pitch - (width - scale * grid.width) / 2) / scale
-    y = ((np.arange(grid.tile_rows * patches) + 0.5) * pitch - (height - scale * grid.height) / 2) / scale
-    canvas = _label_map(facts.boxes, x, y).reshape(grid.tile_rows, patches, grid.tile_cols, patches)
-    tiles = canvas.transpose(0, 2, 1, 3).reshape(-1, patches**2)
-    return torch.from_numpy(np.concatenate((thumbnail.reshape(1, -1), tiles)))
+    pitch = grid.tile / across
+    x = ((np.arange(grid.tile_cols * across) + 0.5) * pitch - (width - scale * grid.width) / 2) / scale
+    y = ((np.arange(grid.tile_rows * across) + 0.5) * pitch - (height - scale * grid.height) / 2) / scale
+    canvas = _label_map(facts.boxes, x, y)
+    labels = np.concatenate((_by_patch(thumbnail, grid.patches, points), _by_patch(canvas, grid.patches, points)))
+    return torch.from_numpy(labels)
+
+
+def _by_patch(labels: np.ndarray, patches: int, points: int) -> np.ndarray:
+    """[rows * patches * points, cols * patches * points] to [rows * cols, patches**2, points**2]."""
+    across = patches * points
+    rows, cols = labels.shape[0] // across, labels.shape[1] // across
+    parts = labels.reshape(rows, patches, points, cols, patches, points).transpose(0, 3, 1, 4, 2, 5)
+    return parts.reshape(rows * cols, patches**2, points**2)
 
 
 def _label_map(boxes: tuple[tuple[str, Box], ...], x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -78,8 +94,11 @@ def captured_features(vision: VisionEncoder) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def dense_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Weighted mean cross-entropy in nats: logits [..., classes], labels int64 [...] -> []."""
-    weights = torch.where(labels == 0, _BACKGROUND_WEIGHT, 1.0).flatten()
-    losses = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="none")
-    return (weights * losses).sum() / weights.sum()
+def supervised(labels: Tensor) -> Tensor:
+    """Which of the points [n] to learn from: int64 [m], those that show a thing and some of the background."""
+    return ((labels != 0) | (torch.arange(len(labels)) % _BACKGROUND == 0)).nonzero().flatten()
+
+
+def dense_loss(logits: Tensor, points: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy in nats: logits [..., classes], of which int64 [m] `points` have int64 [m] `labels`."""
+    return F.cross_entropy(logits.flatten(0, -2).index_select(0, points).float(), labels)

@@ -1,8 +1,9 @@
-"""AdamW on float32 master weights, and the learning-rate schedule."""
+"""AdamW, and Muon where a run asks for it, on float32 master weights; and the learning-rate schedule."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 import torch
@@ -13,13 +14,20 @@ from vl.training.parallelize import gather, local, norm_of_shards, shard
 
 # Embeddings in all but name: a decay to zero has no meaning for them.
 _UNDECAYED = ("embed_tokens.weight", "pos_embed", "cls_token", "image_newline")
+# The matrices between hidden activations, which are those that Muon is for.
+_HIDDEN = re.compile(
+    r"(self_attn\.(\w+_proj|output_gate)\.weight|experts\.(w13|w2)"
+    r"|attn\.(qkv|proj)\.weight|mlp\.fc[12]\.weight|projector\.linear_[12]\.weight)$"
+)
 
 
-class MasterAdamW:
-    """AdamW that updates float32 copies of the parameters that learn and writes the result back in the model's dtype.
+class MasterOptimizer:
+    """Updates float32 copies of the parameters that learn and writes the result back in the model's dtype.
 
-    bfloat16 has 8 bits of mantissa: updates below 1/256 of a weight would be lost without the copies. Norms, biases
-    and embeddings are not decayed. Of parameters that are sharded over processes, each holds and updates its shard.
+    bfloat16 has 8 bits of mantissa: updates below 1/256 of a weight would be lost without the copies. AdamW updates
+    everything, or with `config.muon` what is no hidden matrix; those Muon updates, every expert's by itself and at a
+    rate that gives its updates AdamW's usual size. Norms, biases and embeddings are not decayed. Of parameters that are
+    sharded over processes, each holds and updates its shard.
     """
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
@@ -34,13 +42,27 @@ class MasterAdamW:
             master.grad = grad
         decayed: list[Tensor] = []
         kept: list[Tensor] = []
+        hidden: list[Tensor] = []
+        self.momenta: dict[str, Tensor] = {}
         for name, master in zip(self.names, self.masters, strict=True):
-            (decayed if master.dim() > 1 and not name.endswith(_UNDECAYED) else kept).append(master)
+            if config.muon and _HIDDEN.search(name):
+                self.momenta[name] = torch.zeros_like(master)
+                hidden += matrices(master)
+            else:
+                (decayed if master.dim() > 1 and not name.endswith(_UNDECAYED) else kept).append(master)
         self.clip = config.clip
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
         fused = self.params[0].device.type == "cuda"
         groups = [group for group in groups if group["params"]]
         self.adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+        self.muon: torch.optim.Muon | None = None
+        if hidden:
+            self.muon = torch.optim.Muon(
+                hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+            buffers = [part for momentum in self.momenta.values() for part in matrices(momentum)]
+            for matrix, buffer in zip(hidden, buffers, strict=True):
+                self.muon.state[matrix]["momentum_buffer"] = buffer
 
     @torch.no_grad()
     def step(self, lr: float) -> Tensor:
@@ -52,9 +74,11 @@ class MasterAdamW:
             param.grad = None
         norm = norm_of_shards(nn.utils.get_total_norm(self.grads), self.params)
         nn.utils.clip_grads_with_norm_(self.masters, self.clip, norm)
-        for group in self.adamw.param_groups:
-            group["lr"] = lr
-        self.adamw.step()
+        for optimizer in (self.adamw, self.muon):
+            if optimizer is not None:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                optimizer.step()
         torch._foreach_copy_([local(param) for param in self.params], self.masters)
         return norm
 
@@ -65,6 +89,7 @@ class MasterAdamW:
             tensors[f"{name}/master"] = gather(master, param)
             for key, value in self.adamw.state.get(master, {}).items():
                 tensors[f"{name}/{key}"] = value if key == "step" else gather(value, param)
+        tensors |= {f"{name}/momentum": momentum for name, momentum in self.momenta.items()}
         return tensors
 
     @torch.no_grad()
@@ -77,6 +102,9 @@ class MasterAdamW:
         for name, param, master in zip(self.names, self.params, self.masters, strict=True):
             master.copy_(shard(tensors[f"{name}/master"], param))
             local(param).copy_(master)
+            if name in self.momenta:
+                self.momenta[name].copy_(tensors[f"{name}/momentum"])
+                continue
             state: dict[str, Tensor] = {}
             for key in ("exp_avg", "exp_avg_sq"):
                 if f"{name}/{key}" in tensors:
@@ -86,6 +114,17 @@ class MasterAdamW:
                 home = master.device if self.adamw.defaults["fused"] else "cpu"
                 state["step"] = tensors[f"{name}/step"].to(home, copy=True)
             self.adamw.state[master] = state
+
+
+def matrices(tensor: Tensor) -> list[Tensor]:
+    """The matrices of [..., rows, columns], as views that share its memory and, where it has one, its gradient's."""
+    if tensor.dim() == 2:
+        return [tensor]
+    parts = list(tensor.flatten(0, -3).unbind())
+    if tensor.grad is not None:
+        for part, grad in zip(parts, tensor.grad.flatten(0, -3).unbind(), strict=True):
+            part.grad = grad
+    return parts
 
 
 def learning_rate(step: int, progress: float, config: OptimizerConfig) -> float:

@@ -82,13 +82,14 @@ class Learner(nn.Module):
                 batches; every loss is multiplied by the one that fits, so that the step's are their sums.
         """
         routers: list[Tensor] = []
-        if self.head is None or self.model.vision is None or batch.patch_labels is None:
+        if self.head is None or self.model.vision is None or batch.patch_points is None:
             logits = scored_logits(self.model, batch, max_tiles=max_tiles, router_logits=routers)
             patches = logits.new_zeros(())
         else:
             with captured_features(self.model.vision) as features:
                 logits = scored_logits(self.model, batch, max_tiles=max_tiles, router_logits=routers)
-            patches = dense_loss(self.head(torch.cat(features)), batch.patch_labels)
+            assert batch.patch_labels is not None
+            patches = dense_loss(self.head(torch.cat(features)), batch.patch_points, batch.patch_labels)
         tokens = token_loss(logits, batch.labels.index_select(0, batch.scored))
         even, load = balance_loss(routers, self.model.config.text.num_experts_per_tok)
         if (token_share, batch_share) != (1.0, 1.0):

@@ -20,10 +20,10 @@ from vl.training.batch import Batch
 from vl.training.compile import compile_blocks
 from vl.training.config import TrainConfig
 from vl.training.data import Key, RenderedSteps, Source, batches, held_out
-from vl.training.dense import PatchHead
+from vl.training.dense import PatchHead, points_per_side
 from vl.training.flops import StepFlops, measure_peak
 from vl.training.lora import load_adapter, new_adapters
-from vl.training.optim import MasterAdamW, learning_rate
+from vl.training.optim import MasterOptimizer, learning_rate
 from vl.training.parallelize import World, gather, local, local_device, parallelize
 from vl.training.parts import freeze
 from vl.training.plan import Plan, PlannedBatches, held_out_records
@@ -83,7 +83,9 @@ class Trainer:
         self.config, self.out = config, out
         self.device = local_device(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
         self.world = World.join(self.device)
-        torch.set_float32_matmul_precision("high")
+        # On CPUs only "medium" is faster, by bfloat16 products; what is bfloat16 already loses little by them.
+        on_cpu = self.device.type == "cpu" and config.run.dtype == "bfloat16"
+        torch.set_float32_matmul_precision("medium" if on_cpu else "high")
         torch.manual_seed(config.data.seed)
         # A model to shard goes to the devices shard by shard.
         self.model = build_model(config, self.device if self.world.size == 1 else torch.device("cpu"))
@@ -115,13 +117,16 @@ class Trainer:
         freeze(self.model, config.run.train)
         if config.data.files or tower is None or not any(p.requires_grad for p in tower.vit.parameters()):
             return Learner(self.model)
-        return Learner(self.model, PatchHead(tower.config.hidden_size, device=self.model.device))
+        points = points_per_side(tower.config.patch_size)
+        return Learner(self.model, PatchHead(tower.config.hidden_size, points, device=self.model.device))
 
-    def _build_optimizer(self) -> MasterAdamW:
+    def _build_optimizer(self) -> MasterOptimizer:
         """The masters are taken before the weights are rounded to the dtype of the run."""
         if self.world.size > 1:
+            if self.config.optimizer.muon:
+                raise ConfigError("optimizer.muon needs whole matrices, and several processes have shards: turn it off")
             parallelize(self.learner, self.model, self.world, self.device)
-        optimizer = MasterAdamW(self.learner, self.config.optimizer)
+        optimizer = MasterOptimizer(self.learner, self.config.optimizer)
         self.learner.to(getattr(torch, self.config.run.dtype))
         return optimizer
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -8,7 +7,7 @@ import vision_encoder
 from preprocessing import Patcher
 from vision_encoder import VisionConfig, VisionEncoder
 from vl.training.canvas import SizeRange
-from vl.training.dense import CLASSES, captured_features, dense_loss, patch_labels
+from vl.training.dense import CLASSES, captured_features, dense_loss, patch_labels, points_per_side, supervised
 from vl.training.render import Mix, Sample, render
 from vl.training.scenes import SceneFacts
 from vl.training.words import WordsFacts
@@ -21,11 +20,14 @@ def samples(words: float, count: int) -> list[Sample]:
     return [render(5, index, Mix(words=words, sizes=SIZES)) for index in range(count)]
 
 
-def test_patches_have_the_colour_that_their_label_names() -> None:
+@pytest.mark.parametrize("patch", [14, 28])
+def test_points_have_the_colour_that_their_label_names(patch: int) -> None:
+    across, points = 336 // patch, points_per_side(patch)
     for sample in samples(0.0, 12):
         assert isinstance(sample.facts, SceneFacts)
-        tiles, grid = Patcher()(sample.image)
-        labels = patch_labels(sample.facts, grid).view(-1, 24, 24)
+        tiles, grid = Patcher(patch=patch)(sample.image)
+        by_patch = patch_labels(sample.facts, grid).view(-1, across, across, points, points)
+        labels = by_patch.transpose(2, 3).reshape(-1, 24, 24)
         assert labels.shape[0] == len(tiles)
         centres = tiles[:, :, 7::14, 7::14].permute(0, 2, 3, 1).float()  # [tiles, 24, 24, 3]
         for shape in sample.facts.shapes:
@@ -89,13 +91,17 @@ def test_captured_features_are_the_encoders_own() -> None:
     assert torch.cat(features).shape[0] == len(tiles), "nothing is captured outside"
 
 
-def test_dense_loss_is_a_weighted_mean() -> None:
-    logits = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([[0, 0, 3, 1, 0], [6, 0, 0, 2, 2]])
-    logs = logits.double().log_softmax(-1).numpy()
-    total = weight = 0.0
-    for index in np.ndindex(2, 5):
-        share = 0.2 if labels[index] == 0 else 1.0
-        total -= share * logs[(*index, int(labels[index]))]
-        weight += share
-    assert float(dense_loss(logits, labels)) == pytest.approx(total / weight, rel=1e-5)
+def test_dense_loss_is_the_mean_over_the_points_named() -> None:
+    logits = torch.randn(2, 5, 4, 7, generator=torch.Generator().manual_seed(0))
+    points, labels = torch.tensor([3, 0, 39, 20]), torch.tensor([0, 6, 2, 2])
+    logs = logits.double().log_softmax(-1).view(40, 7)
+    expected = -sum(float(logs[point, label]) for point, label in zip(points, labels, strict=True)) / 4
+    assert float(dense_loss(logits, points, labels)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_things_and_a_fifth_of_the_background_are_learnt() -> None:
+    labels = torch.zeros(1000, dtype=torch.int64)
+    labels[torch.tensor([1, 2, 500])] = torch.tensor([4, 5, 6])
+    points = supervised(labels)
+    assert {1, 2, 500} <= set(points.tolist())
+    assert len(points) == 202

@@ -8,7 +8,7 @@ from torch import nn
 
 from vl.training.config import OptimizerConfig
 from vl.training.losses import balance_loss, load_spread
-from vl.training.optim import MasterAdamW, learning_rate
+from vl.training.optim import MasterOptimizer, learning_rate
 
 
 def test_schedule_warms_up_and_falls_to_the_end() -> None:
@@ -65,7 +65,7 @@ class Toy(nn.Module):
 def test_updates_equal_torchs_adamw() -> None:
     config = OptimizerConfig(weight_decay=0.1, clip=1e9)
     ours, theirs = Toy(torch.float32), Toy(torch.float32)
-    optimizer = MasterAdamW(ours, config)
+    optimizer = MasterOptimizer(ours, config)
     groups = [
         {"params": [theirs.linear.weight], "weight_decay": 0.1},
         {"params": [theirs.linear.bias, theirs.image_newline], "weight_decay": 0.0},
@@ -86,7 +86,7 @@ def test_updates_equal_torchs_adamw() -> None:
 
 def test_masters_keep_what_bfloat16_would_lose() -> None:
     model = Toy(torch.float32)
-    optimizer = MasterAdamW(model, OptimizerConfig(weight_decay=0.0))
+    optimizer = MasterOptimizer(model, OptimizerConfig(weight_decay=0.0))
     model.to(torch.bfloat16)
     for _ in range(200):
         model.image_newline.sum().backward()
@@ -98,7 +98,7 @@ def test_masters_keep_what_bfloat16_would_lose() -> None:
 
 def test_gradients_are_clipped() -> None:
     model = Toy(torch.float32)
-    optimizer = MasterAdamW(model, OptimizerConfig(clip=1e-3))
+    optimizer = MasterOptimizer(model, OptimizerConfig(clip=1e-3))
     (1e3 * model(torch.ones(2, 4))).sum().backward()
     assert float(optimizer.step(1e-3)) > 1e3
     first = optimizer.state()["linear.weight/exp_avg"]
@@ -116,9 +116,75 @@ def test_wsd_is_level_and_then_falls_in_a_line() -> None:
 def test_frozen_parameters_have_no_state() -> None:
     model = Toy(torch.float32)
     model.linear.requires_grad_(False)
-    optimizer = MasterAdamW(model, OptimizerConfig())
+    optimizer = MasterOptimizer(model, OptimizerConfig())
     before = model.linear.weight.clone()
     model(torch.ones(2, 4)).sum().backward()
     optimizer.step(0.1)
     assert {name.rpartition("/")[0] for name in optimizer.state()} == {"image_newline"}
     assert torch.equal(model.linear.weight, before)
+
+
+class Layer(nn.Module):
+    """Two hidden matrices, one of them of two experts, and a matrix that is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.self_attn = nn.Module()
+        self.self_attn.q_proj = nn.Linear(4, 6, bias=False)
+        self.experts = nn.Module()
+        self.experts.w2 = nn.Parameter(torch.randn(2, 6, 5, generator=generator))
+        self.lm_head = nn.Linear(6, 3, bias=False)
+        with torch.no_grad():
+            self.self_attn.q_proj.weight.copy_(torch.randn(6, 4, generator=generator))
+            self.lm_head.weight.copy_(torch.randn(3, 6, generator=generator))
+
+    def loss(self, seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        x, y = torch.randn(8, 4, generator=generator), torch.randn(8, 5, generator=generator)
+        return self.lm_head(self.self_attn.q_proj(x) + y @ (self.experts.w2[0] - self.experts.w2[1]).T).square().mean()
+
+
+def test_muon_updates_each_hidden_matrix_as_torchs_does() -> None:
+    config = OptimizerConfig(weight_decay=0.1, clip=1e9, muon=True)
+    ours, theirs = Layer(), Layer()
+    optimizer = MasterOptimizer(ours, config)
+    experts = [nn.Parameter(theirs.experts.w2[i].detach().clone()) for i in range(2)]
+    matrices = [theirs.self_attn.q_proj.weight, *experts]
+    muon = torch.optim.Muon(matrices, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW([theirs.lm_head.weight], lr=0.01, betas=config.betas, weight_decay=0.1)
+    for step in range(4):
+        ours.loss(step).backward()
+        optimizer.step(0.01)
+        theirs.loss(step).backward()
+        assert theirs.experts.w2.grad is not None
+        for expert, grad in zip(experts, theirs.experts.w2.grad, strict=True):
+            expert.grad = grad
+        muon.step()
+        adamw.step()
+        with torch.no_grad():
+            theirs.experts.w2.copy_(torch.stack(experts))
+        theirs.zero_grad()
+    # Muon works in bfloat16, where the order of a sum shows.
+    torch.testing.assert_close(dict(ours.named_parameters()), dict(theirs.named_parameters()), rtol=1e-3, atol=1e-4)
+
+
+def test_muons_state_is_restored() -> None:
+    config = OptimizerConfig(muon=True)
+    whole = Layer()
+    optimizer = MasterOptimizer(whole, config)
+    for step in range(2):
+        whole.loss(step).backward()
+        optimizer.step(0.01)
+    tensors = {name: tensor.clone() for name, tensor in optimizer.state().items()}
+    resumed = Layer()
+    other = MasterOptimizer(resumed, config)
+    other.load(tensors)
+    for model, its in ((whole, optimizer), (resumed, other)):
+        model.loss(7).backward()
+        its.step(0.01)
+    torch.testing.assert_close(dict(resumed.named_parameters()), dict(whole.named_parameters()), rtol=0, atol=0)
+    assert {name for name in tensors if name.endswith("/momentum")} == {
+        "self_attn.q_proj.weight/momentum",
+        "experts.w2/momentum",
+    }

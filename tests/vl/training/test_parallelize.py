@@ -111,3 +111,12 @@ def test_alone_nothing_is_sharded() -> None:
     assert world.sum(3.0) == world.slowest(3.0) == 3.0
     tensor = torch.randn(5, 3)
     assert local(tensor) is gather(tensor, tensor) is shard(tensor, tensor) is world.mean(tensor) is tensor
+
+
+def test_muon_refuses_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = tables(steps=1)
+    values["optimizer"] = {"muon": True}
+    two = World(rank=0, size=2)
+    monkeypatch.setattr(World, "join", lambda device: two)
+    with pytest.raises(vl.ConfigError, match="whole matrices"):
+        Trainer(TrainConfig.of(values), tmp_path, "cpu")

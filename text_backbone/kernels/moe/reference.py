@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_BLOCK = 256
+
 
 def route(x: Tensor, gate: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Choose `top_k` experts per token: softmax over all experts, the largest k, renormalised to sum 1.
@@ -47,13 +49,22 @@ def expert_mlp(x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, experts: Ten
     groups = x.index_select(0, order // top_k).split(sizes)
     # unbind, not w13[e]: its backward stacks the gradients once instead of adding E tensors of full size
     parts = [
-        F.linear(_swiglu(F.linear(group, up)), down)
+        _expert(group, up, down)
         for group, up, down in zip(groups, w13.flatten(1, 2).unbind(), w2.unbind(), strict=True)
         if len(group)
     ]
     sorted_out = torch.cat(parts)  # [T * k, hidden]
     out = torch.empty_like(sorted_out).index_copy_(0, order, sorted_out).view(tokens, top_k, -1)
     return (out * weights[:, :, None]).sum(dim=1).to(x.dtype)
+
+
+def _expert(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """One expert's gated MLP: x [n, hidden], up [2 I, hidden], down [hidden, I]."""
+    tokens = len(x)
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and tokens > _BLOCK:
+        # oneDNN spends longer on preparing for a shape it has not met than on a product of this size.
+        x = F.pad(x, (0, 0, 0, -tokens % _BLOCK))
+    return F.linear(_swiglu(F.linear(x, up)), down)[:tokens]
 
 
 def _swiglu(x: Tensor) -> Tensor:
