@@ -14,7 +14,7 @@ from text_backbone.config import hybrid_layers
 from vision_encoder import VisionConfig
 from vl.config import VLConfig
 from vl.errors import ConfigError
-from vl.training.canvas import SizeRange
+from vl.training.pictures.canvas import SizeRange
 from vl.training.render import EVALUATION_SEED, SMALL, Mix
 from vl.training.tokenizer import BEGIN_ID, END_ID, IMAGE_ID
 

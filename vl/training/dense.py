@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from preprocessing import Grid
 from vision_encoder import VisionEncoder
-from vl.training.canvas import COLOURS, Box
-from vl.training.scenes import SHAPES, SceneFacts
-from vl.training.words import WordsFacts
+from vl.training.pictures.canvas import COLOURS, Box
+from vl.training.pictures.scenes import SHAPES, SceneFacts
+from vl.training.pictures.words import WordsFacts
 
 _NAMES = [f"{colour} {shape}" for colour, shape in product(COLOURS, SHAPES)] + [chr(code) for code in range(33, 127)]
 CLASSES: dict[str, int] = {name: index for index, name in enumerate(_NAMES, 1)}

@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from vl.training.canvas import SizeRange
+from vl.training.pictures.canvas import SizeRange
+from vl.training.pictures.scenes import SceneFacts
+from vl.training.pictures.words import WordsFacts
 from vl.training.render import EVALUATION_SEED, Mix, Sample, render
-from vl.training.scenes import SceneFacts
-from vl.training.words import WordsFacts
 
 CAPTIONS = "captions.json"
 _SEED = EVALUATION_SEED + 2

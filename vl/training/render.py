@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from vl.model import DEFAULT_PROMPT
-from vl.training.canvas import COLOURS, SizeRange
-from vl.training.scenes import MAX_OBJECTS, SHAPES, SceneFacts, caption_scene, draw_scene
-from vl.training.words import MAX_WORDS, WordsFacts, caption_words, draw_words
+from vl.training.pictures.canvas import COLOURS, SizeRange
+from vl.training.pictures.scenes import MAX_OBJECTS, SHAPES, SceneFacts, caption_scene, draw_scene
+from vl.training.pictures.words import MAX_WORDS, WordsFacts, caption_words, draw_words
 
 # Seeds from here on are for evaluation; training refuses them, so that no held-out picture is ever trained on.
 EVALUATION_SEED = 1 << 31

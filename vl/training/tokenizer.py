@@ -7,8 +7,8 @@ from functools import lru_cache
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from vl.training.pictures.words import word_list
 from vl.training.render import Mix, render
-from vl.training.words import word_list
 
 VOCAB_SIZE = 2048
 IMAGE, BEGIN, END = "<image>", "<beginning_of_sentence>", "<end_of_sentence>"

@@ -6,11 +6,11 @@ import torch
 import vision_encoder
 from preprocessing import Patcher
 from vision_encoder import VisionConfig, VisionEncoder
-from vl.training.canvas import SizeRange
 from vl.training.dense import CLASSES, captured_features, dense_loss, patch_labels, points_per_side, supervised
+from vl.training.pictures.canvas import SizeRange
+from vl.training.pictures.scenes import SceneFacts
+from vl.training.pictures.words import WordsFacts
 from vl.training.render import Mix, Sample, render
-from vl.training.scenes import SceneFacts
-from vl.training.words import WordsFacts
 
 NAMES = {index: name for name, index in CLASSES.items()}
 SIZES = (SizeRange(300, 336, 0.5), SizeRange(900, 1300, 0.5))

@@ -11,13 +11,13 @@ from PIL import Image
 
 import vl
 from vl.evaluation.metrics import named_shapes, read_text
-from vl.training import fonts
-from vl.training.canvas import COLOURS, SizeRange
 from vl.training.examples import CAPTIONS, EXAMPLES, write_examples
-from vl.training.fonts import find_faces, open_face
+from vl.training.pictures import fonts
+from vl.training.pictures.canvas import COLOURS, SizeRange
+from vl.training.pictures.fonts import find_faces, open_face
+from vl.training.pictures.scenes import POSITIONS, SHAPES, SceneFacts
+from vl.training.pictures.words import WordsFacts, word_list
 from vl.training.render import DEFAULT_PROMPT, MIXED, SMALL, Mix, render
-from vl.training.scenes import POSITIONS, SHAPES, SceneFacts
-from vl.training.words import WordsFacts, word_list
 
 SCENES = [render(3, index, Mix(sizes=SMALL).only("scenes")) for index in range(120)]
 WORDS = [render(3, index, Mix(sizes=SMALL).only("words")) for index in range(60)]

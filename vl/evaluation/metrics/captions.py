@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from vl.evaluation.metrics.distance import common_subsequence
-from vl.training.canvas import COLOURS
-from vl.training.scenes import POSITIONS, SHAPES
+from vl.training.pictures.canvas import COLOURS
+from vl.training.pictures.scenes import POSITIONS, SHAPES
 
 _PLACES = "|".join(sorted((p for row in POSITIONS for p in row), key=len, reverse=True))
 _OBJECT = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b(?: ({_PLACES})\b)?", re.IGNORECASE)

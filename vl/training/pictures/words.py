@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vl.training.canvas import RGB, Background, Box, SizeRange, draw_size, hsv
-from vl.training.fonts import Face, find_faces, open_face
+from vl.training.pictures.canvas import RGB, Background, Box, SizeRange, draw_size, hsv
+from vl.training.pictures.fonts import Face, find_faces, open_face
 
 MAX_WORDS = 4
 _MIN_SIZE, _MAX_SIZE = 14, 220  # px per em
@@ -45,7 +45,7 @@ class WordsFacts:
 @lru_cache(maxsize=1)
 def word_list() -> tuple[str, ...]:
     """The words that are printed: about four thousand lower-case English words, sorted."""
-    return tuple(resources.files("vl.training").joinpath("words.txt").read_text("utf-8").split())
+    return tuple(resources.files("vl.training.pictures").joinpath("words.txt").read_text("utf-8").split())
 
 
 def draw_words(

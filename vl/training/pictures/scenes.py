@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vl.training.canvas import COLOURS, RGB, Background, Box, SizeRange, draw_size, jitter
+from vl.training.pictures.canvas import COLOURS, RGB, Background, Box, SizeRange, draw_size, jitter
 
 POSITIONS = (
     ("at the top left", "at the top", "at the top right"),
