@@ -81,7 +81,7 @@ def find_task(name: str) -> Task:
 
 def describe(sample: Sample) -> Question:
     """A sample's picture with the default prompt; the right answer is its caption."""
-    return Question(replace(sample, prompt=DEFAULT_PROMPT).question, (sample.caption,))
+    return Question(replace(sample, prompt=DEFAULT_PROMPT).question, (sample.answer,))
 
 
 def _scene(index: int, mix: Mix) -> Question:

@@ -55,7 +55,7 @@ def pack(
     total = 0
     for sample in samples:
         sequence = encode(sample.messages, processor, sample.kind)
-        shown = torch.cat([patch_labels(sample.facts, grid) for grid in sequence.inputs.grids])
+        shown = torch.cat([patch_labels(sample.boxes, grid) for grid in sequence.inputs.grids])
         sequences.append(replace(sequence, patch_labels=shown))
         total += len(sequence)
         if total >= budget:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from preprocessing import Grid
 from vision_encoder import VisionEncoder
-from vl.training.pictures.canvas import COLOURS, Box
-from vl.training.pictures.scenes import SHAPES, SceneFacts
-from vl.training.pictures.words import WordsFacts
+from vl.training.pictures.canvas import COLOURS
+from vl.training.pictures.damage import Boxes
+from vl.training.pictures.scenes import SHAPES
 
 _NAMES = [f"{colour} {shape}" for colour, shape in product(COLOURS, SHAPES)] + [chr(code) for code in range(33, 127)]
 CLASSES: dict[str, int] = {name: index for index, name in enumerate(_NAMES, 1)}
@@ -49,18 +49,18 @@ class PatchHead(nn.Module):
         return self.linear(self.norm(features)).unflatten(-1, (self.points**2, -1))
 
 
-def patch_labels(facts: SceneFacts | WordsFacts, grid: Grid) -> Tensor:
+def patch_labels(boxes: Boxes, grid: Grid) -> Tensor:
     """The class under each point of every patch, tile by tile: int64 [grid.tiles, patches**2, points**2]."""
     points = points_per_side(grid.tile // grid.patches)
     across = grid.patches * points
     centres = (np.arange(across) + 0.5) / across
-    thumbnail = _label_map(facts.boxes, centres * grid.width, centres * grid.height)
+    thumbnail = _label_map(boxes, centres * grid.width, centres * grid.height)
     width, height = grid.resolution
     scale = min(width / grid.width, height / grid.height)
     pitch = grid.tile / across
     x = ((np.arange(grid.tile_cols * across) + 0.5) * pitch - (width - scale * grid.width) / 2) / scale
     y = ((np.arange(grid.tile_rows * across) + 0.5) * pitch - (height - scale * grid.height) / 2) / scale
-    canvas = _label_map(facts.boxes, x, y)
+    canvas = _label_map(boxes, x, y)
     labels = np.concatenate((_by_patch(thumbnail, grid.patches, points), _by_patch(canvas, grid.patches, points)))
     return torch.from_numpy(labels)
 
@@ -73,7 +73,7 @@ def _by_patch(labels: np.ndarray, patches: int, points: int) -> np.ndarray:
     return parts.reshape(rows * cols, patches**2, points**2)
 
 
-def _label_map(boxes: tuple[tuple[str, Box], ...], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _label_map(boxes: Boxes, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """int64 [len(y), len(x)]: the class of the box that holds each point; both axes ascend."""
     labels = np.zeros((len(y), len(x)), np.int64)
     for name, (left, top, right, bottom) in boxes:

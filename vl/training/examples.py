@@ -51,7 +51,7 @@ def write_examples(folder: str | Path) -> dict[str, str]:
     for number, example in enumerate(EXAMPLES):
         sample = find(example, number << 16)
         sample.image.save(folder / example.name, quality=82)
-        captions[example.name] = sample.caption
+        captions[example.name] = sample.answer
     (folder / CAPTIONS).write_text(json.dumps(captions, indent=2, ensure_ascii=False) + "\n", "utf-8")
     return captions
 
@@ -66,8 +66,12 @@ def find(example: Example, start: int) -> Sample:
 
 
 def _fits(sample: Sample, example: Example) -> bool:
-    things = len(sample.facts.shapes) if isinstance(sample.facts, SceneFacts) else len(sample.facts.text.split())
-    size = sample.facts.size if isinstance(sample.facts, WordsFacts) else example.side
+    facts = sample.facts
+    if isinstance(facts, WordsFacts):
+        things = len(facts.text.split())
+        plain = facts.size >= example.side / 16 and facts.text.replace(" ", "").isalpha()
+    else:
+        assert isinstance(facts, SceneFacts)
+        things, plain = len(facts.shapes), True
     width, height = sample.image.size
-    plain = not isinstance(sample.facts, WordsFacts) or sample.facts.text.replace(" ", "").isalpha()
-    return things == example.things and (width >= height) == example.landscape and size >= example.side / 16 and plain
+    return plain and things == example.things and (width >= height) == example.landscape

@@ -9,22 +9,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vl.errors import ConfigError
 from vl.model import DEFAULT_PROMPT
+from vl.training.kinds import KINDS, Facts
 from vl.training.pictures.canvas import COLOURS, SizeRange
-from vl.training.pictures.scenes import MAX_OBJECTS, SHAPES, SceneFacts, caption_scene, draw_scene
-from vl.training.pictures.words import MAX_WORDS, WordsFacts, caption_words, draw_words
+from vl.training.pictures.damage import Boxes, damage
+from vl.training.pictures.fonts import FACES, Fonts
+from vl.training.pictures.scenes import MAX_OBJECTS, SHAPES
+from vl.training.pictures.words import MAX_WORDS
 
 # Seeds from here on are for evaluation; training refuses them, so that no held-out picture is ever trained on.
 EVALUATION_SEED = 1 << 31
-
-_CAPTION_PROMPTS = (
-    "Describe the image.",
-    "What is in this image?",
-    "What do you see?",
-    "Caption this picture.",
-    "Write a caption for this image.",
-)
-_READING_PROMPTS = ("Read the text.", "What does the text say?", "Transcribe the text in this image.")
 
 SMALL = (SizeRange(64, 336, 1.0),)
 MIXED = (SizeRange(64, 336, 0.8), SizeRange(337, 1008, 0.16), SizeRange(1009, 2016, 0.04))
@@ -32,49 +27,92 @@ MIXED = (SizeRange(64, 336, 0.8), SizeRange(337, 1008, 0.16), SizeRange(1009, 20
 
 @dataclass(frozen=True)
 class Mix:
-    """What to draw: the share of printed words (the rest are scenes) and the canvas sizes.
+    """What to draw: how often each kind of picture relative to the others, on which canvas sizes, and how.
 
-    The other fields narrow the content: fewer objects, shapes, colours or words make an easier task.
+    Attributes:
+        scenes, words: of the kinds in `KINDS`, their relative frequencies.
+        sizes: canvases.
+        questions: the share of pictures that are asked about instead of described, where their kind has questions.
+        damaged: the share of pictures that are turned, blurred, noisy or compressed.
+        faces: "all", "learnt" or "held-out": the faces to print in. The embedded model learns from the second and is
+            tested on the third.
+        max_objects, max_words, shapes, colours: fewer make an easier task.
+        fonts: a folder with more faces.
+
+    Raises:
+        ConfigError: if nothing is to be drawn, or a share is not one.
     """
 
+    scenes: float = 0.5
     words: float = 0.5
     sizes: tuple[SizeRange, ...] = MIXED
+    questions: float = 0.0
+    damaged: float = 0.0
+    faces: str = "all"
     max_objects: int = MAX_OBJECTS
     max_words: int = MAX_WORDS
     shapes: tuple[str, ...] = tuple(SHAPES)
     colours: tuple[str, ...] = tuple(COLOURS)
     fonts: str | None = None
 
+    def __post_init__(self) -> None:
+        weights = self.weights.values()
+        if min(weights) < 0 or not sum(weights):
+            raise ConfigError(f"data.mix needs a positive frequency for at least one of {', '.join(KINDS)}")
+        if not (0 <= self.questions <= 1 and 0 <= self.damaged <= 1):
+            raise ConfigError("data.mix.questions and data.mix.damaged are shares, from 0 to 1")
+        if self.faces not in FACES:
+            raise ConfigError(f"data.mix.faces {self.faces!r} must be one of {', '.join(FACES)}")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Relative frequencies by kind."""
+        return {kind: getattr(self, kind) for kind in KINDS}
+
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of picture that it draws: "scenes", "words" or both."""
-        return ("scenes",) * (self.words < 1) + ("words",) * (self.words > 0)
+        """The kinds of picture that it draws."""
+        return tuple(kind for kind, weight in self.weights.items() if weight)
+
+    @property
+    def typeface(self) -> Fonts:
+        """The fonts that renderers print with."""
+        return Fonts(self.fonts, self.faces)
 
     def only(self, kind: str) -> Mix:
-        """The same mix with nothing but "scenes" or "words"."""
-        return replace(self, words={"scenes": 0.0, "words": 1.0}[kind])
+        """The same mix with pictures of one kind alone."""
+        return self._weighing({kind: 1.0})
 
     def easy(self) -> Mix:
-        """The same mix with at most two objects or one word to a picture."""
-        return replace(self, max_objects=min(2, self.max_objects), max_words=1)
+        """The same mix with at most two objects or one word to a picture, nothing harder, and no questions."""
+        known = {kind: weight for kind, weight in self.weights.items() if KINDS[kind].easy}
+        mix = self._weighing(known) if any(known.values()) else self
+        return replace(mix, max_objects=min(2, self.max_objects), max_words=1, questions=0.0)
 
     def within(self, sizes: tuple[SizeRange, ...]) -> Mix:
         """The same mix on other canvas sizes."""
         return replace(self, sizes=sizes)
 
+    def _weighing(self, weights: dict[str, float]) -> Mix:
+        shares: dict[str, Any] = {kind: weights.get(kind, 0.0) for kind in KINDS}
+        return replace(self, **shares)
+
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture with the caption that a perfect model would give it, and the facts the caption follows from."""
+    """A picture with what is asked about it and what a perfect model would answer.
+
+    `facts` is what the answer follows from, `boxes` where each thing and character of the picture is, `metric` the name
+    of the metric that judges answers.
+    """
 
     image: Image.Image  # RGB
+    kind: str
     prompt: str
-    caption: str
-    facts: SceneFacts | WordsFacts
-
-    @property
-    def kind(self) -> str:
-        return "scenes" if isinstance(self.facts, SceneFacts) else "words"
+    answer: str
+    metric: str
+    facts: Facts
+    boxes: Boxes
 
     @property
     def question(self) -> list[dict[str, Any]]:
@@ -89,23 +127,38 @@ class Sample:
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The whole conversation: the user's turn and the answer to learn."""
-        return [*self.question, {"role": "assistant", "content": [{"type": "text", "text": self.caption}]}]
+        return [*self.question, {"role": "assistant", "content": [{"type": "text", "text": self.answer}]}]
 
 
 def render(seed: int, index: int, mix: Mix | None = None) -> Sample:
     """Renders sample `index` of the stream `seed`: the same arguments (and fonts) give the same sample anywhere."""
     mix = mix or Mix()
     rng = np.random.default_rng((seed, index))
-    if rng.random() < mix.words:
-        image, facts = draw_words(rng, mix.sizes, max_words=mix.max_words, fonts=mix.fonts)
-        return Sample(image, _prompt(rng, _READING_PROMPTS), caption_words(facts), facts)
-    image, scene = draw_scene(rng, mix.sizes, max_objects=mix.max_objects, shapes=mix.shapes, colours=mix.colours)
-    return Sample(image, _prompt(rng, _CAPTION_PROMPTS), caption_scene(scene), scene)
+    name = _draw_kind(rng, mix)
+    kind = KINDS[name]
+    image, facts = kind.draw(rng, mix)
+    if kind.ask and mix.questions and rng.random() < mix.questions:
+        prompt, answer, metric = kind.ask(rng, facts)
+    else:
+        prompt, answer, metric = _prompt(rng, kind.prompts), kind.caption(facts), kind.metric
+    boxes = facts.boxes
+    if mix.damaged and rng.random() < mix.damaged:
+        image, boxes = damage(rng, image, boxes)
+    return Sample(image, name, prompt, answer, metric, facts, boxes)
+
+
+def _draw_kind(rng: np.random.Generator, mix: Mix) -> str:
+    weights = mix.weights
+    point = rng.random() * sum(weights.values())
+    for name, weight in weights.items():
+        point -= weight
+        if point < 0:
+            return name
+    return mix.kinds[-1]
 
 
 def _prompt(rng: np.random.Generator, special: Sequence[str]) -> str:
-    """The default prompt half of the time, else one of the general or the special phrasings."""
+    """The default prompt half of the time, else one of the kind's phrasings."""
     if rng.random() < 0.5:
         return DEFAULT_PROMPT
-    choices = tuple(dict.fromkeys((*special, *_CAPTION_PROMPTS)))
-    return choices[int(rng.integers(len(choices)))]
+    return special[int(rng.integers(len(special)))]

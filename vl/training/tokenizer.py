@@ -57,11 +57,11 @@ def _trained(vocab_size: int) -> str:
 
 
 def _corpus() -> Iterator[str]:
-    scenes = Mix(words=0.0)
+    scenes = Mix().only("scenes")
     for index in range(400):
         sample = render(0, index, scenes)
         yield sample.prompt
-        yield sample.caption
+        yield sample.answer
     for word in word_list():
         yield f'The text reads "{word} {word}".'
         yield f"{word.capitalize()} {word.capitalize()}"

@@ -17,7 +17,7 @@ def test_labels_are_the_assistants_words_and_end(config: TrainConfig, processor:
     for sample, length in zip(samples, batch.lengths, strict=True):
         labels = batch.labels[start : start + length]
         learnt = labels[labels != IGNORE].tolist()
-        assert processor.tokenizer.decode(learnt, skip_special_tokens=False) == sample.caption + "<end_of_sentence>"
+        assert processor.tokenizer.decode(learnt, skip_special_tokens=False) == sample.answer + "<end_of_sentence>"
         # A label is the next token of its own sequence.
         ids = batch.input_ids[start : start + length]
         at = (labels != IGNORE).nonzero().flatten()

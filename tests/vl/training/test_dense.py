@@ -16,17 +16,17 @@ NAMES = {index: name for name, index in CLASSES.items()}
 SIZES = (SizeRange(300, 336, 0.5), SizeRange(900, 1300, 0.5))
 
 
-def samples(words: float, count: int) -> list[Sample]:
-    return [render(5, index, Mix(words=words, sizes=SIZES)) for index in range(count)]
+def samples(kind: str, count: int) -> list[Sample]:
+    return [render(5, index, Mix(sizes=SIZES).only(kind)) for index in range(count)]
 
 
 @pytest.mark.parametrize("patch", [14, 28])
 def test_points_have_the_colour_that_their_label_names(patch: int) -> None:
     across, points = 336 // patch, points_per_side(patch)
-    for sample in samples(0.0, 12):
+    for sample in samples("scenes", 12):
         assert isinstance(sample.facts, SceneFacts)
         tiles, grid = Patcher(patch=patch)(sample.image)
-        by_patch = patch_labels(sample.facts, grid).view(-1, across, across, points, points)
+        by_patch = patch_labels(sample.boxes, grid).view(-1, across, across, points, points)
         labels = by_patch.transpose(2, 3).reshape(-1, 24, 24)
         assert labels.shape[0] == len(tiles)
         centres = tiles[:, :, 7::14, 7::14].permute(0, 2, 3, 1).float()  # [tiles, 24, 24, 3]
@@ -45,11 +45,11 @@ def test_points_have_the_colour_that_their_label_names(patch: int) -> None:
 def test_labels_spell_the_text(view: str) -> None:
     """Read line by line and left to right, with repeats dropped, large print spells itself on the feature map."""
     spelt = 0
-    for sample in samples(1.0, 40):
+    for sample in samples("words", 40):
         facts = sample.facts
         assert isinstance(facts, WordsFacts)
         grid = Patcher().grid(facts.width, facts.height)
-        labels = patch_labels(facts, grid)
+        labels = patch_labels(facts.boxes, grid)
         if view == "thumbnail":
             canvas, pitch = labels[0].view(24, 24), facts.width / 24
         else:
@@ -83,7 +83,7 @@ def test_captured_features_are_the_encoders_own() -> None:
     )
     encoder = VisionEncoder(config)
     vision_encoder.init_weights(encoder, generator=torch.Generator().manual_seed(0))
-    tiles, grid = Patcher(patch=84)(samples(0.0, 1)[0].image)
+    tiles, grid = Patcher(patch=84)(samples("scenes", 1)[0].image)
     with captured_features(encoder) as features:
         encoder(tiles, [grid], max_tiles=2)
     torch.testing.assert_close(torch.cat(features), encoder.features(tiles))

@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).parents[3]
 def test_a_sample_is_a_function_of_seed_and_index() -> None:
     for index in range(6):
         a, b = render(7, index), render(7, index)
-        assert (a.caption, a.prompt, a.facts) == (b.caption, b.prompt, b.facts)
+        assert (a.answer, a.prompt, a.facts) == (b.answer, b.prompt, b.facts)
         assert a.image.tobytes() == b.image.tobytes()
     assert len({render(7, index, Mix(sizes=SMALL)).image.tobytes() for index in range(20)}) == 20
     assert render(8, 0).image.tobytes() != render(7, 0).image.tobytes()
@@ -73,9 +73,9 @@ def test_every_scene_caption_parses_back_to_its_facts() -> None:
     for sample in SCENES:
         facts = sample.facts
         assert isinstance(facts, SceneFacts)
-        assert named_shapes(sample.caption) == [(s.colour, s.shape, s.position) for s in facts.shapes]
+        assert named_shapes(sample.answer) == [(s.colour, s.shape, s.position) for s in facts.shapes]
         count = ("One", "Two", "Three", "Four", "Five", "Six")[len(facts.shapes) - 1]
-        assert sample.caption.startswith(f"{count} shape")
+        assert sample.answer.startswith(f"{count} shape")
     assert {len(sample.facts.shapes) for sample in SCENES} == {1, 2, 3, 4, 5, 6}
     assert {s.shape for sample in SCENES for s in sample.facts.shapes} == set(SHAPES)
     assert {s.colour for sample in SCENES for s in sample.facts.shapes} == set(COLOURS)
@@ -84,7 +84,7 @@ def test_every_scene_caption_parses_back_to_its_facts() -> None:
 def test_every_word_caption_quotes_what_is_printed() -> None:
     for sample in WORDS:
         assert isinstance(sample.facts, WordsFacts)
-        assert read_text(sample.caption) == sample.facts.text == " ".join(sample.facts.lines)
+        assert read_text(sample.answer) == sample.facts.text == " ".join(sample.facts.lines)
         assert sample.image.size == (sample.facts.width, sample.facts.height)
     assert len({sample.facts.face for sample in WORDS}) >= 5
 

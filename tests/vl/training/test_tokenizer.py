@@ -37,7 +37,7 @@ def test_any_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
 
 def test_captions_are_short_and_digits_single(tokenizer: Tokenizer) -> None:
     for index in range(10):
-        caption = render(5, index, Mix(words=0.0)).caption
+        caption = render(5, index, Mix().only("scenes")).answer
         assert len(tokenizer.encode(caption).ids) <= len(caption.split()) * 1.6 + 3
     assert [t.lstrip("Ġ") for t in tokenizer.encode("2026").tokens] == ["2", "0", "2", "6"]
     assert len(tokenizer.encode("QJXHV").ids) == 5

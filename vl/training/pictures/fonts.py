@@ -22,6 +22,11 @@ _SUFFIXES = (".ttf", ".otf")
 _ENTRY_POINTS = ("fonts_ttf", "fonts_otf")
 
 
+# A serif and a sans that the embedded model never learns from: it is tested on them.
+_HELD_OUT = ("Caladea", "Manrope")
+FACES = ("all", "learnt", "held-out")
+
+
 @dataclass(frozen=True, order=True)
 class Face:
     """One font file; `name` is the file's stem, by which faces are sorted and told apart."""
@@ -29,28 +34,43 @@ class Face:
     name: str
     path: str
 
+    @property
+    def held_out(self) -> bool:
+        """Whether it is of a family that is kept for testing."""
+        return self.name.startswith(_HELD_OUT)
 
-def find_faces(folder: str | Path | None = None) -> tuple[Face, ...]:
+
+@dataclass(frozen=True)
+class Fonts:
+    """Which faces to print with: those of a folder too, and `part` of them, one of `FACES`."""
+
+    folder: str | None = None
+    part: str = "all"
+
+
+def find_faces(fonts: str | Path | Fonts | None = None) -> tuple[Face, ...]:
     """Lists the faces to print with, sorted by name.
 
     The order, and so everything rendered, depends on the installed fonts alone. Sources, in the order in which the
-    first of equal names wins: `folder` (searched recursively), packages with `fonts_ttf` / `fonts_otf` entry points,
-    matplotlib's bundled families.
+    first of equal names wins: the given folder (searched recursively), packages with `fonts_ttf` / `fonts_otf` entry
+    points, matplotlib's bundled families.
 
     Raises:
         ConfigError: when no face is found.
     """
-    return _find_faces(str(folder) if folder else None)
+    return _find_faces(fonts if isinstance(fonts, Fonts) else Fonts(str(fonts) if fonts else None))
 
 
-@lru_cache(maxsize=4)
-def _find_faces(folder: str | None) -> tuple[Face, ...]:
+@lru_cache(maxsize=8)
+def _find_faces(fonts: Fonts) -> tuple[Face, ...]:
     found: dict[str, Face] = {}
-    for path in (*_in_folder(folder), *_in_packages(), *_in_matplotlib()):
+    for path in (*_in_folder(fonts.folder), *_in_packages(), *_in_matplotlib()):
         if path.suffix.lower() in _SUFFIXES and not _UNSUITABLE.search(path.stem):
             found.setdefault(path.stem, Face(path.stem, str(path)))
+    if fonts.part != "all":
+        found = {name: face for name, face in found.items() if face.held_out == (fonts.part == "held-out")}
     if not found:
-        where = f" (nor in {folder})" if folder else ""
+        where = f" (nor in {fonts.folder})" if fonts.folder else ""
         raise ConfigError(
             f"no fonts to print text with{where}: pip install 'minimax-vl[train]', or set data.mix.fonts to a folder"
         )

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vl.training.pictures.canvas import RGB, Background, Box, SizeRange, draw_size, hsv
-from vl.training.pictures.fonts import Face, find_faces, open_face
+from vl.training.pictures.fonts import Face, Fonts, find_faces, open_face
 
 MAX_WORDS = 4
 _MIN_SIZE, _MAX_SIZE = 14, 220  # px per em
@@ -53,7 +53,7 @@ def draw_words(
     sizes: Sequence[SizeRange],
     *,
     max_words: int = MAX_WORDS,
-    fonts: str | Path | None = None,
+    fonts: str | Path | Fonts | None = None,
 ) -> tuple[Image.Image, WordsFacts]:
     """Draws a line or two of text on a backdrop.
 
