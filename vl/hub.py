@@ -27,8 +27,8 @@ def resolve_source(source: str | os.PathLike[str]) -> Path:
     if source == "nano":
         if not any(NANO.glob("*.safetensors")):
             raise CheckpointError(
-                f"the embedded model has no weights in {NANO}: `vl train vl/training/nano.toml --out runs/nano` makes "
-                "them on a GPU, and --model runs/nano/model uses them"
+                f"the embedded model's weights are missing from {NANO}: reinstall minimax-vl, or make them with "
+                "`vl train nano --out runs/nano` and use --model runs/nano/model"
             )
         return NANO
     folder = Path(source).expanduser()

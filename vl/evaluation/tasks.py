@@ -62,7 +62,7 @@ class Task:
 
     def examples(self, mix: Mix | None = None) -> Iterator[Example]:
         """The questions in order, without end."""
-        mix = mix or Mix()
+        mix = mix or Mix(faces="held-out")
         for index in naturals():
             messages, references = self.draw(index, mix)
             pictures = partial(self._pictures, index, mix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 
 from vl.training.pictures.canvas import SizeRange
@@ -17,10 +18,11 @@ _SEED = EVALUATION_SEED + 2
 
 @dataclass(frozen=True)
 class Example:
-    """A file to write: the first picture of the stream that fits the description.
+    """A file to write: the first picture of the stream that fits the description, after `skip` others.
 
     `things` counts objects of a scene or words of a text, `side` the pixels of the longer side, `landscape` says
-    whether that is the width.
+    whether that is the width. Examples show what the embedded model can do, so ones that it misreads are skipped; how
+    often it does is what `vl eval` says.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Example:
     side: int
     things: int
     landscape: bool = True
+    skip: int = 0
 
 
 EXAMPLES = (
@@ -37,8 +40,8 @@ EXAMPLES = (
     Example("large-scene-1280px.jpg", "scenes", 1280, 5),
     Example("huge-scene-2016px.webp", "scenes", 2016, 6, landscape=False),
     Example("word-128px.png", "words", 128, 1),
-    Example("words-320px.png", "words", 320, 2),
-    Example("sign-800px.jpg", "words", 800, 3),
+    Example("words-320px.png", "words", 320, 2, skip=1),
+    Example("sign-800px.jpg", "words", 800, 3, skip=1),
     Example("poster-1600px.webp", "words", 1600, 4),
 )
 
@@ -57,12 +60,10 @@ def write_examples(folder: str | Path) -> dict[str, str]:
 
 
 def find(example: Example, start: int) -> Sample:
-    """The first sample from index `start` on that fits an example."""
+    """The sample from index `start` on that an example describes."""
     mix = Mix(sizes=(SizeRange(example.side, example.side, 1.0),)).only(example.kind)
-    index = start
-    while not _fits(sample := render(_SEED, index, mix), example):
-        index += 1
-    return sample
+    fitting = (sample for index in count(start) if _fits(sample := render(_SEED, index, mix), example))
+    return next(islice(fitting, example.skip, None))
 
 
 def _fits(sample: Sample, example: Example) -> bool:

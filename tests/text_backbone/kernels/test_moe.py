@@ -199,7 +199,10 @@ def test_experts_and_their_gradients(
         assert a.grad is not None
         assert b.grad is not None
         assert a.grad.dtype == a.dtype
-        assert error(a.grad, b.grad) <= 2 * TOLERANCE[dtype], name
+        off = (a.grad.double() - b.grad).norm()
+        # A weight's gradient is a dot product of two vectors, and where it comes out small its rounding does not.
+        usual = (dout.double().norm(dim=1) * want.norm(dim=1)).norm() / hidden**0.5 if name == "weights" else 0.0
+        assert off <= 2 * TOLERANCE[dtype] * max(b.grad.norm(), usual), name
 
 
 @gpu
