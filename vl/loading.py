@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,8 @@ from vl.checkpoint import load_weights, resolve_source
 from vl.config import VLConfig, read_config
 from vl.errors import ConfigError, DeviceError
 from vl.model import MiniMaxVL
+
+_LARGE = 1_000_000_000  # parameters
 
 
 def load(
@@ -56,6 +59,8 @@ def load(
         **options,
     )
     check_image_token(model)
+    if device is None and place.type == "cpu":
+        warn_of_slowness(model)
     load_weights(model.released_tensors(), folder, progress=progress)
     return model.eval()
 
@@ -65,6 +70,17 @@ def patcher_of(config: VLConfig) -> Patcher | None:
     if config.vision is None:
         return None
     return Patcher(config.pinpoints, config.vision.image_size, config.vision.patch_size)
+
+
+def warn_of_slowness(model: MiniMaxVL) -> None:
+    """Says that there is no GPU, where a user would wait for it; small models do well without."""
+    parameters = sum(p.numel() for p in model.parameters())
+    if parameters >= _LARGE:
+        warnings.warn(
+            f"no GPU was found: {model.name}, of {parameters / 1e9:.1f} billion parameters, runs on the CPU by the slower "
+            'PyTorch references. device="cpu" says that this is meant.',
+            stacklevel=3,
+        )
 
 
 def check_image_token(model: MiniMaxVL) -> None:

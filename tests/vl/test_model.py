@@ -251,3 +251,16 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_checkpoint: Path, tmp_path
     (folder / "config.json").write_text(config.replace('"image_token_index": 2', '"image_token_index": 9'))
     with pytest.raises(vl.ConfigError, match="image_token_index"):
         vl.load(folder)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_large_model_without_a_gpu_says_so_once(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    vl.load(tiny_checkpoint)
+    assert not recwarn.list, "small models do well on a CPU"
+    monkeypatch.setattr(vl.loading, "_LARGE", 1000)
+    vl.load(tiny_checkpoint, device="cpu")
+    assert not recwarn.list, "it is what was asked for"
+    with pytest.warns(UserWarning, match="no GPU was found.* runs on the CPU"):
+        vl.load(tiny_checkpoint)

@@ -27,6 +27,7 @@ from vl.cli.console import (
     stderr_console,
     stdout_console,
 )
+from vl.errors import ConfigError
 
 if TYPE_CHECKING:
     from vl.evaluation import OutFolder, Result, Row, Target
@@ -123,7 +124,7 @@ def _jobs(names: list[str], everything: bool, metric: str | None) -> list[str]:
     """The built-in tasks and files asked for, each once."""
     from vl.evaluation import METRICS, TASKS
 
-    jobs = list(dict.fromkeys([*names, *(TASKS if everything else ())]))
+    jobs = list(dict.fromkeys([*names, *(filter(_can_draw, TASKS) if everything else ())]))
     if not jobs:
         raise typer.BadParameter(f"name a task ({', '.join(TASKS)}) or a .jsonl file, or use --all")
     for name in jobs:
@@ -134,6 +135,18 @@ def _jobs(names: list[str], everything: bool, metric: str | None) -> list[str]:
     if metric is not None and all(name in TASKS for name in jobs):
         raise typer.BadParameter("--metric goes with a .jsonl file; a built-in task has its own")
     return jobs
+
+
+def _can_draw(task: str) -> bool:
+    """Whether what a task draws with is installed; says so if not, as `--all` goes on without it."""
+    from vl.evaluation import TASKS
+
+    try:
+        next(TASKS[task].examples())
+    except ConfigError as error:
+        complain(f"{task}: {error}", kind="skipped")
+        return False
+    return True
 
 
 class _Run:

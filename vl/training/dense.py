@@ -21,9 +21,14 @@ from preprocessing import Grid
 from vision_encoder import VisionEncoder
 from vl.training.pictures.canvas import COLOURS
 from vl.training.pictures.damage import Boxes
+from vl.training.pictures.emoji_faces import emoji_list
 from vl.training.pictures.scenes import SHAPES
 
-_NAMES = [f"{colour} {shape}" for colour, shape in product(COLOURS, SHAPES)] + [chr(code) for code in range(33, 127)]
+_NAMES = [
+    *(f"{colour} {shape}" for colour, shape in product(COLOURS, SHAPES)),
+    *(chr(code) for code in range(33, 127)),
+    *(emoji.name for emoji in emoji_list()),
+]
 CLASSES: dict[str, int] = {name: index for index, name in enumerate(_NAMES, 1)}
 """What a patch may show; 0 is the background."""
 

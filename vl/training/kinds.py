@@ -10,8 +10,15 @@ import numpy as np
 from PIL import Image
 
 from vl.training.pictures.asked import Asked
+from vl.training.pictures.chart_questions import ask_chart, ask_table, describe_chart, describe_table
+from vl.training.pictures.charts import draw_chart
+from vl.training.pictures.counts import draw_counts
 from vl.training.pictures.damage import Boxes
-from vl.training.pictures.scenes import caption_scene, draw_scene
+from vl.training.pictures.emoji import ask_emoji, caption_emoji, draw_emoji
+from vl.training.pictures.pages import ask_page, caption_page, draw_pages
+from vl.training.pictures.relations import SHORT_PROMPTS, ask_scene, short_caption
+from vl.training.pictures.scenes import SceneFacts, caption_scene, draw_scene
+from vl.training.pictures.tables import draw_table
 from vl.training.pictures.words import caption_words, draw_words
 
 if TYPE_CHECKING:
@@ -24,6 +31,7 @@ _DESCRIBE = (
     "Caption this picture.",
     "Write a caption for this image.",
 )
+_SHORT_SHARE = 0.15
 _READ = ("Read the text.", "What does the text say?", "Transcribe the text in this image.")
 
 
@@ -42,7 +50,8 @@ class Kind:
     Attributes:
         draw: makes a picture and its facts.
         caption: the canonical description; `metric` is what judges others.
-        prompts: phrasings that ask for it, beside the default prompt.
+        prompts: phrasings that ask for it.
+        default: whether the default prompt asks for it too, half of the time.
         ask: makes a question about the picture.
         easy: whether a model that knows nothing yet can begin with it.
     """
@@ -52,19 +61,53 @@ class Kind:
     metric: str
     prompts: tuple[str, ...] = _DESCRIBE
     ask: Callable[[np.random.Generator, Any], Asked] | None = None
+    default: bool = True
     easy: bool = False
-
-
-def _scene(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
-    return draw_scene(rng, mix.sizes, max_objects=mix.max_objects, shapes=mix.shapes, colours=mix.colours)
 
 
 def _words(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
     return draw_words(rng, mix.sizes, max_words=mix.max_words, fonts=mix.typeface)
 
 
+def _scene(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
+    return draw_scene(rng, mix.sizes, max_objects=mix.max_objects, shapes=mix.shapes, colours=mix.colours)
+
+
+def _counts(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
+    return draw_counts(rng, mix.sizes, shapes=mix.shapes, colours=mix.colours)
+
+
+def _emoji(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
+    # With outlines alone, most of the names would silently never come up.
+    return draw_emoji(rng, mix.sizes, fonts=mix.fonts, require_colour=True)
+
+
+def _pages(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
+    return draw_pages(rng, mix.sizes, fonts=mix.typeface)
+
+
+def _charts(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
+    return draw_chart(rng, mix.sizes, fonts=mix.typeface)
+
+
+def _tables(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
+    return draw_table(rng, mix.sizes, fonts=mix.typeface)
+
+
+def _ask_scene(rng: np.random.Generator, facts: SceneFacts) -> Asked:
+    """A question, or now and then the wish for a caption in a few words."""
+    if rng.random() < _SHORT_SHARE:
+        return Asked(SHORT_PROMPTS[int(rng.integers(len(SHORT_PROMPTS)))], short_caption(facts), "scenes")
+    return ask_scene(rng, facts)
+
+
 # In the order in which the renderer's stream tells them apart: a new kind comes last.
 KINDS: dict[str, Kind] = {
     "words": Kind(_words, caption_words, "ocr", (*_READ, *_DESCRIBE), easy=True),
-    "scenes": Kind(_scene, caption_scene, "scenes", easy=True),
+    "scenes": Kind(_scene, caption_scene, "scenes", ask=_ask_scene, easy=True),
+    "counts": Kind(_counts, short_caption, "scenes", SHORT_PROMPTS, ask=ask_scene, default=False),
+    "emoji": Kind(_emoji, caption_emoji, "caption", ask=ask_emoji),
+    "pages": Kind(_pages, caption_page, "ocr", (*_READ, *_DESCRIBE), ask=ask_page),
+    "charts": Kind(_charts, describe_chart, "caption", ask=ask_chart),
+    "tables": Kind(_tables, describe_table, "caption", ask=ask_table),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +10,7 @@ from PIL import Image
 
 from vl.errors import ConfigError
 from vl.model import DEFAULT_PROMPT
-from vl.training.kinds import KINDS, Facts
+from vl.training.kinds import KINDS, Facts, Kind
 from vl.training.pictures.canvas import COLOURS, SizeRange
 from vl.training.pictures.damage import Boxes, damage
 from vl.training.pictures.fonts import FACES, Fonts
@@ -30,7 +29,7 @@ class Mix:
     """What to draw: how often each kind of picture relative to the others, on which canvas sizes, and how.
 
     Attributes:
-        scenes, words: of the kinds in `KINDS`, their relative frequencies.
+        scenes, words, counts, emoji, pages, charts, tables: relative frequencies of the kinds in `KINDS`.
         sizes: canvases.
         questions: the share of pictures that are asked about instead of described, where their kind has questions.
         damaged: the share of pictures that are turned, blurred, noisy or compressed.
@@ -45,6 +44,11 @@ class Mix:
 
     scenes: float = 0.5
     words: float = 0.5
+    counts: float = 0.0
+    emoji: float = 0.0
+    pages: float = 0.0
+    charts: float = 0.0
+    tables: float = 0.0
     sizes: tuple[SizeRange, ...] = MIXED
     questions: float = 0.0
     damaged: float = 0.0
@@ -140,7 +144,7 @@ def render(seed: int, index: int, mix: Mix | None = None) -> Sample:
     if kind.ask and mix.questions and rng.random() < mix.questions:
         prompt, answer, metric = kind.ask(rng, facts)
     else:
-        prompt, answer, metric = _prompt(rng, kind.prompts), kind.caption(facts), kind.metric
+        prompt, answer, metric = _prompt(rng, kind), kind.caption(facts), kind.metric
     boxes = facts.boxes
     if mix.damaged and rng.random() < mix.damaged:
         image, boxes = damage(rng, image, boxes)
@@ -157,8 +161,8 @@ def _draw_kind(rng: np.random.Generator, mix: Mix) -> str:
     return mix.kinds[-1]
 
 
-def _prompt(rng: np.random.Generator, special: Sequence[str]) -> str:
-    """The default prompt half of the time, else one of the kind's phrasings."""
-    if rng.random() < 0.5:
+def _prompt(rng: np.random.Generator, kind: Kind) -> str:
+    """The default prompt half of the time, where it is one of the kind's, else another of its phrasings."""
+    if kind.default and rng.random() < 0.5:
         return DEFAULT_PROMPT
-    return special[int(rng.integers(len(special)))]
+    return kind.prompts[int(rng.integers(len(kind.prompts)))]

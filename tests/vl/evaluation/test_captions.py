@@ -61,3 +61,11 @@ def test_rouge_l_is_that_of_rouge_score(reference: str, caption: str) -> None:
 def test_captions_are_held_against_the_best_reference() -> None:
     scores = METRICS["caption"].score(["a cat", "a small dog"], "a dog")
     assert scores["rouge_l"].value == pytest.approx(0.8)
+
+
+def test_plural_shapes_are_counted() -> None:
+    blue, red = ("blue", "star", None), ("red", "cross", "at the top")
+    assert named_shapes("Two blue stars and a red cross at the top.") == [blue, blue, red]
+    assert named_shapes("Blue stars, red crosses and four gray hexagons.")[2:] == [("gray", "hexagon", None)] * 4
+    assert scene_matches("A red cross and two blue stars.", [blue, red, blue])
+    assert not scene_matches("Three blue stars.", [blue, blue])

@@ -58,10 +58,14 @@ def test_from_a_file_to_a_page(run: Run, data: Path, tmp_path: Path) -> None:
 
 def test_all_built_in_tasks_in_one_table(run: Run) -> None:
     code, out, err = run("--all", "--count", 2, "--batch-size", 2)
-    assert (code, err) == (0, "")
+    assert code == 0
+    skipped = [line for line in err.splitlines() if line.startswith("skipped: ")]
+    assert err.splitlines() == skipped
+    assert all("emoji: no colour font" in line for line in skipped), "nothing else has to be installed"
     for task in TASKS.values():
-        assert task.name in out
-        assert all(target.show() in out for target in task.targets)
+        if task.name not in err:
+            assert task.name in out
+            assert all(target.show() in out for target in task.targets)
     assert "missed" in out
 
 
@@ -82,7 +86,7 @@ def test_list(run: Run) -> None:
 
 def test_usage_errors(run: Run, data: Path, tmp_path: Path) -> None:
     for args, said in (
-        ([], "name a task (scenes, words"),
+        ([], "name a task (scenes, relations"),
         (["poems"], "poems is neither a task"),
         ([data, "--metric", "bleu"], "choose from caption"),
         (["words", "--metric", "ocr"], "has its own"),

@@ -80,7 +80,7 @@ def test_the_shipped_recipe_fits_the_repository() -> None:
 
     model = MiniMaxVL(config.model, build_processor(config), device="meta")
     assert 2 * sum(p.numel() for p in model.parameters()) < 23.75 * 2**20
-    assert config.model.text.attn_type_list == (0, 0, 0, 0, 0, 0, 0, 1) * 2
+    assert config.model.text.attn_type_list == (0, 0, 0, 0, 0, 0, 0, 1)
     assert len(config.pinpoints) == 28
     assert config.run.minutes is not None
     assert config.run.minutes < 25

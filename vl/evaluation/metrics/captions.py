@@ -11,16 +11,24 @@ from vl.training.pictures.canvas import COLOURS
 from vl.training.pictures.scenes import POSITIONS, SHAPES
 
 _PLACES = "|".join(sorted((p for row in POSITIONS for p in row), key=len, reverse=True))
-_OBJECT = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b(?: ({_PLACES})\b)?", re.IGNORECASE)
+_MANY = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9}
+_OBJECT = re.compile(
+    rf"(?:\b({'|'.join(_MANY)}) )?\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})(?:e?s)?\b(?: ({_PLACES})\b)?",
+    re.IGNORECASE,
+)
 
 Named = tuple[str, str, str | None]
 
 
 def named_shapes(caption: str) -> list[Named]:
-    """The (colour, shape, position) triples that a caption names, in its order; position None where none is given."""
+    """The (colour, shape, position) triples that a caption names, in its order; position None where none is given.
+
+    "Two blue stars" are two.
+    """
     return [
         (colour.lower(), shape.lower(), place.lower() if place else None)
-        for colour, shape, place in _OBJECT.findall(caption)
+        for many, colour, shape, place in _OBJECT.findall(caption)
+        for _ in range(_MANY.get(many.lower(), 1))
     ]
 
 

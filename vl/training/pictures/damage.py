@@ -28,7 +28,9 @@ def damage(rng: np.random.Generator, image: Image.Image, boxes: Boxes) -> tuple[
         kinds[int(rng.integers(4))] = True
     turned, blurred, noisy, compressed = kinds
     if turned:
-        image, boxes = turn(image, boxes, float(rng.uniform(-_MAX_TURN, _MAX_TURN)))
+        # A long picture shrinks more by the same turn: at most by about a twentieth.
+        most = min(_MAX_TURN, float(np.degrees(0.05 * min(image.size) / max(image.size))))
+        image, boxes = turn(image, boxes, float(rng.uniform(-most, most)))
     if blurred:
         image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.2, _MAX_BLUR))))
     if noisy:

@@ -15,7 +15,8 @@ from vl.errors import ConfigError
 
 # Families of symbols or mathematics, faces without lower case, and weights too thin to read when small.
 _UNSUITABLE = re.compile(
-    r"awesome|amatic|stixno|stixsiz|stix.*sym|lastresort|display|variable|thin|extralight|^cm", re.IGNORECASE
+    r"awesome|emoji|symbola|amatic|stixno|stixsiz|stix.*sym|lastresort|display|variable|thin|extralight|^cm",
+    re.IGNORECASE,
 )
 _SUFFIXES = (".ttf", ".otf")
 # Group names under which Python font packages announce themselves.

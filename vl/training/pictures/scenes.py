@@ -138,20 +138,20 @@ def draw_scene(
     image = background.paint(width, height, rng)
     objects = []
     for row, col, x, y, radius in _places(rng, width, height, int(rng.integers(1, max_objects + 1))):
-        colour, rgb = _visible_colour(rng, background, colours)
+        colour, rgb = visible_colour(rng, background, colours)
         shape = str(rng.choice(shapes))
         outline = SHAPES[shape]
         angle = float(rng.uniform(-outline.turn, outline.turn))
-        anchor = np.array((x, y)) + radius * (np.array(outline.anchor) @ _rotation(angle))
+        anchor = np.array((x, y)) + radius * (np.array(outline.anchor) @ rotation(angle))
         pixel = (int(anchor[0]), int(anchor[1]))
         objects.append(Shape(shape, colour, POSITIONS[row][col], x, y, radius, angle, rgb, pixel))
-        _paint(image, objects[-1])
+        paint_shape(image, objects[-1])
     return image, SceneFacts(width, height, tuple(objects))
 
 
 def caption_scene(facts: SceneFacts) -> str:
     """The canonical caption, such as "Two shapes: a red circle at the top and a blue star in the center."."""
-    phrases = [f"{_article(s.colour)} {s.colour} {s.shape} {s.position}" for s in facts.shapes]
+    phrases = [f"{article(s.colour)} {s.colour} {s.shape} {s.position}" for s in facts.shapes]
     listed = phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
     return f"{COUNTS[len(phrases)]} shape{'s' if len(phrases) > 1 else ''}: {listed}."
 
@@ -172,8 +172,8 @@ def _places(
             # Smaller at each attempt. The smallest fits the middle cell of any canvas, so no scene is empty.
             radius = float(smallest + (largest - smallest) * rng.random() * (1 - attempt / 11))
             # Keep off the cell's borders, so that a position's name is never a matter of opinion.
-            x = _coordinate(rng, col, width, radius)
-            y = _coordinate(rng, row, height, radius)
+            x = draw_coordinate(rng, col, width, radius)
+            y = draw_coordinate(rng, row, height, radius)
             if x is None or y is None:
                 continue
             if all(np.hypot(x - px, y - py) > radius + pr + 2 for _, _, px, py, pr in placed):
@@ -182,7 +182,7 @@ def _places(
     return sorted(placed, key=lambda place: place[:2])
 
 
-def _coordinate(rng: np.random.Generator, cell: int, extent: int, radius: float) -> float | None:
+def draw_coordinate(rng: np.random.Generator, cell: int, extent: int, radius: float) -> float | None:
     """A centre within the cell at which a disc is whole; None where the disc is too large for that."""
     inset = 0.12
     low = max((cell + inset) * extent / 3, radius + 1)
@@ -190,13 +190,14 @@ def _coordinate(rng: np.random.Generator, cell: int, extent: int, radius: float)
     return float(rng.uniform(low, high)) if low <= high else None
 
 
-def _visible_colour(rng: np.random.Generator, background: Background, colours: Sequence[str]) -> tuple[str, RGB]:
+def visible_colour(rng: np.random.Generator, background: Background, colours: Sequence[str]) -> tuple[str, RGB]:
+    """A colour that stands out from the backdrop, or the one that does so best."""
     drawn = [(str(name), jitter(str(name), rng)) for name in rng.permutation(list(colours))]
     seen = (pair for pair in drawn if background.contrast(pair[1]) >= _MIN_CONTRAST)
     return next(seen, max(drawn, key=lambda pair: background.contrast(pair[1])))
 
 
-def _paint(image: Image.Image, shape: Shape) -> None:
+def paint_shape(image: Image.Image, shape: Shape) -> None:
     """Paints with antialiased edges: the mask is drawn enlarged, around the shape only, and averaged down."""
     scale = 4 if shape.radius < 80 else 2
     left, top = int(shape.x - shape.radius) - 1, int(shape.y - shape.radius) - 1
@@ -207,16 +208,17 @@ def _paint(image: Image.Image, shape: Shape) -> None:
     centre = np.array((shape.x - left, shape.y - top))
     for points, ink in ((outline.points, 255), (outline.hole, 0)):
         if points is not None:
-            polygon = (centre + shape.radius * points @ _rotation(shape.angle)) * scale
+            polygon = (centre + shape.radius * points @ rotation(shape.angle)) * scale
             draw.polygon(polygon.ravel().tolist(), fill=ink)
     image.paste(shape.rgb, (left, top), mask.reduce(scale))
 
 
-def _rotation(degrees: float) -> np.ndarray:
+def rotation(degrees: float) -> np.ndarray:
     """Matrix that turns row vectors clockwise on screen (y down)."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return np.array(((c, s), (-s, c)))
 
 
-def _article(word: str) -> str:
+def article(word: str) -> str:
+    """ "a" or "an"."""
     return "an" if word[0] in "aeiou" else "a"

@@ -71,7 +71,7 @@ def draw_words(
     width, height = max(width, block.width + 2 * block.margin), max(height, block.height + 2 * block.margin)
     background = Background.draw(rng)
     image = background.paint(width, height, rng)
-    boxes = block.paint(image, rng, _ink(rng, background))
+    boxes = block.paint(image, rng, draw_ink(rng, background))
     return image, WordsFacts(width, height, " ".join(lines), lines, face.name, size, boxes)
 
 
@@ -190,7 +190,7 @@ def _line_height(face: Face) -> float:
     return sum(open_face(face, _REFERENCE_SIZE).getmetrics()) / _REFERENCE_SIZE
 
 
-def _ink(rng: np.random.Generator, background: Background) -> RGB:
+def draw_ink(rng: np.random.Generator, background: Background) -> RGB:
     """A colour that stands out from the backdrop: random, or else the better of black and white."""
     for _ in range(4):
         colour = hsv(rng.uniform(0, 360), rng.uniform(0, 1), rng.uniform(0, 1))

@@ -38,8 +38,8 @@ def test_a_box_goes_where_its_ink_goes(width: int, height: int, degrees: float, 
     assert name == "a"
     assert cols.mean() + 0.5 == pytest.approx((moved[0] + moved[2]) / 2, abs=0.6)
     assert rows.mean() + 0.5 == pytest.approx((moved[1] + moved[3]) / 2, abs=0.6)
-    # Whole, though it may have been in a corner.
-    assert ink(image).sum() > 0.75 * 144
+    # Whole, though it may have been in a corner, and reduced as its box says.
+    assert ink(image).sum() == pytest.approx((moved[2] - moved[0]) * (moved[3] - moved[1]), rel=0.15)
 
 
 def test_turns_are_clockwise() -> None:
