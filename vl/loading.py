@@ -77,8 +77,8 @@ def warn_of_slowness(model: MiniMaxVL) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     if parameters >= _LARGE:
         warnings.warn(
-            f"no GPU was found: {model.name}, of {parameters / 1e9:.1f} billion parameters, runs on the CPU by the slower "
-            'PyTorch references. device="cpu" says that this is meant.',
+            f"no GPU was found: {model.name}, of {parameters / 1e9:.1f} billion parameters, runs on the CPU by the "
+            'slower PyTorch references. device="cpu" says that this is meant.',
             stacklevel=3,
         )
 
