@@ -27,7 +27,6 @@ from vl.cli.console import (
     stderr_console,
     stdout_console,
 )
-from vl.errors import ConfigError
 
 if TYPE_CHECKING:
     from vl.evaluation import OutFolder, Result, Row, Target
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 _EXAMPLES, _ERRORS = 5, 20
 _DATA_SUFFIXES = (".jsonl", ".ndjson")
 _LOG_SECONDS = 30.0
+_READINGS = 100  # texts of each height
 
 
 def evaluate(
@@ -78,6 +78,14 @@ def evaluate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="With --out: replace an earlier evaluation.")] = False,
     gallery: Annotated[int, typer.Option(min=0, help="With --out: failures shown of each task, worst first.")] = 100,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON object per task: scores and every row.")] = False,
+    resolution: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.png",
+            help="Instead of tasks: plot how well print of several heights is read, with tiles and from the thumbnail.",
+            show_default=False,
+        ),
+    ] = None,
     device: DeviceOption = None,
     dtype: DTypeOption = None,
 ) -> None:
@@ -94,6 +102,14 @@ def evaluate(
         return
     if overwrite and out is None:
         raise typer.BadParameter("--overwrite goes with --out")
+    if resolution is not None:
+        if names or everything or out or recipe:
+            raise typer.BadParameter(
+                "goes with the options of the model and of answering alone", param_hint="--resolution"
+            )
+        loaded = load_model(model, device, dtype, max_batch_size=batch_size)
+        _read_by_height(loaded, resolution, _Run(count, batch_size, None, max_new_tokens, None, None))
+        return
     jobs = _jobs(names or [], everything, metric)
     mix = None if recipe is None else TrainConfig.read(recipe).data.mix
     folder = None if out is None else OutFolder(out, overwrite=overwrite)
@@ -139,6 +155,7 @@ def _jobs(names: list[str], everything: bool, metric: str | None) -> list[str]:
 
 def _can_draw(task: str) -> bool:
     """Whether what a task draws with is installed; says so if not, as `--all` goes on without it."""
+    from vl.errors import ConfigError
     from vl.evaluation import TASKS
 
     try:
@@ -245,6 +262,25 @@ class _Progress:
             self._logged = now
             line = f"{self._name}: {self._done:,} of {self._total:,} {note}".rstrip()
             self._console.print(Text(line), soft_wrap=True)
+
+
+def _read_by_height(model: MiniMaxVL, file: Path, run: _Run) -> None:
+    from vl.errors import InputError
+    from vl.evaluation.resolution import HEIGHTS, draw_readings, read_by_height
+
+    count = run.count or _READINGS
+    with _Progress(stderr_console(), "texts", 2 * count * len(HEIGHTS)) as progress:
+        readings = read_by_height(
+            model, count, batch_size=run.batch_size, max_new_tokens=run.max_new_tokens, on_rows=progress.advance
+        )
+    table = Table("px per em", "tiles and thumbnail", "thumbnail alone", title="Character error rate")
+    for reading in readings:
+        table.add_row(str(reading.height), f"{reading.tiles:.1%}", f"{reading.thumbnail:.1%}")
+    stdout_console().print(table)
+    try:
+        draw_readings(readings, file, model.name)
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {error.strerror or error}") from error
 
 
 def _show(model: str, results: list[Result], folder: OutFolder | None) -> None:

@@ -133,20 +133,29 @@ def _page(index: int, mix: Mix) -> Question:
     """A page that fills its tiles, whatever sizes the mix has: small print is what large pictures are for."""
     rng = np.random.default_rng((SEED, index))
     image, facts = draw_pages(rng, _PAGE_SIZES, fonts=mix.typeface, kinds=("page",))
-    return _question(image, DEFAULT_PROMPT, facts.text)
+    return ask_to_describe(image, facts.text)
 
 
 def _thumbnail(index: int, mix: Mix) -> Question:
-    """The same page as the thumbnail shows it, and nothing more."""
-    (message,), references = _page(index, mix)
+    return as_thumbnail(_page(index, mix))
+
+
+def as_thumbnail(question: Question) -> Question:
+    """The same question about its one image as the thumbnail shows it, and nothing more."""
+    (message,) = question.messages
     image, text = message["content"]
     small = image["image"].resize((336, 336), Image.Resampling.BICUBIC)
-    return Question([{**message, "content": [{**image, "image": small}, text]}], references)
+    return Question([{**message, "content": [{**image, "image": small}, text]}], question.references)
 
 
 def _transcribe(sample: Sample) -> Question:
     question, (caption,) = describe(sample)
     return Question(question, (read_text(caption),))
+
+
+def ask_to_describe(image: Image.Image, answer: str) -> Question:
+    """The default prompt about an image."""
+    return _question(image, DEFAULT_PROMPT, answer)
 
 
 def _question(image: Image.Image, prompt: str, answer: str) -> Question:

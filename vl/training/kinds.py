@@ -66,20 +66,27 @@ class Kind:
 
 
 def _words(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
-    return draw_words(rng, mix.sizes, max_words=mix.max_words, fonts=mix.typeface)
+    return draw_words(rng, mix.sizes, max_words=mix.max_words, fonts=mix.typeface, textures=mix.textures)
 
 
 def _scene(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
-    return draw_scene(rng, mix.sizes, max_objects=mix.max_objects, shapes=mix.shapes, colours=mix.colours)
+    return draw_scene(
+        rng,
+        mix.sizes,
+        max_objects=mix.max_objects,
+        shapes=mix.shapes,
+        colours=mix.colours,
+        textures=mix.textures,
+    )
 
 
 def _counts(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
-    return draw_counts(rng, mix.sizes, shapes=mix.shapes, colours=mix.colours)
+    return draw_counts(rng, mix.sizes, shapes=mix.shapes, colours=mix.colours, textures=mix.textures)
 
 
 def _emoji(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
     # With outlines alone, most of the names would silently never come up.
-    return draw_emoji(rng, mix.sizes, fonts=mix.fonts, require_colour=True)
+    return draw_emoji(rng, mix.sizes, fonts=mix.fonts, require_colour=True, textures=mix.textures)
 
 
 def _pages(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:

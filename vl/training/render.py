@@ -33,6 +33,7 @@ class Mix:
         sizes: canvases.
         questions: the share of pictures that are asked about instead of described, where their kind has questions.
         damaged: the share of pictures that are turned, blurred, noisy or compressed.
+        textures: the share of backdrops behind shapes, words and emoji that are striped, checked or dotted.
         faces: "all", "learnt" or "held-out": the faces to print in. The embedded model learns from the second and is
             tested on the third.
         max_objects, max_words, shapes, colours: fewer make an easier task.
@@ -52,6 +53,7 @@ class Mix:
     sizes: tuple[SizeRange, ...] = MIXED
     questions: float = 0.0
     damaged: float = 0.0
+    textures: float = 0.0
     faces: str = "all"
     max_objects: int = MAX_OBJECTS
     max_words: int = MAX_WORDS
@@ -63,8 +65,8 @@ class Mix:
         weights = self.weights.values()
         if min(weights) < 0 or not sum(weights):
             raise ConfigError(f"data.mix needs a positive frequency for at least one of {', '.join(KINDS)}")
-        if not (0 <= self.questions <= 1 and 0 <= self.damaged <= 1):
-            raise ConfigError("data.mix.questions and data.mix.damaged are shares, from 0 to 1")
+        if not all(0 <= share <= 1 for share in (self.questions, self.damaged, self.textures)):
+            raise ConfigError("data.mix.questions, damaged and textures are shares, from 0 to 1")
         if self.faces not in FACES:
             raise ConfigError(f"data.mix.faces {self.faces!r} must be one of {', '.join(FACES)}")
 

@@ -98,3 +98,17 @@ def test_usage_errors(run: Run, data: Path, tmp_path: Path) -> None:
     code, _, err = run(tmp_path / "none.jsonl")
     assert code == 3
     assert "cannot read" in err
+
+
+def test_resolution(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("--resolution", tmp_path / "plot.png", "--count", 1)
+    assert code == 0, err
+    assert "thumbnail alone" in out
+    assert all(f"{height} " in out for height in (16, 24, 32, 48, 64, 96))
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    code, _, err = run("words", "--resolution", tmp_path / "plot.png")
+    assert code == 2
+    assert "--resolution" in err
+    code, _, err = run("--resolution", tmp_path / "none" / "plot.png", "--count", 1)
+    assert code == 3
+    assert "cannot write" in err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageChops
@@ -39,6 +39,9 @@ COLOURS: dict[str, Hue] = {
 }
 
 
+TEXTURES = ("stripes", "checks", "dots")
+
+
 def jitter(colour: str, rng: np.random.Generator) -> RGB:
     """Draws one RGB value of a named colour."""
     hue = COLOURS[colour]
@@ -66,7 +69,8 @@ def contrast(a: RGB, b: RGB) -> float:
 class Background:
     """A backdrop: a linear gradient between two colours (equal for a plain one) at `angle` degrees, plus noise.
 
-    `noise` is the amplitude in 8-bit steps; `grain` the size of a noise cell in pixels.
+    `noise` is the amplitude in 8-bit steps; `grain` the size of a noise cell in pixels. `texture`, one of `TEXTURES`,
+    is a pattern of the two colours instead of the gradient, repeating every `pitch` pixels.
     """
 
     start: RGB
@@ -74,9 +78,12 @@ class Background:
     angle: float
     noise: int
     grain: int
+    texture: str = ""
+    pitch: int = 0
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> Background:
+    def draw(cls, rng: np.random.Generator, textures: float = 0.0) -> Background:
+        """Draws one; `textures` is the share that have a texture."""
         tone = rng.random()
         if tone < 0.45:  # light
             start = hsv(rng.uniform(0, 360), rng.uniform(0, 0.22), rng.uniform(0.8, 1.0))
@@ -90,14 +97,26 @@ class Background:
             red, green, blue = (int(min(255, max(0, c + s))) for c, s in zip(start, shift, strict=True))
             end = (red, green, blue)
         noise = int(rng.integers(4, 26)) if rng.random() < 0.4 else 0
-        return cls(start, end, float(rng.uniform(0, 360)), noise, int(rng.choice((1, 1, 2, 4, 12))))
+        plain = cls(start, end, float(rng.uniform(0, 360)), noise, int(rng.choice((1, 1, 2, 4, 12))))
+        if textures and rng.random() < textures:
+            return plain._textured(rng)
+        return plain
+
+    def _textured(self, rng: np.random.Generator) -> Background:
+        """The same with a texture. Its second colour is a shade of the first: things have to stand out from both."""
+        shade = rng.choice((-1, 1)) * rng.integers(10, 37)
+        red, green, blue = (int(min(255, max(0, c + shade))) for c in self.start)
+        name, pitch = str(rng.choice(TEXTURES)), round(6 * 10 ** float(rng.uniform(0, 1)))
+        return replace(self, end=(red, green, blue), texture=name, pitch=pitch)
 
     def contrast(self, colour: RGB) -> float:
         """The least contrast that `colour` has against either end of the backdrop."""
         return min(contrast(colour, self.start), contrast(colour, self.end))
 
     def paint(self, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-        if self.start == self.end:
+        if self.texture:
+            image = self._pattern(width, height)
+        elif self.start == self.end:
             image = Image.new("RGB", (width, height), self.start)
         else:
             image = self._gradient(width, height)
@@ -112,6 +131,21 @@ class Background:
         pixels = start + (end - start) * ramp[..., None]  # [32, 32, 3]
         small = Image.fromarray(pixels.round().astype(np.uint8))
         return small.resize((width, height), Image.Resampling.BILINEAR)
+
+    def _pattern(self, width: int, height: int) -> Image.Image:
+        x, y = np.arange(width, dtype=np.float32)[None, :], np.arange(height, dtype=np.float32)[:, None]
+        angle = np.radians(self.angle)
+        u = (np.cos(angle) * x + np.sin(angle) * y) / self.pitch
+        v = (np.cos(angle) * y - np.sin(angle) * x) / self.pitch
+        if self.texture == "stripes":
+            second = u % 1 < 0.5
+        elif self.texture == "checks":
+            second = (u % 1 < 0.5) ^ (v % 1 < 0.5)
+        else:
+            second = (u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.09
+        image = Image.new("RGB", (width, height), self.start)
+        image.paste(self.end, mask=Image.fromarray(second.astype(np.uint8) * 255))
+        return image
 
     def _with_noise(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         # One patch of noise repeated: 12 million numbers for the largest canvas would take longer than the rest.

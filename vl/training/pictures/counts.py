@@ -37,6 +37,7 @@ def draw_counts(
     max_objects: int = MAX_COUNT,
     shapes: Sequence[str] = tuple(SHAPES),
     colours: Sequence[str] = tuple(COLOURS),
+    textures: float = 0.0,
 ) -> tuple[Image.Image, CountFacts]:
     """Draws 1 to `max_objects` shapes that do not overlap, any number as likely.
 
@@ -44,7 +45,7 @@ def draw_counts(
     """
     count = int(rng.integers(1, max_objects + 1))
     width, height, discs = _lay_out(rng, *draw_size(sizes, _ASPECT, rng), count)
-    background = Background.draw(rng)
+    background = Background.draw(rng, textures)
     image = background.paint(width, height, rng)
     kinds = _kinds(rng, background, count, shapes, colours)
     objects = []

@@ -126,6 +126,7 @@ def draw_emoji(
     max_emoji: int = MAX_EMOJI,
     fonts: str | Path | None = None,
     require_colour: bool = False,
+    textures: float = 0.0,
 ) -> tuple[Image.Image, EmojiFacts]:
     """Draws 1 to `max_emoji` emoji that do not overlap, each in its own cell of the 3 x 3 grid.
 
@@ -134,7 +135,7 @@ def draw_emoji(
     """
     faces = find_emoji_faces(fonts, require_colour=require_colour)
     width, height = draw_size(sizes, _ASPECT, rng)
-    background = Background.draw(rng)
+    background = Background.draw(rng, textures)
     chosen = [_choose(rng, faces, background)]
     for _ in range(int(rng.integers(max_emoji))):
         again = chosen[int(rng.integers(len(chosen)))].emoji if rng.random() < 0.2 else None

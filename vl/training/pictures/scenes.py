@@ -131,10 +131,11 @@ def draw_scene(
     max_objects: int = MAX_OBJECTS,
     shapes: Sequence[str] = tuple(SHAPES),
     colours: Sequence[str] = tuple(COLOURS),
+    textures: float = 0.0,
 ) -> tuple[Image.Image, SceneFacts]:
     """Draws a scene of 1 to `max_objects` shapes that do not overlap, each in its own cell of the 3 x 3 grid."""
     width, height = draw_size(sizes, _ASPECT, rng)
-    background = Background.draw(rng)
+    background = Background.draw(rng, textures)
     image = background.paint(width, height, rng)
     objects = []
     for row, col, x, y, radius in _places(rng, width, height, int(rng.integers(1, max_objects + 1))):

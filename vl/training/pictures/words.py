@@ -54,22 +54,24 @@ def draw_words(
     *,
     max_words: int = MAX_WORDS,
     fonts: str | Path | Fonts | None = None,
+    textures: float = 0.0,
+    size: int | None = None,
 ) -> tuple[Image.Image, WordsFacts]:
     """Draws a line or two of text on a backdrop.
 
-    The type is as large as the canvas allows, or smaller by up to a factor; words that cannot be printed at the
-    least legible size are left out.
+    The type is as large as the canvas allows, or smaller by up to a factor, or `size` px per em; words that cannot be
+    printed at the least legible size, or at this one, are left out.
     """
     faces = find_faces(fonts)
     face = faces[int(rng.integers(len(faces)))]
     width, height = draw_size(sizes, _ASPECT, rng)
-    smallest = max(_MIN_SIZE, round(_MIN_SIZE_SHARE * max(width, height)))
+    smallest = size or max(_MIN_SIZE, round(_MIN_SIZE_SHARE * max(width, height)))
     words = draw_text(rng, int(rng.integers(1, max_words + 1)))
     lines, largest = _lay_out(rng, face, words, width, height, smallest)
-    size = round(smallest * (largest / smallest) ** rng.uniform(0.3, 1.0))
+    size = size or round(smallest * (largest / smallest) ** rng.uniform(0.3, 1.0))
     block = _Block(lines, open_face(face, size), spacing=float(rng.uniform(1.0, _MAX_SPACING)))
     width, height = max(width, block.width + 2 * block.margin), max(height, block.height + 2 * block.margin)
-    background = Background.draw(rng)
+    background = Background.draw(rng, textures)
     image = background.paint(width, height, rng)
     boxes = block.paint(image, rng, draw_ink(rng, background))
     return image, WordsFacts(width, height, " ".join(lines), lines, face.name, size, boxes)
