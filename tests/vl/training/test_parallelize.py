@@ -27,22 +27,17 @@ SCRIPT = """
 import json, sys
 from vl.training.config import TrainConfig
 from vl.training.train import train
-for tables, out, resume in json.loads(sys.argv[1]):
-    train(TrainConfig.of(tables), out, resume=resume, device="cpu")
+tables, out, resume = json.loads(sys.argv[1])
+train(TrainConfig.of(tables), out, resume=resume, device="cpu")
 """
 FIGURES = ("loss", "grad_norm", "dense", "balance", "expert_max", "samples")
 
 
-def two_processes(folder: Path, *runs: tuple[dict[str, Any], str, bool]) -> None:
-    """Trains the given tables one after the other, each in a folder of its own, from its checkpoint or anew."""
-    script = folder / "run.py"
+def two_processes(values: dict[str, Any], out: Path, *, resume: bool = False) -> None:
+    script = out.parent / "run.py"
     script.write_text(SCRIPT)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [
-        *launcher,
-        str(script),
-        json.dumps([(values, str(folder / out), resume) for values, out, resume in runs]),
-    ]
+    command = [*launcher, str(script), json.dumps([values, str(out), resume])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(vl.__file__).parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -65,7 +60,7 @@ def test_two_processes_continue_what_one_began(tmp_path: Path) -> None:
     trainer.step = lambda taken: next(steps)(taken)  # type: ignore[method-assign]
     with pytest.raises(StopIteration):
         trainer.run()
-    two_processes(tmp_path, (tables(recompute=True), "two", True))
+    two_processes(tables(recompute=True), run, resume=True)
 
     assert len(figures(run, "loss")) == 6
     for name in FIGURES:
@@ -93,9 +88,9 @@ def test_two_processes_learn_from_records(tmp_path: Path) -> None:
     data = {"files": [str(path)], "batch_tokens": 250, "workers": 0}
     all_of_it = tables(steps=5, init=str(base)) | {"data": data}
     adapters = all_of_it | {"lora": {"rank": 2}}
-    two_processes(tmp_path, (all_of_it, "two", False), (adapters, "two-lora", False))
     for values, name in ((all_of_it, "one"), (adapters, "one-lora")):
-        values["run"]["accumulate"] = 2
+        two_processes(values, tmp_path / name.replace("one", "two"))
+        values["run"] = {**values["run"], "accumulate": 2}
         train(TrainConfig.of(values), tmp_path / name, device="cpu")
         other = tmp_path / name.replace("one", "two")
         for figure in FIGURES:

@@ -60,7 +60,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """White backdrops, so that ink is whatever is not white."""
-    monkeypatch.setattr(Background, "draw", classmethod(lambda cls, rng: cls(WHITE, WHITE, 0.0, 0, 1)))
+    monkeypatch.setattr(Background, "draw", classmethod(lambda cls, rng, textures: cls(WHITE, WHITE, 0.0, 0, 1)))
 
 
 def test_the_list_has_600_emoji_with_their_unicode_names() -> None:
