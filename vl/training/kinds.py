@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vl.training.pictures.asked import Asked
+from vl.training.pictures.canvas import pick
 from vl.training.pictures.chart_questions import ask_chart, ask_table, describe_chart, describe_table
 from vl.training.pictures.charts import draw_chart
 from vl.training.pictures.counts import draw_counts
@@ -31,8 +32,8 @@ _DESCRIBE = (
     "Caption this picture.",
     "Write a caption for this image.",
 )
-_SHORT_SHARE = 0.15
 _READ = ("Read the text.", "What does the text say?", "Transcribe the text in this image.")
+_SHORT_SHARE = 0.15  # of the questions on scenes
 
 
 class Facts(Protocol):
@@ -104,7 +105,7 @@ def _tables(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
 def _ask_scene(rng: np.random.Generator, facts: SceneFacts) -> Asked:
     """A question, or now and then the wish for a caption in a few words."""
     if rng.random() < _SHORT_SHARE:
-        return Asked(SHORT_PROMPTS[int(rng.integers(len(SHORT_PROMPTS)))], short_caption(facts), "scenes")
+        return Asked(pick(rng, SHORT_PROMPTS), short_caption(facts), "scenes")
     return ask_scene(rng, facts)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from vl.errors import ConfigError
 from vl.model import DEFAULT_PROMPT
 from vl.training.kinds import KINDS, Facts, Kind
-from vl.training.pictures.canvas import COLOURS, SizeRange
+from vl.training.pictures.canvas import COLOURS, SizeRange, pick
 from vl.training.pictures.damage import Boxes, damage
 from vl.training.pictures.fonts import FACES, Fonts
 from vl.training.pictures.scenes import MAX_OBJECTS, SHAPES
@@ -167,4 +167,4 @@ def _prompt(rng: np.random.Generator, kind: Kind) -> str:
     """The default prompt half of the time, where it is one of the kind's, else another of its phrasings."""
     if kind.default and rng.random() < 0.5:
         return DEFAULT_PROMPT
-    return kind.prompts[int(rng.integers(len(kind.prompts)))]
+    return pick(rng, kind.prompts)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageChops
+
+_T = TypeVar("_T")
 
 RGB = tuple[int, int, int]
 Box = tuple[float, float, float, float]
@@ -37,6 +40,11 @@ COLOURS: dict[str, Hue] = {
     "black": Hue((0, 360), (0.0, 0.3), (0.0, 0.1)),
     "white": Hue((0, 360), (0.0, 0.02), (0.96, 1.0)),
 }
+
+
+def pick(rng: np.random.Generator, options: Sequence[_T]) -> _T:
+    """Draws one of the options, each as likely."""
+    return options[int(rng.integers(len(options)))]
 
 
 TEXTURES = ("stripes", "checks", "dots")

@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from vl.training.pictures.asked import Asked
+from vl.training.pictures.canvas import pick
 from vl.training.pictures.charts import ChartFacts
 from vl.training.pictures.tables import TableFacts, draw_words_apart
 
@@ -21,7 +22,6 @@ _COLOUR = ("Answer with a color.", "Name the colour.", "Answer with one word.")
 _CELL = ("Answer as it is printed.", "Give only the entry.", "Reply with the entry alone.")
 _ROW = ("Answer with the first entry of the row.", "Give only the row's first entry.")
 
-_T = TypeVar("_T")
 _Facts = TypeVar("_Facts", ChartFacts, TableFacts)
 _Question = Callable[[np.random.Generator, _Facts], Asked | None]
 
@@ -68,14 +68,10 @@ def _ask(rng: np.random.Generator, facts: _Facts, questions: Sequence[tuple[floa
     return next(question for question in asked if question)  # counting is always possible
 
 
-def _pick(rng: np.random.Generator, options: Sequence[_T]) -> _T:
-    return options[int(rng.integers(len(options)))]
-
-
 def _phrased(
     rng: np.random.Generator, questions: Sequence[str], forms: Sequence[str], answer: str, metric: str
 ) -> Asked:
-    return Asked(f"{_pick(rng, questions)} {_pick(rng, forms)}", answer, metric)
+    return Asked(f"{pick(rng, questions)} {pick(rng, forms)}", answer, metric)
 
 
 def _name_metric(metric: str, name: str) -> str:
@@ -123,12 +119,12 @@ def _chart_value(rng: np.random.Generator, facts: ChartFacts) -> Asked | None:
 
 
 def _chart_extreme(rng: np.random.Generator, facts: ChartFacts) -> Asked | None:
-    series, highest = _pick(rng, facts.series), bool(rng.random() < 0.5)
+    series, highest = pick(rng, facts.series), bool(rng.random() < 0.5)
     at = _outstanding(series.values, facts.top, highest=highest)
     if at is None:
         return None
     noun, word = _noun(rng, facts), "highest" if highest else "lowest"
-    size = _pick(rng, ("largest", "biggest") if highest else ("smallest",))
+    size = pick(rng, ("largest", "biggest") if highest else ("smallest",))
     if len(facts.series) > 1:
         questions = [f"For which {noun} is {series.name} {word}?", f"Where is {series.name} {word}?"]
     else:
@@ -141,7 +137,7 @@ def _chart_extreme(rng: np.random.Generator, facts: ChartFacts) -> Asked | None:
 def _chart_extreme_value(rng: np.random.Generator, facts: ChartFacts) -> Asked | None:
     if facts.kind == "pie chart" and not facts.printed:
         return None
-    word, value = _pick(rng, (("highest", max), ("lowest", min)))
+    word, value = pick(rng, (("highest", max), ("lowest", min)))
     values = [v for series in facts.series for v in series.values]
     questions = [f"What is the {word} value in the chart?", f"How much is the {word} value?"]
     return _phrased(rng, questions, _NUMBER, facts.write(value(values)), "chart")
@@ -149,7 +145,7 @@ def _chart_extreme_value(rng: np.random.Generator, facts: ChartFacts) -> Asked |
 
 def _chart_colour(rng: np.random.Generator, facts: ChartFacts) -> Asked:
     row, at = _cell(rng, facts)
-    colour, mark = _pick(rng, ("color", "colour")), _mark(facts)
+    colour, mark = pick(rng, ("color", "colour")), _mark(facts)
     series, name = facts.series[row], facts.categories[at]
     if len(facts.series) > 1:
         s = series.name
@@ -192,7 +188,7 @@ def _chart_count(rng: np.random.Generator, facts: ChartFacts) -> Asked:
         ]
     if several > 1:
         options += [(several, "How many series does the legend name?")]
-    number, question = _pick(rng, options)
+    number, question = pick(rng, options)
     return _phrased(rng, [question], _NUMBER, str(number), "counting")
 
 
@@ -204,7 +200,7 @@ def _chart_count_beyond(rng: np.random.Generator, facts: ChartFacts) -> Asked | 
     clear = [t for t in facts.ticks[1:-1] if np.abs(values - t[0]).min() >= GAP * facts.top]
     if not clear:
         return None
-    limit, text = _pick(rng, clear)
+    limit, text = pick(rng, clear)
     above = bool(rng.random() < 0.5)
     number = int((values > limit).sum() if above else (values < limit).sum())
     words = ("above", "more than", "greater than") if above else ("below", "less than", "under")
@@ -289,11 +285,11 @@ _CHART_QUESTIONS: tuple[tuple[float, _Question[ChartFacts]], ...] = (
 def _numeric(rng: np.random.Generator, facts: TableFacts) -> tuple[int, tuple[float, ...]] | None:
     """A column of numbers and its values."""
     columns = [(at, values) for at, values in enumerate(facts.values) if values]
-    return _pick(rng, columns) if columns else None
+    return pick(rng, columns) if columns else None
 
 
 def _table_cell(rng: np.random.Generator, facts: TableFacts) -> Asked:
-    row, column = _pick(rng, facts.rows), int(rng.integers(1, len(facts.header)))
+    row, column = pick(rng, facts.rows), int(rng.integers(1, len(facts.header)))
     name, head = row[0], facts.header[column]
     questions = [f'What is the "{head}" of "{name}"?', f"What does the table show for {name} under {head}?"]
     questions += [f"What is in the column {head} in the row {name}?", f"{head} of {name}: what is it?"]
@@ -315,7 +311,7 @@ def _table_header(rng: np.random.Generator, facts: TableFacts) -> Asked:
 
 
 def _table_lookup(rng: np.random.Generator, facts: TableFacts) -> Asked | None:
-    row, column = _pick(rng, facts.rows), int(rng.integers(1, len(facts.header)))
+    row, column = pick(rng, facts.rows), int(rng.integers(1, len(facts.header)))
     if [other[column] for other in facts.rows].count(row[column]) > 1:
         return None
     name, head, value = row[0], facts.header[column], row[column]
@@ -347,7 +343,7 @@ def _table_count(rng: np.random.Generator, facts: TableFacts) -> Asked:
         (rows, "How many rows does the table have, not counting the header?"),
         (rows, "How many rows are below the header?"),
     ]
-    number, question = _pick(rng, options)
+    number, question = pick(rng, options)
     return _phrased(rng, (question,), _NUMBER, str(number), "counting")
 
 

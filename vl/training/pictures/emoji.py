@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from vl.training.pictures.asked import Asked
-from vl.training.pictures.canvas import RGB, Background, Box, SizeRange, draw_size
+from vl.training.pictures.canvas import RGB, Background, Box, SizeRange, draw_size, pick
 from vl.training.pictures.emoji_faces import (
     BITMAP_EM,
     Emoji,
@@ -79,8 +79,6 @@ _PRESENT = (
 )
 _PLACES = "|".join(sorted((place for row in POSITIONS for place in row), key=len, reverse=True))
 _NAMED = re.compile(rf"(?:^[^:]*: |, | and )?(?P<name>.+?) (?P<place>{_PLACES})(?=,| and |\.|$)")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -196,11 +194,11 @@ def _choose(
     drawable = _drawable(tuple(faces))
     best, most = None, -1.0
     for _ in range(8):
-        drawn = emoji or _pick(rng, drawable)
+        drawn = emoji or pick(rng, drawable)
         having = [face for face in faces if drawn.code in face.codes]
         colour, plain = [face for face in having if face.colour], [face for face in having if not face.colour]
         if plain and not (colour and rng.random() < _COLOUR_SHARE):
-            return _Chosen(drawn, _pick(rng, plain), draw_ink(rng, background))
+            return _Chosen(drawn, pick(rng, plain), draw_ink(rng, background))
         chosen = _Chosen(drawn, colour[0], None)
         samples = chosen.glyph(0).colours
         share = sum(background.contrast(sample) >= _MIN_CONTRAST for sample in samples) / max(1, len(samples))
@@ -285,9 +283,9 @@ def ask_emoji(rng: np.random.Generator, facts: EmojiFacts, *, kinds: Sequence[st
 
 
 def _ask_name(rng: np.random.Generator, facts: EmojiFacts) -> Asked:
-    item = _pick(rng, facts.items)
+    item = pick(rng, facts.items)
     alone = len(facts.items) == 1 and rng.random() < 0.7
-    prompt = _pick(rng, _WHICH_ONE) if alone else _pick(rng, _WHICH_THERE).format(item.position)
+    prompt = pick(rng, _WHICH_ONE) if alone else pick(rng, _WHICH_THERE).format(item.position)
     return Asked(prompt, item.name, "vqa")
 
 
@@ -296,8 +294,8 @@ def _ask_place(rng: np.random.Generator, facts: EmojiFacts) -> Asked | None:
     single = [item for item in facts.items if names.count(item.name) == 1 and not _disputed(item.name, facts)]
     if not single:
         return None
-    item = _pick(rng, single)
-    return Asked(_pick(rng, _WHERE).format(item.name), item.position, "vqa")
+    item = pick(rng, single)
+    return Asked(pick(rng, _WHERE).format(item.name), item.position, "vqa")
 
 
 def _ask_count(rng: np.random.Generator, facts: EmojiFacts) -> Asked:
@@ -308,15 +306,15 @@ def _ask_count(rng: np.random.Generator, facts: EmojiFacts) -> Asked:
         if not _disputed(name, facts):
             counts.setdefault(names.count(name), []).append(name)
     if rng.random() < 0.5 or not counts:
-        return Asked(_pick(rng, _ALL), str(len(names)), "counting")
-    name = _absent(rng, facts) if rng.random() < 0.2 else _pick(rng, counts[_pick(rng, sorted(counts))])
-    return Asked(_pick(rng, _MANY).format(name), str(names.count(name)), "counting")
+        return Asked(pick(rng, _ALL), str(len(names)), "counting")
+    name = _absent(rng, facts) if rng.random() < 0.2 else pick(rng, counts[pick(rng, sorted(counts))])
+    return Asked(pick(rng, _MANY).format(name), str(names.count(name)), "counting")
 
 
 def _ask_presence(rng: np.random.Generator, facts: EmojiFacts) -> Asked:
     yes = rng.random() < 0.5
-    name = _pick(rng, facts.items).name if yes else _absent(rng, facts)
-    return Asked(_pick(rng, _PRESENT).format(name), "yes" if yes else "no", "vqa")
+    name = pick(rng, facts.items).name if yes else _absent(rng, facts)
+    return Asked(pick(rng, _PRESENT).format(name), "yes" if yes else "no", "vqa")
 
 
 _ASK: dict[str, Callable[[np.random.Generator, EmojiFacts], Asked | None]] = {
@@ -332,8 +330,8 @@ def _absent(rng: np.random.Generator, facts: EmojiFacts) -> str:
     names = [emoji.name for emoji in emoji_list()]
     present = {item.name for item in facts.items}
     while True:
-        near = names.index(_pick(rng, facts.items).name) + int(rng.integers(-8, 9))
-        name = names[near % len(names)] if rng.random() < 0.5 else _pick(rng, names)
+        near = names.index(pick(rng, facts.items).name) + int(rng.integers(-8, 9))
+        name = names[near % len(names)] if rng.random() < 0.5 else pick(rng, names)
         if name not in present and not _disputed(name, facts):
             return name
 
@@ -343,7 +341,3 @@ def _disputed(name: str, facts: EmojiFacts) -> bool:
     words = set(name.split())
     others = (set(item.name.split()) for item in facts.items if item.name != name)
     return any(words <= other or other <= words for other in others)
-
-
-def _pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
-    return choices[int(rng.integers(len(choices)))]

@@ -13,9 +13,9 @@ from PIL import Image
 
 from vl.training.pictures import prose
 from vl.training.pictures.asked import Asked
-from vl.training.pictures.canvas import COLOURS, RGB, Box, SizeRange, draw_size, hsv, jitter
+from vl.training.pictures.canvas import COLOURS, RGB, Box, SizeRange, draw_size, hsv, jitter, pick
 from vl.training.pictures.fonts import Face, Fonts, find_faces
-from vl.training.pictures.prose import MIN_SIZE, Entry, Line, Sheet, Slip, Type, pick
+from vl.training.pictures.prose import MIN_SIZE, Entry, Line, Sheet, Slip, Type
 
 MAX_WORDS = 120
 _LARGE = 1008  # px of the longer side from which a page may hold all its words, in type of 14 to 24 px

@@ -7,17 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vl.training.pictures.canvas import RGB, Background, Box, hsv
+from vl.training.pictures.canvas import RGB, Background, Box, hsv, pick
 from vl.training.pictures.fonts import Face, open_face
 from vl.training.pictures.words import word_list
 
 MIN_SIZE = 14  # px per em: the smallest type
-_T = TypeVar("_T")
 _CAPITALS, _DESCENDERS = 0.75, 0.2  # how far letters reach above and below the baseline, in ems
 _MIN_RATIO = 4.5  # of brightness: equally bright hues are hard to read, however far apart
 
@@ -51,11 +50,6 @@ class Entry(NamedTuple):
     role: str
     label: str
     value: str
-
-
-def pick(rng: np.random.Generator, options: Sequence[_T]) -> _T:
-    """Draws one of the options, each as likely."""
-    return options[int(rng.integers(len(options)))]
 
 
 def fitted(rng: np.random.Generator, draw: Callable[[], str], fits: Callable[[str], bool]) -> str:

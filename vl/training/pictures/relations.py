@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import permutations, product
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from vl.training.pictures.asked import Asked
-from vl.training.pictures.canvas import COLOURS
+from vl.training.pictures.canvas import COLOURS, pick
 from vl.training.pictures.scenes import POSITIONS, SHAPES, SceneFacts, Shape, article
 
 TASK_KINDS = ("counting", "presence", "colour", "shape", "place", "relation", "extreme")
@@ -100,8 +100,6 @@ _FURTHEST = (
     (("furthest up", "top-most"), ("furthest down", "bottom-most")),
 )
 
-T = TypeVar("T")
-
 
 class _Thing(NamedTuple):
     """What a question asks about: shapes of this colour, of this form, of both, or all of them."""
@@ -163,21 +161,21 @@ def short_caption(facts: SceneFacts) -> str:
 
 
 def _ask_count(rng: np.random.Generator, facts: SceneFacts) -> Asked:
-    return Asked(_pick(rng, _MANY).format((thing := _counted(rng, facts)).plural), str(thing.count(facts)), "counting")
+    return Asked(pick(rng, _MANY).format((thing := _counted(rng, facts)).plural), str(thing.count(facts)), "counting")
 
 
 def _counted(rng: np.random.Generator, facts: SceneFacts) -> _Thing:
     """All shapes two times in five; else absent ones at times, and any number of the others as likely."""
     if rng.random() < 0.4:
         return _Thing()
-    things = _pick(rng, _BY_GRAIN)
+    things = pick(rng, _BY_GRAIN)
     if rng.random() < 0.2:
         return _absent(rng, facts, things)
     by_count: dict[int, list[_Thing]] = {}
     for thing in things:
         if (count := thing.count(facts)) and not thing.disputed(facts):
             by_count.setdefault(count, []).append(thing)
-    return _pick(rng, by_count[_pick(rng, sorted(by_count))])
+    return pick(rng, by_count[pick(rng, sorted(by_count))])
 
 
 def _absent(rng: np.random.Generator, facts: SceneFacts, things: Sequence[_Thing]) -> _Thing:
@@ -187,16 +185,16 @@ def _absent(rng: np.random.Generator, facts: SceneFacts, things: Sequence[_Thing
     # Not a word of it in the picture is too easy to learn.
     both = [t for t in near if _Thing(t.colour).count(facts) and _Thing(None, t.form).count(facts)]
     chance = rng.random()
-    return _pick(rng, (chance < 0.5 and both) or (chance < 0.85 and near) or absent)
+    return pick(rng, (chance < 0.5 and both) or (chance < 0.85 and near) or absent)
 
 
 def _ask_presence(rng: np.random.Generator, facts: SceneFacts) -> Asked:
     grain = int(rng.choice(3, p=(0.2, 0.3, 0.5)))
     if yes := rng.random() < 0.5:
-        thing = _pick(rng, [t for t in _BY_GRAIN[grain] if t.count(facts)])
+        thing = pick(rng, [t for t in _BY_GRAIN[grain] if t.count(facts)])
     else:
         thing = _absent(rng, facts, _BY_GRAIN[grain])
-    prompt = _pick(rng, _PRESENT).format(f"{article(thing.name)} {thing.name}")
+    prompt = pick(rng, _PRESENT).format(f"{article(thing.name)} {thing.name}")
     return Asked(prompt, "yes" if yes else "no", "vqa")
 
 
@@ -205,16 +203,16 @@ def _ask_colour(rng: np.random.Generator, facts: SceneFacts) -> Asked | None:
     named += [(f"shape {s.position}", s.colour) for s in facts.shapes if _alone_in_place(s, facts)]
     if not named:
         return None
-    name, colour = _pick(rng, named)
-    return Asked(_pick(rng, _COLOUR).format(name), colour, "vqa")
+    name, colour = pick(rng, named)
+    return Asked(pick(rng, _COLOUR).format(name), colour, "vqa")
 
 
 def _ask_shape(rng: np.random.Generator, facts: SceneFacts) -> Asked | None:
     named = [s for s in facts.shapes if _refers(_Thing(s.colour), facts)]
     if not named:
         return None
-    shape = _pick(rng, named)
-    return Asked(_pick(rng, _SHAPE).format(shape.colour), shape.shape, "vqa")
+    shape = pick(rng, named)
+    return Asked(pick(rng, _SHAPE).format(shape.colour), shape.shape, "vqa")
 
 
 def _ask_place(rng: np.random.Generator, facts: SceneFacts) -> Asked | None:
@@ -222,12 +220,12 @@ def _ask_place(rng: np.random.Generator, facts: SceneFacts) -> Asked | None:
     named = [(s, names) for s in facts.shapes if _in_place(s, facts) and (names := _names(s, facts))]
     alone = [s for s in facts.shapes if _alone_in_place(s, facts)]
     if alone and (not named or rng.random() < 0.5):
-        shape = _pick(rng, alone)
-        return Asked(_pick(rng, _WHAT).format(shape.position), f"{shape.colour} {shape.shape}", "vqa")
+        shape = pick(rng, alone)
+        return Asked(pick(rng, _WHAT).format(shape.position), f"{shape.colour} {shape.shape}", "vqa")
     if not named:
         return None
-    shape, names = _pick(rng, named)
-    return Asked(_pick(rng, _WHERE).format(_pick(rng, names)), shape.position, "vqa")
+    shape, names = pick(rng, named)
+    return Asked(pick(rng, _WHERE).format(pick(rng, names)), shape.position, "vqa")
 
 
 def _ask_relation(rng: np.random.Generator, facts: SceneFacts) -> Asked | None:
@@ -241,28 +239,28 @@ def _ask_relation(rng: np.random.Generator, facts: SceneFacts) -> Asked | None:
     ]
     if not pairs:
         return None
-    names, others, axis = _pick(rng, pairs)
-    pair = (_pick(rng, names), _pick(rng, others))
+    names, others, axis = pick(rng, pairs)
+    pair = (pick(rng, names), pick(rng, others))
     first = int(rng.integers(2))  # the one that is named first: 0 has the lower coordinate
     one, other = pair[first], pair[1 - first]
     form = rng.random()
     if form < 0.6:
         yes = rng.random() < 0.5
-        side = _pick(rng, _SIDES[axis][first if yes else 1 - first])
-        return Asked(_pick(rng, _WHETHER).format(one, side, other), "yes" if yes else "no", "vqa")
+        side = pick(rng, _SIDES[axis][first if yes else 1 - first])
+        return Asked(pick(rng, _WHETHER).format(one, side, other), "yes" if yes else "no", "vqa")
     if form < 0.8:
         either, answers = _EITHER[axis]
-        return Asked(_pick(rng, _WHICH_SIDE).format(one, either, other), answers[first], "vqa")
+        return Asked(pick(rng, _WHICH_SIDE).format(one, either, other), answers[first], "vqa")
     way = int(rng.integers(2))
-    return Asked(_pick(rng, _WHICH_OF_TWO).format(_FURTHER[axis][way], one, other), pair[way], "vqa")
+    return Asked(pick(rng, _WHICH_OF_TWO).format(_FURTHER[axis][way], one, other), pair[way], "vqa")
 
 
 def _ask_extreme(rng: np.random.Generator, facts: SceneFacts) -> Asked | None:
     found = [(s, axis, way) for axis, way in product((0, 1), (0, 1)) for s in _extreme(facts, axis, way)]
     if not found:
         return None
-    shape, axis, way = _pick(rng, found)
-    prompt = _pick(rng, _WHICH_OF_ALL).format(_pick(rng, _FURTHEST[axis][way]))
+    shape, axis, way = pick(rng, found)
+    prompt = pick(rng, _WHICH_OF_ALL).format(pick(rng, _FURTHEST[axis][way]))
     return Asked(prompt, f"{shape.colour} {shape.shape}", "vqa")
 
 
@@ -329,7 +327,3 @@ def _coordinates(shape: Shape, facts: SceneFacts) -> tuple[tuple[float, int], tu
 
 def _plural(name: str) -> str:
     return f"{name}es" if name.endswith("s") else f"{name}s"
-
-
-def _pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
-    return choices[int(rng.integers(len(choices)))]
