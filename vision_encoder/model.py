@@ -11,6 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vision_encoder.config import VisionConfig
+from vision_encoder.graphs import replayed
 from vision_encoder.inference import applies, encode
 from vision_encoder.packing import Grid, plan_packing
 from vision_encoder.patches import TilePatchEmbed, normalise
@@ -87,8 +88,11 @@ class VisionEncoder(nn.Module):
     def features(self, tiles: Tensor) -> Tensor:
         """Last-layer ViT features without the class token: uint8 [n, 3, S, S] to [n, patches**2, hidden]."""
         with torch.cuda.device_of(tiles):
-            forward = partial(encode, self.vit) if applies(self.vit, tiles) else self.vit.forward_features
-            features: Tensor = forward(tiles)  # [n, 1 + patches**2, hidden]
+            tokens = replayed(self.vit, tiles)
+            if tokens is None and applies(self.vit, tiles):
+                tokens = encode(self.vit, tiles)
+            # [n, 1 + patches**2, hidden]
+            features: Tensor = self.vit.forward_features(tiles) if tokens is None else self.vit.norm(tokens)
         return features[:, 1:]
 
     def normalise(self, tiles: Tensor) -> Tensor:

@@ -1,13 +1,12 @@
-"""LayerNorm of a residual stream that is kept without the biases that were added to it."""
+"""The passes over the residual stream, which is kept without the biases that were added to it."""
 
 from __future__ import annotations
-
-from functools import cache
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vision_encoder.dispatch import has_kernels
 
 
 def shifted_norm(x: Tensor, shift: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -17,15 +16,40 @@ def shifted_norm(x: Tensor, shift: Tensor, norm: nn.LayerNorm) -> Tensor:
         x: [rows, hidden], contiguous.
         shift: float32 [hidden].
     """
-    if x.is_cuda and _able(x.device):
+    if has_kernels(x.device):
         from vision_encoder import triton_norm
 
         return triton_norm.shifted_norm(x, shift, norm.weight, norm.bias, norm.eps)
-    weight, bias = norm.weight.float(), norm.bias.float()
-    return F.layer_norm(x + shift, norm.normalized_shape, weight, bias, norm.eps).to(x.dtype)
+    return _float_norm(x + shift, norm).to(x.dtype)
 
 
-@cache
-def _able(device: torch.device) -> bool:
-    capable = torch.cuda.get_device_capability(device) >= (8, 0)
-    return capable and torch.version.hip is None and find_spec("triton") is not None
+def embedded_norm(patches: Tensor, token: Tensor, positions: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """`norm` of `token` and then the patches of each tile, positions added: the stream at its start.
+
+    Args:
+        patches: [n, patches**2, hidden], contiguous.
+        token: [hidden], the class token.
+        positions: [1 + patches**2, hidden].
+
+    Returns:
+        [n * (1 + patches**2), hidden].
+    """
+    if has_kernels(patches.device):
+        from vision_encoder import triton_norm
+
+        return triton_norm.embedded_norm(patches, token, positions, norm.weight, norm.bias, norm.eps)
+    tokens = torch.cat((token.expand(len(patches), 1, -1), patches), 1).float() + positions
+    return _float_norm(tokens, norm).to(patches.dtype).flatten(0, 1)
+
+
+def shifted(x: Tensor, shift: Tensor) -> Tensor:
+    """`x + shift` in `x`'s dtype, over `x` [rows, hidden]; float32 `shift` [hidden]."""
+    if has_kernels(x.device):
+        from vision_encoder import triton_norm
+
+        return triton_norm.shifted(x, shift)
+    return torch.add(x, shift, out=x)
+
+
+def _float_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    return F.layer_norm(x, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)

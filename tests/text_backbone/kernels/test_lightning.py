@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -20,18 +24,22 @@ DTYPES = [torch.bfloat16] if CUDA else [torch.float32, torch.float16]
 CASES = [(dtype, d) for dtype in DTYPES for d in (32, 64, 128)] + ([(torch.float32, 64)] if CUDA else [])
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 3e-3}
 SLOPES = (0.0, 0.917, 1e-6, 0.03, 3.0, 50.0)
+GENTLE = (0.0, 0.917, 1e-6, 0.03, 2.0)  # that the kernel for Hopper takes
+HOPPER = CUDA and torch.cuda.get_device_capability() == (9, 0)
 
 
 def error(got: Tensor, want: Tensor) -> float:
     return ((got.double() - want).norm() / want.norm().clamp(min=1e-30)).item()
 
 
-def sample(lengths: list[int], heads: int, d: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Packed]:
-    generator = torch.Generator(DEVICE).manual_seed(seed)
+def sample(
+    lengths: list[int], heads: int, d: int, dtype: torch.dtype, rates: tuple[float, ...] = SLOPES
+) -> tuple[Tensor, Tensor, Packed]:
+    generator = torch.Generator(DEVICE).manual_seed(0)
     # Undecayed sums over 70 000 tokens would pass the largest float16.
     scale = 0.2 if dtype == torch.float16 else 1.0
     qkv = (scale * torch.randn(sum(lengths), heads * 3 * d, generator=generator, device=DEVICE)).to(dtype)
-    slopes = torch.tensor([SLOPES[h % len(SLOPES)] for h in range(heads)], device=DEVICE)
+    slopes = torch.tensor([rates[h % len(rates)] for h in range(heads)], device=DEVICE)
     slots = [2 * i + 1 for i in range(len(lengths))][::-1]
     return qkv, slopes, Packed.of(lengths, slots=slots, device=DEVICE)
 
@@ -43,8 +51,10 @@ def small_segments(monkeypatch: pytest.MonkeyPatch, segment: int, piece: int) ->
     )
 
 
-def check_forward(lengths: list[int], heads: int, d: int, dtype: torch.dtype) -> None:
-    qkv, slopes, packed = sample(lengths, heads, d, dtype)
+def check_forward(
+    lengths: list[int], heads: int, d: int, dtype: torch.dtype, rates: tuple[float, ...] = SLOPES
+) -> None:
+    qkv, slopes, packed = sample(lengths, heads, d, dtype, rates)
     states = torch.randn(2 * len(lengths) + 1, heads, d, d, device=DEVICE)
     before, wide = states.clone(), states.double()
     want = reference.lightning_attention(qkv.double(), slopes, packed, wide)
@@ -58,8 +68,10 @@ def check_forward(lengths: list[int], heads: int, d: int, dtype: torch.dtype) ->
     assert error(got, reference.lightning_attention(qkv.double(), slopes, packed)) < TOLERANCE[dtype]
 
 
-def check_backward(lengths: list[int], heads: int, d: int, dtype: torch.dtype) -> None:
-    qkv, slopes, packed = sample(lengths, heads, d, dtype)
+def check_backward(
+    lengths: list[int], heads: int, d: int, dtype: torch.dtype, rates: tuple[float, ...] = SLOPES
+) -> None:
+    qkv, slopes, packed = sample(lengths, heads, d, dtype, rates)
     by_out = torch.randn(sum(lengths), heads * d, device=DEVICE).to(dtype)
     exact, ours = qkv.double().requires_grad_(), qkv.requires_grad_()
     (want,) = torch.autograd.grad(reference.lightning_attention(exact, slopes, packed), exact, by_out.double())
@@ -115,6 +127,8 @@ def test_segments_fill_the_gpu_and_few_tokens_are_not_cut() -> None:
     assert cut([2048] * 16)[2] == 0
     assert cut([32768]) == (16384, 4096, 8)
     assert cut([1]) == (512, 512, 0)
+    assert cut([1024], heads=32)[2] == 0
+    assert cut([2048], heads=32)[0] == 512
     size, piece, _ = cut([1000] * 60 + [10_000] * 3, heads=4, d=64)
     assert (size, piece) == (1024, 512)
 
@@ -132,6 +146,70 @@ LARGE = [
 def test_real_sizes(lengths: list[int], heads: int, d: int) -> None:
     check_forward(lengths, heads, d, torch.bfloat16)
     check_backward(lengths, heads, d, torch.bfloat16)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HOPPER, reason="needs a Hopper GPU")
+@pytest.mark.parametrize("segment", [None, 512, 1024])
+@pytest.mark.parametrize(
+    "lengths", [[1, 63, 64, 65, 2048, 4097, 700], [70_000, 1, 300], [64], [2048] * 16, [130] * 300]
+)
+def test_the_kernel_for_hopper(lengths: list[int], segment: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = 3
+    qkv, slopes, _ = sample([2], heads, 128, torch.bfloat16, GENTLE)
+    assert kernels._hopper(qkv, slopes, 128, None)
+    assert not kernels._hopper(qkv, slopes + 2, 128, None)  # decays that bfloat16 could not hold
+    if segment:
+        small_segments(monkeypatch, segment, 256)
+    for rates in (GENTLE[:3], GENTLE[2:]):
+        check_forward(lengths, heads, 128, torch.bfloat16, rates)
+    check_backward(lengths, heads, 128, torch.bfloat16, GENTLE)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HOPPER, reason="needs a Hopper GPU")
+def test_the_kernel_for_hopper_stays_inside_its_arguments() -> None:
+    """Rows before and after the inputs are NaN, those around the output stay what they were."""
+    lengths, heads, d = [700 + 11 * i for i in range(20)] + [9888], 4, 128
+    qkv, slopes, packed = sample(lengths, heads, d, torch.bfloat16, GENTLE)
+    padded = torch.full((len(qkv) + 256, qkv.shape[1]), torch.nan, dtype=torch.bfloat16, device=DEVICE)
+    inner = padded[128:-128].copy_(qkv)
+    states = torch.full((2 * len(lengths) + 1, heads, d, d), torch.nan, device=DEVICE)
+    states[1::2] = 0
+    got = kernels.forward(inner, slopes, packed, states)[0]
+    assert torch.equal(got, kernels.forward(qkv, slopes, packed, None)[0])
+    assert states[1::2].isfinite().all()
+    assert states[::2].isnan().all()
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon._runtime import GluonASTSource
+from text_backbone.kernels.lightning import configs, hopper
+
+tiles, kernel = configs.HOPPER, hopper.walk_kernel
+sizes = {"H": 64, "D": 128, "C": tiles.chunk, "STAGES": tiles.stages}
+sizes |= {"HELPERS": hopper.HELPERS, "REGISTERS": hopper.REGISTERS}
+types = {"qkv": "*bf16", "out": "*bf16", "slots": "*i64", "table": "*i64"}
+signature = {name: "constexpr" if name in sizes else types.get(name, "*fp32") for name in kernel.arg_names}
+values = {(kernel.arg_names.index(name),): value for name, value in sizes.items()}
+aligned = {(i,): [["tt.divisibility", 16]] for i in range(7)}
+source = GluonASTSource(kernel, signature, values, aligned)
+compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": tiles.warps})
+assert compiled.metadata.shared <= 227 * 1024
+assert "wgmma" in compiled.asm["ptx"]
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton brings its compiler on Linux only")
+def test_the_kernel_for_hopper_compiles() -> None:
+    """Gluon may change from one Triton to the next, and compiling for a GPU needs none."""
+    # A process of its own: this one has Triton's language replaced by the interpreter's.
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.gpu

@@ -143,6 +143,17 @@ def test_every_kind_of_tile(tile: Tile, tokens: int, hidden: int, inner: int, co
     assert error(y, torch.einsum("ri,rhi->rh", h.double(), w2.double()[chosen])) <= TOLERANCE[dtype]
 
 
+def test_weights_that_begin_anywhere() -> None:
+    """The tensor memory accelerator reads from 16-byte boundaries only."""
+    x, _, w13, w2 = layer(20, 32, 16, 3, torch.float16)
+    shifted = [torch.empty(w.numel() + 1, dtype=w.dtype, device=DEVICE)[1:].view_as(w).copy_(w) for w in (w13, w2)]
+    groups, tile = group(torch.randint(0, 3, (20, 2), device=DEVICE), 3), Tile(16, 32, 32, 4, 2, tma=True)
+    h, got = (grouped.up(x, w, groups, 2, tile, save=False)[0] for w in (w13, shifted[0]))
+    assert torch.equal(got, h)
+    y, got = (grouped.linear(h, w, groups, tile) for w in (w2, shifted[1]))
+    assert torch.equal(got, y)
+
+
 FULL = pytest.param(3, 6144, 9216, 4, 2, Gemv(4, 1024, 4, 8), marks=gpu)
 
 
@@ -206,9 +217,15 @@ def test_experts_and_their_gradients(
 
 
 @gpu
-@pytest.mark.parametrize("tokens", [1, 5, 40, 150, 1000])
-def test_inference_at_every_size(tokens: int) -> None:
-    x, gate, w13, w2 = layer(tokens, 512, 768, 8, torch.bfloat16)
+@pytest.mark.parametrize(
+    ("tokens", "hidden", "inner", "count"),
+    [
+        *((tokens, 512, 768, 8) for tokens in (1, 5, 40, 150, 1000)),
+        *((tokens, 6144, 9216, 4) for tokens in (1, 33, 700)),
+    ],
+)
+def test_inference_at_every_size(tokens: int, hidden: int, inner: int, count: int) -> None:
+    x, gate, w13, w2 = layer(tokens, hidden, inner, count, torch.bfloat16)
     weights, experts, _ = kernels.route(x, gate, 2)
     want = reference.expert_mlp(x.double(), w13.double(), w2.double(), weights.double(), experts)
     assert error(kernels.expert_mlp(x, w13, w2, weights, experts), want) <= TOLERANCE[torch.bfloat16]

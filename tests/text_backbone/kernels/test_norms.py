@@ -102,3 +102,25 @@ def test_gpu_tensors_take_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     wide = torch.ones(16385, device=DEVICE)
     torch.testing.assert_close(norms.rms_norm(wide[None], wide, 0.0), wide[None])
     assert len(taken) == 3
+
+
+@pytest.mark.gpu
+def test_each_kernel_waits_for_the_one_before() -> None:
+    """Where kernels start before the last one has ended, they may not read what it has yet to write."""
+    x, y, weight, _ = make(8, 6144, torch.bfloat16)
+
+    def chain(wait: Callable[[], None]) -> Tensor:
+        out = x
+        for step in range(100):
+            out = call(kernels, "residual_norm", out, y, weight) if step % 3 else out.roll(1, 0)
+            wait()
+        return out
+
+    want = chain(torch.cuda.synchronize)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replayed = chain(lambda: None)
+    for _ in range(3):
+        graph.replay()
+        assert torch.equal(replayed, want)
+        assert torch.equal(chain(lambda: None), want)

@@ -80,3 +80,11 @@ def test_without_gradients_nothing_is_recorded() -> None:
     with torch.inference_mode():
         kernels.rotary(q, k, table)
     assert not kernels.rotary(q, k, table)[0].requires_grad
+
+
+@pytest.mark.parametrize(("tokens", "r"), [(1, 2), (40, 12), (3, 64), pytest.param(70001, 64, marks=pytest.mark.gpu)])
+def test_table(tokens: int, r: int) -> None:
+    positions = torch.randint(0, 4_194_304, (2, tokens), device=DEVICE)
+    for rows in (positions[0], positions.t()[:, 1]):
+        got = kernels.rotary_table(rows, r, 1e7)
+        torch.testing.assert_close(got, reference.rotary_table(rows, r, 1e7), rtol=0, atol=1e-7)

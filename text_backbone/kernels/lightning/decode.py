@@ -9,28 +9,34 @@ import triton.language as tl
 from torch import Tensor
 
 from text_backbone.kernels.lightning.forward import silu
+from text_backbone.kernels.overlap import early, wait
 from text_backbone.packed import Packed
 
 
 class Columns(NamedTuple):
-    """Value columns of a program, and its warps."""
+    """Value columns of a program, and its warps; passing: what it stores is the first to leave the L2 cache."""
 
     values: int
     warps: int
+    passing: bool = False
 
 
-# Bytes in flight make the speed: few (sequence, head) pairs are split over more programs. A program of 32 columns reads
-# whole 128-byte lines; 16 leave half of every line to its neighbour, which costs little while the GPU is not full.
+# Bytes in flight make the speed: few (sequence, head) pairs are split over more programs and threads. A program of 32
+# columns reads whole 128-byte lines; 16 leave half of every line to its neighbour.
 DECODE = (  # programs of `values` columns that there have to be at least, for the first entry to serve
     (4096, Columns(64, 4)),
-    (0, Columns(32, 4)),
+    (1024, Columns(32, 8, passing=True)),
+    (0, Columns(32, 8)),
 )
 CANDIDATES = [
     Columns(16, 2),
     Columns(16, 4),
-    Columns(32, 2),
     Columns(32, 4),
+    Columns(32, 8),
+    Columns(32, 8, passing=True),
+    Columns(32, 16),
     Columns(64, 4),
+    Columns(64, 4, passing=True),
     Columns(64, 8),
     Columns(128, 8),
 ]
@@ -39,9 +45,11 @@ CANDIDATES = [
 @triton.jit
 def decode_kernel(
     qkv, out, states, slots, slopes,
-    H: tl.constexpr, D: tl.constexpr, BV: tl.constexpr, FAST: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, BV: tl.constexpr, PASSING: tl.constexpr, FAST: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """S = exp(-s) S + k^T v in place in states [., H, D, D] at the sequence's slot; out [n, H * D] = q S."""
+    wait(EARLY)
     BLOCKS: tl.constexpr = D // BV
     pid = tl.program_id(0)
     block, head, sequence = pid % BLOCKS, pid // BLOCKS % H, (pid // (H * BLOCKS)).to(tl.int64)
@@ -52,9 +60,14 @@ def decode_kernel(
     q, k = silu(tl.load(x + keys), FAST), silu(tl.load(x + D + keys), FAST)
     v = silu(tl.load(x + 2 * D + values), FAST)
     state = state * tl.exp(-tl.load(slopes + head)) + k[:, None] * v[None, :]
-    tl.store(pointers, state.to(states.dtype.element_ty))
+    tl.store(pointers, state.to(states.dtype.element_ty), cache_modifier=".cs" if PASSING else "")
     o = tl.sum(q[:, None] * state, axis=0)
     tl.store(out + (sequence * H + head) * D + values, o.to(out.dtype.element_ty))
+
+
+def columns_for(width: int) -> Columns:
+    """The table's entry for so many value columns: of all heads of all sequences."""
+    return next(columns for least, columns in DECODE if width >= least * columns.values)
 
 
 def decode(qkv: Tensor, slopes: Tensor, packed: Packed, states: Tensor, columns: Columns | None = None) -> Tensor:
@@ -64,12 +77,11 @@ def decode(qkv: Tensor, slopes: Tensor, packed: Packed, states: Tensor, columns:
     """
     heads, d = len(slopes), states.shape[-1]
     pairs = qkv.shape[0] * heads
-    if columns is None:
-        columns = next(c for least, c in DECODE if pairs * d >= least * c.values)
+    columns = columns or columns_for(pairs * d)
     values = min(columns.values, d)
     out = qkv.new_empty(qkv.shape[0], heads * d)
     decode_kernel[(pairs * (d // values),)](
         qkv, out, states, packed.slots, slopes,
-        H=heads, D=d, BV=values, FAST=False, num_warps=columns.warps,
+        H=heads, D=d, BV=values, PASSING=columns.passing, FAST=False, num_warps=columns.warps, **early(qkv.device),
     )  # fmt: skip
     return out

@@ -17,6 +17,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+GONE: tl.constexpr = tl.constexpr(104.0)  # exp(-104) is less than any float32
+
 
 @triton.jit
 def half_and_tanh(x):
@@ -185,7 +187,8 @@ def gain_kernel(
 ):  # fmt: skip
     """cells [., H, D, D]: the sum of k^T v over a piece, decayed to its end; REVERSE, of q^T grad, to its beginning.
 
-    Pieces of the last segment of a chain, or of its first one if REVERSE, are not needed.
+    Pieces of the last segment of a chain, or of its first one if REVERSE, are not needed, nor are tokens so far from
+    that end that their decay is zero.
     """
     BLOCKS: tl.constexpr = D // BV
     pid = tl.program_id(0)
@@ -194,14 +197,33 @@ def gain_kernel(
     if tl.load(row + (2 if REVERSE else 3)) == 0:
         start, length = tl.load(row), tl.load(row + 1).to(tl.int32)
         rate = tl.load(slopes + head)
+        near = tl.minimum(length, tl.minimum(GONE / tl.maximum(rate, 1e-9), 1 << 30).to(tl.int32) + 1)
+        start += 0 if REVERSE else length - near
         x = qkv + start * (3 * H * D) + head * (3 * D)
         b = x if REVERSE else x + D
         c = grad + start * (H * D) + head * D if REVERSE else x + 2 * D
         gain = tl.zeros((BV, D), tl.float32)
         gain = add_gain(
-            gain, b, c + block * BV, rate, length, REVERSE, H * D, D, BV, C, FAST, OPERAND, PRECISION, STAGES
+            gain, b, c + block * BV, rate, near, REVERSE, H * D, D, BV, C, FAST, OPERAND, PRECISION, STAGES
         )  # fmt: skip
         tl.store(state_pointers(cells, block, cell, head, True, H, D, BV), gain)
+
+
+@triton.jit
+def cell_pointers(cells, cell, i, head, at, count, H: tl.constexpr, D: tl.constexpr, REVERSE: tl.constexpr):
+    """Elements `at` of the i-th cell of a chain of `count` that begins with `cell`; REVERSE counts from its end."""
+    index = count - 1 - i if REVERSE else i
+    return cells + ((cell + index) * H + head) * (D * D) + at
+
+
+@triton.jit
+def pass_piece(state, gain, pointers, i, count, parts, length, rate, REVERSE: tl.constexpr):
+    """Leave the state where a segment begins (ends if REVERSE), and take it past the i-th piece."""
+    index = count - 1 - i if REVERSE else i
+    wanted = (index % parts == parts - 1) | (i == 0) if REVERSE else index % parts == 0
+    if wanted:
+        tl.store(pointers, state)
+    return gain + state * tl.exp(-rate * length)
 
 
 @triton.jit(do_not_specialize=["piece", "parts"])
@@ -209,9 +231,10 @@ def scan_kernel(
     cells, states, slots, slopes, chains, piece, parts,
     H: tl.constexpr, D: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """cells, in place: gains of the pieces of each chain -> the states before them, up to the last segment's first.
+    """cells, in place: gains of the pieces of each chain -> the states before those that begin a segment.
 
-    A segment is `parts` pieces. REVERSE: the states after the pieces, from the last to the last of the first segment.
+    A segment is `parts` pieces. REVERSE: the states after the pieces that end one, from the last segment's on. The
+    other cells keep their gains.
     """
     pid = tl.program_id(0)
     BLOCKS: tl.constexpr = D * D // BLOCK
@@ -224,13 +247,16 @@ def scan_kernel(
     if states is not None:
         state = tl.load(states + (tl.load(slots + sequence) * H + head) * (D * D) + at).to(tl.float32)
     needed = count - parts + 1 if REVERSE else (count - 1) // parts * parts + 1
-    for i in range(needed):
-        index = count - 1 - i if REVERSE else i
-        pointers = cells + ((cell + index) * H + head) * (D * D) + at
-        gain = tl.load(pointers, mask=at < (needed - 1 - i) * (D * D), other=0.0)  # the last one's is not needed
-        tl.store(pointers, state)
-        length = tail.to(tl.int32) if REVERSE and i == 0 else piece
-        state = gain + state * tl.exp(-rate * length)
+    length = tail.to(tl.int32) if REVERSE else piece  # of the first piece
+    for i in range(0, needed, 2):  # two loads at a time, which is what this takes its time with
+        here = cell_pointers(cells, cell, i, head, at, count, H, D, REVERSE)
+        there = cell_pointers(cells, cell, i + 1, head, at, count, H, D, REVERSE)
+        gain = tl.load(here, mask=at < (needed - 1 - i) * (D * D), other=0.0)  # the last one's is not needed
+        next_gain = tl.load(there, mask=at < (needed - 2 - i) * (D * D), other=0.0)
+        state = pass_piece(state, gain, here, i, count, parts, length, rate, REVERSE)
+        if i + 1 < needed:
+            state = pass_piece(state, next_gain, there, i + 1, count, parts, piece, rate, REVERSE)
+        length = piece
 
 
 @triton.jit

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from text_backbone.kernels.lightning.backward import walk_back_kernel
-from text_backbone.kernels.lightning.configs import BACKWARD, CANDIDATES, GAIN, WALK, Tiles, pick
+from text_backbone.kernels.lightning.configs import BACKWARD, CANDIDATES, GAIN, HOPPER, WALK, Tiles, pick
 from text_backbone.kernels.lightning.decode import decode
 from text_backbone.kernels.lightning.forward import gain_kernel, scan_kernel, walk_kernel
 from text_backbone.packed import Packed, Segments
@@ -18,7 +22,8 @@ from text_backbone.packed import Packed, Segments
 __all__ = ["BACKWARD", "CANDIDATES", "GAIN", "WALK", "backward", "decode", "forward", "lightning_attention"]
 
 SHORTEST = 512  # tokens of a piece of a sequence; shorter ones would move more state than tokens
-FEW = 2048  # tokens that are not worth the two more launches, if a walk of whole sequences half fills the GPU
+FEW = 2048  # tokens that are not worth the two more launches, if whole sequences make BUSY programs
+BUSY = 128  # programs, or half of them if each has half of the tokens, and so on
 SCAN_BLOCK = 512  # elements of a state in one program
 
 
@@ -50,7 +55,7 @@ class _LightningAttention(torch.autograd.Function):
 def segments_for(packed: Packed, heads: int, d: int, walk: Tiles, gain: Tiles) -> Segments:
     """Segments and pieces as long as they may be while there are enough of them to fill the GPU."""
     whole = max(1 << (packed.longest - 1).bit_length(), SHORTEST)  # longer segments would all be the same
-    if whole <= FEW and 2 * packed.sequences * heads * d >= walk.programs * walk.values:
+    if whole <= FEW and packed.sequences * heads * d * FEW >= BUSY * walk.values * whole:
         return packed.segments(whole)
     size, piece = (
         min(max(_power_of_two(packed.tokens * heads * d // (tiles.values * tiles.programs)), SHORTEST), whole)
@@ -70,28 +75,54 @@ def forward(
     """The output [T, heads * d], the states before pieces of segments, and the segments, which the backward needs.
 
     The states, float32 [cells, heads, d, d], are None where no sequence is longer than a segment. `walk` and `gain`
-    are the tiles to use instead of the tables'.
+    are the tiles to use instead of the tables'; with `walk` it is the kernel for every GPU that runs.
     """
     heads = len(slopes)
     d = qkv.shape[1] // (3 * heads)
-    walk = walk or pick(WALK, d, qkv.dtype, qkv.device)
+    hopper = _hopper(qkv, slopes, d, states) if walk is None else None
+    walk = walk or (HOPPER if hopper else pick(WALK, d, qkv.dtype, qkv.device))
     gain = gain or pick(GAIN, d, qkv.dtype, qkv.device)
     segments = segments_for(packed, heads, d, walk, gain)
     out = qkv.new_empty(qkv.shape[0], heads * d)
     cells = None
     if segments.cells:
         cells = _states_between(qkv, None, states, slopes, packed, segments, gain)
-    walk_kernel[(segments.count * heads * (d // walk.values),)](
-        qkv,
-        out,
-        states,
-        packed.slots,
-        _pointer(cells, slopes),
-        slopes,
-        segments.table,
-        **_options(walk, heads, d, qkv.dtype),
-    )
+    grid = (segments.count * heads * (d // walk.values),)
+    pointers = qkv, out, states, packed.slots, _pointer(cells, slopes), slopes, segments.table
+    if hopper:
+        hopper.walk_kernel[grid](
+            *pointers, heads, d, walk.chunk, walk.stages, hopper.HELPERS, hopper.REGISTERS, num_warps=walk.warps
+        )
+    else:
+        walk_kernel[grid](*pointers, **_options(walk, heads, d, qkv.dtype))
     return out, cells, segments
+
+
+def _hopper(qkv: Tensor, slopes: Tensor, d: int, states: Tensor | None) -> ModuleType | None:
+    """The module of the kernel for Hopper GPUs, if it can do this."""
+    if qkv.dtype != torch.bfloat16 or d != HOPPER.values or not qkv.is_cuda:
+        return None
+    if states is not None and states.dtype != torch.float32:
+        return None
+    module = _hopper_module(qkv.device)
+    if module and slopes not in _steepest:
+        _steepest[slopes] = float(slopes.max())  # waits for the GPU, but once: a model keeps its slopes
+    return module if module and _steepest[slopes] <= module.STEEPEST else None
+
+
+_steepest = WeakTensorKeyDictionary()
+
+
+@cache
+def _hopper_module(device: torch.device) -> ModuleType | None:
+    if torch.cuda.get_device_capability(device) != (9, 0):
+        return None
+    try:
+        from text_backbone.kernels.lightning import hopper
+    except (ImportError, AttributeError) as error:  # Gluon is not yet as settled as Triton
+        warnings.warn(f"lightning attention runs on its slower kernel: Gluon has changed ({error})", stacklevel=2)
+        return None
+    return hopper
 
 
 def backward(

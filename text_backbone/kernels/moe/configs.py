@@ -31,10 +31,10 @@ class Tile(NamedTuple):
 # Under 99 KiB of shared memory each, so that they also run on consumer Ampere.
 TRAINING = {
     "up": Tile(128, 128, 64, 8, 3),
-    "down": Tile(128, 128, 64, 8, 3),
-    "dh": Tile(64, 64, 64, 8, 3, registers=128),
-    "dx": Tile(128, 128, 64, 8, 3),
-    "dw": Tile(128, 128, 64, 8, 4),
+    "down": Tile(128, 128, 32, 4, 4),
+    "dh": Tile(64, 32, 64, 4, 3, registers=128),
+    "dx": Tile(128, 128, 64, 4, 3),
+    "dw": Tile(128, 128, 32, 8, 5),
 }
 # float32 without tensor cores: registers bound the tile.
 TRAINING_FLOAT32 = {
@@ -49,8 +49,8 @@ TRAINING_FLOAT32 = {
 INFERENCE = (
     (6, Tile(16, 64, 128, 4, 4, swap=True), Tile(16, 64, 128, 4, 4, swap=True)),
     (14, Tile(32, 64, 128, 4, 4, swap=True), Tile(32, 64, 128, 4, 4, swap=True)),
-    (48, Tile(64, 128, 64, 4, 4, swap=True), Tile(64, 128, 64, 4, 4, swap=True)),
-    (1 << 31, Tile(128, 256, 64, 8, 4, short=True), Tile(128, 256, 64, 8, 4, short=True)),
+    (48, Tile(64, 128, 64, 4, 6, swap=True), Tile(64, 128, 64, 4, 6, swap=True)),
+    (1 << 31, Tile(128, 256, 64, 8, 4, tma=True, short=True), Tile(128, 256, 64, 8, 4, tma=True, short=True)),
 )
 # The same on GPUs with less than 227 KiB of shared memory to a program.
 INFERENCE_SMALL = (
@@ -68,8 +68,8 @@ class Gemv(NamedTuple):
     most: int
 
 
-GEMV_UP = Gemv(4, 1024, 4, 4)
-GEMV_DOWN = Gemv(4, 1024, 4, 4)
+GEMV_UP = Gemv(1, 1024, 8, 4)
+GEMV_DOWN = Gemv(8, 1024, 8, 4)
 
 
 def training_tile(op: str, dtype: torch.dtype) -> Tile:

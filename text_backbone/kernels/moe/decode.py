@@ -12,14 +12,17 @@ import triton.language as tl
 from torch import Tensor
 
 from text_backbone.kernels.moe.configs import Gemv
+from text_backbone.kernels.overlap import early, wait
 
 
 @triton.jit
 def _up_kernel(
     x, w13, experts, h,
     HIDDEN: tl.constexpr, INNER: tl.constexpr, TOP_K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """h[assignment] = SiLU(w1 x) * w3 x for BN inner units."""
+    wait(EARLY)
     assignment = tl.program_id(0)
     expert = tl.load(experts + assignment)
     unit = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -45,8 +48,10 @@ def _up_kernel(
 def _down_kernel(
     h, w2, weights, experts, out,
     HIDDEN: tl.constexpr, INNER: tl.constexpr, TOP_K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """out[token] = sum over j of weights[token, j] w2 h[assignment j] for BN hidden units."""
+    wait(EARLY)
     token = tl.program_id(0)
     unit = tl.program_id(1) * BN + tl.arange(0, BN)
     depth = tl.arange(0, BK)
@@ -71,7 +76,7 @@ def up(x: Tensor, w13: Tensor, experts: Tensor, tile: Gemv) -> Tensor:
     h = x.new_empty(experts.numel(), inner)
     depth = min(tile.k, triton.next_power_of_2(hidden))
     _up_kernel[experts.numel(), triton.cdiv(inner, tile.n)](
-        x, w13, experts, h, hidden, inner, experts.shape[1], tile.n, depth, num_warps=tile.warps
+        x, w13, experts, h, hidden, inner, experts.shape[1], tile.n, depth, num_warps=tile.warps, **early(x.device)
     )
     return h
 
@@ -82,6 +87,7 @@ def down(h: Tensor, w2: Tensor, weights: Tensor, experts: Tensor, tile: Gemv) ->
     out = h.new_empty(len(experts), hidden)
     depth = min(tile.k, triton.next_power_of_2(inner))
     _down_kernel[len(experts), triton.cdiv(hidden, tile.n)](
-        h, w2, weights, experts, out, hidden, inner, experts.shape[1], tile.n, depth, num_warps=tile.warps
-    )
+        h, w2, weights, experts, out, hidden, inner, experts.shape[1], tile.n, depth,
+        num_warps=tile.warps, **early(h.device),
+    )  # fmt: skip
     return out

@@ -15,6 +15,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from text_backbone.kernels.moe.configs import Tile, fit, fit_inner
 from text_backbone.kernels.moe.sort import Groups
+from text_backbone.kernels.overlap import early, wait
 
 
 @triton.jit
@@ -97,7 +98,7 @@ def _up_kernel(
     x, w13, h, ab, order, bounds,
     HIDDEN: tl.constexpr, INNER: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, TOP_K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SHORT: tl.constexpr,
-    SAVE: tl.constexpr, SWAP: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    SAVE: tl.constexpr, SWAP: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """h[row] = SiLU(w1 x) * w3 x for BM rows and BN / 2 inner units; with SAVE also ab[row] = (w1 x, w3 x).
 
@@ -105,6 +106,7 @@ def _up_kernel(
     instead of rows by weights: tensor cores take at least 64 rows on the left but as few as 8 columns on the right, so
     that few tokens waste little. SHORT: an expert's last tile is of half the rows if that is enough.
     """
+    wait(EARLY)
     ACROSS: tl.constexpr = (2 * INNER + BN - 1) // BN
     expert, local = find_expert(bounds, tl.program_id(0), E, EP, BM, ACROSS)
     if expert >= E:
@@ -169,9 +171,10 @@ def _linear_kernel(
     x, weight, y, bounds,
     K: tl.constexpr, N: tl.constexpr, TRANSPOSED: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SHORT: tl.constexpr,
-    SWAP: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    SWAP: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """y[row] = weight[e] x[row] for sorted rows; weight [E, N, K], or [E, K, N] if TRANSPOSED. SWAP, SHORT as there."""
+    wait(EARLY)
     ACROSS: tl.constexpr = (N + BN - 1) // BN
     expert, local = find_expert(bounds, tl.program_id(0), E, EP, BM, ACROSS)
     if expert >= E:
@@ -189,12 +192,13 @@ def _linear_kernel(
 def _combine_kernel(
     y, weights, place, out, partial, dweights, tokens,
     HIDDEN: tl.constexpr, TOP_K: tl.constexpr, WEIGHTED: tl.constexpr, PARTS: tl.constexpr,
-    BT: tl.constexpr, BH: tl.constexpr,
+    BT: tl.constexpr, BH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """out[token] = sum over j of (weights[token, j] if WEIGHTED) y[row of assignment j].
 
     In the backward, with PARTS, also dweights[token, j] = sum of partial[row of assignment j, :].
     """
+    wait(EARLY)
     token = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
     live = token < tokens
     unit = tl.program_id(1) * BH + tl.arange(0, BH)
@@ -226,8 +230,13 @@ def precision(dtype: torch.dtype) -> str:
     return "ieee" if exact else "tf32"
 
 
+def _reachable(weight: Tensor) -> bool:
+    """Whether the tensor memory accelerator can read `weight`, contiguous: its rows begin at 16-byte boundaries."""
+    return (weight.data_ptr() | weight.shape[-1] * weight.element_size()) % 16 == 0
+
+
 def _streamed(weight: Tensor, block: list[int]) -> TensorDescriptor:
-    """`weight` [.., rows, columns] as a descriptor for the GPU's tensor memory accelerator."""
+    """`weight` [.., rows, columns] as a descriptor for the tensor memory accelerator."""
     matrices = weight.flatten(0, -3)
     return TensorDescriptor(matrices, list(matrices.shape), list(matrices.stride()), block)
 
@@ -239,12 +248,12 @@ def up(x: Tensor, w13: Tensor, groups: Groups, top_k: int, tile: Tile, save: boo
     h = x.new_empty(rows, inner)
     ab = x.new_empty(rows, 2, inner) if save else h
     half, bk = fit(inner, tile.n // 2), fit_inner(hidden, tile.k)
-    tma = tile.tma and hidden * x.element_size() % 16 == 0
+    tma = tile.tma and _reachable(w13)
     _up_kernel[(tiles_below(rows, count, tile.m) * triton.cdiv(inner, half),)](
         x, _streamed(w13, [2, half, bk]) if tma else w13, h, ab, groups.order, groups.bounds,
         hidden, inner, count, max(2, triton.next_power_of_2(count)), top_k,
         tile.m, 2 * half, bk, tile.group, tile.short, save, tile.swap, tma, precision(x.dtype),
-        num_warps=tile.warps, num_stages=tile.stages,
+        num_warps=tile.warps, num_stages=tile.stages, **early(x.device),
     )  # fmt: skip
     return h, ab
 
@@ -255,12 +264,12 @@ def linear(x: Tensor, weight: Tensor, groups: Groups, tile: Tile, transposed: bo
     n = weight[0].numel() // k
     y = x.new_empty(rows, n)
     bn, bk = fit(n, tile.n), fit_inner(k, tile.k)
-    tma = tile.tma and k * x.element_size() % 16 == 0
+    tma = tile.tma and not transposed and _reachable(weight)
     _linear_kernel[(tiles_below(rows, count, tile.m) * triton.cdiv(n, bn),)](
         x, _streamed(weight, [1, bn, bk]) if tma else weight, y, groups.bounds,
         k, n, transposed, count, max(2, triton.next_power_of_2(count)),
         tile.m, bn, bk, tile.group, tile.short, tile.swap, tma, precision(x.dtype),
-        num_warps=tile.warps, num_stages=tile.stages,
+        num_warps=tile.warps, num_stages=tile.stages, **early(x.device),
     )  # fmt: skip
     return y
 
@@ -280,5 +289,6 @@ def combine(
     _combine_kernel[triton.cdiv(tokens, some), triton.cdiv(hidden, units)](
         y, weights, groups.place, out, weights if partial is None else partial, sums, tokens,
         hidden, top_k, weighted, 0 if partial is None else partial.shape[1], some, units, num_warps=4,
+        **early(y.device),
     )  # fmt: skip
     return out, sums

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from text_backbone.kernels.moe.reduce import sum_partials
+from text_backbone.kernels.overlap import early, wait
 
 _PROGRAMS = 264  # two for each of an H200's 132 multiprocessors
 
@@ -41,9 +42,10 @@ def _choose(
 def _route_kernel(
     x, gate, logits, weights, experts, tokens,
     HIDDEN: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, TOP_K: tl.constexpr, KP: tl.constexpr,
-    SPAN: tl.constexpr, BT: tl.constexpr, BH: tl.constexpr, WIDE: tl.constexpr,
+    SPAN: tl.constexpr, BT: tl.constexpr, BH: tl.constexpr, WIDE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Logits of BT tokens over SPAN of the hidden units. A program that sees all units also chooses the experts."""
+    wait(EARLY)
     token = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
     live = token < tokens
     bins = tl.arange(0, EP)
@@ -70,8 +72,10 @@ def _route_kernel(
 def _choose_kernel(
     partial, logits, weights, experts, tokens,
     E: tl.constexpr, EP: tl.constexpr, TOP_K: tl.constexpr, KP: tl.constexpr, SPLITS: tl.constexpr, BT: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Sum the logits over SPLITS parts, then choose."""
+    wait(EARLY)
     token = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
     live = token < tokens
     bins = tl.arange(0, EP)
@@ -166,11 +170,12 @@ def route_forward(x: Tensor, gate: Tensor, top_k: int) -> tuple[Tensor, Tensor, 
     _route_kernel[blocks, splits](
         x, gate, partial, weights, experts, tokens, hidden, count, padded, top_k, slots,
         span, rows, depth, x.dtype != gate.dtype or x.dtype == torch.float32, num_warps=4, num_stages=3,
+        **early(x.device),
     )  # fmt: skip
     if splits > 1:
         some = max(1, 4096 // (splits * padded))
         _choose_kernel[(triton.cdiv(tokens, some),)](
-            partial, logits, weights, experts, tokens, count, padded, top_k, slots, splits, some
+            partial, logits, weights, experts, tokens, count, padded, top_k, slots, splits, some, **early(x.device)
         )
     return weights, experts, logits
 

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from text_backbone.kernels.overlap import early, wait
+
 _PROGRAMS = 128
 _CELLS = 4096  # cells of a [rows, experts] block: 32 registers of a thread in four warps
 _ONE_PROGRAM = 1024  # assignments up to which one program is faster than two launches
@@ -32,8 +34,9 @@ def _one_hot(experts, at, last, EP: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["assignments", "chunk"])
-def _count_kernel(experts, counts, assignments, chunk, EP: tl.constexpr, ROWS: tl.constexpr):
+def _count_kernel(experts, counts, assignments, chunk, EP: tl.constexpr, ROWS: tl.constexpr, EARLY: tl.constexpr):
     """counts[program, e]: how many of the program's `chunk` assignments go to expert e."""
+    wait(EARLY)
     first = tl.program_id(0) * chunk
     last = tl.minimum(first + chunk, assignments)
     total = tl.zeros([EP], tl.int32)
@@ -46,8 +49,10 @@ def _count_kernel(experts, counts, assignments, chunk, EP: tl.constexpr, ROWS: t
 def _place_kernel(
     experts, counts, order, place, bounds, assignments, chunk, programs,
     E: tl.constexpr, EP: tl.constexpr, ROWS: tl.constexpr, ALONE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Give every assignment of the program's chunk its row: expert's first row + those before it at that expert."""
+    wait(EARLY)
     bins = tl.arange(0, EP)
     first = tl.program_id(0) * chunk
     last = tl.minimum(first + chunk, assignments)
@@ -88,10 +93,11 @@ def group(experts: Tensor, count: int) -> Groups:
     alone = assignments <= _ONE_PROGRAM
     chunk = assignments if alone else triton.cdiv(triton.cdiv(assignments, _PROGRAMS), rows) * rows
     programs = triton.cdiv(assignments, chunk)
+    options = early(experts.device)
     counts = order if alone else order.new_empty(programs, padded)
     if not alone:
-        _count_kernel[(programs,)](experts, counts, assignments, chunk, padded, rows)
+        _count_kernel[(programs,)](experts, counts, assignments, chunk, padded, rows, **options)
     _place_kernel[(programs,)](
-        experts, counts, order, place, bounds, assignments, chunk, programs, count, padded, rows, alone
+        experts, counts, order, place, bounds, assignments, chunk, programs, count, padded, rows, alone, **options
     )
     return Groups(order, place, bounds)

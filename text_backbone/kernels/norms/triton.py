@@ -16,6 +16,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from text_backbone.kernels.overlap import early, wait
+
 PLAIN, RESIDUAL, GATED = 0, 1, 2
 _RESIDUAL, _GATED = tl.constexpr(RESIDUAL), tl.constexpr(GATED)
 
@@ -29,7 +31,8 @@ _SUM_ROWS, _SUM_COLS = 64, 32
 @triton.jit(do_not_specialize=["rows"])
 def _forward(x, y, weight, out, inverse_rms, rows, alpha, beta, eps,
              N: tl.constexpr, COLS: tl.constexpr, ROWS: tl.constexpr, KIND: tl.constexpr,
-             SAVE: tl.constexpr):  # fmt: skip
+             SAVE: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
+    wait(EARLY)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     col = tl.arange(0, COLS)
     inside = (row < rows)[:, None] & (col < N)[None, :]
@@ -120,7 +123,7 @@ def _run(
         cols, tile_rows, warps = _shape(hidden, _FORWARD_TILE, _FORWARD_PER_THREAD)
         _forward[(triton.cdiv(rows, tile_rows),)](
             x, y, weight, out, inverse_rms, rows, alpha, beta, eps,
-            N=hidden, COLS=cols, ROWS=tile_rows, KIND=kind, SAVE=save, num_warps=warps,
+            N=hidden, COLS=cols, ROWS=tile_rows, KIND=kind, SAVE=save, num_warps=warps, **early(x.device),
         )  # fmt: skip
     return out, inverse_rms
 

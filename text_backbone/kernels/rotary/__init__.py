@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from text_backbone.kernels.dispatch import use_gpu_kernels
 from text_backbone.kernels.rotary import reference
-from text_backbone.kernels.rotary.reference import rotary_table
 
 __all__ = ["rotary", "rotary_table", "rotary_to_pages"]
+
+
+def rotary_table(positions: Tensor, rotary_dim: int, theta: float) -> Tensor:
+    """Cosines and sines of every rotation; see `reference.rotary_table`."""
+    if not use_gpu_kernels(positions.new_empty(0, dtype=torch.float32)):
+        return reference.rotary_table(positions, rotary_dim, theta)
+    from text_backbone.kernels.rotary import triton
+
+    return triton.rotary_table(positions, rotary_dim, theta)
 
 
 def rotary(q: Tensor, k: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:

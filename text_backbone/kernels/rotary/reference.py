@@ -21,9 +21,13 @@ def rotary_table(positions: Tensor, rotary_dim: int, theta: float) -> Tensor:
     # Apple's MPS has no float64, so the angles are taken on the host there.
     home = positions.device
     work = torch.device("cpu") if home.type == "mps" else home
-    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device=work) / rotary_dim
-    angles = positions.to(work, torch.float64)[:, None] * theta**-exponents  # [T, r/2]
+    angles = positions.to(work, torch.float64)[:, None] * frequencies(rotary_dim, theta, work)  # [T, r/2]
     return torch.cat((angles.cos(), angles.sin()), dim=-1).to(torch.float32).to(home)
+
+
+def frequencies(rotary_dim: int, theta: float, device: torch.device) -> Tensor:
+    """How far a position turns each pair, in radians: float64 [r/2]."""
+    return theta ** -(torch.arange(0, rotary_dim, 2, dtype=torch.float64, device=device) / rotary_dim)
 
 
 def rotary(q: Tensor, k: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:

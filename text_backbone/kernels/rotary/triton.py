@@ -6,6 +6,7 @@ program turns a run of them whatever the head count. The programs of one launch 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,7 +15,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from text_backbone.kernels.overlap import early, wait
+from text_backbone.kernels.rotary import reference
+
 _ROWS, _WARPS = 32, 4
+_ANGLES = 1024  # of one program
 
 
 @triton.jit
@@ -60,7 +65,9 @@ def _turn(x, out, pages, page_rows, table, block, tokens, stride,
 def _rotary(q, k, v, q_out, k_out, keys, values, page_rows, table, tokens, q_blocks, kv_blocks,
             q_stride, k_stride, v_stride,
             HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr,
-            HALF: tl.constexpr, REST: tl.constexpr, WHOLE: tl.constexpr, INVERSE: tl.constexpr):  # fmt: skip
+            HALF: tl.constexpr, REST: tl.constexpr, WHOLE: tl.constexpr, INVERSE: tl.constexpr,
+            EARLY: tl.constexpr):  # fmt: skip
+    wait(EARLY)
     block = tl.program_id(0)
     if block < q_blocks:
         _turn(q, q_out, None, None, table, block, tokens, q_stride, HEADS, D, R, ROWS, HALF, REST, INVERSE)
@@ -75,6 +82,39 @@ def _rotary(q, k, v, q_out, k_out, keys, values, page_rows, table, tokens, q_blo
             x = tl.load(v + token * v_stride + head * D + i, mask=mask, other=0.0)
             slot = tl.load(page_rows + token, mask=token < tokens, other=0)
             tl.store(values + (slot * KV_HEADS + head) * D + i, x.to(values.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _table_kernel(positions, frequencies, table, tokens,
+                  HALF: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
+    """table[token] = the HALF cosines and then the HALF sines of float64 angles."""
+    wait(EARLY)
+    row, i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None], tl.arange(0, COLS)[None, :]
+    inside = (row < tokens) & (i < HALF)
+    position = tl.load(positions + row, mask=row < tokens, other=0).to(tl.float64)
+    angle = position * tl.load(frequencies + i, mask=i < HALF, other=0.0)
+    tl.store(table + row * (2 * HALF) + i, tl.cos(angle).to(tl.float32), mask=inside)
+    tl.store(table + row * (2 * HALF) + HALF + i, tl.sin(angle).to(tl.float32), mask=inside)
+
+
+def rotary_table(positions: Tensor, rotary_dim: int, theta: float) -> Tensor:
+    """Same as `reference.rotary_table`, in one launch."""
+    positions, half = positions.contiguous(), rotary_dim // 2
+    table = torch.empty(len(positions), rotary_dim, dtype=torch.float32, device=positions.device)
+    cols = triton.next_power_of_2(half)
+    rows = max(1, _ANGLES // cols)
+    _table_kernel[(triton.cdiv(len(positions), rows),)](
+        positions, _frequencies(rotary_dim, theta, positions.device), table, len(positions),
+        HALF=half, ROWS=rows, COLS=cols, num_warps=_WARPS, **early(positions.device),
+    )  # fmt: skip
+    return table
+
+
+@cache
+def _frequencies(rotary_dim: int, theta: float, device: torch.device) -> Tensor:
+    """float64 [rotary_dim / 2]."""
+    with torch.inference_mode(False):  # the cached tensor has to serve training too
+        return reference.frequencies(rotary_dim, theta, device)
 
 
 def _launch(
@@ -92,7 +132,7 @@ def _launch(
         q.stride(0), k.stride(0), 0 if v is None else v.stride(0),
         HEADS=heads, KV_HEADS=kv_heads, D=d, R=r, ROWS=_ROWS, HALF=triton.next_power_of_2(r // 2),
         REST=triton.next_power_of_2(max(1, d - r)), WHOLE=triton.next_power_of_2(d), INVERSE=inverse,
-        num_warps=_WARPS,
+        num_warps=_WARPS, **early(q.device),
     )  # fmt: skip
     return q_out, k_out
 

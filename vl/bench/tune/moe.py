@@ -18,11 +18,10 @@ HIDDEN, INNER = 6144, 9216
 NANO = (4, 256, 64, 131072)  # experts, hidden, inner, tokens of a training step
 
 LARGE = (
-    Tile(128, 256, 64, 8, 4),
-    Tile(128, 256, 64, 8, 4, short=True),
-    Tile(128, 256, 64, 8, 4, tma=True, short=True),
+    *(Tile(128, 256, 64, 8, stages, tma=True, short=True) for stages in (3, 4)),
     Tile(128, 256, 64, 8, 4, group=8, tma=True, short=True),
-    Tile(128, 256, 64, 8, 3, tma=True, short=True),
+    Tile(128, 256, 64, 8, 4, tma=True),
+    Tile(128, 256, 64, 8, 4, short=True),
     Tile(128, 128, 64, 8, 3, tma=True),
     Tile(64, 256, 64, 8, 4, tma=True),
 )
@@ -49,8 +48,11 @@ FEW = (
 )
 VECTOR = tuple(
     Gemv(n, k, warps, GEMV_UP.most)
-    for n, k, warps in ((2, 1024, 4), (1, 1024, 4), (4, 512, 4), (2, 512, 2), (8, 512, 4), (8, 1024, 8), (4, 2048, 8))
-)
+    for n, k, warps in (
+        (1, 1024, 4), (1, 1024, 8), (1, 2048, 4), (1, 2048, 8), (2, 1024, 8), (4, 512, 4), (4, 1024, 8), (8, 512, 4),
+        (8, 512, 8), (8, 1024, 8),
+    )
+)  # fmt: skip
 TRAINED = {
     "up": (Tile(128, 128, 64, 4, 3), Tile(64, 128, 64, 4, 3), Tile(64, 128, 64, 8, 3), Tile(128, 64, 64, 4, 3)),
     "down": (Tile(128, 128, 32, 4, 4), Tile(64, 256, 32, 4, 4), Tile(128, 256, 32, 8, 3), Tile(64, 128, 32, 4, 4)),

@@ -1,0 +1,22 @@
+"""Which GPUs run the kernels of this package."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+
+@cache
+def has_kernels(device: torch.device) -> bool:
+    """Whether Triton compiles for `device`: NVIDIA from Ampere on."""
+    if device.type != "cuda" or torch.version.hip is not None or find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether the products and attention of our own, whose shapes are measured on Hopper alone, are worth choosing."""
+    return has_kernels(device) and torch.cuda.get_device_capability(device)[0] == 9
