@@ -86,7 +86,7 @@ class Replays:
                     self._record(vit, tiles, size)
                 except RuntimeError as error:
                     self._forget(works=False)
-                    _recover()
+                    recover()
                     warnings.warn(
                         f"the vision tower could not become a CUDA graph, so it is launched op by op, which is slower "
                         f"for few tiles: {error}",
@@ -126,8 +126,8 @@ class Replays:
         self._graphs[size] = graph, features
 
 
-def _recover() -> None:
-    """A capture that failed leaves the random generator as if it went on; one that succeeds ends both."""
+def recover() -> None:
+    """After a capture failed: it left the random generator as if it went on, and one that succeeds ends that."""
     with torch.inference_mode(False):
         number = torch.zeros(1, device="cuda")
     graph = torch.cuda.CUDAGraph()

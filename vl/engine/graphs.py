@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from text_backbone.kernels.dispatch import use_gpu_kernels
+from vision_encoder.graphs import recover
 
 
 class Recorder(Protocol):
@@ -48,12 +49,16 @@ class GraphRecorder:
             run()
         current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with (
-            torch.cuda.stream(current),  # a failed capture may leave its own stream behind
-            # Other threads may go on using the GPU meanwhile.
-            torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
-        ):
-            run()
+        try:
+            with (
+                torch.cuda.stream(current),  # a failed capture may leave its own stream behind
+                # Other threads may go on using the GPU meanwhile.
+                torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
+            ):
+                run()
+        except RuntimeError:
+            recover()
+            raise
 
         def replay(_kept: Callable[[], None] = run) -> None:
             graph.replay()

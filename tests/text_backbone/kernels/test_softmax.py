@@ -293,3 +293,50 @@ def test_offsets_past_two_to_the_31() -> None:
         assert_near(got, exact(q[1700:], k, v, 1700))
         last = Packed.of([1], past=[1999], device=DEVICE)
         assert_near(decode.decode_attention(q[-1:], last, keys, values, table), exact(q[-1:], k, v, 1999))
+
+
+def exact_in_blocks(q: Tensor, keys: Tensor, values: Tensor, order: Tensor, past: int) -> Tensor:
+    """`exact` over the pages in `order`, too many keys for float64 at once: block by block of an online softmax."""
+    (n, heads, d), (page_size, kv_heads) = q.shape, keys.shape[1:3]
+    rows = q.double().view(n, kv_heads, heads // kv_heads, d).permute(1, 2, 0, 3).flatten(1, 2)  # [kv, group * n, d]
+    limit = past + torch.arange(n, device=q.device).repeat(heads // kv_heads)  # [group * n]
+    top = torch.full(rows.shape[:2], float("-inf"), dtype=torch.float64, device=q.device)
+    total, acc = torch.zeros_like(top), torch.zeros_like(rows)
+    for start in range(0, len(order), 256):
+        k, v = (x[order[start : start + 256]].flatten(0, 1).double().transpose(0, 1) for x in (keys, values))
+        scores = rows @ k.transpose(1, 2) * d**-0.5  # [kv, group * n, keys]
+        position = start * page_size + torch.arange(k.shape[1], device=q.device)
+        scores.masked_fill_(position[None, :] > limit[:, None], float("-inf"))
+        higher = torch.maximum(top, scores.amax(-1))
+        weights, shrink = (scores - higher[..., None]).exp(), (top - higher).exp()
+        total, acc, top = total * shrink + weights.sum(-1), acc * shrink[..., None] + weights @ v, higher
+    out = (acc / total[..., None]).unflatten(1, (-1, n))  # [kv, group, n, d]
+    return out.permute(2, 0, 1, 3).flatten(1, 2)
+
+
+@pytest.mark.gpu
+def test_four_million_keys() -> None:
+    if torch.cuda.mem_get_info()[0] < 24 * 2**30:
+        pytest.skip("needs 24 GiB of free GPU memory")
+    pages, page_size, heads, d = 16384, 256, 8, 128
+    keys, values = (
+        torch.empty(pages, page_size, heads, d, dtype=torch.bfloat16, device=DEVICE).normal_() for _ in range(2)
+    )
+    order = torch.randperm(pages, device=DEVICE)
+    table, tokens = order.to(torch.int32)[None], pages * page_size
+    q = (3 * torch.randn(3, 64, d, device=DEVICE)).bfloat16()  # sharp: some keys, wherever they are, weigh more
+    with torch.inference_mode():
+        want = exact_in_blocks(q, keys, values, order, tokens - 3)
+        packed = Packed.of([3], past=[tokens - 3], device=DEVICE)
+        chunk = chunks.chunk_attention(q, packed.offsets, packed.past, packed.slots, 3, keys, values, table)
+        last = Packed.of([1], past=[tokens - 1], device=DEVICE)
+        one = decode.decode_attention(q[-1:], last, keys, values, table)
+    assert_near(chunk, want)
+    assert_near(one, want[-1:])
+
+
+def test_exact_in_blocks_is_exact() -> None:
+    case = make([3], [600], (4, 2, 16), 1, torch.float32)
+    order = case.table[case.packed.slot_ids[0], :603].long()
+    got = exact_in_blocks(case.q, case.keys, case.values, order, 600)
+    torch.testing.assert_close(got, case.want())

@@ -100,8 +100,8 @@ def forward(
 
 def _hopper(qkv: Tensor, slopes: Tensor, d: int, states: Tensor | None) -> ModuleType | None:
     """The module of the kernel for Hopper GPUs, if it can do this."""
-    if qkv.dtype != torch.bfloat16 or d != HOPPER.values or not qkv.is_cuda:
-        return None
+    if qkv.dtype != torch.bfloat16 or d != HOPPER.values or not qkv.is_cuda or qkv.data_ptr() % 16:
+        return None  # rows are copied 16 bytes at a time
     if states is not None and states.dtype != torch.float32:
         return None
     module = _hopper_module(qkv.device)
