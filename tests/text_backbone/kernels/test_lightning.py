@@ -265,3 +265,25 @@ def test_offsets_beyond_31_bits() -> None:
     tail = 4096
     want = reference.lightning_attention(qkv[-tail:].double(), slopes, Packed.of([tail], device=DEVICE))
     assert error(out[-2048:], want[-2048:]) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("d", [64, 128])
+def test_four_million_tokens(d: int) -> None:
+    """One head forgets within a few hundred tokens, the other keeps everything."""
+    tokens, tail = 2**22, 2048
+    if torch.cuda.mem_get_info()[0] < 16 * 2**30:
+        pytest.skip("needs 16 GiB of free GPU memory")
+    qkv = torch.randn(tokens, 2 * 3 * d, device=DEVICE, dtype=torch.bfloat16)
+    slopes = torch.tensor([0.05, 0.0], device=DEVICE)
+    states = torch.zeros(1, 2, d, d, device=DEVICE)
+    with torch.inference_mode():
+        out = kernels.lightning_attention(qkv, slopes, Packed.of([tokens], device=DEVICE), states)
+    last = Packed.of([2 * tail], device=DEVICE)
+    want = reference.lightning_attention(qkv[-2 * tail :].double(), slopes, last).unflatten(1, (2, d))
+    assert error(out.unflatten(1, (2, d))[-tail:, 0], want[-tail:, 0]) < TOLERANCE[torch.bfloat16]
+    kept = torch.zeros(d, d, dtype=torch.float64, device=DEVICE)
+    for part in qkv.split(2**18):
+        k, v = torch.nn.functional.silu(part[:, 4 * d :].double()).split(d, dim=1)
+        kept += k.T @ v
+    assert error(states[0, 1], kept) < TOLERANCE[torch.bfloat16]
