@@ -17,6 +17,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from text_backbone.kernels.overlap import wait
+
 GONE: tl.constexpr = tl.constexpr(104.0)  # exp(-104) is less than any float32
 
 
@@ -183,13 +185,14 @@ def walk(
 def gain_kernel(
     qkv, grad, cells, slopes, pieces, REVERSE: tl.constexpr,
     H: tl.constexpr, D: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, FAST: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """cells [., H, D, D]: the sum of k^T v over a piece, decayed to its end; REVERSE, of q^T grad, to its beginning.
 
     Pieces of the last segment of a chain, or of its first one if REVERSE, are not needed, nor are tokens so far from
     that end that their decay is zero.
     """
+    wait(EARLY)
     BLOCKS: tl.constexpr = D // BV
     pid = tl.program_id(0)
     block, head, cell = pid % BLOCKS, pid // BLOCKS % H, (pid // (H * BLOCKS)).to(tl.int64)
@@ -229,13 +232,14 @@ def pass_piece(state, gain, pointers, i, count, parts, length, rate, REVERSE: tl
 @triton.jit(do_not_specialize=["piece", "parts"])
 def scan_kernel(
     cells, states, slots, slopes, chains, piece, parts,
-    H: tl.constexpr, D: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """cells, in place: gains of the pieces of each chain -> the states before those that begin a segment.
 
     A segment is `parts` pieces. REVERSE: the states after the pieces that end one, from the last segment's on. The
     other cells keep their gains.
     """
+    wait(EARLY)
     pid = tl.program_id(0)
     BLOCKS: tl.constexpr = D * D // BLOCK
     row = chains + (pid // (H * BLOCKS)).to(tl.int64) * 6

@@ -17,6 +17,7 @@ from text_backbone.kernels.lightning.backward import walk_back_kernel
 from text_backbone.kernels.lightning.configs import BACKWARD, CANDIDATES, GAIN, HOPPER, WALK, Tiles, pick
 from text_backbone.kernels.lightning.decode import decode
 from text_backbone.kernels.lightning.forward import gain_kernel, scan_kernel, walk_kernel
+from text_backbone.kernels.overlap import early
 from text_backbone.packed import Packed, Segments
 
 __all__ = ["BACKWARD", "CANDIDATES", "GAIN", "WALK", "backward", "decode", "forward", "lightning_attention"]
@@ -171,11 +172,18 @@ def _states_between(
     reverse = grad is not None
     cells = qkv.new_empty(segments.cells, heads, d, d, dtype=torch.float32)
     gain_kernel[(segments.cells * heads * (d // tiles.values),)](
-        qkv, grad, cells, slopes, segments.pieces, REVERSE=reverse, **_options(tiles, heads, d, qkv.dtype)
+        qkv,
+        grad,
+        cells,
+        slopes,
+        segments.pieces,
+        REVERSE=reverse,
+        **_options(tiles, heads, d, qkv.dtype),
+        **early(qkv.device),
     )
     scan_kernel[(segments.chained * heads * (d * d // SCAN_BLOCK),)](
         cells, states, packed.slots, slopes, segments.chains, segments.piece, segments.size // segments.piece,
-        H=heads, D=d, REVERSE=reverse, BLOCK=SCAN_BLOCK, num_warps=4,
+        H=heads, D=d, REVERSE=reverse, BLOCK=SCAN_BLOCK, num_warps=4, **early(qkv.device),
     )  # fmt: skip
     return cells
 
