@@ -1,9 +1,9 @@
-"""Candidates for the tables of `text_backbone.kernels.lightning.triton`, as it lists them itself.
+"""Candidates for the tables of `text_backbone.kernels.lightning`, as it lists them itself.
 
-Its `CANDIDATES` maps the name of a table, a dict by head dimension, to the entries to try there by head dimension.
-Where a table's entry is a pair (bfloat16, float32), a candidate that is no pair stands for the first of it. Tables
-with BACKWARD in their name are timed on a training step, the others on a prompt. Decode has a module and a table of
-its own, by the size of the batch.
+Its `CANDIDATES` maps the name of a table, a dict by head dimension, to the entries to try there by head dimension; they
+are for bfloat16 on GPUs of large shared memory, the first of a table's. BACKWARD is timed on a training step, the
+others on prompts too. WALK is the kernel for every GPU; Hopper has one of its own for heads of 128. Decode has a module
+and a table of its own, by the size of the batch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def sweeps(device: torch.device) -> Iterator[Sweep]:
     if candidates is None:
         raise InputError("the lightning kernels list no CANDIDATES to tune")
     for table, by_dim in candidates.items():
-        training = "BACKWARD" in table
+        training = table == "BACKWARD"
         shapes = [(NANO, STEP)] if training else [*((FULL, lengths) for lengths in PROMPTS), (NANO, STEP)]
         for shape, lengths in shapes:
             if shape[1] in by_dim:
@@ -80,18 +80,10 @@ def _sweep(
         grad.normal_()
 
     def run(entry: Any) -> object:
-        kept = entries[d]
-        pair = type(kept) is tuple and type(entry) is not tuple
-        entries[d] = (entry, *kept[1:]) if pair else entry
-        try:
-            if not training:
-                with torch.no_grad():
-                    return kernels.lightning_attention(qkv, slopes, packed)
-            leaf = qkv.detach().requires_grad_()
-            return torch.autograd.grad(kernels.lightning_attention(leaf, slopes, packed), leaf, grad)
-        finally:
-            entries[d] = kept
+        tiles = {} if training else {table.lower(): entry}
+        out, cells, segments = kernels.forward(qkv, slopes, packed, None, **tiles)
+        return kernels.backward(grad, qkv, slopes, packed, cells, segments, entry) if training else out
 
-    now = entries[d][0] if type(entries[d]) is tuple else entries[d]
+    now = entries[d][0]
     name = f"{table}[{d}], {heads} heads, {len(lengths)} sequences, {packed.tokens} tokens"
     return Sweep(name, candidates, run, now)
