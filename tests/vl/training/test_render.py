@@ -130,6 +130,21 @@ def test_a_folder_of_fonts_comes_first(tmp_path: Path) -> None:
     assert str(tmp_path) in {str(Path(face.path).parent) for face in find_faces(tmp_path)}
 
 
+def test_of_a_folder_only_what_prints_letters_is_taken(tmp_path: Path) -> None:
+    """A system's folder holds fonts of symbols too, and now and then a broken file."""
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    plain = Path(find_faces()[0].path)
+    (tmp_path / f"Letters{plain.suffix}").write_bytes(plain.read_bytes())
+    (tmp_path / "Other.ttf").write_bytes((_matplotlib_fonts() / "STIXSizOneSymReg.ttf").read_bytes())
+    assert [Path(face.path).stem for face in find_faces(tmp_path) if str(tmp_path) in face.path] == ["Letters"]
+
+
+def _matplotlib_fonts() -> Path:
+    import matplotlib
+
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+
+
 def test_words_are_printable_and_readable_by_case() -> None:
     words = word_list()
     assert len(words) > 3000

@@ -79,7 +79,7 @@ def _find_emoji_faces(folder: str | None) -> tuple[EmojiFace, ...]:
 def _open_emoji_face(name: str, path: Path) -> EmojiFace | None:
     """The face in a file; None if it is damaged or its colours are in a format that Pillow does not draw."""
     try:  # the training extra brings it, with matplotlib
-        from fontTools.ttLib import TTFont, TTLibError  # type: ignore[import-untyped]
+        from fontTools.ttLib import TTFont, TTLibError
     except ImportError:
         return None
     try:

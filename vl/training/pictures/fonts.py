@@ -15,7 +15,8 @@ from vl.errors import ConfigError
 
 # Families of symbols or mathematics, faces without lower case, and weights too thin to read when small.
 _UNSUITABLE = re.compile(
-    r"awesome|emoji|symbola|amatic|stixno|stixsiz|stix.*sym|lastresort|display|variable|thin|extralight|^cm",
+    r"awesome|emoji|symbola|amatic|stixno|stixsiz|stix.*sym|lastresort|display|variable|thin|extralight|hairline"
+    r"|smallcaps|^cm",
     re.IGNORECASE,
 )
 _SUFFIXES = (".ttf", ".otf")
@@ -53,8 +54,8 @@ def find_faces(fonts: str | Path | Fonts | None = None) -> tuple[Face, ...]:
     """Lists the faces to print with, sorted by name.
 
     The order, and so everything rendered, depends on the installed fonts alone. Sources, in the order in which the
-    first of equal names wins: the given folder (searched recursively), packages with `fonts_ttf` / `fonts_otf` entry
-    points, matplotlib's bundled families.
+    first of equal names wins: the given folder (searched recursively for what prints ASCII), packages with `fonts_ttf`
+    or `fonts_otf` entry points, matplotlib's bundled families.
 
     Raises:
         ConfigError: when no face is found.
@@ -87,7 +88,20 @@ def open_face(face: Face, size: int) -> ImageFont.FreeTypeFont:
 
 def _in_folder(folder: str | None) -> Iterator[Path]:
     if folder is not None:
-        yield from sorted(Path(folder).rglob("*"))
+        yield from (path for path in sorted(Path(folder).rglob("*")) if _has_letters(path))
+
+
+def _has_letters(path: Path) -> bool:
+    """Whether it is a font that can print ASCII, which not every file of a system's folder is."""
+    if path.suffix.lower() not in _SUFFIXES:
+        return False
+    from fontTools.ttLib import TTFont, TTLibError
+
+    try:
+        with TTFont(path, lazy=True) as font:
+            return set(range(0x20, 0x7F)) <= set(font.getBestCmap() or ())
+    except (TTLibError, OSError, AssertionError, KeyError):
+        return False
 
 
 def _in_packages() -> Iterator[Path]:
