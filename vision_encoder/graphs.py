@@ -7,8 +7,10 @@ that moved are noticed and the graphs dropped; tiles are copied in and features 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from threading import Lock
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 
 from vision_encoder.dispatch import has_kernels
 from vision_encoder.inference import applies, encode, padded
+
+T = TypeVar("T")
 
 MOST = 16  # tiles; more keep the GPU busy for longer than the host needs
 _known: WeakKeyDictionary[nn.Module, Replays] = WeakKeyDictionary()
@@ -86,7 +90,6 @@ class Replays:
                     self._record(vit, tiles, size)
                 except RuntimeError as error:
                     self._forget(works=False)
-                    recover()
                     warnings.warn(
                         f"the vision tower could not become a CUDA graph, so it is launched op by op, which is slower "
                         f"for few tiles: {error}",
@@ -111,22 +114,39 @@ class Replays:
             with torch.inference_mode(False):  # or only inference mode could write to it
                 self._tiles = tiles.new_zeros(MOST, *tiles.shape[1:])
             self._pool = torch.cuda.graph_pool_handle()
-        current, stream = torch.cuda.current_stream(), torch.cuda.Stream(tiles.device)
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            encode(vit, self._tiles[:size])  # compiles kernels and makes workspaces
-        current.wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
+        run = partial(encode, vit, self._tiles[:size])
+        self._graphs[size] = captured(run, self._pool, torch.cuda.Stream(tiles.device))
+
+
+def captured(run: Callable[[], T], pool: Any, stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, T]:
+    """Run `run` on `stream` to warm up (its kernels are compiled, its workspaces made), then capture it.
+
+    Returns:
+        The graph, and what `run` returned in it: memory that the graph's replays write to.
+
+    Raises:
+        RuntimeError: if `run` does what a graph cannot hold, such as waiting for the device.
+    """
+    current = torch.cuda.current_stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        run()
+        run()
+    current.wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
         with (
             torch.cuda.stream(current),  # a failed capture may leave its own stream behind
             # Other threads may go on using the GPU meanwhile.
-            torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"),
+            torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"),
         ):
-            features = encode(vit, self._tiles[:size])
-        self._graphs[size] = graph, features
+            return graph, run()
+    except RuntimeError:
+        _recover()
+        raise
 
 
-def recover() -> None:
+def _recover() -> None:
     """After a capture failed: it left the random generator as if it went on, and one that succeeds ends that."""
     with torch.inference_mode(False):
         number = torch.zeros(1, device="cuda")

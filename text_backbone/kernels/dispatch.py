@@ -19,7 +19,12 @@ _references_only: ContextVar[bool] = ContextVar("references_only", default=False
 
 def use_gpu_kernels(x: Tensor) -> bool:
     """Whether an op on `x` has a kernel here: a CUDA tensor in bf16, fp16 or fp32, on an Ampere or newer GPU."""
-    return x.is_cuda and x.dtype in _DTYPES and not _references_only.get() and _able(x.device)
+    return x.dtype in _DTYPES and kernels_on(x.device)
+
+
+def kernels_on(device: torch.device) -> bool:
+    """Whether ops have kernels on `device`, for tensors of the dtypes that they take."""
+    return device.type == "cuda" and not _references_only.get() and _able(device)
 
 
 @contextmanager

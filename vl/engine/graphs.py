@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from text_backbone.kernels.dispatch import use_gpu_kernels
-from vision_encoder.graphs import recover
+from vision_encoder.graphs import captured
 
 
 class Recorder(Protocol):
@@ -42,23 +42,7 @@ class GraphRecorder:
         Raises:
             RuntimeError: if `run` does what a graph cannot hold, such as waiting for the device.
         """
-        current = torch.cuda.current_stream()
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            run()
-            run()
-        current.wait_stream(self._stream)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with (
-                torch.cuda.stream(current),  # a failed capture may leave its own stream behind
-                # Other threads may go on using the GPU meanwhile.
-                torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
-            ):
-                run()
-        except RuntimeError:
-            recover()
-            raise
+        graph, _ = captured(run, self._pool, self._stream)
 
         def replay(_kept: Callable[[], None] = run) -> None:
             graph.replay()

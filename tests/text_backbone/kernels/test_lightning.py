@@ -52,8 +52,14 @@ def small_segments(monkeypatch: pytest.MonkeyPatch, segment: int, piece: int) ->
 
 
 def check_forward(
-    lengths: list[int], heads: int, d: int, dtype: torch.dtype, rates: tuple[float, ...] = SLOPES
+    lengths: list[int],
+    heads: int,
+    d: int,
+    dtype: torch.dtype,
+    rates: tuple[float, ...] = SLOPES,
+    tolerance: float | None = None,
 ) -> None:
+    tolerance = tolerance or TOLERANCE[dtype]
     qkv, slopes, packed = sample(lengths, heads, d, dtype, rates)
     states = torch.randn(2 * len(lengths) + 1, heads, d, d, device=DEVICE)
     before, wide = states.clone(), states.double()
@@ -61,11 +67,11 @@ def check_forward(
     with torch.inference_mode():
         got = kernels.lightning_attention(qkv, slopes, packed, states)
     assert got.dtype == dtype
-    assert error(got, want) < TOLERANCE[dtype]
-    assert error(states, wide) < TOLERANCE[dtype]
+    assert error(got, want) < tolerance
+    assert error(states, wide) < tolerance
     assert torch.equal(states[::2], before[::2])  # the slots of no sequence
     got = kernels.lightning_attention(qkv, slopes, packed)
-    assert error(got, reference.lightning_attention(qkv.double(), slopes, packed)) < TOLERANCE[dtype]
+    assert error(got, reference.lightning_attention(qkv.double(), slopes, packed)) < tolerance
 
 
 def check_backward(
@@ -164,6 +170,14 @@ def test_the_kernel_for_hopper(lengths: list[int], segment: int | None, monkeypa
     for rates in (GENTLE[:3], GENTLE[2:]):
         check_forward(lengths, heads, 128, torch.bfloat16, rates)
     check_backward(lengths, heads, 128, torch.bfloat16, GENTLE)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("d", [32, 64, 128])
+def test_a_handful_of_tokens(d: int) -> None:
+    """So few values are no mean over roundings: five tokens of bfloat16 have come to 3.1e-3."""
+    for lengths in ([5], [2, 3]):
+        check_forward(lengths, 3, d, torch.bfloat16, GENTLE[2:], tolerance=4e-3)
 
 
 @pytest.mark.gpu

@@ -22,7 +22,8 @@ def walk_back_kernel(
 ):  # fmt: skip
     """dqkv [T, 3 * H * D]: of three programs one writes dq, one dk and one dv, BV columns of a segment and head.
 
-    before, after: [., H, D, D], S before and R after each piece of a chain; other segments start from zero.
+    before, after: [., H, D, D], S before the first and R after the last piece of each segment of a chain; others start
+    from zero.
     """
     BLOCKS: tl.constexpr = D // BV
     HD: tl.constexpr = H * D

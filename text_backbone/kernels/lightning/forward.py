@@ -19,25 +19,28 @@ import triton.language as tl
 
 from text_backbone.kernels.overlap import wait
 
-GONE: tl.constexpr = tl.constexpr(104.0)  # exp(-104) is less than any float32
+# Of two bfloat16 numbers x their x / 2 and tanh(x / 2), float32: five instructions; tanh to 2^-11.
+HALF_AND_TANH = tl.constexpr(
+    """{
+    .reg .b32 factor, zeros, low, high;
+    mov.b32 factor, 0x3f003f00;
+    mov.b32 zeros, 0x80008000;
+    fma.rn.bf16x2 low, $4, factor, zeros;
+    and.b32 high, low, 0xffff0000;
+    shl.b32 low, low, 16;
+    mov.b32 $0, low;
+    mov.b32 $1, high;
+    tanh.approx.f32 $2, low;
+    tanh.approx.f32 $3, high;
+    }"""
+)
 
 
 @triton.jit
 def half_and_tanh(x):
-    """x / 2 and tanh(x / 2), float32, of a bfloat16 tile: five instructions for two values; tanh to 2^-11."""
+    """x / 2 and tanh(x / 2), float32, of a bfloat16 tile."""
     return tl.inline_asm_elementwise(
-        """{
-        .reg .b32 factor, zeros, low, high;
-        mov.b32 factor, 0x3f003f00;
-        mov.b32 zeros, 0x80008000;
-        fma.rn.bf16x2 low, $4, factor, zeros;
-        and.b32 high, low, 0xffff0000;
-        shl.b32 low, low, 16;
-        mov.b32 $0, low;
-        mov.b32 $1, high;
-        tanh.approx.f32 $2, low;
-        tanh.approx.f32 $3, high;
-        }""",
+        HALF_AND_TANH,
         "=f,=f,=f,=f,r", [x], dtype=(tl.float32, tl.float32), is_pure=True, pack=2,
     )  # fmt: skip
 
@@ -189,8 +192,7 @@ def gain_kernel(
 ):  # fmt: skip
     """cells [., H, D, D]: the sum of k^T v over a piece, decayed to its end; REVERSE, of q^T grad, to its beginning.
 
-    Pieces of the last segment of a chain, or of its first one if REVERSE, are not needed, nor are tokens so far from
-    that end that their decay is zero.
+    Pieces of the last segment of a chain, or of its first one if REVERSE, are not needed.
     """
     wait(EARLY)
     BLOCKS: tl.constexpr = D // BV
@@ -200,14 +202,12 @@ def gain_kernel(
     if tl.load(row + (2 if REVERSE else 3)) == 0:
         start, length = tl.load(row), tl.load(row + 1).to(tl.int32)
         rate = tl.load(slopes + head)
-        near = tl.minimum(length, tl.minimum(GONE / tl.maximum(rate, 1e-9), 1 << 30).to(tl.int32) + 1)
-        start += 0 if REVERSE else length - near
         x = qkv + start * (3 * H * D) + head * (3 * D)
         b = x if REVERSE else x + D
         c = grad + start * (H * D) + head * D if REVERSE else x + 2 * D
         gain = tl.zeros((BV, D), tl.float32)
         gain = add_gain(
-            gain, b, c + block * BV, rate, near, REVERSE, H * D, D, BV, C, FAST, OPERAND, PRECISION, STAGES
+            gain, b, c + block * BV, rate, length, REVERSE, H * D, D, BV, C, FAST, OPERAND, PRECISION, STAGES
         )  # fmt: skip
         tl.store(state_pointers(cells, block, cell, head, True, H, D, BV), gain)
 
@@ -252,7 +252,7 @@ def scan_kernel(
         state = tl.load(states + (tl.load(slots + sequence) * H + head) * (D * D) + at).to(tl.float32)
     needed = count - parts + 1 if REVERSE else (count - 1) // parts * parts + 1
     length = tail.to(tl.int32) if REVERSE else piece  # of the first piece
-    for i in range(0, needed, 2):  # two loads at a time, which is what this takes its time with
+    for i in range(0, needed, 2):  # two loads in flight, whose waits are most of the time here
         here = cell_pointers(cells, cell, i, head, at, count, H, D, REVERSE)
         there = cell_pointers(cells, cell, i + 1, head, at, count, H, D, REVERSE)
         gain = tl.load(here, mask=at < (needed - 1 - i) * (D * D), other=0.0)  # the last one's is not needed

@@ -25,6 +25,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from text_backbone.kernels.lightning.forward import HALF_AND_TANH
+
 STEEPEST = 2.0  # slope; the model's are at most 1, and exp(64) times what k v may be is far from the largest float
 HELPERS, REGISTERS = 8, 72  # warps that prepare what the others multiply, and what a thread of them may use
 
@@ -37,18 +39,7 @@ _copy = async_copy.async_load if hasattr(async_copy, "async_load") else async_co
 def _half_and_tanh(x):
     """x / 2 and tanh(x / 2), float32, of a bfloat16 tile."""
     return gl.inline_asm_elementwise(
-        """{
-        .reg .b32 factor, zeros, low, high;
-        mov.b32 factor, 0x3f003f00;
-        mov.b32 zeros, 0x80008000;
-        fma.rn.bf16x2 low, $4, factor, zeros;
-        and.b32 high, low, 0xffff0000;
-        shl.b32 low, low, 16;
-        mov.b32 $0, low;
-        mov.b32 $1, high;
-        tanh.approx.f32 $2, low;
-        tanh.approx.f32 $3, high;
-        }""",
+        HALF_AND_TANH,
         "=f,=f,=f,=f,r", [x], dtype=(gl.float32, gl.float32), is_pure=True, pack=2,
     )  # fmt: skip
 

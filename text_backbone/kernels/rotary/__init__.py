@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from text_backbone.kernels.dispatch import use_gpu_kernels
+from text_backbone.kernels.dispatch import kernels_on, use_gpu_kernels
 from text_backbone.kernels.rotary import reference
 
 __all__ = ["rotary", "rotary_table", "rotary_to_pages"]
@@ -13,7 +12,7 @@ __all__ = ["rotary", "rotary_table", "rotary_to_pages"]
 
 def rotary_table(positions: Tensor, rotary_dim: int, theta: float) -> Tensor:
     """Cosines and sines of every rotation; see `reference.rotary_table`."""
-    if not use_gpu_kernels(positions.new_empty(0, dtype=torch.float32)):
+    if not kernels_on(positions.device):
         return reference.rotary_table(positions, rotary_dim, theta)
     from text_backbone.kernels.rotary import triton
 
