@@ -29,7 +29,8 @@ _NAMES = [
     *(chr(code) for code in range(33, 127)),
     *(emoji.name for emoji in emoji_list()),
 ]
-CLASSES: dict[str, int] = {name: index for index, name in enumerate(_NAMES, 1)}
+# An emoji may share its name with a drawn shape ("red circle"), and then its class.
+CLASSES: dict[str, int] = {name: index for index, name in enumerate(dict.fromkeys(_NAMES), 1)}
 """What a patch may show; 0 is the background."""
 
 _PITCH = 14  # px between the points of a patch that are named, in both directions

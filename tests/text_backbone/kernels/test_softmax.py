@@ -14,6 +14,7 @@ from text_backbone.kernels.softmax import library
 
 chunks = pytest.importorskip("text_backbone.kernels.softmax.triton", reason="Triton is not installed")
 decode = pytest.importorskip("text_backbone.kernels.softmax.decode", reason="Triton is not installed")
+past_blocks = pytest.importorskip("text_backbone.kernels.softmax.past", reason="Triton is not installed")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
@@ -154,7 +155,7 @@ def test_heads_of_long_sequences() -> None:
     lengths = [100, 50, 4096, 9000, 20, 7, 5000]
     packed = Packed.of(lengths, past=[0, 0, 0, 0, 6, 0, 300])
     found = library.runs_of(packed, full, True)
-    assert [run.head for run in found] == [0, 4096, 8192, 0, 0, 0]
+    assert [run.head for run in found] == [0, 4096, 8192, 0, 0, 4608]
     assert [(run.sequences.start, run.sequences.stop) for run in found] == [
         (0, 2),
         (2, 3),
@@ -173,7 +174,16 @@ def test_heads_of_long_sequences() -> None:
     assert all(n - library._head(n, full) < n / 8 for n in range(4096, 70_000, 97))
 
 
-@pytest.mark.parametrize("past", [[0, 0, 0, 0, 0], [0, 0, 9, 30, 0]], ids=str)
+def test_blocks_of_cached_keys() -> None:
+    for past in (1, 4095, 4096, 100_000, 2**22):
+        cuts = list(past_blocks.blocks(past))
+        assert [0, *(stop for _, stop in cuts)] == [*(start for start, _ in cuts), past]
+        sizes = [stop - start for start, stop in cuts]
+        assert all(size in (4096, 8192, 16384, 32768, 65536) for size in sizes[:-1])
+        assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("past", [[0, 0, 0, 0, 0], [0, 0, 9, 30, 0], [0, 777, 9, 30, 64]], ids=str)
 def test_runs_make_one_batch(past: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """The way through heads, tails, short and cached sequences, with a stand-in for the library's kernels."""
 
@@ -187,7 +197,21 @@ def test_runs_make_one_batch(past: list[int], monkeypatch: pytest.MonkeyPatch) -
         assert longest[1] == k_offsets.diff().max()
         return out
 
+    def part(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> tuple[Tensor, Tensor]:
+        k, v = (x.double().repeat_interleave(q.shape[1] // k.shape[1], dim=1).transpose(0, 1) for x in (k, v))
+        scores = q.double().transpose(0, 1) @ k.transpose(1, 2) * q.shape[2] ** -0.5  # [heads, L, S]
+        if causal:
+            scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(), float("-inf"))
+        sizes.append(scores.shape[1:])
+        return (scores.softmax(-1) @ v).transpose(0, 1).to(q.dtype), scores.logsumexp(-1).float()
+
+    sizes: list[tuple[int, ...]] = []
     monkeypatch.setattr(library, "_flash", flash)
+    monkeypatch.setattr(past_blocks, "_flash", part)
+    monkeypatch.setattr(past_blocks, "_cudnn", part)
+    monkeypatch.setattr(past_blocks, "_SMALLEST", 64)
+    monkeypatch.setattr(past_blocks, "_LARGEST", 256)
+    monkeypatch.setattr(past_blocks, "takes", lambda q, k: True)
     monkeypatch.setattr(library, "_LONG_TOKENS", 64)
     monkeypatch.setattr(library, "_LONG_WORK", 0)
     monkeypatch.setattr(library, "takes", lambda q: True)
@@ -196,6 +220,30 @@ def test_runs_make_one_batch(past: list[int], monkeypatch: pytest.MonkeyPatch) -
     case = make([3, 70, 5, 12, 64], past, (4, 2, 16), 16, torch.float16 if DEVICE == "cuda" else torch.float32)
     args = (case.q, case.k, case.v, case.packed, case.keys, case.values, case.table)
     assert_near(softmax.paged_attention(*args), case.want())
+    long = {777: [(64, 64), (64, 256), (64, 256), (64, 256), (64, 9)], 64: [(64, 64), (64, 64)]}
+    assert sizes == [size for before in past for size in long.get(before, [])]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("lengths", "past", "page_size"),
+    [([4096], [4096], 256), ([5000, 3], [70_000, 7], 256), ([4099], [13_337], 16), ([40, 4096, 5], [9, 1, 0], 256)],
+    ids=str,
+)
+def test_long_chunks_of_long_sequences(
+    lengths: list[int], past: list[int], page_size: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not library.prefers_cudnn(torch.device(DEVICE)):
+        pytest.skip("needs a GPU on which cuDNN is the fastest")
+    calls = []
+    attention = past_blocks.attention
+    monkeypatch.setattr(past_blocks, "attention", lambda *args: calls.append(1) or attention(*args))
+    case = make(lengths, past, (64, 8, 128), page_size, dtype)
+    with torch.inference_mode():
+        got = softmax.paged_attention(case.q, case.k, case.v, case.packed, case.keys, case.values, case.table)
+    assert_near(got, case.want())
+    assert calls == [1]
 
 
 @pytest.mark.gpu

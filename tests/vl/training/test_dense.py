@@ -6,7 +6,15 @@ import torch
 import vision_encoder
 from preprocessing import Patcher
 from vision_encoder import VisionConfig, VisionEncoder
-from vl.training.dense import CLASSES, captured_features, dense_loss, patch_labels, points_per_side, supervised
+from vl.training.dense import (
+    CLASSES,
+    PatchHead,
+    captured_features,
+    dense_loss,
+    patch_labels,
+    points_per_side,
+    supervised,
+)
 from vl.training.pictures.canvas import SizeRange
 from vl.training.pictures.scenes import SceneFacts
 from vl.training.pictures.words import WordsFacts
@@ -70,6 +78,11 @@ def test_labels_spell_the_text(view: str) -> None:
 
 def _collapse(text: str) -> str:
     return "".join(c for i, c in enumerate(text) if i == 0 or text[i - 1] != c)
+
+
+def test_every_class_has_a_logit() -> None:
+    head = PatchHead(8)
+    assert sorted(CLASSES.values()) == list(range(1, head(torch.zeros(1, 8)).shape[-1]))
 
 
 def test_captured_features_are_the_encoders_own() -> None:

@@ -24,6 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from triton.language.extra.cuda import gdc_wait
 
 from text_backbone.kernels.lightning.forward import HALF_AND_TANH
 
@@ -146,6 +147,17 @@ def walk_kernel(
     """Same as `forward.walk_kernel`, for one head of a segment; `states` is float32."""
     STATE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, D, 16])
     SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
+    qs = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, D], SHARED)
+    ks = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, D], SHARED)
+    vs = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, D], SHARED)
+    weights = gl.allocate_shared_memory(gl.bfloat16, [C, C], SHARED)
+    result = gl.allocate_shared_memory(gl.bfloat16, [C, D], SHARED)
+    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(STAGES):
+        mbarrier.init(ready.index(i), count=1)
+        mbarrier.init(free.index(i), count=1)
+    gdc_wait()  # it is launched early, see `overlap`
     head = gl.program_id(0) % H
     row = table + (gl.program_id(0) // H).to(gl.int64) * 6
     start, length, cell = gl.load(row), gl.load(row + 1).to(gl.int32), gl.load(row + 3)
@@ -157,17 +169,6 @@ def walk_kernel(
     elif states is not None:
         slot = gl.load(slots + gl.load(row + 2))
         state = gl.load(states + (slot * H + head) * (D * D) + (keys[None, :] * D + values[:, None]))
-
-    qs = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, D], SHARED)
-    ks = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, D], SHARED)
-    vs = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, D], SHARED)
-    weights = gl.allocate_shared_memory(gl.bfloat16, [C, C], SHARED)
-    result = gl.allocate_shared_memory(gl.bfloat16, [C, D], SHARED)
-    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(STAGES):
-        mbarrier.init(ready.index(i), count=1)
-        mbarrier.init(free.index(i), count=1)
     source, target = qkv + start * (3 * H * D) + head * (3 * D), out + start * (H * D) + head * D
     state = state * gl.exp(-rate * (1 + C // 2))
     (state,) = gl.warp_specialize(

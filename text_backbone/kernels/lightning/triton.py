@@ -92,8 +92,9 @@ def forward(
     pointers = qkv, out, states, packed.slots, _pointer(cells, slopes), slopes, segments.table
     if hopper:
         hopper.walk_kernel[grid](
-            *pointers, heads, d, walk.chunk, walk.stages, hopper.HELPERS, hopper.REGISTERS, num_warps=walk.warps
-        )
+            *pointers, heads, d, walk.chunk, walk.stages, hopper.HELPERS, hopper.REGISTERS,
+            num_warps=walk.warps, launch_pdl=True,
+        )  # fmt: skip
     else:
         walk_kernel[grid](*pointers, **_options(walk, heads, d, qkv.dtype))
     return out, cells, segments

@@ -1,6 +1,7 @@
 """Causal softmax attention over packed sequences.
 
-On a GPU: FlashAttention for training and short prompts, cuDNN for long ones, our kernels for whatever reads pages.
+On a GPU: FlashAttention for training and short prompts, cuDNN for long ones and long chunks of them, our kernels for
+whatever else reads pages.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def paged_attention(
     """`softmax_attention` for sequences with tokens in the cache; see `reference.paged_attention`."""
     if not use_gpu_kernels(q):
         return reference.paged_attention(q, k, v, packed, keys, values, page_table)
-    from text_backbone.kernels.softmax import decode, triton
+    from text_backbone.kernels.softmax import decode, past, triton
 
     if packed.longest == 1:
         return decode.decode_attention(q, packed, keys, values, page_table)
@@ -43,11 +44,15 @@ def paged_attention(
             q, packed.offsets, packed.past, packed.slots, packed.longest, keys, values, page_table
         )
     parts = []
-    for run in library.runs_of(packed, q.shape[1] * q.shape[2], library.prefers_cudnn(q.device)):
-        if run.cached:
-            past, slots = packed.past[run.sequences], packed.slots[run.sequences]
-            part = triton.chunk_attention(q[run.rows], run.offsets, past, slots, run.longest, keys, values, page_table)
+    cudnn = library.prefers_cudnn(q.device) and past.takes(q, k)
+    for run in library.runs_of(packed, q.shape[1] * q.shape[2], cudnn):
+        new = q[run.rows], k[run.rows], v[run.rows]
+        if not run.cached:
+            part = library.prefill_attention(*new, run)
+        elif run.head:
+            part = past.attention(*new, packed, run, keys, values, page_table)
         else:
-            part = library.prefill_attention(q[run.rows], k[run.rows], v[run.rows], run)
+            before, slots = packed.past[run.sequences], packed.slots[run.sequences]
+            part = triton.chunk_attention(new[0], run.offsets, before, slots, run.longest, keys, values, page_table)
         parts.append(part)
     return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -68,20 +68,24 @@ def prefill_attention(q: Tensor, k: Tensor, v: Tensor, run: Run) -> Tensor:
     if head == tokens:
         return out
     left = tokens - head
-    # made on the device, where a copy from the host would wait: [0, left] and [0, tokens]
-    q_offsets, k_offsets = (torch.arange(0, 2 * n, n, dtype=torch.int32, device=q.device) for n in (left, tokens))
+    q_offsets, k_offsets = (ends(n, q.device) for n in (left, tokens))
     return torch.cat((out, _flash(q[head:], k, v, q_offsets, k_offsets, left, tokens)))
+
+
+def ends(tokens: int, device: torch.device) -> Tensor:
+    """int32 [2], the offsets of one sequence; made on the device, where a copy from the host would wait."""
+    return torch.arange(0, 2 * tokens, tokens, dtype=torch.int32, device=device)
 
 
 @lru_cache(maxsize=4)  # the layers of a pass ask for the same
 def runs_of(packed: Packed, width: int, cudnn: bool) -> tuple[Run, ...]:
-    """The batch in runs: cached sequences, short ones, and each long one by itself.
+    """The batch in runs: short sequences with cached tokens, short ones without, and each long one by itself.
 
     Args:
         width: heads * d of the queries.
         cudnn: whether to have long runs.
     """
-    heads = [_head(n, width) if cudnn and not past else 0 for n, past in zip(packed.lengths, packed.pasts, strict=True)]
+    heads = [_head(n, width) if cudnn else 0 for n in packed.lengths]
 
     def kind(i: int) -> tuple[bool, int]:
         return packed.pasts[i] > 0, i + 1 if heads[i] else 0
