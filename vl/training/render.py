@@ -11,6 +11,7 @@ from PIL import Image
 from vl.errors import ConfigError
 from vl.model import DEFAULT_PROMPT
 from vl.training.kinds import KINDS, Facts, Kind
+from vl.training.pictures.asked import Asked
 from vl.training.pictures.canvas import COLOURS, SizeRange, pick
 from vl.training.pictures.damage import Boxes, damage
 from vl.training.pictures.fonts import FACES, Fonts
@@ -32,6 +33,8 @@ class Mix:
         scenes, words, counts, emoji, pages, charts, tables: relative frequencies of the kinds in `KINDS`.
         sizes: canvases.
         questions: the share of pictures that are asked about instead of described, where their kind has questions.
+        turns: questions and answers about a picture, at most; any number up to it is as likely. All but the first are
+            questions, or descriptions of what was not described yet.
         damaged: the share of pictures that are turned, blurred, noisy or compressed.
         textures: the share of backdrops behind shapes, words and emoji that are striped, checked or dotted.
         faces: "all", "learnt" or "held-out": the faces to print in. The embedded model learns from the second and is
@@ -52,6 +55,7 @@ class Mix:
     tables: float = 0.0
     sizes: tuple[SizeRange, ...] = MIXED
     questions: float = 0.0
+    turns: int = 1
     damaged: float = 0.0
     textures: float = 0.0
     faces: str = "all"
@@ -67,6 +71,8 @@ class Mix:
             raise ConfigError(f"data.mix needs a positive frequency for at least one of {', '.join(KINDS)}")
         if not all(0 <= share <= 1 for share in (self.questions, self.damaged, self.textures)):
             raise ConfigError("data.mix.questions, damaged and textures are shares, from 0 to 1")
+        if self.turns < 1:
+            raise ConfigError(f"data.mix.turns {self.turns} must be at least 1")
         if self.faces not in FACES:
             raise ConfigError(f"data.mix.faces {self.faces!r} must be one of {', '.join(FACES)}")
 
@@ -109,7 +115,7 @@ class Sample:
     """A picture with what is asked about it and what a perfect model would answer.
 
     `facts` is what the answer follows from, `boxes` where each thing and character of the picture is, `metric` the name
-    of the metric that judges answers.
+    of the metric that judges answers. `later` are the questions and answers after the first.
     """
 
     image: Image.Image  # RGB
@@ -119,10 +125,11 @@ class Sample:
     metric: str
     facts: Facts
     boxes: Boxes
+    later: tuple[tuple[str, str], ...] = ()
 
     @property
     def question(self) -> list[dict[str, Any]]:
-        """The user's turn, image first."""
+        """The user's first turn, image first."""
         return [
             {
                 "role": "user",
@@ -132,8 +139,11 @@ class Sample:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The whole conversation: the user's turn and the answer to learn."""
-        return [*self.question, {"role": "assistant", "content": [{"type": "text", "text": self.answer}]}]
+        """The whole conversation: the user's turns and the answers to learn."""
+        talk = self.question
+        for role, text in (("assistant", self.answer), *(turn for pair in self.later for turn in _turns(*pair))):
+            talk.append({"role": role, "content": [{"type": "text", "text": text}]})
+        return talk
 
 
 def render(seed: int, index: int, mix: Mix | None = None) -> Sample:
@@ -143,14 +153,41 @@ def render(seed: int, index: int, mix: Mix | None = None) -> Sample:
     name = _draw_kind(rng, mix)
     kind = KINDS[name]
     image, facts = kind.draw(rng, mix)
-    if kind.ask and mix.questions and rng.random() < mix.questions:
-        prompt, answer, metric = kind.ask(rng, facts)
-    else:
-        prompt, answer, metric = _prompt(rng, kind), kind.caption(facts), kind.metric
+    asked = kind.ask and mix.questions and rng.random() < mix.questions
+    prompt, answer, metric = _ask(rng, kind, facts) if asked else _describe(rng, kind, facts)
     boxes = facts.boxes
     if mix.damaged and rng.random() < mix.damaged:
         image, boxes = damage(rng, image, boxes)
-    return Sample(image, name, prompt, answer, metric, facts, boxes)
+    later = _later_turns(rng, mix, kind, facts, prompt, answer) if mix.turns > 1 else ()
+    return Sample(image, name, prompt, answer, metric, facts, boxes, later)
+
+
+def _ask(rng: np.random.Generator, kind: Kind, facts: Any) -> Asked:
+    assert kind.ask
+    return kind.ask(rng, facts)
+
+
+def _describe(rng: np.random.Generator, kind: Kind, facts: Any) -> Asked:
+    return Asked(_prompt(rng, kind), kind.caption(facts), kind.metric)
+
+
+def _later_turns(
+    rng: np.random.Generator, mix: Mix, kind: Kind, facts: Any, prompt: str, answer: str
+) -> tuple[tuple[str, str], ...]:
+    """More questions about a picture, like the first ones; none comes twice, nor does the whole description."""
+    turns: dict[str, str] = {}
+    description = kind.caption(facts)
+    for _ in range(int(rng.integers(mix.turns)) if kind.ask and mix.questions else 0):
+        described = description in (answer, *turns.values())
+        again = described or rng.random() < mix.questions
+        asked = _ask(rng, kind, facts) if again else _describe(rng, kind, facts)
+        if asked.prompt != prompt and not (described and asked.answer == description):
+            turns.setdefault(asked.prompt, asked.answer)
+    return tuple(turns.items())
+
+
+def _turns(question: str, answer: str) -> tuple[tuple[str, str], ...]:
+    return ("user", question), ("assistant", answer)
 
 
 def _draw_kind(rng: np.random.Generator, mix: Mix) -> str:

@@ -117,6 +117,7 @@ def test_decode(past: list[int], heads: tuple[int, int, int], page_size: int, dt
     assert_near(got, case.want())
 
 
+@pytest.mark.parametrize("share", [16, 1024])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("lengths", "past", "heads", "page_size"),
@@ -132,13 +133,28 @@ def test_decode(past: list[int], heads: tuple[int, int, int], page_size: int, dt
     ids=str,
 )
 def test_chunks(
-    lengths: list[int], past: list[int], heads: tuple[int, int, int], page_size: int, dtype: torch.dtype
+    lengths: list[int],
+    past: list[int],
+    heads: tuple[int, int, int],
+    page_size: int,
+    dtype: torch.dtype,
+    share: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(chunks, "_LEAST_SHARE", share)
     case = make(lengths, past, heads, page_size, dtype)
     packed = case.packed
     with torch.inference_mode():
         got = chunks.chunk_attention(
-            case.q, packed.offsets, packed.past, packed.slots, packed.longest, case.keys, case.values, case.table
+            case.q,
+            packed.offsets,
+            packed.past,
+            packed.slots,
+            packed.longest,
+            case.keys,
+            case.values,
+            case.table,
+            max(packed.pasts),
         )
     assert_near(got, case.want())
 
@@ -337,7 +353,9 @@ def test_offsets_past_two_to_the_31() -> None:
     k, v = (x[-8:].flatten(0, 1)[:2000].double() for x in (keys, values))
     packed = Packed.of([300], past=[1700], device=DEVICE)
     with torch.inference_mode():
-        got = chunks.chunk_attention(q[1700:], packed.offsets, packed.past, packed.slots, 300, keys, values, table)
+        got = chunks.chunk_attention(
+            q[1700:], packed.offsets, packed.past, packed.slots, 300, keys, values, table, 1700
+        )
         assert_near(got, exact(q[1700:], k, v, 1700))
         last = Packed.of([1], past=[1999], device=DEVICE)
         assert_near(decode.decode_attention(q[-1:], last, keys, values, table), exact(q[-1:], k, v, 1999))
@@ -376,7 +394,7 @@ def test_four_million_keys() -> None:
     with torch.inference_mode():
         want = exact_in_blocks(q, keys, values, order, tokens - 3)
         packed = Packed.of([3], past=[tokens - 3], device=DEVICE)
-        chunk = chunks.chunk_attention(q, packed.offsets, packed.past, packed.slots, 3, keys, values, table)
+        chunk = chunks.chunk_attention(q, packed.offsets, packed.past, packed.slots, 3, keys, values, table, tokens - 3)
         last = Packed.of([1], past=[tokens - 1], device=DEVICE)
         one = decode.decode_attention(q[-1:], last, keys, values, table)
     assert_near(chunk, want)

@@ -100,3 +100,23 @@ def test_held_out_faces_are_never_learnt() -> None:
     assert faces["held-out"]
     assert not faces["learnt"] & faces["held-out"]
     assert all(name.startswith(("Caladea", "Manrope")) for name in faces["held-out"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_turns_follow_the_first(kind: str) -> None:
+    mix = replace(Mix(sizes=SMALL, questions=0.6).only(kind), fonts=FOLDER if kind == "emoji" else None)
+    try:
+        single, many = ([render(11, i, replace(mix, turns=turns)) for i in range(COUNT)] for turns in (1, 5))
+    except vl.ConfigError as error:
+        pytest.skip(str(error))
+    for one, more in zip(single, many, strict=True):
+        assert (one.prompt, one.answer, one.image.tobytes()) == (more.prompt, more.answer, more.image.tobytes())
+        assert not one.later
+        assert more.messages[1:2] == one.messages[1:]
+        assert [message["role"] for message in more.messages] == ["user", "assistant"] * (1 + len(more.later))
+        asked = [more.prompt, *(question for question, _ in more.later)]
+        assert len(set(asked)) == len(asked) <= 5
+        said = [more.answer, *(answer for _, answer in more.later)]
+        assert said.count(KINDS[kind].caption(more.facts)) <= 1 or not KINDS[kind].ask
+    longest = max(len(sample.later) for sample in many)
+    assert longest >= 3 if KINDS[kind].ask else longest == 0

@@ -26,6 +26,7 @@ SHORTEST = 512  # tokens of a piece of a sequence; shorter ones would move more 
 FEW = 2048  # tokens that are not worth the two more launches, if whole sequences make BUSY programs
 BUSY = 128  # programs, or half of them if each has half of the tokens, and so on
 SCAN_BLOCK = 512  # elements of a state in one program
+HANDFUL = 64  # tokens whose rounding would show, as few of them average out; in bfloat16 they are multiplied as float16
 
 
 def lightning_attention(qkv: Tensor, slopes: Tensor, packed: Packed, states: Tensor | None = None) -> Tensor:
@@ -80,8 +81,9 @@ def forward(
     """
     heads = len(slopes)
     d = qkv.shape[1] // (3 * heads)
-    hopper = _hopper(qkv, slopes, d, states) if walk is None else None
-    walk = walk or (HOPPER if hopper else pick(WALK, d, qkv.dtype, qkv.device))
+    dtype = torch.float16 if qkv.dtype == torch.bfloat16 and packed.tokens <= HANDFUL else qkv.dtype
+    hopper = _hopper(qkv, slopes, d, states) if walk is None and dtype == torch.bfloat16 else None
+    walk = walk or (HOPPER if hopper else pick(WALK, d, dtype, qkv.device))
     gain = gain or pick(GAIN, d, qkv.dtype, qkv.device)
     segments = segments_for(packed, heads, d, walk, gain)
     out = qkv.new_empty(qkv.shape[0], heads * d)
@@ -96,7 +98,7 @@ def forward(
             num_warps=walk.warps, launch_pdl=True,
         )  # fmt: skip
     else:
-        walk_kernel[grid](*pointers, **_options(walk, heads, d, qkv.dtype))
+        walk_kernel[grid](*pointers, **_options(walk, heads, d, dtype))
     return out, cells, segments
 
 

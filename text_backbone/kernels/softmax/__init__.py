@@ -41,7 +41,7 @@ def paged_attention(
         return softmax_attention(q, k, v, packed)
     if not library.takes(q):
         return triton.chunk_attention(
-            q, packed.offsets, packed.past, packed.slots, packed.longest, keys, values, page_table
+            q, packed.offsets, packed.past, packed.slots, packed.longest, keys, values, page_table, max(packed.pasts)
         )
     parts = []
     cudnn = library.prefers_cudnn(q.device) and past.takes(q, k)
@@ -53,6 +53,9 @@ def paged_attention(
             part = past.attention(*new, packed, run, keys, values, page_table)
         else:
             before, slots = packed.past[run.sequences], packed.slots[run.sequences]
-            part = triton.chunk_attention(new[0], run.offsets, before, slots, run.longest, keys, values, page_table)
+            most = max(packed.pasts[run.sequences])
+            part = triton.chunk_attention(
+                new[0], run.offsets, before, slots, run.longest, keys, values, page_table, most
+            )
         parts.append(part)
     return parts[0] if len(parts) == 1 else torch.cat(parts)

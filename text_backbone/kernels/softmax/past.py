@@ -82,7 +82,7 @@ def attention(
     if left:  # rows that cuDNN would need a plan of their own for
         before, slots = packed.past[run.sequences] + head, packed.slots[run.sequences]
         offsets = library.ends(left, q.device)
-        out[head:] = chunk_attention(q[head:], offsets, before, slots, left, keys, values, page_table)
+        out[head:] = chunk_attention(q[head:], offsets, before, slots, left, keys, values, page_table, past + head)
     return out
 
 

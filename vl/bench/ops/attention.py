@@ -25,11 +25,11 @@ def cases(setting: Setting) -> list[Case]:
     prefills, decodes = [8192, 32768], [(1, 32768), (8, 32768), (64, 4096), (1, 2**20)]
     chunks = [(8192, 24576), (8192, 122880)]
     if setting.small:
-        prefills, chunks, decodes = [256, 512], [(64, 192)], [(1, 512), (4, 512)]
+        prefills, chunks, decodes = [256, 512], [(64, 192), (64, 448)], [(1, 512), (4, 512)]
     return [
         *(Case(PREFILL, f"1 x {n}", n, "tokens", partial(_prefill, setting, n), PREFILL) for n in prefills),
         *(
-            Case(CHUNK, f"{n} after {past}", n, "tokens", partial(_chunk, setting, n, past), CHUNK)
+            Case(CHUNK, f"{n} after {past}", past, "cached tokens", partial(_chunk, setting, n, past), CHUNK)
             for n, past in chunks
         ),
         *(

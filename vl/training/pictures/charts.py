@@ -174,7 +174,7 @@ def draw_chart(
     sizes: Sequence[SizeRange],
     *,
     fonts: str | Path | Fonts | None = None,
-    by_matplotlib: float = 0.3,
+    by_matplotlib: float = 0.15,
 ) -> tuple[Image.Image, ChartFacts]:
     """Draws a chart, the share `by_matplotlib` of them by matplotlib.
 

@@ -35,7 +35,7 @@ MAX_EMOJI = 5
 EMOJI_KINDS = ("name", "place", "counting", "presence")
 """The kinds of question: which emoji, where, how many, is there."""
 
-_OUTLINE_EMS = (128, 512)  # px; outlines are scaled from these, as every size of a font that is open takes memory
+_OUTLINE_EMS = (128, 384)  # px; outlines are scaled from these, as every size of a font that is open takes memory
 _MIN_COLOUR, _MIN_OUTLINE, _MIN_SHARE = 24, 48, 0.03  # px, px, of the longer side
 _LARGEST = (0.97, 0.6, 0.46, 0.4, 0.36)  # of the shorter side, by how many there are
 _TURN = 15.0  # degrees
@@ -257,7 +257,7 @@ def _paint(
     )
     angle = float(rng.uniform(-_TURN, _TURN)) if rng.random() < 0.7 else 0.0
     if angle:
-        picture = picture.rotate(-angle, Image.Resampling.BICUBIC, expand=True)
+        picture = picture.rotate(-angle, Image.Resampling.BILINEAR, expand=True)
     left, top = round(x - picture.width / 2), round(y - picture.height / 2)
     mask = picture.getchannel("A") if what.ink is None else picture
     image.paste(picture if what.ink is None else what.ink, (left, top), mask)

@@ -104,7 +104,7 @@ class Glyph(NamedTuple):
     colours: tuple[RGB, ...]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=2048)
 def draw_glyph(face: EmojiFace, code: int, em: int) -> Glyph:
     """The glyph of a face at `em` pixels per em, which is `BITMAP_EM` for a face of bitmaps (cached per process)."""
     font = open_face(Face(face.name, face.path), em)

@@ -21,7 +21,8 @@ MAX_WORDS = 120
 _LARGE = 1008  # px of the longer side from which a page may hold all its words, in type of 14 to 24 px
 _LARGEST_SIGN = 240  # px per em
 _ASPECT = 2.2
-_LEAST = {"page": (128, 48), "receipt": (176, 150), "sign": (64, 40), "screen": (200, 150)}
+# Width and height of the least canvases, and how many lines of the smallest type, in tall faces, have to fit them.
+_LEAST = {"page": (128, 48, 1.5), "receipt": (176, 150, 6.6), "sign": (64, 40, 1.0), "screen": (200, 150, 8.4)}
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,11 @@ def draw_pages(
     """
     face = pick(rng, find_faces(fonts))
     width, height = draw_size(sizes, _ASPECT, rng)
-    fitting = [kind for kind in kinds if width >= _LEAST[kind][0] and height >= _LEAST[kind][1]]
+    line = Type(face, MIN_SIZE).height
+    least = {kind: (wide, max(high, round(lines * line))) for kind, (wide, high, lines) in _LEAST.items()}
+    fitting = [kind for kind in kinds if width >= least[kind][0] and height >= least[kind][1]]
     kind = pick(rng, fitting or kinds)
-    width, height = max(width, _LEAST[kind][0]), max(height, _LEAST[kind][1])
+    width, height = max(width, least[kind][0]), max(height, least[kind][1])
     limit = max(1, min(max_words, round(1.1 * MAX_WORDS * (max(width, height) / _LARGE) ** 2)))
     sheet = Sheet(rng, width, height)
     paint = {"page": _paint_page, "receipt": _paint_receipt, "sign": _paint_sign, "screen": _paint_screen}[kind]
@@ -206,7 +209,7 @@ class _Window(NamedTuple):
 def _paint_screen(sheet: Sheet, face: Face, limit: int) -> tuple[int, list[Entry]]:
     rng, kind = sheet.rng, sheet.draw_type(face, 14, 10, 28)
     wide = max(14 * kind.size, rng.uniform(0.5, 1.0) * sheet.width)
-    high = max(10 * kind.size, rng.uniform(0.5, 1.0) * sheet.height)
+    high = max(10 * kind.size, 8.2 * kind.height, rng.uniform(0.5, 1.0) * sheet.height)
     left, top = rng.random() * (sheet.width - wide), rng.random() * (sheet.height - high)
     tone = (rng.uniform(0, 0.12), rng.uniform(0.88, 1.0)) if rng.random() < 0.6 else (rng.random(), rng.uniform(0, 0.3))
     body = hsv(rng.uniform(0, 360), *tone)

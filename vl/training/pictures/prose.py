@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vl.training.pictures.canvas import RGB, Background, Box, hsv, pick
-from vl.training.pictures.fonts import Face, open_face
+from vl.training.pictures.fonts import Face, advance, line_width, open_face
 from vl.training.pictures.words import word_list
 
 MIN_SIZE = 14  # px per em: the smallest type
@@ -180,6 +179,9 @@ def _slot(rng: np.random.Generator, kind: str) -> str:
     return others.get(kind) or number(rng)
 
 
+_USUAL_LINE = 1.2  # ems
+
+
 @dataclass(frozen=True)
 class Type:
     """A face at a size in pixels per em. Widths are sums of the letters' advances, kerning aside, in pixels."""
@@ -203,12 +205,10 @@ class Type:
 
     def edges(self, text: str) -> list[float]:
         """Where each character starts, and where the last one ends, from the start of the text."""
-        font = self.font
-        return list(accumulate((_advance(font, letter) for letter in text), initial=0.0))
+        return list(accumulate((advance(self.font, letter) for letter in text), initial=0.0))
 
     def width(self, text: str) -> float:
-        font = self.font
-        return sum(_advance(font, letter) for letter in text)
+        return line_width(self.font, text)
 
     def fitted(self, rng: np.random.Generator, word: str, width: float) -> str:
         """The word, or a shorter one where it is wider than `width`."""
@@ -235,12 +235,6 @@ class Type:
                 taken = wide if lines else wide + indent
                 lines.append([word])
         return lines
-
-
-@lru_cache(maxsize=1 << 16)
-def _advance(font: ImageFont.FreeTypeFont, letter: str) -> float:
-    """A letter's width in pixels. At the very size: hinted advances do not grow in proportion."""
-    return font.getlength(letter)
 
 
 def _ratio(a: RGB, b: RGB) -> float:
@@ -271,8 +265,12 @@ class Sheet:
         self.lines.append(" ".join(text for _, text in cells))
 
     def draw_type(self, face: Face, across: int, down: int, largest: int) -> Type:
-        """The face at a size of which `across` ems fit the width and `down` ems the height, and `largest` at most."""
-        high = max(MIN_SIZE, min(largest, self.width // across, self.height // down))
+        """The face at a size of which `across` ems fit the width and `down` ems the height, and `largest` at most.
+
+        Faces with tall lines have more ems fit the height.
+        """
+        tall = max(1.0, Type(face, MIN_SIZE).height / (_USUAL_LINE * MIN_SIZE))
+        high = max(MIN_SIZE, min(largest, self.width // across, int(self.height / (tall * down))))
         return Type(face, round(MIN_SIZE * (high / MIN_SIZE) ** self.rng.random()))
 
     def draw_ink(self, *behind: RGB) -> RGB:

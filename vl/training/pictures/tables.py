@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vl.training.pictures.canvas import COLOURS, RGB, Box, SizeRange, draw_size, hsv
-from vl.training.pictures.fonts import Face, Fonts, find_faces, open_face
+from vl.training.pictures.fonts import Face, Fonts, advance, find_faces, line_width, open_face
 from vl.training.pictures.words import word_list
 
 MIN_SIZE = 12  # px per em of the smallest type
@@ -93,22 +93,18 @@ class Pen:
 
 def measure(face: Face, size: int, text: str) -> float:
     """The width of a line of text in pixels."""
-    return open_face(face, size).getlength(text)
+    return line_width(open_face(face, size), text)
 
 
 def character_boxes(
     text: str, face: Face, size: int, left: float, right: float, baseline: float
 ) -> list[tuple[str, Box]]:
     """Shares the room of a line among its characters by their advances; spaces are left out."""
-    advances = np.array([_advance(face, size, character) for character in text])
+    font = open_face(face, size)
+    advances = np.array([advance(font, character) for character in text])
     edges = left + (right - left) * np.concatenate(((0.0,), np.cumsum(advances) / advances.sum()))
     upper, lower = baseline - _CAPITALS * size, baseline + _DESCENDERS * size
     return [(c, (float(edges[i]), upper, float(edges[i + 1]), lower)) for i, c in enumerate(text) if c != " "]
-
-
-@lru_cache(maxsize=1 << 14)
-def _advance(face: Face, size: int, character: str) -> float:
-    return measure(face, size, character)
 
 
 def blend(a: RGB, b: RGB, share: float) -> RGB:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vl.training.pictures.canvas import RGB, Background, Box, SizeRange, draw_size, hsv
-from vl.training.pictures.fonts import Face, Fonts, find_faces, open_face
+from vl.training.pictures.fonts import Face, Fonts, advance, find_faces, line_width, open_face
 
 MAX_WORDS = 4
 _MIN_SIZE, _MAX_SIZE = 14, 220  # px per em
@@ -135,7 +136,7 @@ class _Block:
 
     @property
     def width(self) -> int:
-        return round(max(self.font.getlength(line) for line in self.lines))
+        return round(max(line_width(self.font, line) for line in self.lines))
 
     @property
     def height(self) -> int:
@@ -151,10 +152,10 @@ class _Block:
         draw = ImageDraw.Draw(image)
         boxes: list[tuple[str, Box]] = []
         for number, line in enumerate(self.lines):
-            indent = align * (self.width - self.font.getlength(line))
+            indent = align * (self.width - line_width(self.font, line))
             baseline = top + ascent + number * self.spacing * (ascent + descent)
             draw.text((left + indent, baseline), line, fill=ink, font=self.font, anchor="ls")
-            edges = [left + indent + self.font.getlength(line[:end]) for end in range(len(line) + 1)]
+            edges = [*accumulate((advance(self.font, c) for c in line), initial=left + indent)]
             upper, lower = baseline - _CAPITALS * self.font.size, baseline + _DESCENDERS * self.font.size
             boxes += [(c, (edges[i], upper, edges[i + 1], lower)) for i, c in enumerate(line) if c != " "]
         return tuple(boxes)
@@ -172,19 +173,13 @@ def _lay_out(
         fitting = []
         for rows in range(1, count + 1):
             lines = tuple(" ".join(part) for part in np.array_split(words[:count], rows))
-            ems = max(sum(_advance(face, letter) for letter in line) for line in lines)
+            ems = max(line_width(open_face(face, _REFERENCE_SIZE), line) for line in lines) / _REFERENCE_SIZE
             fit = min((width - 4) / ems, (height - 4) / (_line_height(face) * (1 + _MAX_SPACING * (rows - 1))))
             if fit >= smallest:
                 fitting.append((lines, min(fit, _MAX_SIZE)))
         if fitting:
             return fitting[int(rng.integers(len(fitting)))]
     return (words[0],), smallest
-
-
-@lru_cache(maxsize=1 << 16)
-def _advance(face: Face, letter: str) -> float:
-    """A letter's width in ems, kerning aside: measuring whole lines would take longer than drawing them."""
-    return open_face(face, _REFERENCE_SIZE).getlength(letter) / _REFERENCE_SIZE
 
 
 @lru_cache(maxsize=1024)

@@ -4,16 +4,19 @@ import re
 from collections import Counter
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+from fontTools.ttLib import TTFont
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from vl.evaluation.metrics import METRICS, read_text
+from vl.training.pictures import pages
 from vl.training.pictures.canvas import SizeRange
-from vl.training.pictures.fonts import find_faces, open_face
+from vl.training.pictures.fonts import Face, find_faces, open_face
 from vl.training.pictures.pages import PageFacts, ask_page, caption_page, draw_pages
 from vl.training.pictures.prose import Type, paragraph
 from vl.training.pictures.words import word_list
@@ -339,6 +342,21 @@ def test_any_canvas_has_a_legible_picture(seed: int, side: int, kind: str, limit
     for _, (left, top, right, bottom) in facts.boxes:
         assert 0 <= left < right <= facts.width
         assert 0 <= top < bottom <= facts.height
+
+
+def test_faces_with_tall_lines_fit_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Line heights of up to 1.7 em are found among free fonts; these are 2 em high."""
+    with TTFont(FACES["DejaVuSans"].path) as font:
+        font["hhea"].ascent, font["hhea"].descent, font["hhea"].lineGap = 3072, -1024, 0
+        font.save(tmp_path / "Tall.ttf")
+    face = Face("Tall", str(tmp_path / "Tall.ttf"))
+    assert sum(open_face(face, 20).getmetrics()) == 40
+    monkeypatch.setattr(pages, "find_faces", lambda fonts: (face,))
+    for i in range(60):
+        for kind in KINDS:
+            image, facts = draw_pages(np.random.default_rng((7, i)), (SizeRange(64, 400, 1.0),), kinds=(kind,))
+            assert facts.size >= 14
+            assert all(top >= 0 and bottom <= image.height for _, (_, top, _, bottom) in facts.boxes)
 
 
 def test_a_kind_is_drawn_only_where_it_fits() -> None:
