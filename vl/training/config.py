@@ -202,8 +202,8 @@ class TrainConfig:
     def read(cls, path: str | Path) -> TrainConfig:
         """Reads a TOML file with the tables `text`, `vision`, `data` (with `data.mix`), `optimizer`, `run` and `lora`.
 
-        `text.layers` stands for the released interleaving of so many layers; `data.mix.sizes` is a list of
-        `[shortest, longest, share]`. A name of `presets()`, such as "align", stands for that file.
+        `text.layers` stands for the released interleaving of so many layers; `data.mix.sizes` and `page_sizes`
+        are lists of `[shortest, longest, share]`. A name of `presets()`, such as "align", stands for that file.
 
         Raises:
             ConfigError: naming the file and the table or key that is wrong.
@@ -235,8 +235,8 @@ class TrainConfig:
         vision = {"text_hidden_size": text.get("hidden_size", TextConfig.hidden_size)} | tables.get("vision", {})
         data = dict(tables.get("data", {}))
         mix = dict(data.get("mix", {}))
-        if "sizes" in mix:
-            mix["sizes"] = [SizeRange(*size) for size in mix["sizes"]]
+        for key in mix.keys() & {"sizes", "page_sizes"}:
+            mix[key] = tuple(SizeRange(*size) for size in mix[key])
         data["mix"] = _build(Mix, mix, "data.mix")
         return cls(
             text=_build(TextConfig, text, "text") if "text" in tables else None,

@@ -33,6 +33,7 @@ _DESCRIBE = (
     "Write a caption for this image.",
 )
 _READ = ("Read the text.", "What does the text say?", "Transcribe the text in this image.")
+_PAGES = ("page", "page", "page", "receipt", "sign", "screen")  # half of them are plain print, the most to read
 _SHORT_SHARE = 0.15  # of the questions on scenes
 
 
@@ -91,7 +92,7 @@ def _emoji(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
 
 
 def _pages(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
-    return draw_pages(rng, mix.sizes, fonts=mix.typeface)
+    return draw_pages(rng, mix.page_sizes or mix.sizes, fonts=mix.typeface, kinds=_PAGES)
 
 
 def _charts(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:

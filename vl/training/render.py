@@ -32,6 +32,7 @@ class Mix:
     Attributes:
         scenes, words, counts, emoji, pages, charts, tables: relative frequencies of the kinds in `KINDS`.
         sizes: canvases.
+        page_sizes: those of pages, if they have others.
         questions: the share of pictures that are asked about instead of described, where their kind has questions.
         turns: questions and answers about a picture, at most; any number up to it is as likely. All but the first are
             questions, or descriptions of what was not described yet.
@@ -54,6 +55,7 @@ class Mix:
     charts: float = 0.0
     tables: float = 0.0
     sizes: tuple[SizeRange, ...] = MIXED
+    page_sizes: tuple[SizeRange, ...] | None = None
     questions: float = 0.0
     turns: int = 1
     damaged: float = 0.0
@@ -103,7 +105,7 @@ class Mix:
 
     def within(self, sizes: tuple[SizeRange, ...]) -> Mix:
         """The same mix on other canvas sizes."""
-        return replace(self, sizes=sizes)
+        return replace(self, sizes=sizes, page_sizes=None)
 
     def _weighing(self, weights: dict[str, float]) -> Mix:
         shares: dict[str, Any] = {kind: weights.get(kind, 0.0) for kind in KINDS}

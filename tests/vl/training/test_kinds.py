@@ -12,6 +12,7 @@ import vl
 from preprocessing import Patcher
 from vl.evaluation.metrics import METRICS, named_shapes
 from vl.model import DEFAULT_PROMPT
+from vl.training.config import TrainConfig
 from vl.training.dense import CLASSES, patch_labels
 from vl.training.kinds import KINDS
 from vl.training.render import SMALL, Mix, Sample, render
@@ -100,6 +101,15 @@ def test_held_out_faces_are_never_learnt() -> None:
     assert faces["held-out"]
     assert not faces["learnt"] & faces["held-out"]
     assert all(name.startswith(("Caladea", "Manrope")) for name in faces["held-out"])
+
+
+def test_pages_may_have_sizes_of_their_own() -> None:
+    values = {"words": 1.0, "pages": 1.0, "scenes": 0.0, "sizes": [[64, 300, 1.0]], "page_sizes": [[400, 500, 1.0]]}
+    data = TrainConfig.of({"data": {"mix": values, "small_share": 0.5}}).data
+    drawn = [render(13, i, data.mix_of(2)) for i in range(20)]
+    assert {sample.kind for sample in drawn} == {"words", "pages"}
+    assert all((max(sample.image.size) >= 400) == (sample.kind == "pages") for sample in drawn)
+    assert all(max(render(13, i, data.mix_of(1)).image.size) <= 336 for i in range(20))
 
 
 @pytest.mark.parametrize("kind", KINDS)

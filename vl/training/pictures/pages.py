@@ -54,7 +54,8 @@ def draw_pages(
     max_words: int = MAX_WORDS,
     kinds: Sequence[str] = ("page", "receipt", "sign", "screen"),
 ) -> tuple[Image.Image, PageFacts]:
-    """Draws a picture of printed text, of one of the `kinds` that the canvas has room for.
+    """Draws a picture of printed text, of one of the `kinds` that the canvas has room for; what is named twice in
+    `kinds` is twice as likely.
 
     All type is 14 px per em or larger. A canvas of 1008 px or more holds up to `max_words`, a smaller one fewer, in
     proportion to its area; receipts and windows have a few rows or more all the same. The least canvases are 128 x 48
