@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vl.training.config import OptimizerConfig
+from vl.training.muon import Muon
 from vl.training.parallelize import gather, local, norm_of_shards, shard
 
 # Embeddings in all but name: a decay to zero has no meaning for them.
@@ -55,14 +56,8 @@ class MasterOptimizer:
         fused = self.params[0].device.type == "cuda"
         groups = [group for group in groups if group["params"]]
         self.adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
-        self.muon: torch.optim.Muon | None = None
-        if hidden:
-            self.muon = torch.optim.Muon(
-                hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
-            buffers = [part for momentum in self.momenta.values() for part in matrices(momentum)]
-            for matrix, buffer in zip(hidden, buffers, strict=True):
-                self.muon.state[matrix]["momentum_buffer"] = buffer
+        buffers = [part for momentum in self.momenta.values() for part in matrices(momentum)]
+        self.muon = Muon(hidden, buffers, config.weight_decay)
 
     @torch.no_grad()
     def step(self, lr: float) -> Tensor:
@@ -74,11 +69,10 @@ class MasterOptimizer:
             param.grad = None
         norm = norm_of_shards(nn.utils.get_total_norm(self.grads), self.params)
         nn.utils.clip_grads_with_norm_(self.masters, self.clip, norm)
-        for optimizer in (self.adamw, self.muon):
-            if optimizer is not None:
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                optimizer.step()
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        self.adamw.step()
+        self.muon.step(lr)
         torch._foreach_copy_([local(param) for param in self.params], self.masters)
         return norm
 
