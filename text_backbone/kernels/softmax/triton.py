@@ -191,8 +191,10 @@ def chunk_attention(
     rows = max(rows, triton.next_power_of_2(group))
     tiles = triton.cdiv(longest, rows // group)
     splits = _splits(most_past, tiles * kv_heads * len(past), q.device)
-    accs = q.new_empty(splits, tokens, heads, d, dtype=torch.float32) if splits > 1 else out
-    logs = q.new_empty(splits, tokens, heads, dtype=torch.float32) if splits > 1 else out
+    accs = logs = out  # not touched, unless the keys are split
+    if splits > 1:
+        accs = q.new_empty(splits, tokens, heads, d, dtype=torch.float32)
+        logs = q.new_empty(splits, tokens, heads, dtype=torch.float32)
     _chunks[(tiles * splits, kv_heads, len(past))](
         q, out, accs, logs, keys, values, page_table, offsets, past, slots, page_table.stride(0), splits, tokens,
         scale_of(d), GROUP=group, KV_HEADS=kv_heads, D=d, WIDE=tile_width(d), ROWS=rows,
