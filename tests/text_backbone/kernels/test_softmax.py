@@ -133,14 +133,9 @@ def test_decode(past: list[int], heads: tuple[int, int, int], page_size: int, dt
     ids=str,
 )
 def test_chunks(
-    lengths: list[int],
-    past: list[int],
-    heads: tuple[int, int, int],
-    page_size: int,
-    dtype: torch.dtype,
-    share: int,
+    lengths: list[int], past: list[int], heads: tuple[int, int, int], page_size: int, dtype: torch.dtype, share: int,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
+) -> None:  # fmt: skip
     monkeypatch.setattr(chunks, "_LEAST_SHARE", share)
     case = make(lengths, past, heads, page_size, dtype)
     packed = case.packed
@@ -172,14 +167,8 @@ def test_heads_of_long_sequences() -> None:
     packed = Packed.of(lengths, past=[0, 0, 0, 0, 6, 0, 300])
     found = library.runs_of(packed, full, True)
     assert [run.head for run in found] == [0, 4096, 8192, 0, 0, 4608]
-    assert [(run.sequences.start, run.sequences.stop) for run in found] == [
-        (0, 2),
-        (2, 3),
-        (3, 4),
-        (4, 5),
-        (5, 6),
-        (6, 7),
-    ]
+    assert [run.sequences.start for run in found] == [0, 2, 3, 4, 5, 6]
+    assert [run.sequences.stop for run in found] == [2, 3, 4, 5, 6, 7]
     assert [run.cached for run in found] == [False, False, False, True, False, True]
     assert found[0].offsets.tolist() == [0, 100, 150]
     assert [run.longest for run in found] == [100, 4096, 9000, 20, 7, 5000]
@@ -192,9 +181,9 @@ def test_heads_of_long_sequences() -> None:
 
 def test_blocks_of_cached_keys() -> None:
     for past in (1, 4095, 4096, 100_000, 2**22):
-        cuts = list(past_blocks.blocks(past))
-        assert [0, *(stop for _, stop in cuts)] == [*(start for start, _ in cuts), past]
-        sizes = [stop - start for start, stop in cuts]
+        starts, stops = zip(*past_blocks.blocks(past), strict=True)
+        assert (0, *stops) == (*starts, past)
+        sizes = [stop - start for start, stop in zip(starts, stops, strict=True)]
         assert all(size in (4096, 8192, 16384, 32768, 65536) for size in sizes[:-1])
         assert sizes == sorted(sizes, reverse=True)
 
