@@ -1,8 +1,9 @@
 """Attention of a long chunk to its many cached tokens, on cuDNN: block by block of the cache, merged at the end.
 
-Twice as fast as a kernel of ours that reads the pages, even with the copy that makes a block of pages contiguous. cuDNN
-builds a plan for every new shape, so blocks are powers of two; FlashAttention takes the few keys that no block holds.
-Each part brings the log of its softmax's denominator, by which parts are weighed.
+It takes 0.55 of the time of our kernel that reads the pages, even with the copy that makes a block of pages contiguous
+(8192 tokens after 24 576 or more, on an H200). cuDNN builds a plan for every new shape, so blocks are powers of two;
+FlashAttention takes the few keys that no block holds. Each part brings the log of its softmax's denominator, by which
+parts are weighed.
 """
 
 from __future__ import annotations
