@@ -33,32 +33,25 @@ _NAMES = [
 CLASSES: dict[str, int] = {name: index for index, name in enumerate(dict.fromkeys(_NAMES), 1)}
 """What a patch may show; 0 is the background."""
 
-_PITCH = 14  # px between the points of a patch that are named, in both directions
+POINTS = 2  # of a patch, along each side, that are named: type of 14 px has two letters to a patch of 14 px
 _BACKGROUND = 5  # of the points that show none of the things, which most do and which are soon learnt, every fifth
 
 
-def points_per_side(patch: int) -> int:
-    """How many points of a patch of `patch` px are named, along one side: 1 for the released 14 px."""
-    return max(1, patch // _PITCH)
-
-
 class PatchHead(nn.Module):
-    """ViT features [..., hidden] to class logits [..., points**2, 1 + len(CLASSES)]."""
+    """ViT features [..., hidden] to class logits [..., POINTS**2, 1 + len(CLASSES)]."""
 
-    def __init__(self, hidden: int, points: int = 1, *, device: torch.device | str | None = None) -> None:
+    def __init__(self, hidden: int, *, device: torch.device | str | None = None) -> None:
         super().__init__()
-        self.points = points
         self.norm = nn.LayerNorm(hidden, device=device)
-        self.linear = nn.Linear(hidden, points**2 * (1 + len(CLASSES)), device=device)
+        self.linear = nn.Linear(hidden, POINTS**2 * (1 + len(CLASSES)), device=device)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.linear(self.norm(features)).unflatten(-1, (self.points**2, -1))
+        return self.linear(self.norm(features)).unflatten(-1, (POINTS**2, -1))
 
 
 def patch_labels(boxes: Boxes, grid: Grid) -> Tensor:
-    """The class under each point of every patch, tile by tile: int64 [grid.tiles, patches**2, points**2]."""
-    points = points_per_side(grid.tile // grid.patches)
-    across = grid.patches * points
+    """The class under each point of every patch, tile by tile: int64 [grid.tiles, patches**2, POINTS**2]."""
+    across = grid.patches * POINTS
     centres = (np.arange(across) + 0.5) / across
     thumbnail = _label_map(boxes, centres * grid.width, centres * grid.height)
     width, height = grid.resolution
@@ -67,16 +60,16 @@ def patch_labels(boxes: Boxes, grid: Grid) -> Tensor:
     x = ((np.arange(grid.tile_cols * across) + 0.5) * pitch - (width - scale * grid.width) / 2) / scale
     y = ((np.arange(grid.tile_rows * across) + 0.5) * pitch - (height - scale * grid.height) / 2) / scale
     canvas = _label_map(boxes, x, y)
-    labels = np.concatenate((_by_patch(thumbnail, grid.patches, points), _by_patch(canvas, grid.patches, points)))
+    labels = np.concatenate((_by_patch(thumbnail, grid.patches), _by_patch(canvas, grid.patches)))
     return torch.from_numpy(labels)
 
 
-def _by_patch(labels: np.ndarray, patches: int, points: int) -> np.ndarray:
-    """[rows * patches * points, cols * patches * points] to [rows * cols, patches**2, points**2]."""
-    across = patches * points
+def _by_patch(labels: np.ndarray, patches: int) -> np.ndarray:
+    """[rows * patches * POINTS, cols * patches * POINTS] to [rows * cols, patches**2, POINTS**2]."""
+    across = patches * POINTS
     rows, cols = labels.shape[0] // across, labels.shape[1] // across
-    parts = labels.reshape(rows, patches, points, cols, patches, points).transpose(0, 3, 1, 4, 2, 5)
-    return parts.reshape(rows * cols, patches**2, points**2)
+    parts = labels.reshape(rows, patches, POINTS, cols, patches, POINTS).transpose(0, 3, 1, 4, 2, 5)
+    return parts.reshape(rows * cols, patches**2, POINTS**2)
 
 
 def _label_map(boxes: Boxes, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from vl.training.batch import Batch
 from vl.training.compile import compile_blocks
 from vl.training.config import TrainConfig
 from vl.training.data import Key, RenderedSteps, Source, batches, held_out
-from vl.training.dense import PatchHead, points_per_side
+from vl.training.dense import PatchHead
 from vl.training.flops import StepFlops, measure_peak
 from vl.training.lora import load_adapter, new_adapters
 from vl.training.optim import MasterOptimizer, learning_rate
@@ -117,8 +117,7 @@ class Trainer:
         freeze(self.model, config.run.train)
         if config.data.files or tower is None or not any(p.requires_grad for p in tower.vit.parameters()):
             return Learner(self.model)
-        points = points_per_side(tower.config.patch_size)
-        return Learner(self.model, PatchHead(tower.config.hidden_size, points, device=self.model.device))
+        return Learner(self.model, PatchHead(tower.config.hidden_size, device=self.model.device))
 
     def _build_optimizer(self) -> MasterOptimizer:
         """The masters are taken before the weights are rounded to the dtype of the run."""

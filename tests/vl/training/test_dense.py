@@ -2,17 +2,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 import vision_encoder
 from preprocessing import Patcher
 from vision_encoder import VisionConfig, VisionEncoder
 from vl.training.dense import (
     CLASSES,
+    POINTS,
     PatchHead,
     captured_features,
     dense_loss,
     patch_labels,
-    points_per_side,
     supervised,
 )
 from vl.training.pictures.canvas import SizeRange
@@ -28,16 +29,21 @@ def samples(kind: str, count: int) -> list[Sample]:
     return [render(5, index, Mix(sizes=SIZES).only(kind)) for index in range(count)]
 
 
+def as_maps(labels: Tensor, patches: int) -> Tensor:
+    """[tiles, patches**2, POINTS**2] laid out as they lie in a tile: [tiles, patches * POINTS, patches * POINTS]."""
+    by_patch = labels.view(-1, patches, patches, POINTS, POINTS)
+    return by_patch.transpose(2, 3).reshape(-1, patches * POINTS, patches * POINTS)
+
+
 @pytest.mark.parametrize("patch", [14, 28])
 def test_points_have_the_colour_that_their_label_names(patch: int) -> None:
-    across, points = 336 // patch, points_per_side(patch)
+    pitch = patch // POINTS
     for sample in samples("scenes", 12):
         assert isinstance(sample.facts, SceneFacts)
         tiles, grid = Patcher(patch=patch)(sample.image)
-        by_patch = patch_labels(sample.boxes, grid).view(-1, across, across, points, points)
-        labels = by_patch.transpose(2, 3).reshape(-1, 24, 24)
+        labels = as_maps(patch_labels(sample.boxes, grid), 336 // patch)
         assert labels.shape[0] == len(tiles)
-        centres = tiles[:, :, 7::14, 7::14].permute(0, 2, 3, 1).float()  # [tiles, 24, 24, 3]
+        centres = tiles[:, :, pitch // 2 :: pitch, pitch // 2 :: pitch].permute(0, 2, 3, 1).float()
         for shape in sample.facts.shapes:
             if shape.shape not in ("square", "circle", "hexagon"):
                 continue  # the others leave part of their box open
@@ -57,16 +63,16 @@ def test_labels_spell_the_text(view: str) -> None:
         facts = sample.facts
         assert isinstance(facts, WordsFacts)
         grid = Patcher().grid(facts.width, facts.height)
-        labels = patch_labels(facts.boxes, grid)
+        labels, across = as_maps(patch_labels(facts.boxes, grid), 24), 24 * POINTS
         if view == "thumbnail":
-            canvas, pitch = labels[0].view(24, 24), facts.width / 24
+            canvas, pitch = labels[0], facts.width / across
         else:
-            tiles = labels[1:].view(grid.tile_rows, grid.tile_cols, 24, 24)
-            canvas = tiles.transpose(1, 2).reshape(grid.tile_rows * 24, grid.tile_cols * 24)
+            tiles = labels[1:].view(grid.tile_rows, grid.tile_cols, across, across)
+            canvas = tiles.transpose(1, 2).reshape(grid.tile_rows * across, grid.tile_cols * across)
             width, height = grid.resolution
-            pitch = 14 / min(width / facts.width, height / facts.height)  # of the patches, in pixels of the picture
+            pitch = 336 / across / min(width / facts.width, height / facts.height)  # of points, in the picture's pixels
         if min(right - left for _, (left, _, right, _) in facts.boxes) < 1.05 * pitch:
-            continue  # some letter is narrower than a patch
+            continue  # some letter is narrower than the way from point to point
         expected = [line.replace(" ", "") for line in facts.lines]
         rows = ["".join(NAMES.get(int(v), "") for v in row) for row in canvas]
         read = [_collapse(row) for row in rows if row]
