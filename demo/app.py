@@ -17,7 +17,7 @@ from vl.model import DEFAULT_PROMPT
 if TYPE_CHECKING:
     from vl.model import MiniMaxVL
 
-NANO = "The embedded nano model reads drawn shapes and printed text; it is not made for photographs."
+NANO = "The embedded nano model knows drawn shapes, emoji and printed text; it is not made for photographs."
 
 
 def build(model: MiniMaxVL) -> gr.Blocks:
@@ -30,7 +30,7 @@ def build(model: MiniMaxVL) -> gr.Blocks:
         with gr.Row(elem_id="examples"):
             choices = [
                 (gr.Button(example.label, icon=example.path, size="sm", min_width=0, scale=0), example)
-                for example in examples(DEFAULT_PROMPT)
+                for example in examples()
             ]
         with gr.Row(elem_id="main"):
             with gr.Column(scale=5, min_width=320):

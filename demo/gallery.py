@@ -19,11 +19,12 @@ class Example:
     question: str
 
 
-def examples(question: str, folder: Path | None = None) -> list[Example]:
-    """The images that `captions.json` of the folder names, in its order, labelled after their files."""
+def examples(folder: Path | None = None) -> list[Example]:
+    """The images and prompts of `examples.jsonl` of the folder, in its order, labelled after their files."""
     folder = folder or FOLDER
-    names = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
-    return [Example(folder / name, label_of(name), question) for name in names]
+    lines = (folder / "examples.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    return [Example(folder / record["image"], label_of(record["image"]), record["prompt"]) for record in records]
 
 
 def label_of(name: str) -> str:

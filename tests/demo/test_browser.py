@@ -6,6 +6,7 @@ with the embedded model.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import struct
@@ -62,7 +63,8 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("examples")
     Image.new("RGB", (1920, 1080), "tomato").save(folder / "wide-scene.png")
     Image.new("RGB", (336, 336), "teal").save(folder / "small.webp")
-    (folder / "captions.json").write_text('{"wide-scene.png": "", "small.webp": ""}')
+    records = [{"image": name, "prompt": "Describe this image."} for name in ("wide-scene.png", "small.webp")]
+    (folder / "examples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder
 
 

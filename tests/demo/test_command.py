@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -61,16 +62,17 @@ def test_analytics_are_off(tiny_model: vl.MiniMaxVL) -> None:
     assert build(tiny_model).analytics_enabled is False
 
 
-def test_examples_come_in_the_order_of_their_captions(tmp_path: Path) -> None:
-    (tmp_path / "captions.json").write_text('{"two-words-300px.png": "…", "photo.WEBP": "…"}')
-    assert [(e.label, e.path.name, e.question) for e in examples("What?", tmp_path)] == [
-        ("Two words, 300 px", "two-words-300px.png", "What?"),
+def test_examples_come_in_the_order_of_their_records(tmp_path: Path) -> None:
+    records = [{"image": "two-words-300px.png", "prompt": "Read."}, {"image": "photo.WEBP", "prompt": "What?"}]
+    (tmp_path / "examples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert [(e.label, e.path.name, e.question) for e in examples(tmp_path)] == [
+        ("Two words, 300 px", "two-words-300px.png", "Read."),
         ("Photo", "photo.WEBP", "What?"),
     ]
 
 
 def test_shipped_examples_are_there(tiny_model: vl.MiniMaxVL) -> None:
-    shipped = examples("What?")
+    shipped = examples()
     assert len(shipped) >= 6
     for example in shipped:
         assert "tokens" in Handlers(tiny_model).example(example, Session())[3]

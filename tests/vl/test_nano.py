@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 import vl
-from vl.evaluation import evaluate
+from vl.evaluation import evaluate, evaluate_file
 from vl.hub import NANO
 from vl.training import TrainConfig
 from vl.training.render import SMALL, Mix
 
 EXAMPLES = Path(__file__).parents[2] / "demo" / "examples"
+RECORDS = [json.loads(line) for line in (EXAMPLES / "examples.jsonl").read_text("utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,16 @@ def test_the_main_job_captions_the_examples_right() -> None:
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     captions = {Path(row["image"]).name: row["caption"] for row in rows}
-    assert captions == json.loads((EXAMPLES / "captions.json").read_text())
+    assert captions.keys() == {record["image"] for record in RECORDS}
+    described = {record["image"]: record["answer"] for record in RECORDS if record["prompt"] == vl.DEFAULT_PROMPT}
+    assert captions | described == captions
+
+
+def test_it_answers_the_questions_of_the_examples(nano: vl.MiniMaxVL) -> None:
+    results = evaluate_file(nano, EXAMPLES / "examples.jsonl")
+    rows = [row for result in results for row in result.rows]
+    assert len(rows) == len(RECORDS)
+    assert [row.id for row in rows if not row.right] == []
 
 
 def test_it_is_small_and_of_its_recipe(nano: vl.MiniMaxVL) -> None:

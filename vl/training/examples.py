@@ -1,18 +1,24 @@
-"""The pictures of `demo/examples/`, each with the caption that the embedded model should give it."""
+"""The pictures of `demo/examples/`, each with what the embedded model is asked about it, and the right answer."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
+from zlib import crc32
 
+from vl.model import DEFAULT_PROMPT
+from vl.training.kinds import Facts
 from vl.training.pictures.canvas import SizeRange
+from vl.training.pictures.emoji import EmojiFacts
+from vl.training.pictures.pages import PageFacts
 from vl.training.pictures.scenes import SceneFacts
 from vl.training.pictures.words import WordsFacts
 from vl.training.render import EVALUATION_SEED, Mix, Sample, render
 
-CAPTIONS = "captions.json"
+RECORDS = "examples.jsonl"  # beside the pictures, in the form that `vl eval` reads
 _SEED = EVALUATION_SEED + 2
 
 
@@ -20,59 +26,87 @@ _SEED = EVALUATION_SEED + 2
 class Example:
     """A file to write: the first picture of the stream that fits the description, after `skip` others.
 
-    `things` counts objects of a scene or words of a text, `side` the pixels of the longer side, `landscape` says
-    whether that is the width. Examples show what the embedded model can do, so ones that it misreads are skipped; how
-    often it does is what `vl eval` says.
+    `things` counts the objects of a scene, emoji, or words of a text (of a page: at least), `side` the pixels of the
+    longer side, `landscape` says whether that is the width. `of` is the facts' own kind, such as "receipt", where
+    pictures have one. `asked` is a part of the question; without it the picture is to be described. Examples show what
+    the embedded model can do, so ones that it misreads are skipped; how often it does is what `vl eval` says.
     """
 
     name: str
     kind: str
     side: int
-    things: int
+    things: int | None = None
     landscape: bool = True
+    of: str | None = None
+    asked: str | None = None
     skip: int = 0
 
 
 EXAMPLES = (
     Example("tiny-scene-64px.png", "scenes", 64, 1),
-    Example("small-scene-240px.webp", "scenes", 240, 3),
-    Example("scene-336px.jpg", "scenes", 336, 4, landscape=False),
-    Example("large-scene-1280px.jpg", "scenes", 1280, 5),
+    Example("scene-336px.jpg", "scenes", 336, 4, landscape=False, skip=1),
     Example("huge-scene-2016px.webp", "scenes", 2016, 6, landscape=False),
-    Example("word-128px.png", "words", 128, 1),
-    Example("words-320px.png", "words", 320, 2, skip=1),
-    Example("sign-800px.jpg", "words", 800, 3, skip=1),
+    Example("relation-320px.png", "scenes", 320, 4, asked="left of"),
+    Example("count-480px.webp", "counts", 480, 9, asked="How many"),
+    Example("emoji-240px.png", "emoji", 240, 1, asked="Unicode name"),
+    Example("emoji-600px.webp", "emoji", 600, 3, landscape=False),
+    Example("words-320px.png", "words", 320, 2),
     Example("poster-1600px.webp", "words", 1600, 4),
+    Example("page-1344px.webp", "pages", 1344, 30, of="page", skip=4),
+    Example("receipt-1100px.webp", "pages", 1100, landscape=False, of="receipt", asked="total"),
+    Example("bar-chart-600px.png", "charts", 600, of="bar chart", asked="value"),
+    Example("pie-chart-336px.png", "charts", 336, of="pie chart", skip=7),
+    Example("table-640px.png", "tables", 640, asked="What is", skip=1),
 )
 
 
-def write_examples(folder: str | Path) -> dict[str, str]:
-    """Writes every example and `captions.json`, which maps file name to caption. Returns that map."""
+def write_examples(folder: str | Path, examples: Sequence[Example] = EXAMPLES) -> list[dict[str, str]]:
+    """Writes every example and `examples.jsonl`, a line to each. Returns these records.
+
+    Raises:
+        ConfigError: if there is nothing to print with: text needs the fonts of the `train` extra, emoji a colour font.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    captions = {}
-    for number, example in enumerate(EXAMPLES):
-        sample = find(example, number << 16)
+    records = []
+    for example in examples:
+        sample = find(example)
         sample.image.save(folder / example.name, quality=82)
-        captions[example.name] = sample.answer
-    (folder / CAPTIONS).write_text(json.dumps(captions, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    return captions
+        asked = {"image": example.name, "prompt": sample.prompt, "answer": sample.answer, "task": sample.metric}
+        records.append({"id": Path(example.name).stem} | asked)
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    (folder / RECORDS).write_text("".join(lines), "utf-8")
+    return records
 
 
-def find(example: Example, start: int) -> Sample:
-    """The sample from index `start` on that an example describes."""
-    mix = Mix(sizes=(SizeRange(example.side, example.side, 1.0),)).only(example.kind)
+def find(example: Example) -> Sample:
+    """The sample that an example describes, with the default prompt where nothing is asked."""
+    mix = replace(Mix().only(example.kind), sizes=(SizeRange(example.side, example.side, 1.0),))
+    if example.asked:
+        mix = replace(mix, questions=1.0)
+    start = crc32(example.name.encode())  # so that a picture does not depend on what else there is
     fitting = (sample for index in count(start) if _fits(sample := render(_SEED, index, mix), example))
-    return next(islice(fitting, example.skip, None))
+    sample = next(islice(fitting, example.skip, None))
+    return sample if example.asked else replace(sample, prompt=DEFAULT_PROMPT)
 
 
 def _fits(sample: Sample, example: Example) -> bool:
-    facts = sample.facts
-    if isinstance(facts, WordsFacts):
-        things = len(facts.text.split())
-        plain = facts.size >= example.side / 16 and facts.text.replace(" ", "").isalpha()
-    else:
-        assert isinstance(facts, SceneFacts)
-        things, plain = len(facts.shapes), True
     width, height = sample.image.size
-    return plain and things == example.things and (width >= height) == example.landscape
+    return (
+        (width >= height) == example.landscape
+        and max(width, height) == example.side
+        and example.of in (None, getattr(sample.facts, "kind", None))
+        and (example.asked or "") in sample.prompt
+        and _has_things(sample.facts, example)
+    )
+
+
+def _has_things(facts: Facts, example: Example) -> bool:
+    if isinstance(facts, WordsFacts):
+        plain = facts.size >= example.side / 16 and facts.text.replace(" ", "").isalpha()
+        return plain and len(facts.text.split()) == example.things
+    if isinstance(facts, PageFacts):
+        return len(facts.text.split()) >= (example.things or 1)
+    if isinstance(facts, SceneFacts):
+        return len(facts.shapes) == example.things
+    return not isinstance(facts, EmojiFacts) or len(facts.items) == example.things

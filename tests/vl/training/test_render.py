@@ -1,17 +1,14 @@
 from __future__ import annotations
 
 import colorsys
-import json
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import vl
 from vl.evaluation.metrics import named_shapes, read_text
-from vl.training.examples import CAPTIONS, EXAMPLES, write_examples
 from vl.training.pictures import fonts
 from vl.training.pictures.canvas import COLOURS, SizeRange
 from vl.training.pictures.fonts import find_faces, open_face
@@ -152,31 +149,6 @@ def test_words_are_printable_and_readable_by_case() -> None:
     assert all(
         word.isascii() and word.isalpha() and word.islower() and not set(word) <= set("cosuvwxz") for word in words
     )
-
-
-def test_examples_match_their_captions(tmp_path: Path) -> None:
-    captions = write_examples(tmp_path)
-    assert json.loads((tmp_path / CAPTIONS).read_text()) == captions
-    suffixes, sides = set(), set()
-    for example in EXAMPLES:
-        with Image.open(tmp_path / example.name) as image:
-            image.load()
-            suffixes.add(image.format)
-            sides.add(max(image.size))
-        caption = captions[example.name]
-        things = named_shapes(caption) if example.kind == "scenes" else read_text(caption).split()
-        assert len(things) == example.things
-    assert suffixes == {"PNG", "JPEG", "WEBP"}
-    assert {64, 2016} <= sides
-
-
-def test_shipped_examples_have_captions() -> None:
-    folder = REPOSITORY / "demo" / "examples"
-    captions = json.loads((folder / CAPTIONS).read_text())
-    pictures = {path.name for path in folder.iterdir() if path.suffix != ".json"}
-    assert set(captions) == pictures
-    assert len(pictures) >= 6
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 1.5 * 2**20
 
 
 def test_missing_fonts_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
