@@ -46,7 +46,7 @@ EXAMPLES = (
     Example("tiny-scene-64px.png", "scenes", 64, 1),
     Example("scene-336px.jpg", "scenes", 336, 4, landscape=False, skip=1),
     Example("huge-scene-2016px.webp", "scenes", 2016, 6, landscape=False),
-    Example("relation-320px.png", "scenes", 320, 4, asked="left of"),
+    Example("place-320px.png", "scenes", 320, 4, asked="of the picture?"),
     Example("count-480px.webp", "counts", 480, 9, asked="How many"),
     Example("emoji-240px.png", "emoji", 240, 1, asked="Unicode name"),
     Example("emoji-600px.webp", "emoji", 600, 3, landscape=False),
@@ -81,9 +81,8 @@ def write_examples(folder: str | Path, examples: Sequence[Example] = EXAMPLES) -
 
 def find(example: Example) -> Sample:
     """The sample that an example describes, with the default prompt where nothing is asked."""
-    mix = replace(Mix().only(example.kind), sizes=(SizeRange(example.side, example.side, 1.0),))
-    if example.asked:
-        mix = replace(mix, questions=1.0)
+    sizes = (SizeRange(example.side, example.side, 1.0),)
+    mix = replace(Mix().only(example.kind), sizes=sizes, questions=1.0 if example.asked else 0.0)
     start = crc32(example.name.encode())  # so that a picture does not depend on what else there is
     fitting = (sample for index in count(start) if _fits(sample := render(_SEED, index, mix), example))
     sample = next(islice(fitting, example.skip, None))
