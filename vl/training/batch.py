@@ -34,6 +34,7 @@ class Batch:
         labels: int64 [T], the token that has to follow each position, or -100 where none is learnt: everything but
             the assistant's text and its end token.
         scored: int64 [m], the positions with a label, so that logits are made for these alone.
+        answer_lengths: int64 [m], how many tokens the answer has that a scored position is of, its end token included.
         image_rows: int64 [image tokens], the positions of image tokens.
         tiles: uint8 [n, 3, S, S].
         patch_points, patch_labels: int64 [p] each, points of the tiles' patches, counted through, and what they show,
@@ -47,6 +48,7 @@ class Batch:
     input_ids: Tensor
     labels: Tensor
     scored: Tensor
+    answer_lengths: Tensor
     image_rows: Tensor
     tiles: Tensor
     patch_points: Tensor | None
@@ -106,11 +108,15 @@ def join(sequences: Iterable[Encoded], image_token: int | None, skipped: Iterabl
     shown = [sequence.patch_labels.flatten() for sequence in sequences if sequence.patch_labels is not None]
     patch_labels = torch.cat(shown) if shown else None
     points = None if patch_labels is None else supervised(patch_labels)
+    scored = (labels != IGNORE).nonzero().flatten()
+    # Tokens of one answer follow each other, so their position less their rank is the same.
+    _, answer, counts = (scored - torch.arange(len(scored))).unique_consecutive(return_inverse=True, return_counts=True)
     places = torch.zeros_like(ids, dtype=torch.bool) if image_token is None else ids == image_token
     return Batch(
         input_ids=ids,
         labels=labels,
-        scored=(labels != IGNORE).nonzero().flatten(),
+        scored=scored,
+        answer_lengths=counts[answer],
         image_rows=places.nonzero().flatten(),
         # In a worker this writes straight to the memory that the training process shares.
         tiles=default_collate(tiles) if tiles else sequences[0].inputs.tiles,

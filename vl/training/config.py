@@ -14,6 +14,7 @@ from text_backbone.config import hybrid_layers
 from vision_encoder import VisionConfig
 from vl.config import VLConfig
 from vl.errors import ConfigError
+from vl.training.losses import REDUCTIONS
 from vl.training.pictures.canvas import SizeRange
 from vl.training.render import EVALUATION_SEED, SMALL, Mix
 from vl.training.tokenizer import BEGIN_ID, END_ID, IMAGE_ID
@@ -83,6 +84,9 @@ class OptimizerConfig:
     `muon` hands the hidden matrices to Muon (see `vl.training.muon`), whose updates are orthogonalised. It needs whole
     matrices, so one process, and a rate about 2.5 times AdamW's.
 
+    `reduction` says how answers of different lengths share the loss: "token" gives each token the same weight, so that
+    long texts rule; "sample" gives each answer the same, however short; "square" is between them.
+
     `balance` weighs the experts' load-balance loss and `dense` the vision tower's own (see `vl.training.dense`) beside
     the caption loss.
     """
@@ -95,6 +99,7 @@ class OptimizerConfig:
     clip: float = 1.0
     balance: float = 0.01
     dense: float = 1.0
+    reduction: str = "token"
     muon: bool = False
     schedule: str = "cosine"
     decay_share: float = 0.2
@@ -102,6 +107,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "wsd"):
             raise ConfigError(f"optimizer.schedule {self.schedule!r} must be 'cosine' or 'wsd'")
+        if self.reduction not in REDUCTIONS:
+            raise ConfigError(f"optimizer.reduction {self.reduction!r} must be one of {', '.join(REDUCTIONS)}")
 
 
 @dataclass(frozen=True)

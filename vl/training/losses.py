@@ -8,10 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_POWERS = {"token": 0.0, "square": -0.5, "sample": -1.0}
+REDUCTIONS = tuple(_POWERS)
+"""How answers of different lengths share the loss: by their tokens, by the square root of those, or evenly."""
 
-def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy in nats: logits float32 [m, vocab], labels int64 [m] -> []."""
-    return F.cross_entropy(logits, labels)
+
+def answer_weights(lengths: Tensor, reduction: str) -> Tensor:
+    """What each learnt token weighs: the length of its answer to the power 0 ("token"), -1/2 ("square", the square
+    averaging of InternVL 2.5, arXiv:2412.05271, section 4.2) or -1 ("sample"); int64 [m] -> float32 [m].
+    """
+    return lengths.float() ** _POWERS[reduction]
+
+
+def token_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy in nats, weighted if so: logits float32 [m, vocab], labels int64 [m], weights [m] -> []."""
+    if weights is None:
+        return F.cross_entropy(logits, labels)
+    return (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
 
 
 def balance_loss(router_logits: Sequence[Tensor], top_k: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from vl.model import MiniMaxVL
 from vl.training.batch import Batch
 from vl.training.dense import PatchHead, captured_features, dense_loss
 from vl.training.lora import Adapters
-from vl.training.losses import balance_loss, token_loss
+from vl.training.losses import answer_weights, balance_loss, token_loss
 
 # Not cuDNN, though it is the fastest: it takes tens of milliseconds to plan for each new shape, and no two batches
 # are alike.
@@ -70,6 +70,7 @@ class Learner(nn.Module):
         balance: float,
         dense: float,
         max_tiles: int,
+        reduction: str = "token",
         token_share: float = 1.0,
         batch_share: float = 1.0,
     ) -> StepLosses:
@@ -77,9 +78,9 @@ class Learner(nn.Module):
 
         Args:
             batch: on the model's device.
-            balance, dense, max_tiles: as in `OptimizerConfig` and `RunConfig`.
-            token_share, batch_share: of a step with several batches, this one's share of the scored tokens and of the
-                batches; every loss is multiplied by the one that fits, so that the step's are their sums.
+            balance, dense, reduction, max_tiles: as in `OptimizerConfig` and `RunConfig`.
+            token_share, batch_share: of a step with several batches, this one's share of the scored tokens' weight and
+                of the batches; every loss is multiplied by the one that fits, so that the step's are their sums.
         """
         routers: list[Tensor] = []
         if self.head is None or self.model.vision is None or batch.patch_points is None:
@@ -90,7 +91,8 @@ class Learner(nn.Module):
                 logits = scored_logits(self.model, batch, max_tiles=max_tiles, router_logits=routers)
             assert batch.patch_labels is not None
             patches = dense_loss(self.head(torch.cat(features)), batch.patch_points, batch.patch_labels)
-        tokens = token_loss(logits, batch.labels.index_select(0, batch.scored))
+        weights = answer_weights(batch.answer_lengths, reduction)
+        tokens = token_loss(logits, batch.labels.index_select(0, batch.scored), weights)
         even, load = balance_loss(routers, self.model.config.text.num_experts_per_tok)
         if (token_share, batch_share) != (1.0, 1.0):
             tokens, even, patches, load = (

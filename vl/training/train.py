@@ -23,6 +23,7 @@ from vl.training.data import Key, RenderedSteps, Source, batches, held_out
 from vl.training.dense import PatchHead
 from vl.training.flops import StepFlops, measure_peak
 from vl.training.lora import load_adapter, new_adapters
+from vl.training.losses import answer_weights
 from vl.training.optim import MasterOptimizer, learning_rate
 from vl.training.parallelize import World, gather, local, local_device, parallelize
 from vl.training.parts import freeze
@@ -219,16 +220,18 @@ class Trainer:
     def step(self, taken: list[Batch]) -> tuple[StepLosses, Tensor]:
         """One update from the batches of this process. Returns the losses and gradient norm, still on the device."""
         recipe = self.config.optimizer
-        scored = self.world.sum(sum(len(batch.scored) for batch in taken))
+        weights = [float(answer_weights(batch.answer_lengths, recipe.reduction).sum()) for batch in taken]
+        weight = self.world.sum(sum(weights))
         parts = []
-        for batch in taken:
+        for batch, own in zip(taken, weights, strict=True):
             part = self.learner(
                 batch.to(self.device),
                 balance=recipe.balance,
                 dense=recipe.dense,
+                reduction=recipe.reduction,
                 max_tiles=self.config.run.max_tiles,
                 # Gradients are averaged over the processes, and so are the shares.
-                token_share=self.world.size * len(batch.scored) / scored,
+                token_share=self.world.size * own / weight,
                 batch_share=1 / len(taken),
             )
             part.total.backward()

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from preprocessing import Processor
 from vl.training.batch import IGNORE
 from vl.training.config import TrainConfig
 from vl.training.data import RenderedSteps, batches, held_out, pack
+from vl.training.losses import answer_weights, token_loss
 from vl.training.render import EVALUATION_SEED, render
 from vl.training.tokenizer import IMAGE_ID
 
@@ -51,8 +54,6 @@ def test_steps_are_reproducible_and_differ(config: TrainConfig, processor: Proce
 
 
 def test_workers_give_the_same_batches_in_order(processor: Processor, config: TrainConfig) -> None:
-    from dataclasses import replace
-
     keys = [(step, step // 2) for step in range(4)]
     alone = list(batches(RenderedSteps(config.data, processor, IMAGE_ID), keys, pin=False))
     helped = list(batches(RenderedSteps(replace(config.data, workers=2), processor, IMAGE_ID), keys, pin=False))
@@ -67,3 +68,26 @@ def test_held_out_pictures_come_from_the_evaluation_seeds(config: TrainConfig, p
     expected = pack((render(EVALUATION_SEED, i, config.data.mix.only("scenes")) for i in range(3)), processor, IMAGE_ID)
     assert batch.kinds == ("scenes",) * 3
     assert torch.equal(batch.tiles, expected.tiles)
+
+
+def test_tokens_know_how_long_their_answer_is(config: TrainConfig, processor: Processor) -> None:
+    mix = replace(config.data.mix, scenes=1.0, questions=0.9, turns=6)
+    samples = [render(1, index, mix) for index in range(12)]
+    batch = pack(samples, processor, IMAGE_ID)
+    answers = [answer for s in samples for answer in (s.answer, *(answer for _, answer in s.later))]
+    assert len(answers) > 1.5 * len(samples)
+    # The tokenizer's own lengths, and one for the end.
+    lengths = [len(processor.tokenizer.encode(answer)) + 1 for answer in answers]
+    assert batch.answer_lengths.tolist() == [n for n in lengths for _ in range(n)]
+
+
+def test_reductions_share_the_loss_between_answers() -> None:
+    lengths = torch.tensor([2, 2, *[8] * 8])
+    logits = torch.randn(10, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(10) % 5
+    each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    short, long = each[:2].mean(), each[2:].mean()
+    for reduction, shares in {"token": (0.2, 0.8), "square": (1 / 3, 2 / 3), "sample": (0.5, 0.5)}.items():
+        loss = token_loss(logits, labels, answer_weights(lengths, reduction))
+        torch.testing.assert_close(loss, shares[0] * short + shares[1] * long)
+    torch.testing.assert_close(token_loss(logits, labels), each.mean())
