@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import subprocess
 import sys
 from dataclasses import replace
@@ -51,6 +53,18 @@ def test_the_result_loads_and_answers(config: TrainConfig, tmp_path: Path) -> No
     assert (tmp_path / "loss.png").stat().st_size > 1000
     kinds = {record["kind"] for record in read_log(tmp_path)}
     assert kinds == {"train", "eval"}
+
+
+def test_workers_end_with_the_run(config: TrainConfig, tmp_path: Path) -> None:
+    helped = replace(config, data=replace(config.data, workers=2), run=replace(config.run, steps=2))
+    others = set(multiprocessing.active_children())
+    gc.collect()
+    gc.disable()  # only it would find them when something keeps the loop's frame
+    try:
+        train(helped, tmp_path, device="cpu")
+        assert set(multiprocessing.active_children()) <= others
+    finally:
+        gc.enable()
 
 
 def test_training_learns(config: TrainConfig, tmp_path: Path) -> None:
