@@ -137,7 +137,7 @@ class Handlers:
         timings = Timings(preprocess=time.perf_counter() - start)
         yield talk.shown(""), note(f"Reading {count(inputs.input_ids.numel(), 'token')}…", "busy")
         engine, updated = self.model.engine, 0.0
-        request = engine.request(inputs, params, timings)
+        request = engine.submit(inputs, params, timings)
         try:
             # Step by step rather than piece by piece, so that Stop also ends the reading of a long prompt.
             while not (request.done or talk.stopped):

@@ -58,6 +58,10 @@ class ChatTemplate:
         except TemplateSyntaxError as error:
             raise InputError(f"chat template, line {error.lineno}: {error.message}; fix the template") from None
 
+    def __reduce__(self) -> tuple[type[ChatTemplate], tuple[str, dict[str, str]]]:
+        """To pickle and copy it: compiled anew from its source."""
+        return type(self), (self.source, self.special_tokens)
+
     @classmethod
     def load(cls, folder: str | Path) -> ChatTemplate:
         """The template of a checkpoint folder, or the default one.

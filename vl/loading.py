@@ -11,6 +11,7 @@ import torch
 from preprocessing import Patcher, Processor
 from vl.checkpoint import load_weights, resolve_source
 from vl.config import VLConfig, read_config
+from vl.engine import Engine, EngineConfig
 from vl.errors import ConfigError, DeviceError
 from vl.model import MiniMaxVL
 
@@ -35,34 +36,47 @@ def load(
             and float32 on a CPU.
         quantization: must be None in this version.
         progress: called after each tensor with the numbers of values loaded and in all.
-        options: `max_batch_size`, `prefill_tokens`, `cache_tokens`, `page_size`; see `vl.engine.Engine`.
+        options: the fields of `vl.engine.EngineConfig`.
 
     Raises:
         CheckpointError: if the files are missing, incomplete or damaged.
-        ConfigError: if the config asks for what this family does not have, or an option is unknown.
+        ConfigError: if the config asks for what this family does not have, or an option is unknown or out of range.
         DeviceError: if the device or dtype is not available.
     """
     if quantization is not None:
         raise ConfigError(f"quantization={quantization!r} is not available in this version: use None")
-    unknown = set(options) - {"max_batch_size", "prefill_tokens", "cache_tokens", "page_size"}
-    if unknown:
-        raise ConfigError(f"unknown option {', '.join(sorted(unknown))}: see vl.engine.Engine for those that exist")
+    engine = EngineConfig.of(options)
     place = pick_device(device)
     folder = resolve_source(source)
     config = read_config(folder)
-    model = MiniMaxVL(
+    model = build_model(
         config,
         Processor.load(folder, patcher_of(config)),
         name=os.fspath(source),
         device=place,
         dtype=pick_dtype(dtype, place),
-        **options,
+        engine=engine,
     )
     check_image_token(model)
     if device is None and place.type == "cpu":
         warn_of_slowness(model)
     load_weights(model.released_tensors(), folder, progress=progress)
     return model.eval()
+
+
+def build_model(
+    config: VLConfig,
+    processor: Processor,
+    *,
+    name: str = "",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    engine: EngineConfig | None = None,
+) -> MiniMaxVL:
+    """A model that can generate, its weights uninitialised; arguments as of `MiniMaxVL`, and the engine's config."""
+    model = MiniMaxVL(config, processor, name=name, device=device, dtype=dtype)
+    model.engine = Engine(model, engine)
+    return model
 
 
 def patcher_of(config: VLConfig) -> Patcher | None:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,24 +19,34 @@ from vision_encoder import VisionEncoder
 from vision_encoder import released_tensors as vision_tensors
 from vl.checkpoint import save_weights
 from vl.config import VLConfig, write_config
-from vl.engine import Engine, Generation, SamplingParams, Timings
-from vl.errors import InputError
+from vl.engine import Generation, Request, SamplingParams, TextStream, Timings
+from vl.errors import ConfigError, InputError
 
 DEFAULT_PROMPT = "Describe this image."
+
+
+class Driver(Protocol):
+    """What generates for a model: `vl.engine.Engine`."""
+
+    def submit(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request: ...
+    def stream(self, request: Request) -> Iterator[str]: ...
+    def run(self, requests: Sequence[Request]) -> list[Generation]: ...
+    def cancel(self, request: Request) -> None: ...
+    def step(self) -> None: ...
 
 
 class MiniMaxVL(nn.Module):
     """A model of the MiniMax-VL-01 family (ViT, projector, hybrid lightning/softmax mixture-of-experts decoder).
 
-    Made by `vl.load`, or from a `VLConfig` for training from scratch (the weights are then uninitialised). A config
-    without a vision part makes MiniMax-Text-01, which refuses images.
+    Made by `vl.load`, or by `vl.loading.build_model` from a `VLConfig` for training from scratch (the weights are then
+    uninitialised): both give it an engine, which generates. A config without a vision part makes MiniMax-Text-01, which
+    refuses images.
 
     Args:
         config: the model's shape.
         processor: messages to `Inputs`.
         name: what to call the model in results.
         device, dtype: where and how the weights are held.
-        engine_options: keyword arguments of `vl.engine.Engine`.
     """
 
     def __init__(
@@ -47,7 +57,6 @@ class MiniMaxVL(nn.Module):
         name: str = "",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **engine_options: int,
     ) -> None:
         super().__init__()
         self.config = config
@@ -58,7 +67,25 @@ class MiniMaxVL(nn.Module):
         # The released config.json does not name the end token.
         end_id = processor.tokenizer.token_id(END_OF_TURN)
         self.end_ids = frozenset(config.eos_token_ids or ([] if end_id is None else [end_id]))
-        self.engine = Engine(self, **engine_options)
+        self._engine: Driver | None = None
+
+    @property
+    def engine(self) -> Driver:
+        """What generates. Raises ConfigError if the model was given none."""
+        if self._engine is None:
+            raise ConfigError(
+                "this model has no engine to generate with: build it with vl.load or vl.loading.build_model, "
+                "or set model.engine = vl.engine.Engine(model)"
+            )
+        return self._engine
+
+    @engine.setter
+    def engine(self, engine: Driver) -> None:
+        self._engine = engine
+
+    def detokeniser(self) -> TextStream:
+        """A new decoder for ids that come one by one."""
+        return self.processor.tokenizer.stream()
 
     @property
     def device(self) -> torch.device:
@@ -118,9 +145,10 @@ class MiniMaxVL(nn.Module):
 
     # The doors
 
-    def caption(self, image: ImageSource, prompt: str = DEFAULT_PROMPT, **sampling: Any) -> str:
-        """Describe one image. `sampling` is that of `generate`."""
-        content = [{"type": "image", "image": image}, {"type": "text", "text": prompt}]
+    def caption(self, image: ImageSource, prompt: str | None = None, **sampling: Any) -> str:
+        """Describe one image, or answer `prompt` about it. `sampling` is that of `generate`."""
+        question = DEFAULT_PROMPT if prompt is None else prompt
+        content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
         return self.chat([{"role": "user", "content": content}], **sampling)
 
     def chat(self, messages: Messages, **sampling: Any) -> str:
@@ -136,7 +164,7 @@ class MiniMaxVL(nn.Module):
         inputs, timings = self._prepare(messages)
 
         def pieces() -> Iterator[str]:
-            yield from self.engine.stream(self.engine.request(inputs, params, timings))
+            yield from self.engine.stream(self.engine.submit(inputs, params, timings))
 
         return pieces()
 
@@ -156,7 +184,7 @@ class MiniMaxVL(nn.Module):
         """
         params = SamplingParams(**sampling)
         prepared = [self._prepare(item) for item in batch]  # all of it before any is queued: bad input costs nothing
-        return self.engine.run([self.engine.request(inputs, params, timings) for inputs, timings in prepared])
+        return self.engine.run([self.engine.submit(inputs, params, timings) for inputs, timings in prepared])
 
     def _prepare(self, item: Messages | Inputs) -> tuple[Inputs, Timings]:
         start = time.perf_counter()

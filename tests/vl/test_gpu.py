@@ -14,7 +14,8 @@ from PIL import Image
 
 import text_backbone
 import vl
-from vl.engine.engine import Engine
+from vl.engine import Engine, EngineConfig
+from vl.loading import build_model
 
 pytestmark = pytest.mark.gpu
 
@@ -90,7 +91,7 @@ def kernel_sized(tiny_text_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) ->
     def build(dtype: torch.dtype, *, device: str = "cuda", graphs: bool = True, **options: int) -> vl.MiniMaxVL:
         if not graphs:
             monkeypatch.setattr(Engine, "_recorder", lambda self: Rerun())
-        model = vl.MiniMaxVL(config, donor.processor, device=device, dtype=dtype, **options).eval()
+        model = build_model(config, donor.processor, device=device, dtype=dtype, engine=EngineConfig(**options)).eval()
         text_backbone.init_weights(model.language_model, std=0.3, generator=torch.Generator(device).manual_seed(0))
         return model
 
@@ -106,7 +107,7 @@ def answers(model: vl.MiniMaxVL, late: int = 2) -> list[list[int]]:
         if index == len(QUESTIONS) - late:
             for _ in range(4):
                 model.engine.step()
-        requests.append(model.engine.request(model.processor(messages), vl.SamplingParams(**sampling)))
+        requests.append(model.engine.submit(model.processor(messages), vl.SamplingParams(**sampling)))
     return [result.token_ids for result in model.engine.run(requests)]
 
 

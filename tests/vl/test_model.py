@@ -80,6 +80,10 @@ def test_caption_is_a_chat_about_one_image(tiny_model: vl.MiniMaxVL) -> None:
     image = picture(100, 80)
     expected = tiny_model.chat(ask(vl.DEFAULT_PROMPT, image), max_new_tokens=10)
     assert tiny_model.caption(image, max_new_tokens=10) == expected
+    assert tiny_model.caption(image, None, max_new_tokens=10) == expected
+    assert tiny_model.caption(image, "Hello", max_new_tokens=10) == tiny_model.chat(
+        ask("Hello", image), max_new_tokens=10
+    )
 
 
 def test_usage_and_timings(tiny_model: vl.MiniMaxVL) -> None:

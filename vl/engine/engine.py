@@ -11,66 +11,81 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from preprocessing import Inputs
-from text_backbone import CacheFull, HybridCache, Packed
+from preprocessing import Grid, Inputs
+from text_backbone import CacheFull, HybridCache, MiniMaxText, Packed
+from vl.engine.config import EngineConfig
 from vl.engine.decode import DecodeStep
 from vl.engine.graphs import GraphRecorder, Recorder
-from vl.engine.request import Generation, Request, Timings
+from vl.engine.request import Generation, Request, TextStream, Timings
 from vl.engine.sampling import SamplingParams, SamplingRows, sample
 from vl.errors import InputError
 
-if TYPE_CHECKING:
-    from vl.model import MiniMaxVL
+
+class Model(Protocol):
+    """What an engine drives. It is asked anew for each step: between two it may be moved, cast or given adapters."""
+
+    @property
+    def language_model(self) -> MiniMaxText: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+
+    def embed(self, input_ids: Tensor, tiles: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """int64 `[tokens]`, uint8 `[n, 3, S, S]` and the images' grids to `[tokens, hidden]`."""
+
+    def detokeniser(self) -> TextStream:
+        """A new decoder for ids that come one by one."""
 
 
 class Engine:
     """Continuous batching over one hybrid cache.
 
+    A copy (`copy.deepcopy`, `pickle`) has the model's copy and the config, and nothing of what was queued or cached.
+
     Args:
-        model: the model that the engine drives.
-        max_batch_size: sequences that run at once; each holds one lightning state (`heads * head_dim^2` floats per
-            lightning layer) whatever its length.
-        prefill_tokens: prompt tokens read per step; longer prompts are read in chunks, which bounds memory.
-        cache_tokens: capacity of the paged KV cache, in tokens over all sequences. One request that needs more grows
-            the cache once the engine is idle.
-        page_size: tokens per KV page.
+        model: what the engine drives.
+        config: how much it takes on at once.
     """
 
-    def __init__(
-        self,
-        model: MiniMaxVL,
-        *,
-        max_batch_size: int = 16,
-        prefill_tokens: int = 8192,
-        cache_tokens: int = 65536,
-        page_size: int = 256,
-    ) -> None:
+    def __init__(self, model: Model, config: EngineConfig | None = None) -> None:
         self.model = model
-        self.max_batch_size = max_batch_size
-        self.prefill_tokens = prefill_tokens
-        self.page_size = page_size
-        self._pages = -(-cache_tokens // page_size)
+        self.config = config or EngineConfig()
+        self._start()
+
+    def _start(self) -> None:
+        self._pages = self.config.pages
         self._cache: HybridCache | None = None
         self._decode: DecodeStep | None = None
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._lock = threading.RLock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model, "config": self.config}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._start()
+
     # Requests
 
-    def request(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request:
+    def submit(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request:
         """Queue a prompt. It starts when a slot and its pages are free, first come first served."""
         if inputs.input_ids.numel() == 0:
             raise InputError("the prompt is empty: give at least one message")
         request = Request(
             inputs,
             params,
-            self.model.processor.tokenizer.stream(),
+            self.model.detokeniser(),
             params.key(),
             timings or Timings(),
         )
@@ -135,7 +150,7 @@ class Engine:
         if self._waiting and not self._running:
             self._follow_model()
         admitted: list[Request] = []
-        while self._waiting and len(self._running) < self.max_batch_size:
+        while self._waiting and len(self._running) < self.config.max_batch_size:
             request = self._waiting[0]
             tokens = request.prompt_tokens + request.params.max_new_tokens
             cache = self._cache_for(tokens)
@@ -161,16 +176,16 @@ class Engine:
 
     def _cache_for(self, tokens: int) -> HybridCache:
         """The cache, made on first use and remade larger when one request alone would not fit."""
-        pages = -(-tokens // self.page_size)
+        pages = -(-tokens // self.config.page_size)
         if self._cache is None or (pages > self._pages and not self._running):
             self._pages = max(pages, self._pages)
             self._cache = self._decode = None  # frees the old one before the new one is allocated
             recorder = self._recorder()
             self._cache = HybridCache(
-                self.model.config.text,
-                slots=self.max_batch_size,
+                self.model.language_model.config,
+                slots=self.config.max_batch_size,
                 pages=self._pages,
-                page_size=self.page_size,
+                page_size=self.config.page_size,
                 device=self.model.device,
                 dtype=self.model.dtype,
                 scratch=recorder is not None,
@@ -201,7 +216,7 @@ class Engine:
 
     def _schedule(self) -> list[tuple[Request, int]]:
         """Which sequences run in this step, and how many tokens of each."""
-        budget = self.prefill_tokens
+        budget = self.config.prefill_tokens
         batch: list[tuple[Request, int]] = []
         for request in self._running:
             if not request.prefilling:

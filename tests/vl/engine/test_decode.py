@@ -20,7 +20,8 @@ from torch.utils.hooks import RemovableHandle
 import text_backbone.softmax
 import vl
 from text_backbone import Packed
-from vl.engine.engine import Engine
+from vl.engine import Engine, EngineConfig
+from vl.loading import build_model
 
 
 class Rerun:
@@ -72,7 +73,7 @@ def answers(model: vl.MiniMaxVL, late: int = 2) -> list[list[int]]:
             for _ in range(4):
                 model.engine.step()
         params = vl.SamplingParams(max_new_tokens=length, **sampling)
-        requests.append(model.engine.request(model.processor(messages), params))
+        requests.append(model.engine.submit(model.processor(messages), params))
     return [result.token_ids for result in model.engine.run(requests)]
 
 
@@ -82,7 +83,7 @@ def build(folder: Path, **options: int) -> vl.MiniMaxVL:
     text = replace(
         donor.config.text, hidden_size=64, head_dim=32, rotary_dim=16, intermediate_size=32, attn_type_list=(0, 1, 1)
     )
-    model = vl.MiniMaxVL(replace(donor.config, text=text), donor.processor, **options).eval()
+    model = build_model(replace(donor.config, text=text), donor.processor, engine=EngineConfig(**options)).eval()
     text_backbone.init_weights(model.language_model, std=0.3, generator=torch.Generator().manual_seed(0))
     return model
 
@@ -208,5 +209,5 @@ def test_replays_of_the_kernels_in_the_interpreter(tiny_text_checkpoint: Path, m
     for op in ("lightning", "moe", "norms", "rotary", "softmax"):
         monkeypatch.setattr(f"text_backbone.kernels.{op}.use_gpu_kernels", lambda x: True)
     monkeypatch.setattr(Engine, "_recorder", lambda self: Rerun())
-    model.engine = Engine(model, max_batch_size=3, page_size=16)
+    model.engine = Engine(model, EngineConfig(max_batch_size=3, page_size=16))
     assert [g.token_ids for g in model.generate(CONVERSATIONS[:3], max_new_tokens=4)] == expected
