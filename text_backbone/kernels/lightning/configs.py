@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -82,4 +82,5 @@ def pick(table: Table, d: int, dtype: torch.dtype, device: torch.device) -> Tile
 def _large_shared(device: torch.device) -> bool:
     if device.type != "cuda":
         return True
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= LARGE_SHARED
+    properties: Any = torch.cuda.get_device_properties(device)  # not every version of torch types all of them
+    return bool(properties.shared_memory_per_block_optin >= LARGE_SHARED)

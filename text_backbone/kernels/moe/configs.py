@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -88,7 +88,8 @@ def inference_tiles(rows: int, experts: int, dtype: torch.dtype, device: torch.d
 def _large_shared_memory(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= 227 * 1024
+    properties: Any = torch.cuda.get_device_properties(device)  # not every version of torch types all of them
+    return bool(properties.shared_memory_per_block_optin >= 227 * 1024)
 
 
 def fit(size: int, tile: int) -> int:
