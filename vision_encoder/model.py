@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -11,11 +11,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vision_encoder.config import VisionConfig
-from vision_encoder.graphs import replayed
 from vision_encoder.inference import applies, encode
 from vision_encoder.packing import Grid, plan_packing
 from vision_encoder.patches import TilePatchEmbed, normalise
 from vision_encoder.projector import Projector
+
+Replay = Callable[[VisionTransformer, Tensor], Tensor | None]
+"""What `inference.encode` answers, by a recording of it; None where there is none, and it has to run."""
 
 
 class VisionEncoder(nn.Module):
@@ -51,13 +53,16 @@ class VisionEncoder(nn.Module):
         if target.type != "meta":
             self.to_empty(device=target)
 
-    def forward(self, tiles: Tensor, grids: Sequence[Grid], *, max_tiles: int = 64) -> Tensor:
+    def forward(
+        self, tiles: Tensor, grids: Sequence[Grid], *, max_tiles: int = 64, replay: Replay | None = None
+    ) -> Tensor:
         """Encode the tiles of all images of a batch.
 
         Args:
             tiles: uint8 [n, 3, S, S], for each image its thumbnail and then its tiles row by row; any device.
             grids: one per image, in the same order.
             max_tiles: tiles that go through the ViT at a time, which bounds the memory for activations.
+            replay: asked first for the ViT's work on each of these batches of tiles.
 
         Returns:
             [sum of `grid.tokens`, text_hidden], the images' tokens one after the other.
@@ -67,9 +72,9 @@ class VisionEncoder(nn.Module):
         """
         self._check(tiles, grids, max_tiles)
         with torch.cuda.device_of(self.image_newline):  # Triton launches on the current device
-            return self._encode(tiles, grids, max_tiles)
+            return self._encode(tiles, grids, max_tiles, replay)
 
-    def _encode(self, tiles: Tensor, grids: Sequence[Grid], max_tiles: int) -> Tensor:
+    def _encode(self, tiles: Tensor, grids: Sequence[Grid], max_tiles: int, replay: Replay | None) -> Tensor:
         device, patches = self.image_newline.device, self.config.patches**2
         plan = plan_packing(grids, self.config.patches)
         # Every token starts as a newline; the kept patches are then written over it, slice by slice.
@@ -78,17 +83,17 @@ class VisionEncoder(nn.Module):
         cuts = torch.searchsorted(plan.source, starts).tolist()
         for i, batch in enumerate(tiles.split(max_tiles) if len(grids) else ()):
             kept = slice(cuts[i], cuts[i + 1])
-            features = self.features(batch.to(device, non_blocking=True)).flatten(0, 1)  # [n * patches, hidden]
+            features = self.features(batch.to(device, non_blocking=True), replay).flatten(0, 1)  # [n * patches, hidden]
             source = _sent(plan.source[kept] - i * max_tiles * patches, device)
             target = _sent(plan.target[kept], device)
             # Cropping first spares the projector the padding.
             tokens.index_copy_(0, target, self.projector(features[source]).to(tokens.dtype))
         return tokens
 
-    def features(self, tiles: Tensor) -> Tensor:
+    def features(self, tiles: Tensor, replay: Replay | None = None) -> Tensor:
         """Last-layer ViT features without the class token: uint8 [n, 3, S, S] to [n, patches**2, hidden]."""
         with torch.cuda.device_of(tiles):
-            tokens = replayed(self.vit, tiles)
+            tokens = replay(self.vit, tiles) if replay else None
             if tokens is None and applies(self.vit, tiles):
                 tokens = encode(self.vit, tiles)
             # [n, 1 + patches**2, hidden]

@@ -15,7 +15,7 @@ from preprocessing import Grid, ImageSource, Inputs, Messages, Processor
 from preprocessing.template import END_OF_TURN
 from text_backbone import HybridCache, MiniMaxText, Packed
 from text_backbone import released_tensors as text_tensors
-from vision_encoder import VisionEncoder
+from vision_encoder import Replay, VisionEncoder
 from vision_encoder import released_tensors as vision_tensors
 from vl.checkpoint import save_weights
 from vl.config import VLConfig, write_config
@@ -97,13 +97,14 @@ class MiniMaxVL(nn.Module):
 
     # The computation
 
-    def embed(self, input_ids: Tensor, tiles: Tensor, grids: Sequence[Grid]) -> Tensor:
+    def embed(self, input_ids: Tensor, tiles: Tensor, grids: Sequence[Grid], replay: Replay | None = None) -> Tensor:
         """Token embeddings with the image features in the place of their placeholders.
 
         Args:
             input_ids: int64 `[tokens]`, every `<image>` already repeated to its image's token count.
             tiles: uint8 `[n, 3, S, S]`, the tiles of all images in order.
             grids: one per image.
+            replay: recordings of the vision tower's work.
 
         Returns:
             `[tokens, hidden]` on the model's device.
@@ -122,7 +123,7 @@ class MiniMaxVL(nn.Module):
             raise InputError(
                 f"the images make {expected} tokens, but input_ids has {found} placeholders: make them with processor"
             )
-        features = self.vision(tiles, grids)  # [image tokens, hidden]
+        features = self.vision(tiles, grids, replay=replay)  # [image tokens, hidden]
         return embeds.masked_scatter(places.to(self.device).unsqueeze(-1), features.to(embeds.dtype))
 
     def forward(

@@ -18,11 +18,13 @@ from torch import Tensor
 
 from preprocessing import Grid, Inputs
 from text_backbone import CacheFull, HybridCache, MiniMaxText, Packed
+from vision_encoder import Replay
 from vl.engine.config import EngineConfig
 from vl.engine.decode import DecodeStep
 from vl.engine.graphs import GraphRecorder, Recorder
 from vl.engine.request import Generation, Request, TextStream, Timings
 from vl.engine.sampling import SamplingParams, SamplingRows, sample
+from vl.engine.vision_graphs import VisionGraphs
 from vl.errors import InputError
 
 
@@ -39,7 +41,7 @@ class Model(Protocol):
     def end_ids(self) -> frozenset[int]:
         """Tokens that end an answer."""
 
-    def embed(self, input_ids: Tensor, tiles: Tensor, grids: Sequence[Grid]) -> Tensor:
+    def embed(self, input_ids: Tensor, tiles: Tensor, grids: Sequence[Grid], replay: Replay | None = None) -> Tensor:
         """int64 `[tokens]`, uint8 `[n, 3, S, S]` and the images' grids to `[tokens, hidden]`."""
 
     def detokeniser(self) -> TextStream:
@@ -65,6 +67,7 @@ class Engine:
         self._pages = self.config.pages
         self._cache: HybridCache | None = None
         self._decode: DecodeStep | None = None
+        self._vision_graphs = VisionGraphs()
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._lock = threading.RLock()
@@ -205,6 +208,7 @@ class Engine:
             torch.cat([i.input_ids for i in inputs]),
             torch.cat([i.tiles for i in inputs]),
             [grid for i in inputs for grid in i.grids],
+            self._vision_graphs,
         )
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)

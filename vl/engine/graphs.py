@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from text_backbone.kernels.dispatch import use_gpu_kernels
-from vision_encoder.graphs import captured
+
+T = TypeVar("T")
 
 
 class Recorder(Protocol):
@@ -48,3 +49,40 @@ class GraphRecorder:
             graph.replay()
 
         return replay
+
+
+def captured(run: Callable[[], T], pool: Any, stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, T]:
+    """Run `run` on `stream` to warm up (its kernels are compiled, its workspaces made), then capture it.
+
+    Returns:
+        The graph, and what `run` returned in it: memory that the graph's replays write to.
+
+    Raises:
+        RuntimeError: if `run` does what a graph cannot hold, such as waiting for the device.
+    """
+    current = torch.cuda.current_stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        run()
+        run()
+    current.wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with (
+            torch.cuda.stream(current),  # a failed capture may leave its own stream behind
+            # Other threads may go on using the GPU meanwhile.
+            torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"),
+        ):
+            return graph, run()
+    except RuntimeError:
+        _recover()
+        raise
+
+
+def _recover() -> None:
+    """After a capture failed: it left the random generator as if it went on, and one that succeeds ends that."""
+    with torch.inference_mode(False):
+        number = torch.zeros(1, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        number.add_(1)

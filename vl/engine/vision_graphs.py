@@ -7,11 +7,9 @@ that moved are noticed and the graphs dropped; tiles are copied in and features 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from functools import partial
 from threading import Lock
-from typing import Any, TypeVar, cast
-from weakref import WeakKeyDictionary
+from typing import Any, cast
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -19,30 +17,22 @@ from torch import Tensor, nn
 
 from vision_encoder.dispatch import has_kernels
 from vision_encoder.inference import applies, encode, padded
-
-T = TypeVar("T")
+from vl.engine.graphs import captured
 
 MOST = 16  # tiles; more keep the GPU busy for longer than the host needs
-_known: WeakKeyDictionary[nn.Module, Replays] = WeakKeyDictionary()
-_lock = Lock()
 
 
-def replayed(vit: VisionTransformer, tiles: Tensor) -> Tensor | None:
-    """`encode(vit, tiles)` by a graph, from the second time on that a batch of about this size comes; else None."""
+def _may_replay(vit: VisionTransformer, tiles: Tensor) -> bool:
     weight = cast(Any, vit.patch_embed).proj.weight
-    if (
-        not 1 <= len(tiles) <= MOST
-        or torch.is_grad_enabled()
-        or tiles.device != weight.device
-        or weight.dtype not in (torch.bfloat16, torch.float16)
-        or not has_kernels(tiles.device)
-        or torch.is_autocast_enabled("cuda")
-        or torch.cuda.is_current_stream_capturing()
-    ):
-        return None
-    with _lock:
-        replays = _known.setdefault(vit, Replays())
-    return replays(vit, tiles)
+    return (
+        1 <= len(tiles) <= MOST
+        and not torch.is_grad_enabled()
+        and tiles.device == weight.device
+        and weight.dtype in (torch.bfloat16, torch.float16)
+        and has_kernels(tiles.device)
+        and not torch.is_autocast_enabled("cuda")
+        and not torch.cuda.is_current_stream_capturing()
+    )
 
 
 def state(module: nn.Module) -> list[object]:
@@ -57,8 +47,12 @@ def state(module: nn.Module) -> list[object]:
     return found
 
 
-class Replays:
-    """The graphs of one ViT, one for each padded number of tiles, in one pool of memory; one is replayed at a time."""
+class VisionGraphs:
+    """The graphs of one ViT, one for each padded number of tiles, in one pool of memory; one is replayed at a time.
+
+    Called with the ViT and tiles, uint8 [n, 3, S, S], it answers `encode(vit, tiles)` by a graph, from the second time
+    on that a batch of about this size comes; otherwise None: run it as it is.
+    """
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -74,6 +68,8 @@ class Replays:
         self._done: torch.cuda.Event | None = None  # when the features of the last replay were copied
 
     def __call__(self, vit: VisionTransformer, tiles: Tensor) -> Tensor | None:
+        if not _may_replay(vit, tiles):
+            return None
         with self._lock:
             now = state(vit)
             if now != self._state:
@@ -93,7 +89,7 @@ class Replays:
                     warnings.warn(
                         f"the vision tower could not become a CUDA graph, so it is launched op by op, which is slower "
                         f"for few tiles: {error}",
-                        stacklevel=5,
+                        stacklevel=4,
                     )
                     return None
             return self._replay(tiles, *self._graphs[size])
@@ -116,40 +112,3 @@ class Replays:
             self._pool = torch.cuda.graph_pool_handle()
         run = partial(encode, vit, self._tiles[:size])
         self._graphs[size] = captured(run, self._pool, torch.cuda.Stream(tiles.device))
-
-
-def captured(run: Callable[[], T], pool: Any, stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, T]:
-    """Run `run` on `stream` to warm up (its kernels are compiled, its workspaces made), then capture it.
-
-    Returns:
-        The graph, and what `run` returned in it: memory that the graph's replays write to.
-
-    Raises:
-        RuntimeError: if `run` does what a graph cannot hold, such as waiting for the device.
-    """
-    current = torch.cuda.current_stream()
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        run()
-        run()
-    current.wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with (
-            torch.cuda.stream(current),  # a failed capture may leave its own stream behind
-            # Other threads may go on using the GPU meanwhile.
-            torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"),
-        ):
-            return graph, run()
-    except RuntimeError:
-        _recover()
-        raise
-
-
-def _recover() -> None:
-    """After a capture failed: it left the random generator as if it went on, and one that succeeds ends that."""
-    with torch.inference_mode(False):
-        number = torch.zeros(1, device="cuda")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        number.add_(1)
