@@ -1,0 +1,60 @@
+"""Files that are whole or not there: written as a draft in the same folder, and renamed when they are on the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A draft to write, which takes the place of `path` when the block ends; after an error, `path` is as it was.
+
+    The draft is an empty file with the permissions of any new file, which may be written, or replaced by a library
+    that makes its own. Whatever ends the program, `path` holds the old contents or the new ones, never a part.
+
+    Raises:
+        OSError: if the draft cannot be made, written or renamed; callers know what the file is for and say so.
+    """
+    path = Path(path)
+    if "\0" in str(path):  # which Python reports by a ValueError
+        raise OSError(errno.EINVAL, "a file name cannot hold a NUL character", str(path))
+    draft = path.parent / f".{secrets.token_hex(8)}.draft"
+    try:
+        os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        mode = stat.S_IMODE(draft.stat().st_mode)
+        yield draft
+        draft.chmod(mode)  # safetensors, for one, makes files that only their owner can read
+        sync(draft)
+        os.replace(draft, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def write_file(path: str | os.PathLike[str], contents: str | bytes) -> None:
+    """Write a whole file, text as UTF-8, by `replace_file`. Raises OSError as it does."""
+    with replace_file(path) as draft:
+        draft.write_bytes(contents.encode() if isinstance(contents, str) else contents)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, on file systems that can promise it."""
+    with contextlib.suppress(OSError):
+        sync(folder)
