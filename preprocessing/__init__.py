@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from preprocessing.chat import Conversation, Messages
+from preprocessing.chat import Conversation, Messages, Tools
 from preprocessing.errors import Error, ImageError, InputError
 from preprocessing.images import ImageSource, load_image
 from preprocessing.patcher import PINPOINTS, Grid, Patcher
 from preprocessing.processor import Inputs, Processor
 from preprocessing.template import DEFAULT_TEMPLATE, ChatTemplate
 from preprocessing.tokenizer import TextStream, Tokenizer
+from preprocessing.tools import ToolCall
 
 __all__ = [
     "DEFAULT_TEMPLATE",
@@ -29,5 +30,7 @@ __all__ = [
     "Processor",
     "TextStream",
     "Tokenizer",
+    "ToolCall",
+    "Tools",
     "load_image",
 ]

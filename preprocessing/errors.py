@@ -13,3 +13,9 @@ class ImageError(Error):
 
 class InputError(Error):
     """Messages, a chat template or a tokenizer file that cannot be used as given."""
+
+
+def brief(value: object) -> str:
+    """A value as messages show it: its `repr`, cut to 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

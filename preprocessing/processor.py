@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from preprocessing.chat import Conversation, Messages
+from preprocessing.chat import Conversation, Messages, Tools
 from preprocessing.errors import InputError
 from preprocessing.images import ImageSource, load_image
 from preprocessing.patcher import Grid, Patcher
 from preprocessing.resize import available_cpus
 from preprocessing.template import END_OF_TURN, ChatTemplate, read_json
 from preprocessing.tokenizer import Tokenizer
+from preprocessing.tools import FUNCTION_CALL, ToolCall, parse_tool_calls
 
 
 @dataclass(eq=False)
@@ -86,18 +87,27 @@ class Processor:
         text = json.dumps(config, ensure_ascii=False, indent=2)
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
-    def __call__(self, messages: Messages, add_generation_prompt: bool = True) -> Inputs:
-        """Inputs for the conversation, ready for the assistant's next words.
+    def __call__(
+        self, messages: Messages | Conversation, add_generation_prompt: bool = True, tools: Tools | None = None
+    ) -> Inputs:
+        """Inputs for the conversation, ready for the assistant's next words. `tools`: functions that it may call.
 
         Raises:
-            InputError: for malformed messages, a number of placeholders in the prompt that is not the number of
-                images, or an image given to a text-only checkpoint.
+            InputError: for malformed messages or tools, a template that leaves them out, a number of placeholders in
+                the prompt that is not the number of images, or an image given to a text-only checkpoint.
             ImageError: for an image that cannot be read.
         """
-        conversation = Conversation.of(messages)
+        conversation = Conversation.of(messages, tools)
         return self._inputs(conversation, [(self.template.render(conversation, add_generation_prompt), False)])[0]
 
-    def training(self, messages: Messages) -> tuple[Inputs, Tensor]:
+    def tool_calls(self, token_ids: Sequence[int]) -> list[ToolCall]:
+        """The calls in what the model generated, which begin at the special token `<function_call>`."""
+        token_id = self.tokenizer.token_id(FUNCTION_CALL)
+        if token_id is None or token_id not in token_ids:
+            return []
+        return parse_tool_calls(self.tokenizer.decode(token_ids, skip_special_tokens=False))
+
+    def training(self, messages: Messages | Conversation) -> tuple[Inputs, Tensor]:
         """Inputs of a whole conversation, and which tokens to learn: bool [T].
 
         True are the tokens of each assistant text and the end-of-turn token after it: position t is a token to

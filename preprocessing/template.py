@@ -14,8 +14,9 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from preprocessing.chat import Conversation, Messages
+from preprocessing.chat import RESULT_ROLES, Conversation, Messages, Tools
 from preprocessing.errors import InputError
+from preprocessing.tools import parse_arguments, write_tool_calls
 
 END_OF_TURN = "<end_of_sentence>"
 """The token that ends every message, and at which generation stops."""
@@ -24,19 +25,27 @@ DEFAULT_TEMPLATE = """\
 {%- set headers = {'system': 'system ai_setting=assistant', 'user': 'user name=user',
                    'assistant': 'ai name=assistant'} -%}
 {%- for message in messages -%}
-    {{- '<beginning_of_sentence>' + headers[message['role']] + '\\n' -}}
-    {%- if message['content'] is string -%}
-        {{- message['content'] -}}
+    {%- if message['role'] == 'function' -%}
+        {{- '<beginning_of_sentence>system function_response=functions\\n{"name": "' + message['name'] -}}
+        {{- '", "response": ' + message['content'][0]['text'] + '}<end_of_sentence>\\n' -}}
     {%- else -%}
-        {%- for part in message['content'] -%}
-            {%- if part['type'] == 'image' -%}{{- '<image>' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}
-        {%- endfor -%}
+        {{- '<beginning_of_sentence>' + headers[message['role']] + '\\n' -}}
+        {%- if message['content'] is string -%}
+            {{- message['content'] -}}
+        {%- else -%}
+            {%- for part in message['content'] -%}
+                {%- if part['type'] == 'image' -%}{{- '<image>' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}
+            {%- endfor -%}
+        {%- endif -%}
+        {{- '<end_of_sentence>\\n' -}}
     {%- endif -%}
-    {{- '<end_of_sentence>\\n' -}}
+{%- endfor -%}
+{%- for tool in tools or [] -%}
+    {{- '<beginning_of_sentence>system function_setting=functions\\n' + tool | tojson + '<end_of_sentence>\\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<beginning_of_sentence>ai name=assistant\\n' -}}{%- endif -%}
 """
-"""The released MiniMax-VL-01 format. The released template always ends with the generation prompt; this one asks."""
+"""The released MiniMax-VL-01 format; what a function gave back stands in its turn as it is, without quotes."""
 
 
 class ChatTemplate:
@@ -53,8 +62,10 @@ class ChatTemplate:
     def __init__(self, source: str | None = None, special_tokens: Mapping[str, str] | None = None) -> None:
         self.source = DEFAULT_TEMPLATE if source is None else source
         self.special_tokens = dict(special_tokens or {})
+        environment = _environment()
         try:
-            self._template = _environment().from_string(self.source)
+            self._template = environment.from_string(self.source)
+            self._words = _words(environment.parse(self.source))
         except TemplateSyntaxError as error:
             raise InputError(f"chat template, line {error.lineno}: {error.message}; fix the template") from None
 
@@ -85,16 +96,25 @@ class ChatTemplate:
                 return cls(_default_of(template, folder / name), tokens)
         return cls(None, tokens)
 
-    def render(self, messages: Messages | Conversation, add_generation_prompt: bool = True) -> str:
+    def render(
+        self, messages: Messages | Conversation, add_generation_prompt: bool = True, tools: Tools | None = None
+    ) -> str:
         """The prompt text. With `add_generation_prompt`, it ends where the assistant's next words begin.
 
-        Raises InputError for malformed messages, or if the template refuses them or fails on them.
+        A template that does not know `tool_calls` is given an assistant's calls as text, in the released model's form;
+        one that knows only one of the roles function and tool is given that one.
+
+        Raises:
+            InputError: for malformed messages or tools, or if the template refuses them, fails on them, or leaves out
+                the tools or what a function gave back.
         """
-        text = self._render(Conversation.of(messages).messages, add_generation_prompt)
+        conversation = Conversation.of(messages, tools)
+        text = self._render(conversation.messages, add_generation_prompt, conversation.tools)
+        self._check_nothing_left_out(conversation, text, add_generation_prompt)
         if not add_generation_prompt and "add_generation_prompt" not in self.source:
-            # The released template appends the generation prompt whatever is asked; of no messages, it is all there is.
+            # This template appends the generation prompt whatever is asked; of no messages, it is all there is.
             with suppress(InputError):
-                text = text.removesuffix(self._render([], True))
+                text = text.removesuffix(self._render([], True, []))
         return text
 
     def segments(self, messages: Messages | Conversation) -> list[tuple[str, bool]]:
@@ -117,8 +137,8 @@ class ChatTemplate:
                 continue
             if any(part["type"] != "text" for part in message["content"]):
                 raise InputError(f"message {i + 1}: an assistant message to learn from must be text only")
-            answer = message["content"][0]["text"] + end
-            prompt = self._render(conversation.messages[:i], True)
+            answer = self._adapt(message)["content"][0]["text"] + end
+            prompt = self._render(conversation.messages[:i], True, conversation.tools)
             if not whole.startswith(prompt + answer) or len(prompt) < done:
                 raise InputError(
                     f"message {i + 1}: this chat template does not write it as the generation prompt, the text and "
@@ -130,8 +150,13 @@ class ChatTemplate:
             raise InputError("no assistant message to learn from; add one after the user's")
         return [*segments, (whole[done:], False)]
 
-    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
-        names = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool, tools: list[dict[str, Any]]) -> str:
+        names = {
+            "messages": [self._adapt(message) for message in messages],
+            "tools": tools or None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
         # A template is a checkpoint's code: whatever it raises is a fault of the checkpoint or of the messages.
         try:
             return self._template.render(**{**self.special_tokens, **names})
@@ -140,6 +165,39 @@ class ChatTemplate:
                 f"the chat template fails on these messages ({type(error).__name__}: {error}); "
                 "check their roles and parts, or the checkpoint's template"
             ) from None
+
+    def _adapt(self, message: dict[str, Any]) -> dict[str, Any]:
+        """A message in the words that this template knows."""
+        if message["role"] in RESULT_ROLES and message["role"] not in self._words:
+            return {**message, "role": next((role for role in RESULT_ROLES if role in self._words), message["role"])}
+        calls = message.get("tool_calls")
+        if not calls:
+            return message
+        if "tool_calls" in self._words:
+            return {**message, "tool_calls": parse_arguments(calls)}
+        *content, last = message["content"]
+        written = write_tool_calls(calls)
+        if last["type"] == "text":
+            return {**message, "content": [*content, {"type": "text", "text": last["text"] + written}]}
+        return {**message, "content": [*content, last, {"type": "text", "text": written}]}
+
+    def _check_nothing_left_out(self, conversation: Conversation, text: str, add_generation_prompt: bool) -> None:
+        """What a template does not know it may pass over in silence: found by rendering without it."""
+        messages = conversation.messages
+        if conversation.tools and text == self._render(messages, add_generation_prompt, []):
+            raise InputError("this checkpoint's chat template takes no tools; leave them out, or use the default one")
+        others = [message for message in messages if message["role"] not in RESULT_ROLES]
+        if 0 < len(others) < len(messages) and text == self._render(others, add_generation_prompt, conversation.tools):
+            raise InputError(
+                "this checkpoint's chat template leaves out what functions gave back (messages of the role function "
+                "or tool); give it in a user's message, or use the default template"
+            )
+
+
+def _words(tree: nodes.Template) -> set[str]:
+    """The strings in a template's code, and `.tool_calls`: the roles and the field that it may know."""
+    constants = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+    return constants | ({"tool_calls"} & {node.attr for node in tree.find_all(nodes.Getattr)})
 
 
 def read_json(path: Path) -> dict[str, Any]:

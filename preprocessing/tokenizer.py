@@ -8,6 +8,7 @@ from pathlib import Path
 import tokenizers
 
 from preprocessing.errors import InputError
+from preprocessing.unicode import well_formed
 
 
 class Tokenizer:
@@ -42,8 +43,11 @@ class Tokenizer:
         return self.backend.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`. Special tokens are recognised where they are written out, and none is added."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        """Token ids of `text`. Special tokens are recognised where they are written out, and none is added.
+
+        Lone surrogates become U+FFFD.
+        """
+        return self.backend.encode(well_formed(text), add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD."""

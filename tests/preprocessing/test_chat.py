@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +140,10 @@ def user(*content: Any) -> list[dict[str, Any]]:
         (None, "got NoneType"),
         (["Hi"], "message 1: expected .*got 'Hi'"),
         ([{"role": "user"}], "message 1: expected"),
-        ([{"role": "robot", "content": "Hi"}], "message 1: role must be one of system, user, assistant, got 'robot'"),
+        (
+            [{"role": "robot", "content": "Hi"}],
+            "message 1: role must be one of system, user, assistant, function, tool, got",
+        ),
         ([{"role": ["user"], "content": "Hi"}], "message 1: role"),
         ([{"role": "user", "content": None}], "message 1: content must be"),
         ([{"role": "user", "content": {"type": "text"}}], "message 1: content must be"),
@@ -150,11 +155,45 @@ def user(*content: Any) -> list[dict[str, Any]]:
         (user({"type": "image_url"}), "has no image"),
         (user({"type": "video", "video": "a"}), "message 2, part 1: expected .*got type 'video'"),
         (user({}), "got type None"),
+        (user({"type": "text", "text": b"Hi"}), "message 2, part 1: a text part"),
+        ([{"role": "user", "content": 5}], "message 1: content must be .*got 5"),
+        ([{"role": "user", "content": b"Hi"}], "message 1: content must be .*got b'Hi'"),
+        ([{"role": "user", "content": iter("Hi")}], "message 1: content must be"),
+        ([{"content": "Hi"}], "message 1: expected"),
+        ([{"role": "user", "content": "Hi", "name": 5}], "message 1: name must be a string, got 5"),
+        ([{"role": "user", "content": "Hi"}, 7], "message 2: expected .*got 7"),
+        (7, "got int"),
+        (iter(TALK), "got list_iterator"),
     ],
 )
 def test_malformed_messages_are_located(messages: Any, cause: str) -> None:
     with pytest.raises(InputError, match=cause):
         ChatTemplate().render(messages)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\ud800", "\ufffd"),
+        ("a\udcffb\udc00", "a\ufffdb\ufffd"),
+        ("\ud83d\ude42", "\U0001f642"),
+        ("\ude42\ud83d", "\ufffd\ufffd"),
+    ],
+)
+def test_lone_surrogates_become_replacement_characters(text: str, expected: str) -> None:
+    """As `bytes.decode("utf-16", "replace")` has it: the halves of a pair are one character."""
+    halves = [{"type": "text", "text": half} for half in text]
+    for content in (text, halves):
+        talk = [{"role": "user", "content": content, "name": text}]
+        (message,) = Conversation.of(talk).messages
+        assert message == {"role": "user", "content": [{"type": "text", "text": expected}], "name": expected}
+
+
+def test_long_texts_in_many_parts() -> None:
+    """A million characters in parts are joined in linear time."""
+    content = [{"type": "text", "text": "word "}] * 200_000
+    (message,) = Conversation.of([{"role": "user", "content": content}]).messages
+    assert message["content"] == [{"type": "text", "text": "word " * 200_000}]
 
 
 @pytest.mark.parametrize(
@@ -175,6 +214,13 @@ def test_failing_templates(source: str, cause: str) -> None:
 def test_broken_template() -> None:
     with pytest.raises(InputError, match="line 2"):
         ChatTemplate("a\n{% for %}")
+
+
+def test_templates_are_copied() -> None:
+    for source in (DEFAULT_TEMPLATE, "{{ bos_token }}{{ messages | tojson }}"):
+        template = ChatTemplate(source, {"bos_token": "<s>"})
+        for copied in (copy.deepcopy(template), pickle.loads(pickle.dumps(template))):
+            assert copied.render(TALK) == template.render(TALK)
 
 
 def test_where_a_template_is_found(tmp_path: Path) -> None:
