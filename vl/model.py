@@ -161,7 +161,7 @@ class MiniMaxVL(nn.Module):
 
         Bad input raises here, not at the first piece. Closing the iterator ends the generation.
         """
-        params = SamplingParams(**sampling)
+        params = SamplingParams.of(sampling)
         inputs, timings = self._prepare(messages)
 
         def pieces() -> Iterator[str]:
@@ -183,7 +183,7 @@ class MiniMaxVL(nn.Module):
         Raises:
             ImageError, InputError: naming the image or message that cannot be used; nothing is generated then.
         """
-        params = SamplingParams(**sampling)
+        params = SamplingParams.of(sampling)
         prepared = [self._prepare(item) for item in batch]  # all of it before any is queued: bad input costs nothing
         return self.engine.run([self.engine.submit(inputs, params, timings) for inputs, timings in prepared])
 

@@ -37,7 +37,7 @@ class EngineConfig:
             value = whole(given)
             if value is None or value < 1:
                 raise ConfigError(
-                    f"{field.name} must be a whole number of at least 1, not {given!r}: "
+                    f"{field.name} must be a whole number of at least 1, not {shown(given)}: "
                     f"leave it out for {field.default}"
                 )
             object.__setattr__(self, field.name, value)
@@ -65,3 +65,12 @@ def whole(value: object) -> int | None:
         return operator.index(value)
     except TypeError:  # an array or tensor that holds no single whole number
         return None
+
+
+def shown(value: object) -> str:
+    """`repr`, cut to what fits a sentence."""
+    try:
+        text = repr(value)
+    except Exception:  # of a number with thousands of digits, or whatever a caller's class does
+        return f"this {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -78,7 +78,12 @@ class StopScanner:
     def _undecided(self) -> int:
         """Length of the longest tail of the held text that begins a stop string."""
         return max(
-            (n for stop in self._stop for n in range(1, len(stop)) if self._held.endswith(stop[:n])),
+            (
+                n
+                for stop in self._stop
+                for n in range(1, min(len(stop), len(self._held) + 1))
+                if self._held.endswith(stop[:n])
+            ),
             default=0,
         )
 
@@ -106,7 +111,7 @@ class Request:
     error: BaseException | None = None
 
     def __post_init__(self) -> None:
-        self._scanner = StopScanner(tuple(self.params.stop))
+        self._scanner = StopScanner(self.params.stops)
         self._since = 0.0
 
     @property

@@ -9,16 +9,25 @@ from __future__ import annotations
 
 import enum
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import islice
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vl.engine.config import shown, whole
 from vl.errors import InputError
 
 ALL = 2**62  # a top_k that keeps every token
 _COLDEST = 1e-4  # colder, the noise decides no more than at this temperature, and quotients could overflow
+_HOTTEST = 1e6
+_SMALLEST = sys.float_info.min * sys.float_info.epsilon  # the least float above 0
+_LARGEST = 2**63 - 1
+_MOST_STOPS, _LONGEST_STOP = 64, 1000
 _BITS = 2**64 - 1
 _STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # of SplitMix64
 
@@ -35,16 +44,19 @@ class Draw(enum.IntEnum):
 class SamplingParams:
     """How one request is continued.
 
+    Whole numbers may be of any integer type (NumPy's too), and become `int`; 50.0, "50" and True are refused.
+
     Attributes:
         max_new_tokens: tokens generated at most, the end token included.
-        temperature: 0 is greedy; otherwise the logits are divided by it.
+        temperature: 0 is greedy; otherwise the logits are divided by it. At most 1e6.
         top_p: keep the most likely tokens whose probabilities first sum to `top_p`.
         top_k: keep the `top_k` most likely tokens; 0 keeps all. Applied before `top_p`, as transformers does.
-        seed: makes a sampled continuation reproducible, whatever else shares its batch.
-        stop: the text ends before the first of these strings; a single string is taken as one.
+        seed: makes a sampled continuation reproducible, whatever else shares its batch. Below 2^64; None draws one.
+        stop: the text ends before the first of these strings; a single string is taken as one, None as none. At most
+            64 strings of 1000 characters.
 
     Raises:
-        InputError: if a value is out of its range.
+        InputError: if a value is not of its type or out of its range.
     """
 
     max_new_tokens: int = 256
@@ -52,21 +64,34 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     seed: int | None = None
-    stop: str | Sequence[str] = ()
+    stop: str | Sequence[str] | None = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        checks = {
-            "max_new_tokens must be at least 1": self.max_new_tokens >= 1,
-            "temperature must be 0 (greedy) or more": self.temperature >= 0,
-            "top_p must be above 0 and at most 1": 0 < self.top_p <= 1,
-            "top_k must be 0 (off) or more": self.top_k >= 0,
-            "seed must be 0 or more": self.seed is None or self.seed >= 0,
-            "stop strings must be non-empty strings": all(isinstance(s, str) and s for s in self.stop),
+        values: dict[str, Any] = {
+            "max_new_tokens": _whole("max_new_tokens", self.max_new_tokens, 1, _LARGEST, "at least 1"),
+            "temperature": _real("temperature", self.temperature, 0, _HOTTEST, "0 (greedy) or more, at most 1e6"),
+            "top_p": _real("top_p", self.top_p, _SMALLEST, 1, "above 0 and at most 1"),
+            "top_k": _whole("top_k", self.top_k, 0, 2**31 - 1, "0 (off) or more, below 2^31"),
+            "stop": _stop_strings(self.stop),
         }
-        for rule, holds in checks.items():
-            if not holds:
-                raise InputError(f"{rule}, not {getattr(self, rule.split()[0])!r}")
+        if self.seed is not None:
+            values["seed"] = _whole("seed", self.seed, 0, _BITS, "0 or more, below 2^64")
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def of(cls, sampling: Mapping[str, Any]) -> SamplingParams:
+        """From keyword arguments. Raises InputError, also for a name that is none of the above."""
+        names = [field.name for field in fields(cls)]
+        unknown = sorted(set(sampling) - set(names))
+        if unknown:
+            raise InputError(f"unknown sampling argument {', '.join(unknown)}: there are {', '.join(names)}")
+        return cls(**sampling)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """`stop`, which is a tuple by now."""
+        return tuple(self.stop or ())
 
     @property
     def draw(self) -> Draw:
@@ -76,7 +101,40 @@ class SamplingParams:
 
     def key(self) -> int:
         """int64 that all of a request's noise comes from; another one at every call if there is no seed."""
-        return _signed(_hashed(secrets.randbits(64) if self.seed is None else self.seed & _BITS))
+        return _signed(_hashed(secrets.randbits(64) if self.seed is None else self.seed))
+
+
+def _whole(name: str, value: object, least: int, most: int, rule: str) -> int:
+    found = whole(value)
+    if found is None or not least <= found <= most:
+        raise InputError(f"{name} must be a whole number, {rule}, not {shown(value)}")
+    return found
+
+
+def _real(name: str, value: object, least: float, most: float, rule: str) -> float:
+    # Whole numbers may be too large for a float, so they are compared as they are; NaN is in no range.
+    number: Any = value
+    if isinstance(value, bool) or not isinstance(value, Real) or not least <= number <= most:
+        raise InputError(f"{name} must be a number, {rule}, not {shown(value)}")
+    return float(number)
+
+
+def _stop_strings(stop: object) -> tuple[str, ...]:
+    """`stop` as a tuple. Raises InputError."""
+    if stop is None:
+        return ()
+    given: object = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(given, Iterable) or isinstance(given, bytes | Mapping):
+        raise InputError(f"stop must be a string or a sequence of strings, not {type(stop).__name__}")
+    strings = tuple(islice(given, _MOST_STOPS + 1))
+    if len(strings) > _MOST_STOPS:
+        raise InputError(f"stop must be at most {_MOST_STOPS} strings: give fewer")
+    for string in strings:
+        if not isinstance(string, str) or not string:
+            raise InputError(f"stop strings must be non-empty strings, not {shown(string)}")
+        if len(string) > _LONGEST_STOP:
+            raise InputError(f"stop strings must be at most {_LONGEST_STOP} characters, not {len(string):,}")
+    return strings
 
 
 @dataclass(frozen=True)
@@ -132,8 +190,9 @@ def kept(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     among = torch.arange(scaled.shape[-1], device=scaled.device) < top_k[:, None]
     probs = torch.where(among, falling, -torch.inf).softmax(dim=-1)
     # A token is kept while the mass before it is short of top_p, so the most likely one always is.
-    short = probs.cumsum(dim=-1) - probs < top_p[:, None]
-    keep = among & (short | (top_p >= 1)[:, None])  # rounding may fill the sum up before the last token
+    # So it is where a float holds no `top_p` as small, and rounding may fill the sum up before the last token.
+    short = probs.cumsum(dim=-1) - probs < top_p.clamp(min=torch.finfo(top_p.dtype).tiny)[:, None]
+    keep = among & (short | (top_p >= 1)[:, None])
     return torch.empty_like(keep).scatter_(-1, order, keep)
 
 

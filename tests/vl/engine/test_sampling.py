@@ -1,5 +1,9 @@
 """Sampling against transformers' logits warpers, and the text side of a request."""
 
+from fractions import Fraction
+from itertools import repeat
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -95,21 +99,63 @@ def test_noise_is_gumbel_distributed_and_uncorrelated() -> None:
     assert torch.corrcoef(torch.stack((noise[:, :-1].flatten(), noise[:, 1:].flatten())))[0, 1].abs() < 0.01
 
 
+WRONG: dict[str, list[object]] = {
+    "max_new_tokens": [0, -1, 1.5, 50.0, "8", None, True, [3], 10**30, float("inf"), torch.ones(2, dtype=torch.int64)],
+    "temperature": [-1, -1e-9, None, "hot", True, float("nan"), float("inf"), 10**400, 1e7, 1j, [1.0]],
+    "top_p": [0, -0.5, 1.5, None, "all", True, float("nan"), float("inf"), 10**5000],
+    "top_k": [-1, 50.0, 2.5, None, "5", False, 99999999999999999999, 2**31],
+    "seed": [-3, 1.0, "7", True, 2**64, float("nan")],
+    "stop": [("",), "", 5, [5], b"stop", ["a", None], {"a": 1}, "x" * 1_000_000, ["a"] * 65, repeat("a"), 1.5],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_values_of_the_wrong_type_or_range_are_named(name: str) -> None:
+    for value in WRONG[name]:
+        with pytest.raises(vl.InputError, match=f"^{name} (strings )?must be ") as caught:
+            SamplingParams(**{name: value})  # type: ignore[arg-type]
+        assert len(str(caught.value)) < 200
+
+
 @pytest.mark.parametrize(
-    "wrong",
+    ("name", "value", "meaning"),
     [
-        {"max_new_tokens": 0},
-        {"temperature": -1},
-        {"top_p": 0},
-        {"top_p": 1.5},
-        {"top_k": -1},
-        {"seed": -3},
-        {"stop": ("",)},
+        ("max_new_tokens", np.int32(7), 7),
+        ("temperature", 1, 1.0),
+        ("temperature", np.float32(0.5), 0.5),
+        ("temperature", Fraction(1, 2), 0.5),
+        ("top_p", np.float64(0.25), 0.25),
+        ("top_k", np.uint8(50), 50),
+        ("seed", np.int64(5), 5),
+        ("seed", torch.tensor(5), 5),
+        ("seed", None, None),
+        ("stop", None, ()),
+        ("stop", "end", ("end",)),
+        ("stop", ["a", "b"], ("a", "b")),
+        ("stop", iter(["x" * 1000]), ("x" * 1000,)),
     ],
 )
-def test_out_of_range_values_are_named(wrong: dict) -> None:
-    with pytest.raises(vl.InputError, match=next(iter(wrong))):
-        SamplingParams(**wrong)
+def test_values_mean_what_they_say(name: str, value: object, meaning: object) -> None:
+    found = getattr(SamplingParams(**{name: value}), name)  # type: ignore[arg-type]
+    assert found == meaning
+    assert type(found) is type(meaning)
+
+
+def test_unknown_arguments_are_named_beside_the_known() -> None:
+    with pytest.raises(vl.InputError, match=r"max_tokens, n: there are max_new_tokens, .*stop"):
+        SamplingParams.of({"n": 2, "max_tokens": 5, "top_k": 1})
+
+
+def test_seeds_of_every_integer_type_draw_the_same() -> None:
+    assert SamplingParams(seed=np.int64(5)).key() == SamplingParams(seed=5).key()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("top_p", [5e-324, 1e-320, 1e-30])
+def test_the_least_top_p_keeps_the_likeliest_token(top_p: float) -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0]]).expand(100, -1)
+    params = SamplingParams(temperature=1.0, top_p=top_p, seed=0)
+    rows = SamplingRows.of([params] * 100, [params.key()] * 100, range(100), logits)
+    assert (sample(logits, rows, params.draw) == 1).all()
 
 
 @given(
