@@ -1,6 +1,7 @@
 """The text backbone of MiniMax-VL-01, usable alone as MiniMax-Text-01: embeddings in, logits out."""
 
-from text_backbone.cache import CacheFull, HybridCache
+from text_backbone.allocator import CacheFull
+from text_backbone.cache import HybridCache
 from text_backbone.config import TextConfig
 from text_backbone.init import init_weights
 from text_backbone.model import MiniMaxText

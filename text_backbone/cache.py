@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
+from text_backbone.allocator import Allocator
 from text_backbone.config import LIGHTNING, TextConfig
 from text_backbone.packed import Packed
-
-
-class CacheFull(RuntimeError):
-    """No free slot or not enough free pages; release a sequence, or build a larger cache."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +30,31 @@ class PagedKV:
     rows: Tensor
 
 
+def bytes_needed(
+    config: TextConfig, *, slots: int, pages: int, page_size: int, dtype: torch.dtype, scratch: bool = False
+) -> int:
+    """Memory that a `HybridCache` of these sizes takes."""
+    states, kv, table = map(prod, _shapes(config, slots, pages, page_size, scratch))
+    return 4 * states + 2 * dtype.itemsize * kv + 4 * table
+
+
+def _shapes(config: TextConfig, slots: int, pages: int, page_size: int, scratch: bool) -> tuple[tuple[int, ...], ...]:
+    """Of the states, of the keys and of the values, and of the page table."""
+    d, kinds = config.head_dim, config.attn_type_list
+    lightning = sum(kind == LIGHTNING for kind in kinds)
+    return (
+        (lightning, slots + scratch, config.num_attention_heads, d, d),
+        (len(kinds) - lightning, pages + scratch, page_size, config.num_key_value_heads, d),
+        (slots + scratch, pages),
+    )
+
+
 class HybridCache:
     """Cache of a hybrid decoder, shared by up to `slots` sequences.
 
     A sequence owns one slot: a `[heads, d, d]` float32 state per lightning layer, whatever its length, and as many
-    pages of `page_size` tokens as it has reserved, the same page numbers in every softmax layer.
+    pages of `page_size` tokens as it has reserved, the same page numbers in every softmax layer. `Allocator` says who
+    owns what; this class holds the tensors, all of which stay where they are.
 
     Args:
         scratch: have one slot and one page more, which no sequence can acquire: for rows that only fill a batch up.
@@ -45,7 +62,7 @@ class HybridCache:
     Attributes:
         states: float32 [lightning_layers, slots, heads, d, d].
         keys, values: `dtype` [softmax_layers, pages, page_size, kv_heads, d].
-        page_table: int32 [slots, pages]; entries beyond a slot's reserved pages mean nothing.
+        page_table: int32 [slots, pages]; entries beyond a slot's reserved pages mean nothing, but name pages.
         scratch_slot: it owns one page, and several rows of a batch may name it; what it holds means nothing.
     """
 
@@ -60,39 +77,30 @@ class HybridCache:
         dtype: torch.dtype | None = None,
         scratch: bool = False,
     ) -> None:
-        if slots < 1 or pages < 1 or page_size < 1:
-            raise ValueError(f"slots, pages and page_size must be at least 1; got {slots}, {pages}, {page_size}")
-        kinds = config.attn_type_list
-        lightning = sum(kind == LIGHTNING for kind in kinds)
-        d = config.head_dim
+        self._allocator = Allocator(slots, pages, page_size)
         self.page_size, self.slots, self.pages = page_size, slots, pages
-        self.states = torch.zeros(
-            lightning, slots + scratch, config.num_attention_heads, d, d, dtype=torch.float32, device=device
-        )
-        kv_shape = (len(kinds) - lightning, pages + scratch, page_size, config.num_key_value_heads, d)
-        self.keys = torch.zeros(kv_shape, dtype=dtype, device=device)
-        self.values = torch.zeros(kv_shape, dtype=dtype, device=device)
-        self.page_table = torch.zeros(slots + scratch, pages, dtype=torch.int32, device=device)
-        self._kinds = kinds
-        self._free_slots = list(range(slots))
-        self._free_pages = list(range(pages))
-        self._owned: dict[int, list[int]] = {}
+        states, kv, table = _shapes(config, slots, pages, page_size, scratch)
+        self.states = torch.zeros(states, dtype=torch.float32, device=device)
+        self.keys = torch.zeros(kv, dtype=dtype, device=device)
+        self.values = torch.zeros(kv, dtype=dtype, device=device)
+        self.page_table = torch.zeros(table, dtype=torch.int32, device=device)
+        self._kinds = config.attn_type_list
         self.scratch_slot: int | None = None
         if scratch:
-            self.scratch_slot, self._owned[slots] = slots, [pages]
+            self.scratch_slot = slots
             self.page_table[slots].fill_(pages)
 
     @property
     def free_slots(self) -> int:
-        return len(self._free_slots)
+        return self._allocator.free_slots
 
     @property
     def free_pages(self) -> int:
-        return len(self._free_pages)
+        return self._allocator.free_pages
 
     def capacity(self, slot: int) -> int:
-        """Tokens that `slot` may hold with the pages it owns."""
-        return len(self._pages_of(slot)) * self.page_size
+        """Tokens that `slot` may hold with the pages it owns. Raises ValueError if the slot is not in use."""
+        return self.page_size if slot == self.scratch_slot else self._allocator.capacity(slot)
 
     def acquire(self) -> int:
         """Take a free slot, its states zeroed and no pages owned.
@@ -100,10 +108,7 @@ class HybridCache:
         Raises:
             CacheFull: if every slot is in use.
         """
-        if not self._free_slots:
-            raise CacheFull(f"all {self.slots} cache slots are in use; release a sequence first")
-        slot = heapq.heappop(self._free_slots)
-        self._owned[slot] = []
+        slot = self._allocator.acquire()
         self.states[:, slot].zero_()
         return slot
 
@@ -114,20 +119,9 @@ class HybridCache:
             CacheFull: if too few pages are free; the slot then keeps what it had.
             ValueError: if the slot is not in use.
         """
-        owned = self._pages_of(slot)
-        held = len(owned)
-        missing = -(-tokens // self.page_size) - held
-        if missing <= 0:
-            return
-        if missing > len(self._free_pages):
-            raise CacheFull(
-                f"{tokens} tokens need {missing} more pages of {self.page_size} tokens but {len(self._free_pages)} of "
-                f"{self.pages} are free; release a sequence or build the cache with more pages"
-            )
-        owned.extend(heapq.heappop(self._free_pages) for _ in range(missing))
-        self.page_table[slot, held : held + missing] = torch.tensor(
-            owned[held:], dtype=torch.int32, device=self.page_table.device
-        )
+        new = self._allocator.reserve(slot, tokens)
+        if new:
+            self._write(slot, len(self._allocator.pages_of(slot)) - len(new), new)
 
     def release(self, slot: int) -> None:
         """Give back a slot and its pages.
@@ -135,10 +129,16 @@ class HybridCache:
         Raises:
             ValueError: if the slot is not in use, for instance because it was released before.
         """
-        for page in self._pages_of(slot):
-            heapq.heappush(self._free_pages, page)
-        del self._owned[slot]
-        heapq.heappush(self._free_slots, slot)
+        self._allocator.release(slot)
+
+    def _write(self, slot: int, at: int, pages: Sequence[int]) -> None:
+        """Put `pages` into the page table, without waiting for the device."""
+        row = self.page_table[slot, at : at + len(pages)]
+        if len(pages) == 1:
+            row.fill_(pages[0])  # what a sequence that is being written needs now and then: no copy at all
+            return
+        values = torch.tensor(pages, dtype=torch.int32)
+        row.copy_(values.pin_memory() if row.is_cuda else values, non_blocking=True)
 
     def layers(self, packed: Packed) -> Iterator[Tensor | PagedKV]:
         """What each decoder layer reads and writes for `packed`: its states [slots, heads, d, d] or its `PagedKV`.
@@ -169,8 +169,3 @@ class HybridCache:
         slots = packed.slots if packed.longest == 1 else packed.slots[packed.sequence_ids]
         pages = self.page_table[slots, packed.positions // self.page_size].to(torch.int64)
         return pages * self.page_size + packed.positions % self.page_size
-
-    def _pages_of(self, slot: int) -> list[int]:
-        if slot not in self._owned:
-            raise ValueError(f"cache slot {slot} is not in use: never acquired, or already released")
-        return self._owned[slot]

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from torch import Tensor
 
 from text_backbone import CacheFull, HybridCache, MiniMaxText, Packed, TextConfig
+from text_backbone.cache import bytes_needed
 
 SHAPE = TextConfig(
     vocab_size=4, hidden_size=4, num_attention_heads=2, num_key_value_heads=1, head_dim=4, rotary_dim=2,
@@ -71,6 +72,14 @@ class Allocation(RuleBasedStateMachine):
 
 TestAllocation = Allocation.TestCase
 TestAllocation.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+
+
+@pytest.mark.parametrize("scratch", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_bytes_needed(scratch: bool, dtype: torch.dtype) -> None:
+    cache = HybridCache(SHAPE, slots=SLOTS, pages=PAGES, page_size=PAGE, dtype=dtype, scratch=scratch)
+    held = sum(tensor.nbytes for tensor in (cache.states, cache.keys, cache.values, cache.page_table))
+    assert bytes_needed(SHAPE, slots=SLOTS, pages=PAGES, page_size=PAGE, dtype=dtype, scratch=scratch) == held
 
 
 def test_shapes_and_dtypes() -> None:
