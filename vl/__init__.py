@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from preprocessing import Inputs
+    from preprocessing import Inputs, ToolCall
     from vl.config import VLConfig
     from vl.engine import Generation, SamplingParams, Timings, Usage
     from vl.errors import CheckpointError, ConfigError, DeviceError, Error, ImageError, InputError
@@ -35,13 +35,14 @@ __all__ = [
     "MiniMaxVL",
     "SamplingParams",
     "Timings",
+    "ToolCall",
     "Usage",
     "VLConfig",
     "load",
 ]
 
 _HOMES = {
-    "preprocessing": ("Inputs",),
+    "preprocessing": ("Inputs", "ToolCall"),
     "vl.config": ("VLConfig",),
     "vl.engine": ("Generation", "SamplingParams", "Timings", "Usage"),
     "vl.errors": ("CheckpointError", "ConfigError", "DeviceError", "Error", "ImageError", "InputError"),

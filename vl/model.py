@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from preprocessing import Grid, ImageSource, Inputs, Messages, Processor
+from preprocessing import Grid, ImageSource, Inputs, Messages, Processor, Tools
 from preprocessing.template import END_OF_TURN
 from text_backbone import HybridCache, MiniMaxText, Packed
 from text_backbone import released_tensors as text_tensors
@@ -152,28 +152,32 @@ class MiniMaxVL(nn.Module):
         content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
         return self.chat([{"role": "user", "content": content}], **sampling)
 
-    def chat(self, messages: Messages, **sampling: Any) -> str:
-        """Answer a conversation (OpenAI/transformers content parts). `sampling` is that of `generate`."""
-        return self.generate([messages], **sampling)[0].text
+    def chat(self, messages: Messages, *, tools: Tools | None = None, **sampling: Any) -> str:
+        """Answer a conversation (OpenAI/transformers content parts). `tools` and `sampling` are those of `generate`."""
+        return self.generate([messages], tools=tools, **sampling)[0].text
 
-    def stream(self, messages: Messages, **sampling: Any) -> Iterator[str]:
+    def stream(self, messages: Messages, *, tools: Tools | None = None, **sampling: Any) -> Iterator[str]:
         """Answer a conversation piece by piece; the pieces joined are `chat`'s answer.
 
         Bad input raises here, not at the first piece. Closing the iterator ends the generation.
         """
         params = SamplingParams.of(sampling)
-        inputs, timings = self._prepare(messages)
+        inputs, timings = self._prepare(messages, tools)
 
         def pieces() -> Iterator[str]:
             yield from self.engine.stream(self.engine.submit(inputs, params, timings))
 
         return pieces()
 
-    def generate(self, batch: Sequence[Messages | Inputs], **sampling: Any) -> list[Generation]:
+    def generate(
+        self, batch: Sequence[Messages | Inputs], *, tools: Tools | None = None, **sampling: Any
+    ) -> list[Generation]:
         """Continue many conversations at once.
 
         Args:
             batch: conversations, or what `processor` made of them.
+            tools: descriptions of functions that the model may call (JSON objects, as OpenAI has them), for every
+                conversation. Its calls are in `Generation.tool_calls`.
             sampling: `max_new_tokens` (256), `temperature` (0: greedy), `top_p`, `top_k`, `seed`, `stop`; see
                 `vl.engine.SamplingParams`. They hold for every row.
 
@@ -184,12 +188,20 @@ class MiniMaxVL(nn.Module):
             ImageError, InputError: naming the image or message that cannot be used; nothing is generated then.
         """
         params = SamplingParams.of(sampling)
-        prepared = [self._prepare(item) for item in batch]  # all of it before any is queued: bad input costs nothing
-        return self.engine.run([self.engine.submit(inputs, params, timings) for inputs, timings in prepared])
+        prepared = [self._prepare(item, tools) for item in batch]  # before any is queued: bad input costs nothing
+        results = self.engine.run([self.engine.submit(inputs, params, timings) for inputs, timings in prepared])
+        for result in results:
+            result.tool_calls = self.processor.tool_calls(result.token_ids)
+        return results
 
-    def _prepare(self, item: Messages | Inputs) -> tuple[Inputs, Timings]:
+    def _prepare(self, item: Messages | Inputs, tools: Tools | None) -> tuple[Inputs, Timings]:
         start = time.perf_counter()
-        inputs = item if isinstance(item, Inputs) else self.processor(item)
+        if isinstance(item, Inputs):
+            if tools is not None:
+                raise InputError("tools are written into the prompt: give them to the processor that made these inputs")
+            inputs = item
+        else:
+            inputs = self.processor(item, tools=tools)
         return inputs, Timings(preprocess=time.perf_counter() - start)
 
     # The checkpoint

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import shutil
 import threading
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 
 import vl
+from vl.engine.request import Request
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -84,6 +87,35 @@ def test_caption_is_a_chat_about_one_image(tiny_model: vl.MiniMaxVL) -> None:
     assert tiny_model.caption(image, "Hello", max_new_tokens=10) == tiny_model.chat(
         ask("Hello", image), max_new_tokens=10
     )
+
+
+def test_tools_are_in_the_prompt(tiny_model: vl.MiniMaxVL) -> None:
+    tools = [{"name": "get_time", "parameters": {}}]
+    inputs = tiny_model.processor(ask("Hello"), tools=tools)
+    (plain,) = tiny_model.generate([inputs], max_new_tokens=4)
+    (result,) = tiny_model.generate([ask("Hello")], tools=tools, max_new_tokens=4)
+    assert result.usage.prompt_tokens == len(inputs) > len(tiny_model.processor(ask("Hello")))
+    assert result.token_ids == plain.token_ids
+    assert result.tool_calls == []
+    assert tiny_model.chat(ask("Hello"), tools=tools, max_new_tokens=4) == plain.text
+    assert "".join(tiny_model.stream(ask("Hello"), tools=tools, max_new_tokens=4)) == plain.text
+    with pytest.raises(vl.InputError, match="give them to the processor"):
+        tiny_model.generate([inputs], tools=tools)
+
+
+def test_calls_in_an_answer(tiny_model: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = copy.deepcopy(tiny_model.processor)
+    processor.tokenizer.backend.add_special_tokens(["<function_call>"])
+    answer = '<function_call>```typescript\nfunctions.get_time({"city": "Paris"})\n```'
+
+    def run(requests: list[Request]) -> list[vl.Generation]:
+        return [dataclasses.replace(result, token_ids=processor.tokenizer.encode(answer)) for result in real(requests)]
+
+    real = tiny_model.engine.run
+    monkeypatch.setattr(tiny_model, "processor", processor)
+    monkeypatch.setattr(tiny_model.engine, "run", run)
+    (result,) = tiny_model.generate([ask("Hello")], max_new_tokens=1)
+    assert result.tool_calls == [vl.ToolCall("get_time", {"city": "Paris"})]
 
 
 def test_usage_and_timings(tiny_model: vl.MiniMaxVL) -> None:

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from preprocessing import Inputs
+from preprocessing import Inputs, ToolCall
 from vl.engine.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length"]
@@ -39,7 +39,8 @@ class Generation:
     """A finished continuation.
 
     `text` leaves out special tokens and whatever follows a stop string; `token_ids` is all that was generated, the end
-    token included. `finish_reason` is "stop" (end token or stop string) or "length" (`max_new_tokens`).
+    token included. `finish_reason` is "stop" (end token or stop string) or "length" (`max_new_tokens`). `tool_calls`
+    are the calls of functions in it, which `text` has too, without the special token before them.
     """
 
     text: str
@@ -47,6 +48,7 @@ class Generation:
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
+    tool_calls: list[ToolCall] = field(default_factory=list)
 
 
 class TextStream(Protocol):
