@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from preprocessing.unicode import well_formed
 from vl.engine.config import shown, whole
 from vl.errors import InputError
 
@@ -53,7 +54,7 @@ class SamplingParams:
         top_k: keep the `top_k` most likely tokens; 0 keeps all. Applied before `top_p`, as transformers does.
         seed: makes a sampled continuation reproducible, whatever else shares its batch. Below 2^64; None draws one.
         stop: the text ends before the first of these strings; a single string is taken as one, None as none. At most
-            64 strings of 1000 characters.
+            64 strings of 1000 characters; lone surrogates in them become U+FFFD.
 
     Raises:
         InputError: if a value is not of its type or out of its range.
@@ -134,7 +135,7 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
             raise InputError(f"stop strings must be non-empty strings, not {shown(string)}")
         if len(string) > _LONGEST_STOP:
             raise InputError(f"stop strings must be at most {_LONGEST_STOP} characters, not {len(string):,}")
-    return strings
+    return tuple(map(well_formed, strings))
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,7 @@ def test_values_of_the_wrong_type_or_range_are_named(name: str) -> None:
         ("seed", None, None),
         ("stop", None, ()),
         ("stop", "end", ("end",)),
+        ("stop", ["a\ud800", "\ud83d\ude42"], ("a\ufffd", "\U0001f642")),
         ("stop", ["a", "b"], ("a", "b")),
         ("stop", iter(["x" * 1000]), ("x" * 1000,)),
     ],
