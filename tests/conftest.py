@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -21,12 +22,14 @@ if not torch.cuda.is_available():
 import text_backbone
 import vision_encoder
 import vl
-from preprocessing import PINPOINTS, Processor
-from text_backbone.config import TextConfig, hybrid_layers
-from vision_encoder import VisionConfig
-from vl.config import VLConfig, write_config
+from preprocessing import Processor
+from preprocessing.template import DEFAULT_TEMPLATE
+from text_backbone.config import hybrid_layers
+from vl.checkpoint import save_weights
+from vl.config import read_config
 from vl.loading import patcher_of
 
+RELEASE = Path(__file__).parent / "release"
 SPECIAL_TOKENS = ("<beginning_of_sentence>", "<end_of_sentence>", "<image>")
 CORPUS = (
     "A red circle at the top left and a blue square in the center.",
@@ -59,44 +62,51 @@ def write_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def tiny_config(tokenizer: Tokenizer, *, vision: bool = True) -> VLConfig:
-    """Every part of the architecture (7 lightning layers and 1 softmax, top-2 experts, ViT), a few units wide."""
-    text = TextConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=32,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        intermediate_size=24,
-        num_local_experts=4,
-        rotary_dim=8,
-        attn_type_list=hybrid_layers(8),
+def write_released_config(folder: Path, tokenizer: Tokenizer, *, vision: bool = True) -> None:
+    """The release's own configuration files with every part of the architecture a few units wide."""
+    config, preprocessor, tokens = (
+        json.loads((RELEASE / f"{name}.json").read_text())
+        for name in ("config", "preprocessor_config", "tokenizer_config")
     )
-    end = tokenizer.token_to_id("<end_of_sentence>")
-    if not vision:
-        return VLConfig(text, eos_token_ids=(end,))
-    tower = VisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        patch_size=56,
-        text_hidden_size=text.hidden_size,
-    )
-    return VLConfig(text, tower, PINPOINTS, image_token_index=tokenizer.token_to_id("<image>"), eos_token_ids=(end,))
+    config["image_token_index"] = tokenizer.token_to_id("<image>")
+    config["text_config"] |= {
+        "attn_type_list": list(hybrid_layers(8)),
+        "head_dim": 16,
+        "hidden_size": 32,
+        "intermediate_size": 24,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 8,
+        "num_key_value_heads": 1,
+        "num_local_experts": 4,
+        "rotary_dim": 8,
+        "vocab_size": tokenizer.get_vocab_size(),
+    }
+    config["vision_config"] |= {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "patch_size": 56,
+        "projection_dim": 32,
+    }
+    preprocessor["patch_size"] = 56
+    tokens["chat_template"] = DEFAULT_TEMPLATE
+    files = {"config": config if vision else config["text_config"], "tokenizer_config": tokens}
+    files |= {"preprocessor_config": preprocessor} if vision else {}
+    for name, contents in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(contents, indent=2))
 
 
 def write_checkpoint(folder: Path, *, vision: bool = True) -> Path:
-    """Save a tiny random model into `folder`."""
-    tokenizer = write_tokenizer(folder)
-    config = tiny_config(tokenizer, vision=vision)
-    write_config(config, folder)
+    """A tiny random model in exactly the form of the release: its files and keys, bfloat16 shards and their index."""
+    write_released_config(folder, write_tokenizer(folder), vision=vision)
+    config = read_config(folder)
     model = vl.MiniMaxVL(config, Processor.load(folder, patcher_of(config)))
     generator = torch.Generator().manual_seed(0)
     text_backbone.init_weights(model.language_model, generator=generator)
     if model.vision is not None:
         vision_encoder.init_weights(model.vision, generator=generator)
-    model.save(folder)
+    save_weights(model.released_tensors(), folder, max_shard_bytes=100_000, dtype=torch.bfloat16)
     return folder
 
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preprocessing.patcher import PINPOINTS
 from text_backbone.config import TextConfig
 from vision_encoder.config import VisionConfig
 from vl.errors import ConfigError
-from vl.schema import SCALES, Section, read_pinpoints, read_text, read_vision
+from vl.preprocessor import PREPROCESSOR, preprocessor_to_json
+from vl.schema import SCALES, read_text, read_vision
+from vl.section import Section
 
-CONFIG, PREPROCESSOR, GENERATION = "config.json", "preprocessor_config.json", "generation_config.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class VLConfig:
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        for key, ids in (("bos_token_id", (self.bos_token_id,)), ("eos_token_id", self.eos_token_ids)):
+            beyond = [i for i in ids if i is not None and i >= self.text.vocab_size]
+            if beyond:
+                raise ConfigError(f"{key} {beyond[0]} is not in the vocabulary of {self.text.vocab_size}")
         if self.vision is None:
             if self.pinpoints or self.image_token_index is not None:
                 raise ConfigError("a text-only model has no pinpoints and no image_token_index: drop them")
@@ -57,30 +62,29 @@ def read_config(folder: str | Path) -> VLConfig:
     """Read `config.json` of a checkpoint folder, and beside it what exists of the preprocessor's and generation's.
 
     Understands the released MiniMax-VL-01 and MiniMax-Text-01 files and transformers' native `minimax` schema, the
-    text model's keys nested in `text_config` or at the top level. The preprocessor's file gives mean and standard
-    deviation, and the pinpoints when `config.json` has none; the generation file's token ids win over
-    `config.json`'s. Keys that do not change the computation are ignored.
+    text model's keys nested in `text_config` or at the top level. The preprocessor's files give mean, standard
+    deviation and pinpoints (see `vl.preprocessor`); the generation file's token ids win over `config.json`'s. Keys
+    that do not change the computation are ignored.
 
     Raises:
         ConfigError: if a file is missing or malformed, or an option is not supported; names the file and the key.
     """
     folder = Path(folder)
-    top = Section(_read_json(folder / CONFIG), folder / CONFIG)
+    top = Section.read(folder / CONFIG)
     top.allow("tie_word_embeddings", False, None)
     top.allow("quantization_config", None)
     text = top.child("text_config") if top.has("text_config") else _flat_text(top)
-    preprocessor, generation = (_optional(folder / name) for name in (PREPROCESSOR, GENERATION))
-    tokens = (generation, top, text)
+    tokens = (Section.read(folder / GENERATION, optional=True), top, text)
     bos = next((place.integer("bos_token_id", least=0) for place in tokens if place.has("bos_token_id")), None)
     eos = next((place.token_ids("eos_token_id") for place in tokens if place.has("eos_token_id")), ())
     text_config = read_text(text)
     if not top.has("vision_config"):
         return VLConfig(text_config, bos_token_id=bos, eos_token_ids=eos)
-    vision = read_vision(top, preprocessor, text_config.hidden_size)
+    vision, pinpoints = read_vision(top, text_config.hidden_size)
     return VLConfig(
         text=text_config,
         vision=vision,
-        pinpoints=_pinpoints(top, preprocessor, vision.image_size),
+        pinpoints=pinpoints,
         image_token_index=top.integer("image_token_index", "image_token_id", least=0),
         bos_token_id=bos,
         eos_token_ids=eos,
@@ -123,36 +127,11 @@ def config_to_json(config: VLConfig) -> dict[str, Any]:
     }
 
 
-def preprocessor_to_json(config: VLConfig) -> dict[str, Any]:
-    """The contents of `preprocessor_config.json` of a vision model.
-
-    Raises:
-        ValueError: for a text-only model, which has no such file.
-    """
-    if config.vision is None:
-        raise ValueError("a text-only model has no preprocessor_config.json")
-    vision = config.vision
-    return {
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_grid_pinpoints": [list(pinpoint) for pinpoint in config.pinpoints],
-        "image_mean": list(vision.image_mean),
-        "image_std": list(vision.image_std),
-        "patch_size": vision.patch_size,
-        "process_image_mode": "anyres",
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-        "size": {"height": vision.image_size, "width": vision.image_size},
-    }
-
-
 def write_config(config: VLConfig, folder: str | Path) -> None:
     """Write `config.json`, `generation_config.json` and, for a vision model, `preprocessor_config.json`."""
     files = {CONFIG: config_to_json(config), GENERATION: _tokens(config)}
     if config.vision is not None:
-        files[PREPROCESSOR] = preprocessor_to_json(config)
+        files[PREPROCESSOR] = preprocessor_to_json(config.vision, config.pinpoints)
     for name, contents in files.items():
         Path(folder, name).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
 
@@ -170,7 +149,7 @@ def _text_to_json(text: TextConfig) -> dict[str, Any]:
         **{key: getattr(text, key) for key in shared.split()},
         **{legacy: getattr(text, field) for field, (legacy, _) in SCALES.items()},
         "postnorm": True,
-        "shared_intermediate_size": 0,
+        "shared_intermediate_size": [0],
         "sliding_window": None,
         "tie_word_embeddings": False,
     }
@@ -181,33 +160,8 @@ def _tokens(config: VLConfig) -> dict[str, Any]:
     return {"bos_token_id": config.bos_token_id, "eos_token_id": eos[0] if len(eos) == 1 else list(eos) or None}
 
 
-def _pinpoints(top: Section, preprocessor: Section, tile: int) -> tuple[tuple[int, int], ...]:
-    for section in (top, preprocessor):
-        if section.has("image_grid_pinpoints"):
-            return read_pinpoints(section, tile)
-    return read_pinpoints(Section({"image_grid_pinpoints": PINPOINTS}, top.file), tile)
-
-
 def _flat_text(top: Section) -> Section:
     """The text model's keys at the top level; with a vision tower, the model type there is the whole model's."""
     if not top.has("vision_config"):
         return top
     return Section({key: value for key, value in top.values.items() if key != "model_type"}, top.file)
-
-
-def _optional(path: Path) -> Section:
-    return Section(_read_json(path) if path.exists() else {}, path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path} does not exist: give a folder that holds a checkpoint in the released layout"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(contents, dict):
-        raise ConfigError(f"{path} must hold a JSON object, not {type(contents).__name__}")
-    return contents
