@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -80,7 +80,7 @@ class Conversation:
             tools=_map_json(self.tools, change),
         )
 
-    def texts(self) -> Iterator[str]:
+    def texts(self) -> list[str]:
         """Every string that `map_text` would change."""
         found: list[str] = []
 
@@ -89,7 +89,7 @@ class Conversation:
             return text
 
         self.map_text(keep)
-        return iter(found)
+        return found
 
 
 def image_source(part: Mapping[str, Any]) -> ImageSource | None:

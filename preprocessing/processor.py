@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from preprocessing.chat import Conversation, Messages, Tools
+from preprocessing.control import StandIns
 from preprocessing.errors import InputError
 from preprocessing.images import ImageSource, load_image
 from preprocessing.patcher import Grid, Patcher
@@ -54,6 +55,8 @@ class Processor:
         patcher: cuts images; None for a text-only checkpoint.
         image_token: the placeholder that the template writes for an image.
         tokenizer_config: the rest of `tokenizer_config.json`, kept for `save`.
+        control_tokens_in_text: whether `<image>`, `<end_of_sentence>` and the like become control tokens also where a
+            user wrote them. By default they are ordinary text there, and only the template makes control tokens.
     """
 
     tokenizer: Tokenizer
@@ -61,6 +64,7 @@ class Processor:
     patcher: Patcher | None
     image_token: str = "<image>"
     tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
+    control_tokens_in_text: bool = False
 
     @classmethod
     def load(cls, folder: str | Path, patcher: Patcher | None, image_token: str = "<image>") -> Processor:
@@ -98,7 +102,11 @@ class Processor:
             ImageError: for an image that cannot be read.
         """
         conversation = Conversation.of(messages, tools)
-        return self._inputs(conversation, [(self.template.render(conversation, add_generation_prompt), False)])[0]
+
+        def render(conversation: Conversation) -> list[tuple[str, bool]]:
+            return [(self.template.render(conversation, add_generation_prompt), False)]
+
+        return self._inputs(conversation, self._encode(conversation, render))[0]
 
     def tool_calls(self, token_ids: Sequence[int]) -> list[ToolCall]:
         """The calls in what the model generated, which begin at the special token `<function_call>`."""
@@ -115,12 +123,45 @@ class Processor:
         `__call__` does, and InputError where `ChatTemplate.segments` does.
         """
         conversation = Conversation.of(messages)
-        return self._inputs(conversation, self.template.segments(conversation))
+        return self._inputs(conversation, self.segments(conversation))
 
-    def _inputs(self, conversation: Conversation, segments: list[tuple[str, bool]]) -> tuple[Inputs, Tensor]:
-        encoded = [(self.tokenizer.encode(text), learn) for text, learn in segments]
-        ids = torch.tensor([token for tokens, _ in encoded for token in tokens], dtype=torch.int64)
-        learn = torch.tensor([learn for tokens, learn in encoded for _ in tokens], dtype=torch.bool)
+    def segments(self, messages: Messages | Conversation) -> list[tuple[list[int], bool]]:
+        """`ChatTemplate.segments` as token ids, each image still one placeholder. Raises as that does."""
+        return self._encode(Conversation.of(messages), self.template.segments)
+
+    def _encode(
+        self, conversation: Conversation, render: Callable[[Conversation], list[tuple[str, bool]]]
+    ) -> list[tuple[list[int], bool]]:
+        """Token ids of what `render` writes of the conversation, control tokens in it from the template alone."""
+        segments = render(conversation)
+        stand_ins = None if self.control_tokens_in_text else self._stand_ins(conversation)
+        if stand_ins is not None:
+            hidden = [(stand_ins.gather(text), learn) for text, learn in render(conversation.map_text(stand_ins.hide))]
+            if self._control_tokens(hidden) != self._control_tokens(segments):
+                return [(self._encode_hidden(text, stand_ins), learn) for text, learn in hidden]
+        # Nothing that a user wrote became a control token.
+        return [(self.tokenizer.encode(text), learn) for text, learn in segments]
+
+    def _stand_ins(self, conversation: Conversation) -> StandIns | None:
+        fixed = [self.template.source, *self.template.special_tokens.values()]
+        return StandIns.choose(self.tokenizer.control.starts, conversation.texts(), fixed)
+
+    def _control_tokens(self, segments: list[tuple[str, bool]]) -> list[str]:
+        return [token for text, _ in segments for token in self.tokenizer.control.find(text)]
+
+    def _encode_hidden(self, text: str, stand_ins: StandIns) -> list[int]:
+        ids: list[int] = []
+        done = 0
+        for start, end in self.tokenizer.control.between(text):
+            if stand_ins.within(text[start:end]):
+                ids += self.tokenizer.encode(text[done:start])
+                ids += self.tokenizer.encode_plain(stand_ins.show(text[start:end]))
+                done = end
+        return ids + self.tokenizer.encode(text[done:])
+
+    def _inputs(self, conversation: Conversation, segments: list[tuple[list[int], bool]]) -> tuple[Inputs, Tensor]:
+        ids = torch.tensor([token for tokens, _ in segments for token in tokens], dtype=torch.int64)
+        learn = torch.tensor([learn for tokens, learn in segments for _ in tokens], dtype=torch.bool)
         if self.patcher is None:
             if conversation.images:
                 raise InputError(
@@ -150,7 +191,7 @@ class Processor:
         if placeholders > images:
             raise InputError(
                 f"the prompt has {placeholders} {self.image_token} placeholders but {images} images were given: "
-                f"add the missing images as image parts, or take {self.image_token} out of the text"
+                f"add the missing images as image parts, or take {self.image_token} out of the text or the template"
             )
         if placeholders < images:
             raise InputError(

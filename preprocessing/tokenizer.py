@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tokenizers
 
+from preprocessing.control import ControlTokens
 from preprocessing.errors import InputError
 from preprocessing.unicode import well_formed
 
@@ -22,6 +23,18 @@ class Tokenizer:
         self.backend = backend
         backend.no_truncation()
         backend.no_padding()
+        added = backend.get_added_tokens_decoder()
+        self.control = ControlTokens(added.values())
+        self._added_ids = frozenset(added)
+        # The same model and the same steps before it, without a list of tokens to look for.
+        self._plain = tokenizers.Tokenizer(backend.model)
+        for step in ("normalizer", "pre_tokenizer"):
+            if getattr(backend, step) is not None:
+                setattr(self._plain, step, getattr(backend, step))
+
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[tokenizers.Tokenizer]]:
+        """To pickle and copy it: the backend alone."""
+        return type(self), (self.backend,)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -45,9 +58,17 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`. Special tokens are recognised where they are written out, and none is added.
 
-        Lone surrogates become U+FFFD.
+        Lone surrogates become U+FFFD, here as in `encode_plain`.
         """
         return self.backend.encode(well_formed(text), add_special_tokens=False).ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of `text` as ordinary text: the spelling of a special token is not the token."""
+        ids = self._plain.encode(well_formed(text), add_special_tokens=False).ids
+        if self._added_ids.isdisjoint(ids):
+            return ids
+        # A model that looks words up before it merges finds even these; their characters it does not.
+        return [token for character in well_formed(text) for token in self._plain.encode(character).ids]
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD."""

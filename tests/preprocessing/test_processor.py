@@ -129,10 +129,9 @@ def test_what_is_learnt_follows_the_very_prompt(processor: Processor) -> None:
 
 
 def test_counts_must_agree(processor: Processor) -> None:
+    double = Processor(processor.tokenizer, ChatTemplate("<image><image>{{ messages[0].content[-1].text }}"), TINY)
     with pytest.raises(InputError, match="2 <image> placeholders but 1 images were given"):
-        processor([{"role": "user", "content": [image((9, 9)), text("what does <image> mean?")]}])
-    with pytest.raises(InputError, match="1 <image> placeholders but 0 images"):
-        processor([{"role": "user", "content": "<image>"}])
+        double([{"role": "user", "content": [image((9, 9)), text("what does <image> mean?")]}])
     blind = Processor(processor.tokenizer, ChatTemplate("{{ messages[0].content[-1].text }}"), TINY)
     with pytest.raises(InputError, match="1 images were given but the prompt has 0 <image> placeholders"):
         blind([{"role": "user", "content": [image((9, 9)), text("Hi")]}])

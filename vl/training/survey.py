@@ -75,8 +75,7 @@ def survey(
 def record_length(messages: Messages, processor: Processor) -> int:
     """Tokens of a conversation with its images, as `Processor.training` would make them. Raises as that does."""
     conversation = Conversation.of(messages)
-    segments = processor.template.segments(conversation)
-    tokens = sum(len(processor.tokenizer.encode(text)) for text, _ in segments)
+    tokens = sum(len(ids) for ids, _ in processor.segments(conversation))
     if processor.patcher is None:
         return len(processor.training(messages)[0])  # which refuses images
     grids = [processor.patcher.grid(*image_size(source)) for source in conversation.images]
