@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -31,7 +32,7 @@ def draw_tiles(image: Image.Image, grid: Grid, *, side: int = 1344) -> Image.Ima
     """
     tile = tile_pixels(grid, side)
     rgb = image.convert("RGB")
-    left, top, right, bottom = placement(grid, tile)
+    left, top, right, bottom = replace(grid, tile=tile).box
     picture = hatched(grid.tile_cols * tile, grid.tile_rows * tile, period=max(8, tile // 14))
     picture.paste(rgb.resize((right - left, bottom - top), Image.Resampling.BICUBIC, reducing_gap=2.0), (left, top))
     draw_lines(picture, tile)
@@ -46,21 +47,6 @@ def draw_tiles(image: Image.Image, grid: Grid, *, side: int = 1344) -> Image.Ima
 def tile_pixels(grid: Grid, side: int) -> int:
     """Side of one drawn tile, in pixels, so that the longest side of the picture is at most `side`."""
     return max(1, min(TILE_PIXELS, side // max(grid.tile_cols, grid.tile_rows)))
-
-
-def placement(grid: Grid, tile: int) -> tuple[int, int, int, int]:
-    """Where the image lies on the canvas: (left, top, right, bottom) in pixels, with tiles of `tile` pixels.
-
-    The image keeps its aspect ratio, fills the canvas along one axis and is centred on the other; a sliver is at least
-    one pixel wide.
-    """
-    width, height = grid.tile_cols * tile, grid.tile_rows * tile
-    if grid.width / grid.height > width / height:
-        size = width, max(1, int(width * grid.height / grid.width))
-    else:
-        size = max(1, int(height * grid.width / grid.height)), height
-    left, top = (width - size[0]) // 2, (height - size[1]) // 2
-    return left, top, left + size[0], top + size[1]
 
 
 def hatched(width: int, height: int, period: int) -> Image.Image:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from preprocessing.chat import Conversation, Messages, Tools
 from preprocessing.errors import Error, ImageError, InputError
+from preprocessing.formats import IMAGE_SUFFIXES, has_image_suffix
 from preprocessing.images import ImageSource, load_image
 from preprocessing.patcher import PINPOINTS, Grid, Patcher
 from preprocessing.processor import Inputs, Processor
@@ -16,6 +17,7 @@ from preprocessing.tools import ToolCall
 
 __all__ = [
     "DEFAULT_TEMPLATE",
+    "IMAGE_SUFFIXES",
     "PINPOINTS",
     "ChatTemplate",
     "Conversation",
@@ -32,5 +34,6 @@ __all__ = [
     "Tokenizer",
     "ToolCall",
     "Tools",
+    "has_image_suffix",
     "load_image",
 ]

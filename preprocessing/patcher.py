@@ -51,6 +51,21 @@ class Grid:
         return self.tile_cols * self.tile, self.tile_rows * self.tile
 
     @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Where the image lies on the canvas: (left, top, right, bottom), in pixels.
+
+        It keeps its aspect ratio, rounded down to whole pixels and at least one, fills the canvas along one axis and is
+        centred on the other.
+        """
+        canvas_width, canvas_height = self.resolution
+        if self.width / self.height > canvas_width / canvas_height:
+            width, height = canvas_width, max(1, int(canvas_width * self.height / self.width))
+        else:
+            width, height = max(1, int(canvas_height * self.width / self.height)), canvas_height
+        left, top = (canvas_width - width) // 2, (canvas_height - height) // 2
+        return left, top, left + width, top + height
+
+    @property
     def tiles(self) -> int:
         """Tiles that the encoder sees: the thumbnail and the canvas's."""
         return 1 + self.tile_rows * self.tile_cols
@@ -127,12 +142,12 @@ class Patcher:
         if image.mode != "RGB":
             raise ImageError(f"the patcher takes RGB images, got mode {image.mode}: read images with load_image")
         grid = self.grid(image.width, image.height)
-        size = _fit(image.size, grid.resolution)
-        thumbnail, resized = resize_planes(image, [(self.tile, self.tile), size], self.threads)
+        left, top, right, bottom = grid.box
+        sizes = [(self.tile, self.tile), (right - left, bottom - top)]
+        thumbnail, resized = resize_planes(image, sizes, self.threads)
         width, height = grid.resolution
-        left, top = (width - size[0]) // 2, (height - size[1]) // 2
         canvas = np.zeros((3, height, width), np.uint8)
-        canvas[:, top : top + size[1], left : left + size[0]] = resized
+        canvas[:, top:bottom, left:right] = resized
 
         tiles = torch.empty(grid.tiles, 3, self.tile, self.tile, dtype=torch.uint8)
         tiles[0] = torch.from_numpy(thumbnail)
@@ -140,11 +155,3 @@ class Patcher:
         # [3, tile_rows, y, tile_cols, x] -> [tile_rows, tile_cols, 3, y, x]
         tiles[1:].view(grid.tile_rows, grid.tile_cols, 3, self.tile, self.tile).copy_(cut.permute(1, 3, 0, 2, 4))
         return tiles, grid
-
-
-def _fit(image: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
-    """The largest (width, height) with the image's aspect ratio that fits the canvas, rounded down, at least 1."""
-    (width, height), (canvas_width, canvas_height) = image, canvas
-    if width / height > canvas_width / canvas_height:
-        return canvas_width, max(1, int(canvas_width * height / width))
-    return max(1, int(canvas_height * width / height)), canvas_height

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from demo.overlay import HATCH_GROUND, HATCH_LINE, INK, WHITE, draw_tiles, placement, tile_pixels
+from demo.overlay import HATCH_GROUND, HATCH_LINE, INK, WHITE, draw_tiles, tile_pixels
 from preprocessing import Patcher
 
 GREY = (128, 128, 128)
@@ -22,7 +22,7 @@ def drawn(width: int, height: int, side: int = 1344) -> tuple[np.ndarray, int, t
     tile = tile_pixels(grid, side)
     assert picture.mode == "RGB"
     assert picture.size == (grid.tile_cols * tile, grid.tile_rows * tile)
-    return np.asarray(picture), tile, placement(grid, tile)
+    return np.asarray(picture), tile, replace(grid, tile=tile).box
 
 
 @pytest.mark.parametrize("size", [(1920, 1080), (640, 480), (2016, 2016), (3000, 300), (500, 1900)])
@@ -54,32 +54,6 @@ def test_padding_is_hatched_and_the_image_is_not() -> None:
     assert {HATCH_GROUND, HATCH_LINE} <= set(map(tuple, band.tolist()))
     assert tuple(pixels[top + 2, tile // 2]) == GREY == tuple(pixels[bottom - 3, tile // 2])
     assert tuple(pixels[top - 2, tile // 2]) != GREY
-
-
-@given(st.integers(1, 6000), st.integers(1, 6000))
-@settings(max_examples=150, deadline=None)
-def test_placement_is_the_patchers(width: int, height: int) -> None:
-    """At full scale, against the black border that the released recipe leaves around a white image."""
-    grid = PATCHER.grid(width, height)
-    left, top, right, bottom = placement(grid, grid.tile)
-    canvas_width, canvas_height = grid.resolution
-    assert 0 <= left < right <= canvas_width
-    assert 0 <= top < bottom <= canvas_height
-    if width * canvas_height > height * canvas_width:
-        expected = canvas_width, max(1, int(canvas_width * height / width))
-    else:
-        expected = max(1, int(canvas_height * width / height)), canvas_height
-    assert abs(right - left - expected[0]) <= 1
-    assert abs(bottom - top - expected[1]) <= 1
-
-
-@pytest.mark.parametrize("size", [(1920, 1080), (701, 333), (100, 900), (1, 3000), (3000, 1), (5, 5)])
-def test_placement_is_where_the_tiles_show_the_image(size: tuple[int, int]) -> None:
-    tiles, grid = PATCHER(Image.new("RGB", size, "white"))
-    shape = grid.tile_rows, grid.tile_cols, 3, grid.tile, grid.tile
-    canvas = tiles[1:].view(shape)[:, :, 0].permute(0, 2, 1, 3).reshape(grid.resolution[::-1]).numpy()
-    ys, xs = np.nonzero(canvas)
-    assert placement(grid, grid.tile) == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
 
 
 @pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (1, 1), (64, 64)])

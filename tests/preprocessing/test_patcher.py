@@ -148,6 +148,17 @@ def test_grid_is_the_released_unpadding(size: tuple[int, int], pinpoints: tuple[
     assert grid.tiles == 1 + marks.size // 576
 
 
+@pytest.mark.parametrize("size", [(1920, 1080), (701, 333), (100, 900), (1, 3000), (3000, 1), (5, 5)])
+@pytest.mark.parametrize("tile", [56, 336])
+def test_box_is_where_the_tiles_show_the_image(size: tuple[int, int], tile: int) -> None:
+    patcher = Patcher(tuple((w * tile // 336, h * tile // 336) for w, h in PINPOINTS), tile)
+    tiles, grid = patcher(Image.new("RGB", size, "white"))
+    shape = grid.tile_rows, grid.tile_cols, 3, grid.tile, grid.tile
+    canvas = tiles[1:].view(shape)[:, :, 0].permute(0, 2, 1, 3).reshape(grid.resolution[::-1]).numpy()
+    ys, xs = np.nonzero(canvas)
+    assert grid.box == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+
+
 @given(st.tuples(st.integers(8, 6000), st.integers(8, 6000)))
 @settings(max_examples=200, deadline=None)
 def test_resolution_is_transformers(size: tuple[int, int]) -> None:

@@ -129,7 +129,8 @@ class _Run:
 
     def names(self) -> Iterator[str]:
         """The images asked for, at least one."""
-        from vl.jobs import IMAGE_SUFFIXES, expand_sources
+        from preprocessing import IMAGE_SUFFIXES
+        from vl.jobs import expand_sources
 
         names = expand_sources(chain.from_iterable(_lines() if s == _STDIN else (s,) for s in self.sources))
         first = next(names, None)

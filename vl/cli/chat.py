@@ -99,8 +99,8 @@ def split_arguments(arguments: list[str], question: str | None) -> tuple[list[st
 
 def is_image(argument: str) -> bool:
     """Whether an argument means an image: a file that exists, a URL, or one word with an image suffix."""
+    from preprocessing import has_image_suffix
     from preprocessing.fetch import is_url
-    from vl.jobs import has_image_suffix
 
     if os.path.isfile(argument) or is_url(argument):
         return True

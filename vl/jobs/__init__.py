@@ -9,10 +9,9 @@ Example:
 
 from vl.jobs.captioning import OnRow, Tally, caption_images, caption_rows, write_rows
 from vl.jobs.rowfile import JobError, Row, RowFile, check_out, encode_row
-from vl.jobs.sources import IMAGE_SUFFIXES, expand_sources, has_image_suffix, source_key
+from vl.jobs.sources import expand_sources, source_key
 
 __all__ = [
-    "IMAGE_SUFFIXES",
     "JobError",
     "OnRow",
     "Row",
@@ -23,7 +22,6 @@ __all__ = [
     "check_out",
     "encode_row",
     "expand_sources",
-    "has_image_suffix",
     "source_key",
     "write_rows",
 ]

@@ -7,19 +7,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from preprocessing import has_image_suffix
 from preprocessing.fetch import is_url
-
-# fmt: off
-IMAGE_SUFFIXES = frozenset((
-    ".avif", ".bmp", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg",
-    ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
-))
-# fmt: on
-
-
-def has_image_suffix(name: str) -> bool:
-    """Whether a file of this name is taken from a folder."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def source_key(source: str) -> str:
@@ -34,8 +23,8 @@ def expand_sources(sources: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
     """Names of the images behind `sources`, in a stable order and without holding them all.
 
     A file or URL stands for itself, whether it exists or not. A folder stands for the images in it and below, in
-    sorted order: every file with a suffix of `IMAGE_SUFFIXES`, except names that begin with a dot. A folder that
-    cannot be read is yielded itself, so that it shows up as an error and not as missing images.
+    sorted order: every file with a suffix of `preprocessing.IMAGE_SUFFIXES`, except names that begin with a dot. A
+    folder that cannot be read is yielded itself, so that it shows up as an error and not as missing images.
     """
     for source in sources:
         name = os.fspath(source)

@@ -54,11 +54,10 @@ def patch_labels(boxes: Boxes, grid: Grid) -> Tensor:
     across = grid.patches * POINTS
     centres = (np.arange(across) + 0.5) / across
     thumbnail = _label_map(boxes, centres * grid.width, centres * grid.height)
-    width, height = grid.resolution
-    scale = min(width / grid.width, height / grid.height)
+    left, top, right, bottom = grid.box
     pitch = grid.tile / across
-    x = ((np.arange(grid.tile_cols * across) + 0.5) * pitch - (width - scale * grid.width) / 2) / scale
-    y = ((np.arange(grid.tile_rows * across) + 0.5) * pitch - (height - scale * grid.height) / 2) / scale
+    x = ((np.arange(grid.tile_cols * across) + 0.5) * pitch - left) * (grid.width / (right - left))
+    y = ((np.arange(grid.tile_rows * across) + 0.5) * pitch - top) * (grid.height / (bottom - top))
     canvas = _label_map(boxes, x, y)
     labels = np.concatenate((_by_patch(thumbnail, grid.patches), _by_patch(canvas, grid.patches)))
     return torch.from_numpy(labels)

@@ -12,13 +12,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from preprocessing import IMAGE_SUFFIXES
 from preprocessing.chat import Messages
 from preprocessing.fetch import is_url
 from preprocessing.images import ImageSource
 from vl.errors import ConfigError, InputError
 from vl.model import DEFAULT_PROMPT
-
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 _FORMS = 'expected {"messages": [...]}, a list of messages, or {"image": ..., "caption": ...}'
 
@@ -165,7 +164,7 @@ class TarShard:
         if index == len(self.groups):
             raise InputError(self.damage)
         members = self.groups[index]
-        images = iter([member for member in members if member.suffix in IMAGE_SUFFIXES])
+        images = iter([member for member in members if f".{member.suffix}" in IMAGE_SUFFIXES])
 
         def find_image(source: Any) -> ImageSource:
             found: Member | None
