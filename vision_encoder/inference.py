@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vision_encoder.attention import attention, has_own_kernel
-from vision_encoder.mlp import activated
-from vision_encoder.norm import embedded_norm, shifted, shifted_norm
+from vision_encoder.kernels.attention import attention, has_own_kernel
+from vision_encoder.kernels.mlp import activated
+from vision_encoder.kernels.norm import embedded_norm, shifted, shifted_norm
 
 
 def applies(vit: VisionTransformer, tiles: Tensor) -> bool:

@@ -11,7 +11,7 @@ from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vision_encoder.dispatch import has_kernels
+from vision_encoder.kernels.patches import unfolded
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel in 0..1
 
@@ -98,17 +98,7 @@ def _embedded(tiles: Tensor, weight: Tensor, statistics: Statistics) -> Tensor:
 
 def _unfolded(tiles: Tensor, patch: int, statistics: Statistics, dtype: torch.dtype) -> Tensor:
     """Pixels less the integer near their mean, [n * patches**2, 3 * patch**2]; below float32 each row holds two."""
-    n, _, side, _ = tiles.shape
-    grid, copies = side // patch, 1 if dtype == torch.float32 else 2
-    centres = _centres(statistics, dtype, tiles.device)
-    if has_kernels(tiles.device):
-        from vision_encoder import triton_patches
-
-        return triton_patches.unfolded(tiles, patch, centres, copies)
-    pixels = tiles.view(n, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)[:, :, :, None]
-    out = torch.empty(n, grid, grid, copies, 3, patch, patch, dtype=dtype, device=tiles.device)
-    torch.sub(pixels.expand(out.shape), centres, out=out)
-    return out.view(n * grid**2, -1)
+    return unfolded(tiles, patch, _centres(statistics, dtype, tiles.device), 1 if dtype == torch.float32 else 2)
 
 
 def _centre(mean: float) -> int:

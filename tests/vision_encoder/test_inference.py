@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vision_encoder import VisionConfig, VisionEncoder, init_weights, triton_norm
+from vision_encoder import VisionConfig, VisionEncoder, init_weights
 from vision_encoder.inference import applies, encode, padded
-from vision_encoder.norm import shifted_norm
+from vision_encoder.kernels.norm import shifted_norm
+from vision_encoder.kernels.norm import triton as triton_norm
 from vision_encoder.patches import TilePatchEmbed, folded_embedding, normalise
 
 SMALL = VisionConfig(
@@ -128,10 +129,10 @@ def test_the_whole_way_of_a_gpu(monkeypatch: pytest.MonkeyPatch, inner: int) -> 
     with torch.no_grad():
         usual = model.vit.forward_features(tiles)
         for module in ("norm", "patches", "mlp"):
-            monkeypatch.setattr(f"vision_encoder.{module}.has_kernels", lambda device: True)
+            monkeypatch.setattr(f"vision_encoder.kernels.{module}.has_kernels", lambda device: True)
         for module in ("attention", "mlp"):
-            monkeypatch.setattr(f"vision_encoder.{module}.is_hopper", lambda device: True)
-        monkeypatch.setattr("vision_encoder.mlp._LARGE", 1)
+            monkeypatch.setattr(f"vision_encoder.kernels.{module}.is_hopper", lambda device: True)
+        monkeypatch.setattr("vision_encoder.kernels.mlp._LARGE", 1)
         monkeypatch.setattr(
             TilePatchEmbed, "forward", lambda self, x: folded_embedding(x, self.proj.weight, self.statistics)
         )

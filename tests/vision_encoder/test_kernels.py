@@ -7,10 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vision_encoder import triton_attention, triton_mlp, triton_norm, triton_patches
-from vision_encoder.attention import attention
-from vision_encoder.mlp import activated
-from vision_encoder.norm import embedded_norm, shifted
+from vision_encoder.kernels.attention import attention
+from vision_encoder.kernels.attention import triton as triton_attention
+from vision_encoder.kernels.mlp import activated
+from vision_encoder.kernels.mlp import triton as triton_mlp
+from vision_encoder.kernels.norm import embedded_norm, shifted
+from vision_encoder.kernels.norm import triton as triton_norm
+from vision_encoder.kernels.patches import reference as patches_reference
+from vision_encoder.kernels.patches import triton as triton_patches
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Products of float32 are rounded to 10 bits on a GPU; the interpreter's of bfloat16 are wrong.
@@ -92,4 +96,5 @@ def test_unfolded(side: int, patch: int, copies: int) -> None:
     grid = side // patch
     expected = (tiles.float() - centres).view(2, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
     expected = expected.reshape(2 * grid**2, -1).repeat(1, copies)
-    assert torch.equal(triton_patches.unfolded(tiles, patch, centres, copies), expected)
+    for module in (triton_patches, patches_reference):
+        assert torch.equal(module.unfolded(tiles, patch, centres, copies), expected)

@@ -15,8 +15,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vision_encoder.dispatch import has_kernels
 from vision_encoder.inference import applies, encode, padded
+from vision_encoder.kernels.device import has_kernels
 from vl.engine.graphs import captured
 
 MOST = 16  # tiles; more keep the GPU busy for longer than the host needs

@@ -10,11 +10,11 @@ from torch import Tensor
 from text_backbone import Packed
 from text_backbone.kernels import softmax
 from text_backbone.kernels.dispatch import reference_kernels
-from text_backbone.kernels.softmax import library
+from text_backbone.kernels.softmax import varlen
 
 chunks = pytest.importorskip("text_backbone.kernels.softmax.triton", reason="Triton is not installed")
 decode = pytest.importorskip("text_backbone.kernels.softmax.decode", reason="Triton is not installed")
-past_blocks = pytest.importorskip("text_backbone.kernels.softmax.past", reason="Triton is not installed")
+past_blocks = pytest.importorskip("text_backbone.kernels.softmax.cached", reason="Triton is not installed")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
@@ -165,7 +165,7 @@ def test_heads_of_long_sequences() -> None:
     full = 64 * 128
     lengths = [100, 50, 4096, 9000, 20, 7, 5000]
     packed = Packed.of(lengths, past=[0, 0, 0, 0, 6, 0, 300])
-    found = library.runs_of(packed, full, True)
+    found = varlen.runs_of(packed, full, True)
     assert [run.head for run in found] == [0, 4096, 8192, 0, 0, 4608]
     assert [run.sequences.start for run in found] == [0, 2, 3, 4, 5, 6]
     assert [run.sequences.stop for run in found] == [2, 3, 4, 5, 6, 7]
@@ -174,9 +174,9 @@ def test_heads_of_long_sequences() -> None:
     assert [run.longest for run in found] == [100, 4096, 9000, 20, 7, 5000]
     assert found[3].rows == slice(13246, 13266)
     assert found[3].offsets.dtype == torch.int32
-    assert library.runs_of(Packed.of(lengths), full, False)[0].rows == slice(0, sum(lengths))
-    assert library._head(4096, 256) == 0  # too little work for a plan
-    assert all(n - library._head(n, full) < n / 8 for n in range(4096, 70_000, 97))
+    assert varlen.runs_of(Packed.of(lengths), full, False)[0].rows == slice(0, sum(lengths))
+    assert varlen._head(4096, 256) == 0  # too little work for a plan
+    assert all(n - varlen._head(n, full) < n / 8 for n in range(4096, 70_000, 97))
 
 
 def test_blocks_of_cached_keys() -> None:
@@ -211,16 +211,16 @@ def test_runs_make_one_batch(past: list[int], monkeypatch: pytest.MonkeyPatch) -
         return (scores.softmax(-1) @ v).transpose(0, 1).to(q.dtype), scores.logsumexp(-1).float()
 
     sizes: list[tuple[int, ...]] = []
-    monkeypatch.setattr(library, "_flash", flash)
+    monkeypatch.setattr(varlen, "_flash", flash)
     monkeypatch.setattr(past_blocks, "_flash", part)
     monkeypatch.setattr(past_blocks, "_cudnn", part)
     monkeypatch.setattr(past_blocks, "_SMALLEST", 64)
     monkeypatch.setattr(past_blocks, "_LARGEST", 256)
     monkeypatch.setattr(past_blocks, "takes", lambda q, k: True)
-    monkeypatch.setattr(library, "_LONG_TOKENS", 64)
-    monkeypatch.setattr(library, "_LONG_WORK", 0)
-    monkeypatch.setattr(library, "takes", lambda q: True)
-    monkeypatch.setattr(library, "prefers_cudnn", lambda device: True)
+    monkeypatch.setattr(varlen, "_LONG_TOKENS", 64)
+    monkeypatch.setattr(varlen, "_LONG_WORK", 0)
+    monkeypatch.setattr(varlen, "takes", lambda q: True)
+    monkeypatch.setattr(varlen, "prefers_cudnn", lambda device: True)
     monkeypatch.setattr(softmax, "use_gpu_kernels", lambda q: True)
     case = make([3, 70, 5, 12, 64], past, (4, 2, 16), 16, torch.float16 if DEVICE == "cuda" else torch.float32)
     args = (case.q, case.k, case.v, case.packed, case.keys, case.values, case.table)
@@ -239,7 +239,7 @@ def test_runs_make_one_batch(past: list[int], monkeypatch: pytest.MonkeyPatch) -
 def test_long_chunks_of_long_sequences(
     lengths: list[int], past: list[int], page_size: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not library.prefers_cudnn(torch.device(DEVICE)):
+    if not varlen.prefers_cudnn(torch.device(DEVICE)):
         pytest.skip("needs a GPU on which cuDNN is the fastest")
     calls = []
     attention = past_blocks.attention

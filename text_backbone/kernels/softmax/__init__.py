@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from text_backbone.kernels.dispatch import use_gpu_kernels
-from text_backbone.kernels.softmax import library, reference
+from text_backbone.kernels.softmax import reference, varlen
 from text_backbone.packed import Packed
 
 __all__ = ["paged_attention", "softmax_attention"]
@@ -18,12 +18,12 @@ __all__ = ["paged_attention", "softmax_attention"]
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
     """Causal attention within each sequence; see `reference.softmax_attention`."""
-    if not (use_gpu_kernels(q) and library.takes(q)):
+    if not (use_gpu_kernels(q) and varlen.takes(q)):
         return reference.softmax_attention(q, k, v, packed)
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        return library.flash_attention(q, k, v, packed)
-    runs = library.runs_of(packed, q.shape[1] * q.shape[2], library.prefers_cudnn(q.device))
-    parts = [library.prefill_attention(q[run.rows], k[run.rows], v[run.rows], run) for run in runs]
+        return varlen.flash_attention(q, k, v, packed)
+    runs = varlen.runs_of(packed, q.shape[1] * q.shape[2], varlen.prefers_cudnn(q.device))
+    parts = [varlen.prefill_attention(q[run.rows], k[run.rows], v[run.rows], run) for run in runs]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -33,24 +33,24 @@ def paged_attention(
     """`softmax_attention` for sequences with tokens in the cache; see `reference.paged_attention`."""
     if not use_gpu_kernels(q):
         return reference.paged_attention(q, k, v, packed, keys, values, page_table)
-    from text_backbone.kernels.softmax import decode, past, triton
+    from text_backbone.kernels.softmax import cached, decode, triton
 
     if packed.longest == 1:
         return decode.decode_attention(q, packed, keys, values, page_table)
     if not any(packed.pasts):
         return softmax_attention(q, k, v, packed)
-    if not library.takes(q):
+    if not varlen.takes(q):
         return triton.chunk_attention(
             q, packed.offsets, packed.past, packed.slots, packed.longest, keys, values, page_table, max(packed.pasts)
         )
     parts = []
-    cudnn = library.prefers_cudnn(q.device) and past.takes(q, k)
-    for run in library.runs_of(packed, q.shape[1] * q.shape[2], cudnn):
+    cudnn = varlen.prefers_cudnn(q.device) and cached.takes(q, k)
+    for run in varlen.runs_of(packed, q.shape[1] * q.shape[2], cudnn):
         new = q[run.rows], k[run.rows], v[run.rows]
         if not run.cached:
-            part = library.prefill_attention(*new, run)
+            part = varlen.prefill_attention(*new, run)
         elif run.head:
-            part = past.attention(*new, packed, run, keys, values, page_table)
+            part = cached.attention(*new, packed, run, keys, values, page_table)
         else:
             before, slots = packed.past[run.sequences], packed.slots[run.sequences]
             most = max(packed.pasts[run.sequences])

@@ -29,11 +29,7 @@ def _unfolded(tiles, centres, out, SIDE: tl.constexpr, PATCH: tl.constexpr, COPI
 
 
 def unfolded(tiles: Tensor, patch: int, centres: Tensor, copies: int) -> Tensor:
-    """Patches less `centres`, each `copies` times: uint8 [n, 3, S, S] to [n * patches**2, copies * 3 * patch**2].
-
-    Args:
-        centres: a number per channel, of the dtype of the result.
-    """
+    """Same as `reference.unfolded`."""
     n, _, side, _ = tiles.shape
     grid, depth = side // patch, 3 * patch**2
     out = torch.empty(n * grid**2, copies * depth, dtype=centres.dtype, device=tiles.device)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+from vision_encoder.kernels.device import multiprocessors
 
 _BLOCK = 2048
 # Of the product: a tile of the result, the step along its depth, and tiles of rows that share the weights in the cache.
@@ -78,7 +77,7 @@ def gelu_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     (rows, depth), width = x.shape, len(weight)
     out = x.new_empty(rows, width)
     tiles = triton.cdiv(rows, _ROWS) * triton.cdiv(width, _COLUMNS)
-    programs = min(tiles, _multiprocessors(x.device))
+    programs = min(tiles, multiprocessors(x.device))
     _gelu_product[(programs,)](
         TensorDescriptor.from_tensor(x, [_ROWS, _DEPTH]),
         TensorDescriptor.from_tensor(weight, [_COLUMNS, _DEPTH]),
@@ -97,8 +96,3 @@ def gelu_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         num_stages=_STAGES,
     )
     return out
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

@@ -1,4 +1,4 @@
-"""Which GPUs run the kernels of this package."""
+"""What a GPU is and can, as far as the kernels of this package ask."""
 
 from __future__ import annotations
 
@@ -20,3 +20,9 @@ def has_kernels(device: torch.device) -> bool:
 def is_hopper(device: torch.device) -> bool:
     """Whether the products and attention of our own, whose shapes are measured on Hopper alone, are worth choosing."""
     return has_kernels(device) and torch.cuda.get_device_capability(device)[0] == 9
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many there are; in Triton's interpreter a few, so that programs have more than one tile to do."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

@@ -16,9 +16,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
 
-from text_backbone.kernels.softmax import library
-from text_backbone.kernels.softmax.library import Run
+from text_backbone.kernels.softmax import varlen
 from text_backbone.kernels.softmax.triton import chunk_attention, tile_width
+from text_backbone.kernels.softmax.varlen import Run
 from text_backbone.packed import Packed
 
 _SMALLEST, _LARGEST = 4096, 65536  # keys of a block; the copies of the largest take little memory beside a chunk
@@ -82,7 +82,7 @@ def attention(
     _attend(q[:head], k[:head], v[:head], past, keys, values, pages, out[:head])
     if left:  # rows that cuDNN would need a plan of their own for
         before, slots = packed.past[run.sequences] + head, packed.slots[run.sequences]
-        offsets = library.ends(left, q.device)
+        offsets = varlen.ends(left, q.device)
         out[head:] = chunk_attention(q[head:], offsets, before, slots, left, keys, values, page_table, past + head)
     return out
 
@@ -128,7 +128,7 @@ def _cudnn(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> tuple[Tenso
 
 def _flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """As `_cudnn`."""
-    q_offsets, k_offsets = (library.ends(len(x), q.device) for x in (q, k))
+    q_offsets, k_offsets = (varlen.ends(len(x), q.device) for x in (q, k))
     out, weight, *_ = torch.ops.aten._flash_attention_forward(
         q, k, v, q_offsets, k_offsets, len(q), len(k), 0.0, False, False
     )

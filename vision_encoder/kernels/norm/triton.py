@@ -1,4 +1,4 @@
-"""The functions of `norm` as Triton kernels: a program takes a few whole rows."""
+"""The functions of `reference` as Triton kernels: a program takes a few whole rows."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _sizes(rows: int, hidden: int) -> tuple[tuple[int], dict[str, int]]:
 
 
 def shifted_norm(x: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Same as `norm.shifted_norm`."""
+    """Same as `reference.shifted_norm`."""
     grid, sizes = _sizes(*x.shape)
     out = torch.empty_like(x)
     _shifted_norm[grid](x, shift, weight, bias, out, len(x), eps, **sizes)
@@ -79,7 +79,7 @@ def shifted_norm(x: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, eps: fl
 def embedded_norm(
     patches: Tensor, token: Tensor, positions: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> Tensor:
-    """Same as `norm.embedded_norm`."""
+    """Same as `reference.embedded_norm`."""
     tokens, hidden = positions.shape
     out = patches.new_empty(len(patches) * tokens, hidden)
     grid, sizes = _sizes(*out.shape)
@@ -88,7 +88,7 @@ def embedded_norm(
 
 
 def shifted(x: Tensor, shift: Tensor) -> Tensor:
-    """Same as `norm.shifted`."""
+    """Same as `reference.shifted`."""
     grid, sizes = _sizes(*x.shape)
     _shifted[grid](x, shift, len(x), **sizes)
     return x

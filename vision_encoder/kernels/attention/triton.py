@@ -1,4 +1,4 @@
-"""`attention.attention` as a Triton kernel: a program takes some queries of one head of one tile."""
+"""`reference.attention` as a Triton kernel: a program takes some queries of one head of one tile."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _attention(qkv, out, scale, HEADS: tl.constexpr, D: tl.constexpr, TOKENS: tl
 
 
 def attention(qkv: Tensor, tokens: int, heads: int) -> Tensor:
-    """Same as `attention.attention`."""
+    """Same as `reference.attention`."""
     hidden = qkv.shape[1] // 3
     d = hidden // heads
     out = qkv.new_empty(len(qkv), hidden)

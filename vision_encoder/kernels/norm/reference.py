@@ -1,4 +1,4 @@
-"""The passes over the residual stream, which is kept without the biases that were added to it."""
+"""The passes over the residual stream in plain PyTorch, float32 inside."""
 
 from __future__ import annotations
 
@@ -6,20 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vision_encoder.dispatch import has_kernels
-
 
 def shifted_norm(x: Tensor, shift: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """`norm(x + shift)` in float32, in `x`'s dtype; on a GPU in one pass.
+    """`norm(x + shift)` in float32, in `x`'s dtype.
 
     Args:
         x: [rows, hidden], contiguous.
         shift: float32 [hidden].
     """
-    if has_kernels(x.device):
-        from vision_encoder import triton_norm
-
-        return triton_norm.shifted_norm(x, shift, norm.weight, norm.bias, norm.eps)
     return _float_norm(x + shift, norm).to(x.dtype)
 
 
@@ -34,20 +28,12 @@ def embedded_norm(patches: Tensor, token: Tensor, positions: Tensor, norm: nn.La
     Returns:
         [n * (1 + patches**2), hidden].
     """
-    if has_kernels(patches.device):
-        from vision_encoder import triton_norm
-
-        return triton_norm.embedded_norm(patches, token, positions, norm.weight, norm.bias, norm.eps)
     tokens = torch.cat((token.expand(len(patches), 1, -1), patches), 1).float() + positions
     return _float_norm(tokens, norm).to(patches.dtype).flatten(0, 1)
 
 
 def shifted(x: Tensor, shift: Tensor) -> Tensor:
     """`x + shift` in `x`'s dtype, over `x` [rows, hidden]; float32 `shift` [hidden]."""
-    if has_kernels(x.device):
-        from vision_encoder import triton_norm
-
-        return triton_norm.shifted(x, shift)
     return torch.add(x, shift, out=x)
 
 

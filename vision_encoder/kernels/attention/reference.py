@@ -1,4 +1,4 @@
-"""Attention within each tile, read straight from the fused projection."""
+"""Attention within each tile, on the library's kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vision_encoder.dispatch import has_kernels, is_hopper
+from vision_encoder.kernels.device import has_kernels
 
 _FASTEST = [
     SDPBackend.CUDNN_ATTENTION,
@@ -21,19 +21,11 @@ _FASTEST = [
 
 def attention(qkv: Tensor, tokens: int, heads: int) -> Tensor:
     """Every token of a tile attends to every other: [n * tokens, 3 * heads * d] to [n * tokens, heads * d]."""
-    d = qkv.shape[1] // (3 * heads)
-    if has_own_kernel(qkv.device, qkv.dtype, d):
-        from vision_encoder import triton_attention
-
-        return triton_attention.attention(qkv, tokens, heads)
-    q, k, v = qkv.view(-1, tokens, 3, heads, d).permute(2, 0, 3, 1, 4)  # [n, heads, tokens, d] each
+    q, k, v = qkv.view(-1, tokens, 3, heads, qkv.shape[1] // (3 * heads)).permute(
+        2, 0, 3, 1, 4
+    )  # [n, heads, tokens, d]
     with _backend(qkv.device):
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).flatten(0, 1)
-
-
-def has_own_kernel(device: torch.device, dtype: torch.dtype, head: int) -> bool:
-    """Whether heads `head` wide are left to a kernel of our own."""
-    return is_hopper(device) and dtype in (torch.bfloat16, torch.float16) and head in (16, 32, 64)
 
 
 def _backend(device: torch.device) -> AbstractContextManager[None]:

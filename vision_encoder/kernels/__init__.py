@@ -1,0 +1,1 @@
+"""The operations of the ViT, one folder each: `reference.py` is the specification in plain PyTorch."""
