@@ -10,6 +10,7 @@ import tokenizers
 from preprocessing.control import ControlTokens
 from preprocessing.errors import InputError
 from preprocessing.unicode import well_formed
+from preprocessing.vocabulary import MERGES, VOCABULARY, read_vocabulary
 
 
 class Tokenizer:
@@ -38,18 +39,27 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """From `folder/tokenizer.json`. Raises InputError if it is missing or not a tokenizer."""
-        path = Path(folder) / "tokenizer.json"
+        """From `folder/tokenizer.json` or, where there is none, `vocab.json` and `merges.txt`.
+
+        Raises InputError if they are missing or not a tokenizer.
+        """
+        folder = Path(folder)
+        path = folder / "tokenizer.json"
         if not path.is_file():
-            raise InputError(f"{path}: no such file; a checkpoint folder needs its tokenizer.json")
+            if (folder / VOCABULARY).is_file():
+                return cls(read_vocabulary(folder))
+            raise InputError(f"{path}: no such file; a checkpoint folder needs it, or {VOCABULARY} and {MERGES}")
         try:
             return cls(tokenizers.Tokenizer.from_file(str(path)))
-        except Exception as error:  # tokenizers raises bare Exception
+        except BaseException as error:  # tokenizers raises bare Exception, and PanicException, which is none
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             raise InputError(f"{path}: not a valid tokenizer ({error}); get the file again") from None
 
     def save(self, folder: str | Path) -> None:
-        """Write `folder/tokenizer.json`."""
-        self.backend.save(str(Path(folder) / "tokenizer.json"))
+        """Write `folder/tokenizer.json`. Raises OSError if it cannot be written."""
+        text = self.backend.to_str(pretty=True)  # the library's own `save` raises bare Exception
+        Path(folder, "tokenizer.json").write_text(text, encoding="utf-8")
 
     def __len__(self) -> int:
         """Entries of the vocabulary, special tokens included."""

@@ -11,7 +11,7 @@ from vl.errors import CheckpointError
 NANO = Path(__file__).parent / "pretrained" / "nano"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Configuration, tokenizer, chat template and weights. Pickled weights and remote code are never fetched.
-FILES = ("*.json", "*.jinja", "*.safetensors")
+FILES = ("*.json", "merges.txt", "*.jinja", "*.safetensors")
 
 
 def resolve_source(source: str | os.PathLike[str]) -> Path:

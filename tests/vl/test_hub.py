@@ -49,7 +49,7 @@ def test_resolve_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert resolve_source("MiniMaxAI/MiniMax-VL-01") == tmp_path
     assert asked["repository"] == "MiniMaxAI/MiniMax-VL-01"
-    assert set(asked["allow_patterns"]) == {"*.json", "*.jinja", "*.safetensors"}
+    assert set(asked["allow_patterns"]) == {"*.json", "merges.txt", "*.jinja", "*.safetensors"}
 
     def refuse(repository: str, **options: Any) -> str:
         raise RuntimeError("401 Client Error\nmany more lines")
