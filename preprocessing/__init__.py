@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from preprocessing.alpha import Background
 from preprocessing.chat import Conversation, Messages, Tools
 from preprocessing.errors import Error, ImageError, InputError
 from preprocessing.formats import IMAGE_SUFFIXES, has_image_suffix
@@ -19,6 +20,7 @@ __all__ = [
     "DEFAULT_TEMPLATE",
     "IMAGE_SUFFIXES",
     "PINPOINTS",
+    "Background",
     "ChatTemplate",
     "Conversation",
     "Error",

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from preprocessing.alpha import Background, Colour, read_background, warn_of_dropped
 from preprocessing.errors import ImageError
 from preprocessing.fetch import fetch, is_url
+from preprocessing.pixels import from_array, to_rgb
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | torch.Tensor
 """A path, an http(s) or data: URL, an encoded file's bytes, a Pillow image, or a uint8 array.
@@ -39,12 +41,14 @@ _UPRIGHT = {
 }
 
 
-def load_image(source: ImageSource, *, name: str | None = None) -> Image.Image:
+def load_image(source: ImageSource, *, name: str | None = None, background: Background = None) -> Image.Image:
     """Read `source` as an upright RGB image.
 
     - Encoded images (path, URL, bytes, and Pillow images as `Image.open` returned them) are turned upright by their
       EXIF orientation. Any other Pillow image is taken as it looks: whoever made it has decided on its orientation.
-    - Modes become RGB as `Image.convert("RGB")` does it, as in the released recipe: alpha is dropped, not blended.
+    - Modes become RGB as `Image.convert("RGB")` does it, as in the released recipe: transparency is dropped. With a
+      `background`, transparent images are laid on it, as Pillow's `alpha_composite` does it. Without one, the first
+      image that dropping changes visibly is warned of.
     - 16-bit images are scaled to 8 bits. The released recipe clips them, which turns nearly all of them white. The
       32-bit modes I and F count as 16-bit when any value exceeds 255, and are clipped to 8 bits otherwise.
     - Of an animated file, the first frame is read; of a Pillow image, the frame it is at.
@@ -52,21 +56,24 @@ def load_image(source: ImageSource, *, name: str | None = None) -> Image.Image:
     Args:
         source: see `ImageSource`. An RGB Pillow image comes back as it is, without a copy.
         name: what errors call an image that has no path or URL, such as "image 2".
+        background: see `Background`.
 
     Raises:
         ImageError: naming the file and the cause.
+        InputError: if `background` is not a colour.
     """
+    ground = read_background(background)
     label = _label(source) or name or "image"
     if isinstance(source, np.ndarray | torch.Tensor):
-        return _decode(_from_array(source, label), label)
+        return _decode(from_array(source, label), label, ground)
     if isinstance(source, Image.Image):
-        return _decode(source, label)
+        return _decode(source, label, ground)
     if isinstance(source, str) and is_url(source):
         source = fetch(source, label)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _from_bytes(BytesIO(source), label)
+        return _from_bytes(BytesIO(source), label, ground)
     if isinstance(source, str | os.PathLike):
-        return _from_path(source, label)
+        return _from_path(source, label, ground)
     raise ImageError(
         f"{label}: cannot read an image from {type(source).__name__}; "
         "pass a path, URL, data URL, bytes, PIL image or uint8 array"
@@ -83,19 +90,19 @@ def _label(source: ImageSource) -> str | None:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def _from_path(path: str | os.PathLike[str], label: str) -> Image.Image:
+def _from_path(path: str | os.PathLike[str], label: str, ground: Colour | None) -> Image.Image:
     try:
         if not os.path.exists(path):
             raise ImageError(f"{label}: no such file")
         if not os.path.isfile(path):
             raise ImageError(f"{label}: not a file; pass the path of an image")
         with open(path, "rb") as file:
-            return _from_bytes(file, label)
+            return _from_bytes(file, label, ground)
     except (OSError, ValueError) as error:
         raise ImageError(f"{label}: cannot be opened ({getattr(error, 'strerror', None) or error})") from None
 
 
-def _from_bytes(file: IO[bytes], label: str) -> Image.Image:
+def _from_bytes(file: IO[bytes], label: str, ground: Colour | None) -> Image.Image:
     with _quiet_pillow:
         try:
             image = Image.open(file)
@@ -110,11 +117,11 @@ def _from_bytes(file: IO[bytes], label: str) -> Image.Image:
             raise ImageError(f"{label}: {_too_large()}") from None
         except Exception as error:
             raise ImageError(f"{label}: damaged image ({error})") from None
-        return _decode(image, label)
+        return _decode(image, label, ground)
 
 
-def _decode(image: Image.Image, label: str) -> Image.Image:
-    """Pixels of a Pillow image, upright and RGB."""
+def _decode(image: Image.Image, label: str, ground: Colour | None) -> Image.Image:
+    """Pixels of a Pillow image, upright and RGB, transparent ones on `ground` if there is one."""
     if 0 in image.size:
         raise ImageError(f"{label}: the image has no pixels ({image.width} x {image.height})")
     if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
@@ -126,9 +133,13 @@ def _decode(image: Image.Image, label: str) -> Image.Image:
         except Exception as error:
             raise ImageError(f"{label}: truncated or damaged {image.format or 'image'} data ({error})") from None
         try:
-            return _to_rgb(_upright(image))
+            upright = _upright(image)
+            pixels = to_rgb(upright, ground)
         except Exception as error:
             raise ImageError(f"{label}: mode {image.mode} cannot be converted to RGB ({error})") from None
+        if ground is None and upright.has_transparency_data:
+            warn_of_dropped(upright, label)
+        return pixels
 
 
 def _too_large() -> str:
@@ -143,39 +154,6 @@ def _upright(image: Image.Image) -> Image.Image:
     except Exception:  # damaged metadata says nothing about the pixels
         return image
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode in ("I", "F"):
-        values = np.nan_to_num(np.asarray(image))
-        if values.max() <= 255:
-            return Image.fromarray(values).convert("RGB")
-        values = np.rint(values.clip(0, 65535)).astype(np.uint32)
-    elif image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.uint32)
-    else:
-        return image.convert("RGB")
-    # 65535 / 255 = 257, and half of it rounds to nearest
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
-
-
-def _from_array(array: np.ndarray | torch.Tensor, label: str) -> Image.Image:
-    shape = list(array.shape)
-    if array.dtype not in (np.uint8, torch.uint8):
-        raise ImageError(f"{label}: expected a uint8 array, got {array.dtype}; scale it to 0..255 and convert it")
-    if isinstance(array, torch.Tensor):
-        if array.ndim == 3 and shape[0] in (1, 3, 4):
-            array = array.permute(1, 2, 0)
-        array = array.detach().cpu().numpy()
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
-        raise ImageError(f"{label}: expected an array of shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {shape}")
-    if array.size == 0:
-        raise ImageError(f"{label}: the image has no pixels, its shape is {shape}")
-    return Image.fromarray(np.ascontiguousarray(array))
 
 
 class _QuietPillow:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from preprocessing.alpha import Background, read_background
 from preprocessing.chat import Conversation, Messages, Tools
 from preprocessing.control import StandIns
 from preprocessing.errors import InputError
@@ -55,6 +56,8 @@ class Processor:
         patcher: cuts images; None for a text-only checkpoint.
         image_token: the placeholder that the template writes for an image.
         tokenizer_config: the rest of `tokenizer_config.json`, kept for `save`.
+        background: what transparent images are laid on, "white" for example; None drops the transparency, as the
+            released recipe does. Raises InputError if it is not a colour.
         control_tokens_in_text: whether `<image>`, `<end_of_sentence>` and the like become control tokens also where a
             user wrote them. By default they are ordinary text there, and only the template makes control tokens.
     """
@@ -64,16 +67,27 @@ class Processor:
     patcher: Patcher | None
     image_token: str = "<image>"
     tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
+    background: Background = None
+
+    def __post_init__(self) -> None:
+        read_background(self.background)  # a wrong colour is said here, not at the first image
+
     control_tokens_in_text: bool = False
 
     @classmethod
-    def load(cls, folder: str | Path, patcher: Patcher | None, image_token: str = "<image>") -> Processor:
+    def load(
+        cls,
+        folder: str | Path,
+        patcher: Patcher | None,
+        image_token: str = "<image>",
+        background: Background = None,
+    ) -> Processor:
         """From a checkpoint folder: `tokenizer.json`, and the chat template if it has one.
 
         Raises InputError naming the file that is missing or damaged.
         """
         config = read_json(Path(folder) / "tokenizer_config.json")
-        return cls(Tokenizer.load(folder), ChatTemplate.load(folder), patcher, image_token, config)
+        return cls(Tokenizer.load(folder), ChatTemplate.load(folder), patcher, image_token, config, background)
 
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`, with the chat template in it, as transformers reads."""
@@ -202,7 +216,7 @@ class Processor:
     def _patch(self, patcher: Patcher, images: list[ImageSource]) -> list[tuple[Tensor, Grid]]:
         def patch(numbered: tuple[int, ImageSource]) -> tuple[Tensor, Grid]:
             number, source = numbered
-            return patcher(load_image(source, name=f"image {number}"))
+            return patcher(load_image(source, name=f"image {number}", background=self.background))
 
         numbered = list(enumerate(images, 1))
         if len(images) < 2:

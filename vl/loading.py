@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from preprocessing import Patcher, Processor
+from preprocessing import Background, Patcher, Processor
+from preprocessing.alpha import read_background
 from vl.checkpoint import load_weights, resolve_source
 from vl.config import VLConfig, read_config
 from vl.engine import Engine, EngineConfig
@@ -24,6 +25,7 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
     quantization: str | None = None,
+    background: Background = None,
     progress: Callable[[int, int], None] | None = None,
     **options: int,
 ) -> MiniMaxVL:
@@ -35,6 +37,8 @@ def load(
         dtype: how they are held ("bfloat16", "float16", "float32" or the torch dtype); by default bfloat16 on a GPU
             and float32 on a CPU.
         quantization: must be None in this version.
+        background: what transparent images are laid on: a colour such as "white", "#rrggbb" or (r, g, b). None drops
+            the transparency, as the released recipe does.
         progress: called after each tensor with the numbers of values loaded and in all.
         options: the fields of `vl.engine.EngineConfig`.
 
@@ -42,16 +46,18 @@ def load(
         CheckpointError: if the files are missing, incomplete or damaged.
         ConfigError: if the config asks for what this family does not have, or an option is unknown or out of range.
         DeviceError: if the device or dtype is not available.
+        InputError: if `background` is not a colour.
     """
     if quantization is not None:
         raise ConfigError(f"quantization={quantization!r} is not available in this version: use None")
     engine = EngineConfig.of(options)
+    read_background(background)
     place = pick_device(device)
     folder = resolve_source(source)
     config = read_config(folder)
     model = build_model(
         config,
-        Processor.load(folder, patcher_of(config)),
+        Processor.load(folder, patcher_of(config), background=background),
         name=os.fspath(source),
         device=place,
         dtype=pick_dtype(dtype, place),

@@ -51,6 +51,19 @@ def test_placeholders_expand(processor: Processor, content: list[Any]) -> None:
     assert inputs.input_ids.tolist() == expected
 
 
+def test_transparent_images_lie_on_the_background(checkpoint: Path) -> None:
+    """Clear black beside solid red."""
+    picture = Image.new("RGBA", (28, 56))
+    picture.paste((255, 0, 0, 255), (0, 0, 28, 28))
+    conversation = [{"role": "user", "content": [{"type": "image", "image": picture}]}]
+    for background, colour in (("white", (255, 255, 255)), ((1, 2, 3), (1, 2, 3)), (None, (0, 0, 0))):
+        tiles = Processor.load(checkpoint, TINY, background=background)(conversation).tiles
+        assert tiles[1].amax((1, 2)).tolist() == [255, 0, 0]
+        assert tuple(tiles[2, :, 20, 20].tolist()) == colour
+    with pytest.raises(InputError, match="background='whitish' is not a colour"):
+        Processor.load(checkpoint, TINY, background="whitish")
+
+
 def test_tiles_keep_the_images_order(processor: Processor) -> None:
     colours = ["red", "lime", "blue", "white", "black"]
     content = [image((20 + 9 * i, 30), colour) for i, colour in enumerate(colours)]

@@ -300,3 +300,10 @@ def test_a_large_model_without_a_gpu_says_so_once(
     assert not recwarn.list, "it is what was asked for"
     with pytest.warns(UserWarning, match="no GPU was found.* runs on the CPU"):
         vl.load(tiny_checkpoint)
+
+
+def test_background_is_the_processors(tmp_path: Path) -> None:
+    assert vl.load("nano", device="cpu").processor.background is None
+    assert vl.load("nano", device="cpu", background="white").processor.background == "white"
+    with pytest.raises(vl.InputError, match="background='whitish' is not a colour"):
+        vl.load(tmp_path / "nothing here", background="whitish")
