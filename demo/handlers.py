@@ -16,12 +16,11 @@ from demo.overlay import draw_tiles
 from demo.talk import Session, Talk
 from demo.text import count, describe_answer, describe_grid, note
 from preprocessing import load_image
-from vl.engine import SamplingParams, Timings, Usage
+from vl.engine import SamplingParams, Timings
 from vl.errors import Error, InputError
 from vl.model import DEFAULT_PROMPT
 
 if TYPE_CHECKING:
-    from vl.engine import Request
     from vl.model import MiniMaxVL
 
 SECONDS_BETWEEN_UPDATES = 0.05
@@ -151,13 +150,9 @@ class Handlers:
             raise request.error
         talk.turns.append((talk.asked or "", request.text))
         talk.asked = None
-        yield talk.shown(), note(describe_answer(request.finish_reason, usage_of(request), request.timings))
+        yield talk.shown(), note(describe_answer(request.finish_reason, request.usage, request.timings))
 
 
 def is_upload(path: str) -> bool:
     """Whether the file lies where Gradio puts uploads; a forged request may name any file of this machine."""
     return Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve())
-
-
-def usage_of(request: Request) -> Usage:
-    return Usage(request.prompt_tokens, request.inputs.image_tokens, len(request.token_ids))

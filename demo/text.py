@@ -6,8 +6,7 @@ from html import escape
 from typing import Literal
 
 from preprocessing import Grid
-from vl.engine import Timings, Usage
-from vl.engine.request import FinishReason
+from vl.engine import FinishReason, Timings, Usage
 
 Kind = Literal["plain", "busy", "error"]
 

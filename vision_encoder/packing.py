@@ -64,7 +64,7 @@ def plan_packing(grids: Sequence[Grid], patches: int) -> Plan:
     sources, targets = [], []
     first_feature = first_token = 0
     for index, grid in enumerate(grids):
-        _check(grid, patches, index)
+        check_grid(grid, patches, index)
         source, target = _image_plan(grid.tile_cols, grid.top, grid.left, grid.rows, grid.cols, patches)
         sources.append(first_feature + source)
         targets.append(first_token + target)
@@ -87,7 +87,8 @@ def _image_plan(tile_cols: int, top: int, left: int, rows: int, cols: int, patch
     return torch.cat((thumbnail, source)), torch.cat((thumbnail, token[:, :-1].flatten()[order]))
 
 
-def _check(grid: Grid, patches: int, index: int) -> None:
+def check_grid(grid: Grid, patches: int, index: int) -> None:
+    """Raises the ValueError of `plan_packing`; `index` is what to call the image."""
     height, width = grid.tile_rows * patches, grid.tile_cols * patches
     inside = 0 <= grid.top < grid.top + grid.rows <= height and 0 <= grid.left < grid.left + grid.cols <= width
     if not inside:

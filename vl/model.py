@@ -15,11 +15,12 @@ from preprocessing import Grid, ImageSource, Inputs, Messages, Processor, Tools
 from preprocessing.template import END_OF_TURN
 from text_backbone import HybridCache, MiniMaxText, Packed
 from text_backbone import released_tensors as text_tensors
-from vision_encoder import Replay, VisionEncoder
+from vision_encoder import VisionEncoder
 from vision_encoder import released_tensors as vision_tensors
 from vl.checkpoint import save_weights
 from vl.config import VLConfig, write_config
 from vl.engine import Generation, Request, SamplingParams, TextStream, Timings
+from vl.engine.prompt import Prompt
 from vl.errors import ConfigError, InputError
 
 DEFAULT_PROMPT = "Describe this image."
@@ -28,6 +29,7 @@ DEFAULT_PROMPT = "Describe this image."
 class Driver(Protocol):
     """What generates for a model: `vl.engine.Engine`."""
 
+    def prepare(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request: ...
     def submit(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request: ...
     def stream(self, request: Request) -> Iterator[str]: ...
     def run(self, requests: Sequence[Request]) -> list[Generation]: ...
@@ -97,14 +99,13 @@ class MiniMaxVL(nn.Module):
 
     # The computation
 
-    def embed(self, input_ids: Tensor, tiles: Tensor, grids: Sequence[Grid], replay: Replay | None = None) -> Tensor:
+    def embed(self, input_ids: Tensor, tiles: Tensor, grids: Sequence[Grid]) -> Tensor:
         """Token embeddings with the image features in the place of their placeholders.
 
         Args:
             input_ids: int64 `[tokens]`, every `<image>` already repeated to its image's token count.
             tiles: uint8 `[n, 3, S, S]`, the tiles of all images in order.
             grids: one per image.
-            replay: recordings of the vision tower's work.
 
         Returns:
             `[tokens, hidden]` on the model's device.
@@ -123,7 +124,7 @@ class MiniMaxVL(nn.Module):
             raise InputError(
                 f"the images make {expected} tokens, but input_ids has {found} placeholders: make them with processor"
             )
-        features = self.vision(tiles, grids, replay=replay)  # [image tokens, hidden]
+        features = self.vision(tiles, grids)  # [image tokens, hidden]
         return embeds.masked_scatter(places.to(self.device).unsqueeze(-1), features.to(embeds.dtype))
 
     def forward(
@@ -140,9 +141,14 @@ class MiniMaxVL(nn.Module):
 
     @torch.inference_mode()
     def logits(self, inputs: Inputs) -> Tensor:
-        """Next-token logits at every position of one prompt: float32 `[tokens, vocab]`."""
-        packed = Packed.of([inputs.input_ids.numel()], device=self.device)
-        return self.language_model.logits(self(inputs.input_ids, inputs.tiles, inputs.grids, packed))
+        """Next-token logits at every position of one prompt: float32 `[tokens, vocab]`.
+
+        Raises:
+            InputError: if the prompt is not one for this model.
+        """
+        prompt = Prompt.of(inputs, self.config, self.name)
+        packed = Packed.of([len(prompt)], device=self.device)
+        return self.language_model.logits(self(prompt.input_ids, prompt.tiles, prompt.grids, packed))
 
     # The doors
 
@@ -163,11 +169,8 @@ class MiniMaxVL(nn.Module):
         """
         params = SamplingParams.of(sampling)
         inputs, timings = self._prepare(messages, tools)
-
-        def pieces() -> Iterator[str]:
-            yield from self.engine.stream(self.engine.submit(inputs, params, timings))
-
-        return pieces()
+        # Checked now, and queued when the first piece is asked for: whoever never asks leaves nothing behind.
+        return self.engine.stream(self.engine.prepare(inputs, params, timings))
 
     def generate(
         self, batch: Sequence[Messages | Inputs], *, tools: Tools | None = None, **sampling: Any
@@ -189,7 +192,7 @@ class MiniMaxVL(nn.Module):
         """
         params = SamplingParams.of(sampling)
         prepared = [self._prepare(item, tools) for item in batch]  # before any is queued: bad input costs nothing
-        results = self.engine.run([self.engine.submit(inputs, params, timings) for inputs, timings in prepared])
+        results = self.engine.run([self.engine.prepare(inputs, params, timings) for inputs, timings in prepared])
         for result in results:
             result.tool_calls = self.processor.tool_calls(result.token_ids)
         return results

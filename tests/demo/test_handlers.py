@@ -198,7 +198,7 @@ def test_stop_keeps_what_was_written(handlers: Handlers, photo: str, monkeypatch
     assert "stopped" in results[-1][2]
     assert session.talk is not None
     assert session.talk.turns[0][1].startswith(results[-2][1][1]["content"])
-    assert handlers.model.engine._running == []
+    assert handlers.model.engine.scheduler.running == []
 
 
 def test_stop_before_the_first_word(handlers: Handlers, photo: str) -> None:
@@ -220,7 +220,7 @@ def test_a_new_image_ends_the_answer_about_the_old_one(handlers: Handlers, photo
     handlers.show(photo, session)
     assert list(answer) == []
     assert session.talk == Talk(photo)
-    assert handlers.model.engine._running == []
+    assert handlers.model.engine.scheduler.running == []
 
 
 def test_clearing_keeps_the_image(handlers: Handlers, photo: str) -> None:

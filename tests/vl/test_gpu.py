@@ -116,9 +116,8 @@ def test_graphs_equal_the_step_launched_op_by_op(kernel_sized: Callable[..., vl.
     model = kernel_sized(dtype, max_batch_size=6)
     first = answers(model)
     assert answers(model) == first
-    decode, cache = model.engine._decode, model.engine._cache
-    assert decode is not None
-    assert cache is not None
+    assert model.engine.runner is not None
+    decode, cache = model.engine.runner.decode, model.engine.runner.cache
     assert len(decode._replays) >= 3
     assert (cache.free_slots, cache.free_pages) == (cache.slots, cache.pages)
     assert answers(kernel_sized(dtype, graphs=False, max_batch_size=6)) == first

@@ -189,8 +189,8 @@ def test_interleaved_streams(tiny_model: vl.MiniMaxVL) -> None:
 
 
 def free(model: vl.MiniMaxVL) -> tuple[int, int]:
-    cache = model.engine._cache
-    assert cache is not None
+    assert model.engine.runner is not None
+    cache = model.engine.runner.cache
     return cache.free_slots, cache.free_pages
 
 
@@ -224,7 +224,7 @@ def test_a_bad_image_raises_before_anything_runs(tiny_model: vl.MiniMaxVL, tmp_p
         tiny_model.stream(ask("Hi", bad))  # raised by the call itself, not by the first piece
     with pytest.raises(vl.ImageError, match=r"notes\.png"):
         tiny_model.generate([ask("Hello"), ask("Hi", bad)])
-    assert not tiny_model.engine._waiting
+    assert not tiny_model.engine.scheduler.waiting
 
 
 def test_logits_are_float32_at_every_position(tiny_model: vl.MiniMaxVL) -> None:

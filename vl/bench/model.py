@@ -204,7 +204,10 @@ def _writer(slot: int, token: int) -> Request:
     """A sequence that is being written: `token` is its last, and the cache holds `CONTEXT` before it."""
     nothing: Any = None
     params = SamplingParams()
-    return Request(nothing, params, nothing, params.key(), slot=slot, computed=CONTEXT, token_ids=[token])
+    return Request(
+        prompt_tokens=CONTEXT, max_new_tokens=1, prompt=nothing, params=params, stream=nothing, key=params.key(),
+        slot=slot, computed=CONTEXT, written=1, token_ids=[token],
+    )  # fmt: skip
 
 
 def _filled_cache(setting: Setting, config: TextConfig, slots: int, tokens: int) -> tuple[HybridCache, list[int]]:

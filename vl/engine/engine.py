@@ -2,50 +2,32 @@
 
 Every step is one packed forward pass over a chunk of the prompts being read and one token of every sequence being
 written; where no prompt is left to read, it is the decode step. Any thread that waits for its own request may drive a
-step; requests of other threads ride along.
+step; requests of other threads ride along. What goes wrong with a request ends that request alone.
 """
 
 from __future__ import annotations
 
+import os
 import threading
-import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from preprocessing import Grid, Inputs
-from text_backbone import CacheFull, HybridCache, MiniMaxText, Packed
-from vision_encoder import Replay
+from preprocessing import Inputs
+from text_backbone import HybridCache
+from vl.engine import memory
 from vl.engine.config import EngineConfig
-from vl.engine.decode import DecodeStep
+from vl.engine.driven import Model
 from vl.engine.graphs import GraphRecorder, Recorder
-from vl.engine.request import Generation, Request, TextStream, Timings
-from vl.engine.sampling import SamplingParams, SamplingRows, sample
+from vl.engine.prompt import Prompt
+from vl.engine.request import Request
+from vl.engine.results import Generation, Timings
+from vl.engine.runner import Runner
+from vl.engine.sampling import SamplingParams
+from vl.engine.scheduler import Scheduler
 from vl.engine.vision_graphs import VisionGraphs
-from vl.errors import InputError
-
-
-class Model(Protocol):
-    """What an engine drives. It is asked anew for each step: between two it may be moved, cast or given adapters."""
-
-    @property
-    def language_model(self) -> MiniMaxText: ...
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """Tokens that end an answer."""
-
-    def embed(self, input_ids: Tensor, tiles: Tensor, grids: Sequence[Grid], replay: Replay | None = None) -> Tensor:
-        """int64 `[tokens]`, uint8 `[n, 3, S, S]` and the images' grids to `[tokens, hidden]`."""
-
-    def detokeniser(self) -> TextStream:
-        """A new decoder for ids that come one by one."""
+from vl.errors import DeviceError, InputError
 
 
 class Engine:
@@ -56,21 +38,27 @@ class Engine:
     Args:
         model: what the engine drives.
         config: how much it takes on at once.
+
+    Attributes:
+        scheduler: who waits and who runs.
+        runner: does the steps, over a cache that is made when the first request comes.
+
+    Raises:
+        ConfigError: if the model's device could never hold the cache.
     """
 
     def __init__(self, model: Model, config: EngineConfig | None = None) -> None:
         self.model = model
         self.config = config or EngineConfig()
+        memory.check_config(model.language_model.config, self.config, model.device, model.dtype)
         self._start()
 
     def _start(self) -> None:
-        self._pages = self.config.pages
-        self._cache: HybridCache | None = None
-        self._decode: DecodeStep | None = None
+        self.scheduler = Scheduler[Request](self.config.max_batch_size, self.config.prefill_tokens)
+        self.runner: Runner | None = None
         self._vision_graphs = VisionGraphs()
-        self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []
         self._lock = threading.RLock()
+        self._process: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"model": self.model, "config": self.config}
@@ -81,24 +69,46 @@ class Engine:
 
     # Requests
 
-    def submit(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request:
-        """Queue a prompt. It starts when a slot and its pages are free, first come first served."""
-        if inputs.input_ids.numel() == 0:
-            raise InputError("the prompt is empty: give at least one message")
+    def prepare(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request:
+        """Check all of a prompt. Nothing is queued yet: `stream` and `run` do that.
+
+        Raises:
+            InputError: if the prompt is not one for this model, or the memory could not hold it and what is asked for.
+            DeviceError: if this process was forked from one that uses the engine.
+        """
+        self._stay_in_process()
+        if not isinstance(params, SamplingParams):
+            raise InputError(f"params must be SamplingParams, not {type(params).__name__}")
+        prompt = Prompt.of(inputs, self.model.config, self.model.name)
         request = Request(
-            inputs,
-            params,
-            self.model.detokeniser(),
-            params.key(),
-            timings or Timings(),
+            prompt_tokens=len(prompt),
+            max_new_tokens=params.max_new_tokens,
+            prompt=prompt,
+            params=params,
+            stream=self.model.detokeniser(),
+            key=params.key(),
+            timings=timings or Timings(),
         )
-        with self._lock:
-            self._waiting.append(request)
+        self._check_room(request)
         return request
+
+    def submit(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request:
+        """`prepare` a prompt and queue it: it starts when its turn comes, first come first served."""
+        request = self.prepare(inputs, params, timings)
+        self._queue([request])
+        return request
+
+    def _queue(self, requests: Sequence[Request]) -> None:
+        self._stay_in_process()
+        with self._lock:
+            for request in requests:
+                if request.arrival < 0:
+                    self.scheduler.add(request)
 
     def stream(self, request: Request) -> Iterator[str]:
         """The text of `request`, piece by piece, driving the engine as needed."""
         try:
+            self._queue([request])
             while request.pieces or not request.done:
                 if request.pieces:
                     yield request.pieces.popleft()
@@ -109,10 +119,13 @@ class Engine:
             self.cancel(request)
 
     def run(self, requests: Sequence[Request]) -> list[Generation]:
-        """Drive the engine until all of `requests` are finished."""
+        """Drive the engine until all of `requests` are finished, or one has failed: that raises what it failed of."""
         try:
-            while any(not request.done for request in requests):
-                self.step()
+            self._queue(requests)
+            for request in requests:
+                while not request.done:
+                    self.step()
+                request.result()
             return [request.result() for request in requests]
         finally:
             for request in requests:
@@ -120,170 +133,133 @@ class Engine:
 
     def cancel(self, request: Request) -> None:
         """Forget `request`, wherever it is; harmless when it has ended."""
+        if self._forked():
+            return  # the parent's; and a lock that another thread held then is never given back here
         with self._lock:
-            if request in self._waiting:
-                self._waiting.remove(request)
-            if request in self._running:
-                self._running.remove(request)
-            self._release(request)
+            self._end(request)
 
     # Steps
 
     @torch.inference_mode()
     def step(self) -> None:
-        """One forward pass for everything that is running; admits what is waiting first."""
+        """One forward pass for everything that is running; admits what is waiting first.
+
+        What goes wrong with a request is its `error`, for the one who waits for it, and not raised here.
+
+        Raises:
+            DeviceError: if this process was forked from one that uses the engine.
+        """
+        self._stay_in_process()
         with self._lock, torch.cuda.device_of(self.model.language_model.lm_head.weight):
+            self._prepare()
+            batch = self.scheduler.schedule()
+            if not batch:
+                return
+            assert self.runner is not None
             try:
-                self._admit()
-                batch = self._schedule()
-                if batch:
-                    self._forward(batch)
-            except BaseException as error:
-                # Half-written states cannot be continued: everyone aboard learns why, and the engine stays usable.
-                for request in self._running:
-                    request.error = error
+                for request in self.scheduler.running:
+                    request.start()
+                for request, token_id in self.runner(batch, self.scheduler.running):
+                    self._push(request, token_id)
+            except Exception as error:
+                self._isolate([request for request, _ in batch], error)
+            except BaseException:  # Ctrl-C: states may be half-written
+                for request, _ in batch:
+                    self._restart(request)
                 raise
-            finally:
-                for request in [r for r in self._running if r.done]:
-                    self._running.remove(request)
-                    self._release(request)
 
-    def _admit(self) -> None:
-        """Give slots and pages to waiting requests and turn their prompts into embeddings."""
-        if self._waiting and not self._running:
-            self._follow_model()
-        admitted: list[Request] = []
-        while self._waiting and len(self._running) < self.config.max_batch_size:
-            request = self._waiting[0]
-            tokens = request.prompt_tokens + request.params.max_new_tokens
-            cache = self._cache_for(tokens)
-            request.slot = cache.acquire()
+    def _push(self, request: Request, token_id: int) -> None:
+        """Hand a request its next token."""
+        try:
+            request.push(token_id, self.model.end_ids)
+            request.alone = False
+        except Exception as error:  # of the detokeniser
+            request.error = error
+        if request.done:
+            self._end(request)
+
+    def _isolate(self, requests: Sequence[Request], error: Exception) -> None:
+        """After a step failed: states may be half-written. Whose fault it was shows when each runs by itself."""
+        if len(requests) == 1:
+            self._fail(requests[0], error)
+            return
+        for request in requests:
+            request.alone = True
+            self._restart(request)
+
+    def _restart(self, request: Request) -> None:
+        self.scheduler.preempt(request)
+        request.features.clear()
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        if memory.is_exhausted(error):
+            told = memory.exhausted(error, self.model.device, f"working on {request.known:,} tokens")
+            told.__cause__, error = error, told
+        request.error = error
+        self._end(request)
+
+    def _end(self, request: Request) -> None:
+        self.scheduler.remove(request)
+        request.features.clear()
+
+    # The cache
+
+    def _prepare(self) -> None:
+        """Between generations, see to it that there is a cache that fits the model and the next request."""
+        while self.scheduler.waiting and not self.scheduler.running:
+            request = self.scheduler.waiting[0]
             try:
-                cache.reserve(request.slot, tokens)
-            except CacheFull:
-                self._release(request)
-                break
-            self._waiting.popleft()
-            self._running.append(request)
-            admitted.append(request)
-        if admitted:
-            self._embed(admitted)
+                self._make_cache(-(-request.most // self.config.page_size))
+            except Exception as error:
+                self._fail(request, error)
+            else:
+                return
 
-    def _follow_model(self) -> None:
-        """Between generations the model may have been moved, cast, or given adapters."""
-        cache, model = self._cache, self.model
-        if cache is not None and (cache.keys.device, cache.keys.dtype) != (model.device, model.dtype):
-            self._cache = self._decode = None
-        if self._decode is not None:
-            self._decode.refresh()
+    def _make_cache(self, pages: int) -> None:
+        """A cache of so many pages, and of as many as the config says; the one there is if it will do."""
+        model, pages = self.model, max(pages, self.config.pages)
+        if self.runner is not None and self.runner.follow() and pages <= self.runner.cache.pages:
+            return
+        self.runner = self.scheduler.memory = None  # frees the old one before the new one is allocated
+        recorder = self._recorder()
+        cache = HybridCache(
+            model.language_model.config,
+            slots=self.config.max_batch_size,
+            pages=pages,
+            page_size=self.config.page_size,
+            device=model.device,
+            dtype=model.dtype,
+            scratch=recorder is not None,
+        )
+        self.runner = Runner(model, cache, recorder, self._vision_graphs)
+        self.scheduler.memory = cache
 
-    def _cache_for(self, tokens: int) -> HybridCache:
-        """The cache, made on first use and remade larger when one request alone would not fit."""
-        pages = -(-tokens // self.config.page_size)
-        if self._cache is None or (pages > self._pages and not self._running):
-            self._pages = max(pages, self._pages)
-            self._cache = self._decode = None  # frees the old one before the new one is allocated
-            recorder = self._recorder()
-            self._cache = HybridCache(
-                self.model.language_model.config,
-                slots=self.config.max_batch_size,
-                pages=self._pages,
-                page_size=self.config.page_size,
-                device=self.model.device,
-                dtype=self.model.dtype,
-                scratch=recorder is not None,
-            )
-            self._decode = DecodeStep(self.model.language_model, self._cache, recorder)
-        return self._cache
+    def _check_room(self, request: Request) -> None:
+        """Refuse what no cache could hold, before it waits for one."""
+        runner = self.runner  # another thread may make a new one meanwhile
+        cache = runner.cache if runner else None
+        if -(-request.most // self.config.page_size) <= (cache.pages if cache else self.config.pages):
+            return
+        text, device, dtype = self.model.language_model.config, self.model.device, self.model.dtype
+        held = memory.cache_bytes(text, self.config, cache.pages, dtype) if cache else 0
+        memory.check_room(
+            text, self.config, device, dtype, prompt=request.prompt_tokens, new=request.max_new_tokens, held=held
+        )
 
     def _recorder(self) -> Recorder | None:
         """Makes graphs of the decode step where there are such things."""
         return GraphRecorder(self.model.device) if self.model.device.type == "cuda" else None
 
-    def _embed(self, requests: list[Request]) -> None:
-        """Prompt embeddings of several requests, their images in one call of the vision encoder."""
-        start = time.perf_counter()
-        inputs = [request.inputs for request in requests]
-        embeds = self.model.embed(
-            torch.cat([i.input_ids for i in inputs]),
-            torch.cat([i.tiles for i in inputs]),
-            [grid for i in inputs for grid in i.grids],
-            self._vision_graphs,
-        )
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
-        elapsed = time.perf_counter() - start
-        for request, part in zip(requests, embeds.split([r.prompt_tokens for r in requests]), strict=True):
-            request.embeds = part
-            request.timings.vision = elapsed if request.inputs.grids else 0.0
-            request.start_prefill()
+    # Processes
 
-    def _schedule(self) -> list[tuple[Request, int]]:
-        """Which sequences run in this step, and how many tokens of each."""
-        budget = self.config.prefill_tokens
-        batch: list[tuple[Request, int]] = []
-        for request in self._running:
-            if not request.prefilling:
-                batch.append((request, 1))
-            elif budget > 0:
-                tokens = min(budget, request.prompt_tokens - request.computed)
-                budget -= tokens
-                batch.append((request, tokens))
-        return batch
+    def _forked(self) -> bool:
+        return self._process not in (None, os.getpid())
 
-    def _forward(self, batch: list[tuple[Request, int]]) -> None:
-        """Run the batch, and hand every sequence whose prompt is read its next token."""
-        assert self._decode is not None
-        if all(not request.prefilling for request, _ in batch):
-            writers = [request for request, _ in batch]
-            tokens = self._decode(writers)
-            for request in writers:
-                request.computed += 1
-        else:
-            writers, tokens = self._prefill(batch)
-        for request, token_id in zip(writers, tokens, strict=True):
-            request.push(token_id, self.model.end_ids)
-
-    def _prefill(self, batch: list[tuple[Request, int]]) -> tuple[list[Request], list[int]]:
-        """One pass over prompts, and over the last tokens of what is being written meanwhile."""
-        model, device = self.model.language_model, self.model.device
-        packed = Packed.of(
-            [tokens for _, tokens in batch],
-            past=[request.computed for request, _ in batch],
-            slots=[request.slot for request, _ in batch if request.slot is not None],
-            device=device,
-        )
-        rows = [i for i, (request, tokens) in enumerate(batch) if request.computed + tokens >= request.prompt_tokens]
-        ends = torch.tensor([packed.starts[i] + packed.lengths[i] - 1 for i in rows], dtype=torch.int64, device=device)
-        hidden = model(self._step_embeds(batch), packed, self._cache)  # [tokens, hidden]
-        for request, tokens in batch:
-            request.computed += tokens
-            if not request.prefilling:
-                request.embeds = None
-        if not rows:
-            return [], []
-        logits = model.logits(hidden[ends])  # [writers, vocab]
-        writers = [batch[i][0] for i in rows]
-        params = [writer.params for writer in writers]
-        sampling = SamplingRows.of(params, [w.key for w in writers], [w.computed for w in writers], logits)
-        return writers, sample(logits, sampling, max(p.draw for p in params)).tolist()
-
-    def _step_embeds(self, batch: list[tuple[Request, int]]) -> Tensor:
-        """Inputs of one packed pass: the next prompt chunk, or the embedding of the last token. `[tokens, hidden]`."""
-        last = [request.token_ids[-1] for request, _ in batch if request.token_ids]
-        written = iter(
-            self.model.language_model.embed(torch.tensor(last, dtype=torch.int64, device=self.model.device)).split(1)
-        )
-        parts = []
-        for request, tokens in batch:
-            if request.embeds is None:
-                parts.append(next(written))
-            else:
-                parts.append(request.embeds[request.computed : request.computed + tokens])
-        return torch.cat(parts)
-
-    def _release(self, request: Request) -> None:
-        if request.slot is not None and self._cache is not None:
-            self._cache.release(request.slot)
-        request.slot = None
-        request.embeds = None
+    def _stay_in_process(self) -> None:
+        """Another thread may have been in a step when this process was forked: it would wait for it for ever."""
+        if self._forked():
+            raise DeviceError(
+                "this process was forked from one that uses the model, whose threads and devices it does not have: "
+                "load the model in it, and start it by multiprocessing's 'spawn' method"
+            )
+        self._process = os.getpid()

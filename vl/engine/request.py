@@ -1,62 +1,20 @@
-"""One request on its way through the engine, and what comes out of it."""
+"""One request on its way through the engine: from token ids to text."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
-from preprocessing import Inputs, ToolCall
+from vl.engine.driven import TextStream
+from vl.engine.prompt import Prompt
+from vl.engine.results import FinishReason, Generation, Timings, Usage
 from vl.engine.sampling import SamplingParams
-
-FinishReason = Literal["stop", "length"]
-
-
-@dataclass
-class Usage:
-    """Token counts. `image_tokens` are part of `prompt_tokens`; `completion_tokens` counts the end token."""
-
-    prompt_tokens: int
-    image_tokens: int
-    completion_tokens: int
-
-
-@dataclass
-class Timings:
-    """Wall-clock seconds of one request; work shared with batch mates counts in full for each of them."""
-
-    preprocess: float = 0.0
-    vision: float = 0.0
-    prefill: float = 0.0
-    decode: float = 0.0
-
-
-@dataclass
-class Generation:
-    """A finished continuation.
-
-    `text` leaves out special tokens and whatever follows a stop string; `token_ids` is all that was generated, the end
-    token included. `finish_reason` is "stop" (end token or stop string) or "length" (`max_new_tokens`). `tool_calls`
-    are the calls of functions in it, which `text` has too, without the special token before them.
-    """
-
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReason
-    usage: Usage
-    timings: Timings
-    tool_calls: list[ToolCall] = field(default_factory=list)
-
-
-class TextStream(Protocol):
-    """Incremental detokeniser."""
-
-    def push(self, token_id: int) -> str: ...
-
-    def flush(self) -> str: ...
+from vl.engine.scheduler import Entry
 
 
 class StopScanner:
@@ -94,20 +52,28 @@ class StopScanner:
         return text
 
 
-@dataclass(eq=False)
-class Request:
-    """A prompt, its cache slot while it runs, and the text it has produced so far."""
+@dataclass(eq=False, kw_only=True)
+class Request(Entry):
+    """A prompt, and the text it has produced so far.
 
-    inputs: Inputs
+    Attributes:
+        stream: makes text of its tokens.
+        key: of its sampling noise.
+        features: `[tokens, hidden]` of those of its images, by number, of which some token is yet to be read.
+        watches: what the vision encoder's work for it took, in seconds; to be asked when that work is known to be done.
+        token_ids, text: all that was generated. `pieces`: text not yet taken by a consumer.
+        finish_reason, error: how it ended; None while it has not.
+    """
+
+    prompt: Prompt
     params: SamplingParams
     stream: TextStream
-    key: int  # of its sampling noise
+    key: int
     timings: Timings = field(default_factory=Timings)
-    slot: int | None = None
-    embeds: Tensor | None = None  # [prompt, hidden] while any of it waits for prefill
-    computed: int = 0  # tokens in the cache
+    features: dict[int, Tensor] = field(default_factory=dict)
+    watches: list[Callable[[], float]] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
-    pieces: deque[str] = field(default_factory=deque)  # text not yet taken by a consumer
+    pieces: deque[str] = field(default_factory=deque)
     text: str = ""
     finish_reason: FinishReason | None = None
     error: BaseException | None = None
@@ -117,19 +83,22 @@ class Request:
         self._since = 0.0
 
     @property
-    def prompt_tokens(self) -> int:
-        return self.inputs.input_ids.numel()
-
-    @property
     def done(self) -> bool:
         return self.finish_reason is not None or self.error is not None
 
-    @property
-    def prefilling(self) -> bool:
-        return self.computed < self.prompt_tokens
+    def start(self) -> None:
+        """It runs now; when it began is what counts, whatever came in between."""
+        self._since = self._since or time.perf_counter()
 
-    def start_prefill(self) -> None:
-        self._since = time.perf_counter()
+    @property
+    def usage(self) -> Usage:
+        return Usage(self.prompt_tokens, len(self.prompt.places), len(self.token_ids))
+
+    def known_ids(self, start: int, stop: int) -> Tensor:
+        """int64 on the host: its tokens from `start` to `stop`, those of the prompt and those written."""
+        ids = self.prompt.input_ids[start:stop]
+        written = self.token_ids[max(0, start - self.prompt_tokens) : max(0, stop - self.prompt_tokens)]
+        return torch.cat((ids, torch.tensor(written, dtype=torch.int64))) if written else ids
 
     def push(self, token_id: int, end_ids: frozenset[int]) -> None:
         """Take the next token: text, stop conditions, clock."""
@@ -137,8 +106,11 @@ class Request:
         if self.token_ids:
             self.timings.decode += now - self._since
         else:
-            self.timings.prefill = now - self._since
+            self.timings.vision = sum(watch() for watch in self.watches)
+            self.timings.prefill = max(0.0, now - self._since - self.timings.vision)
         self._since = now
+        self.watches.clear()
+        self.written += 1
         self.token_ids.append(token_id)
         if token_id in end_ids:
             self._finish("stop", self.stream.flush())
@@ -166,5 +138,4 @@ class Request:
         if self.error is not None:
             raise self.error
         assert self.finish_reason is not None, "the request has not finished"
-        usage = Usage(self.prompt_tokens, self.inputs.image_tokens, len(self.token_ids))
-        return Generation(self.text, self.token_ids, self.finish_reason, usage, self.timings)
+        return Generation(self.text, self.token_ids, self.finish_reason, self.usage, self.timings)

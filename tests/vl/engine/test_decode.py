@@ -130,8 +130,8 @@ def test_padded_replays_equal_the_plain_step(
     assert answers(model) == expected
     assert recorder.replays > recorder.records >= 3
     assert answers(model, late=0) == answers(model, late=4) == expected
-    cache = model.engine._cache
-    assert cache is not None
+    assert model.engine.runner is not None
+    cache = model.engine.runner.cache
     assert (cache.free_slots, cache.free_pages) == (cache.slots, cache.pages)
 
 

@@ -1,0 +1,117 @@
+"""Prompts to embeddings, chunk by chunk as they are read: an image is encoded when its first token is due."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from vl.engine.driven import Model
+from vl.engine.request import Request
+from vl.engine.vision_graphs import VisionGraphs
+
+AHEAD = 64  # tiles that are encoded at once where so many wait, which is what the vision encoder takes at a time
+
+
+class Embedder:
+    """Makes the input of a pass. Of a request's embeddings it keeps the image features that are not yet read.
+
+    Images are encoded together with those that come next, of whichever request, as long as they are no more than
+    `AHEAD` tiles: a few tiles by themselves would leave a GPU idle.
+    """
+
+    def __init__(self, model: Model, graphs: VisionGraphs) -> None:
+        self._model, self._graphs = model, graphs
+
+    def __call__(self, batch: Sequence[tuple[Request, int]], running: Sequence[Request]) -> Tensor:
+        """Embeddings of the next tokens of each request of `batch`, end to end: `[tokens, hidden]`.
+
+        `running`: all requests whose prompts are being read, in order.
+        """
+        ids = [request.known_ids(request.computed, request.computed + tokens) for request, tokens in batch]
+        embeds = self._model.language_model.embed(_sent(torch.cat(ids), self._model.device))
+        due = [
+            (request, image)
+            for request, tokens in batch
+            for image in request.prompt.images_in(request.computed, request.computed + tokens)
+        ]
+        if not due:
+            return embeds
+        missing = [(request, image) for request, image in due if image not in request.features]
+        if missing:
+            self._encode(missing, running)
+        rows, features = zip(*self._placed(batch), strict=True)
+        return embeds.index_copy_(0, _sent(torch.cat(rows), embeds.device), torch.cat(features).to(embeds.dtype))
+
+    def _placed(self, batch: Sequence[tuple[Request, int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows of the pass, int64 on the host, and the features that stand there; those that are read are let go."""
+        row = 0
+        for request, tokens in batch:
+            prompt, start, stop = request.prompt, request.computed, request.computed + tokens
+            first, last = prompt.ranks_in(start, stop)
+            for image in prompt.images_in(start, stop):
+                end = prompt.ends[image]
+                begin = end - prompt.grids[image].tokens
+                ranks = slice(max(first, begin), min(last, end))
+                part = request.features[image][ranks.start - begin : ranks.stop - begin]
+                yield row - start + prompt.places[ranks], part
+                if last >= end:
+                    del request.features[image]
+            row += tokens
+
+    def _encode(self, due: list[tuple[Request, int]], running: Sequence[Request]) -> None:
+        """Features of the images that are due, and of those that come next, to their requests."""
+        vision = self._model.vision
+        assert vision is not None, "a text-only model's prompts have no images"
+        wanted = [*due, *self._next(due, running)]
+        grids = [request.prompt.grids[image] for request, image in wanted]
+        tiles = torch.cat([request.prompt.tiles_of(image) for request, image in wanted])
+        watch = stopwatch(self._model.device)
+        features = vision(tiles, grids, max_tiles=AHEAD, replay=self._graphs)
+        seconds = watch()
+        for (request, image), part in zip(wanted, features.split([grid.tokens for grid in grids]), strict=True):
+            request.features[image] = part
+        for request in dict.fromkeys(request for request, _ in wanted):
+            request.watches.append(seconds)
+
+    def _next(self, due: list[tuple[Request, int]], running: Sequence[Request]) -> Iterator[tuple[Request, int]]:
+        """Images that are due later, in the order of being read, while they and those due now are at most `AHEAD`."""
+        tiles = sum(request.prompt.grids[image].tiles for request, image in due)
+        for request in running:
+            for image in request.prompt.images_in(request.computed, request.prompt_tokens):
+                if image in request.features or (request, image) in due:
+                    continue
+                tiles += request.prompt.grids[image].tiles
+                if tiles > AHEAD:
+                    return
+                yield request, image
+
+
+def stopwatch(device: torch.device) -> Callable[[], Callable[[], float]]:
+    """Starts now. Calling it stops it, without waiting for the device, and gives what tells the seconds between.
+
+    On a GPU that is to be asked once the work in between is known to be done.
+    """
+    if device.type != "cuda":
+        start = time.perf_counter()
+
+        def stop() -> Callable[[], float]:
+            seconds = time.perf_counter() - start
+            return lambda: seconds
+
+        return stop
+    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begun.record()
+
+    def stop_event() -> Callable[[], float]:
+        ended.record()
+        return lambda: begun.elapsed_time(ended) / 1000
+
+    return stop_event
+
+
+def _sent(index: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device; from pinned memory, or the host would wait for all that the GPU has yet to do."""
+    return (index.pin_memory() if device.type == "cuda" else index).to(device, non_blocking=True)

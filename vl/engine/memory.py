@@ -1,0 +1,108 @@
+"""How much memory there is, and what the cache takes of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from text_backbone import TextConfig
+from text_backbone.cache import bytes_needed
+from vl.engine.config import EngineConfig
+from vl.errors import ConfigError, DeviceError, InputError
+
+_USABLE = 0.95  # of the free memory; the rest is for the work on what is cached
+
+
+def total(device: torch.device) -> int | None:
+    """Bytes of memory that `device` has; None if that cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if device.type == "cpu" else None
+
+
+def free(device: torch.device) -> int | None:
+    """Bytes that may yet be allocated on `device`; None if that cannot be told."""
+    if device.type == "cuda":
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch's, but unused
+        return torch.cuda.mem_get_info(device)[0] + idle
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    meminfo = Path("/proc/meminfo")
+    if device.type == "cpu" and meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    return total(device)
+
+
+def cache_bytes(text: TextConfig, config: EngineConfig, pages: int, dtype: torch.dtype) -> int:
+    """Memory of the engine's cache with so many pages."""
+    return bytes_needed(
+        text, slots=config.max_batch_size, pages=pages, page_size=config.page_size, dtype=dtype, scratch=True
+    )
+
+
+def check_config(text: TextConfig, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises ConfigError if the device could not hold the cache even if nothing else were there."""
+    needed, there = cache_bytes(text, config, config.pages, dtype), total(device)
+    if there is not None and needed > there:
+        raise ConfigError(
+            f"max_batch_size={config.max_batch_size} and cache_tokens={config.cache_tokens} (in pages of "
+            f"{config.page_size}) need {gib(needed)} for the cache, but {device} has {gib(there)}: lower them"
+        )
+
+
+def check_room(
+    text: TextConfig,
+    config: EngineConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    prompt: int,
+    new: int,
+    held: int,
+) -> None:
+    """Whether a cache can be made that holds a prompt of `prompt` tokens and `new` more.
+
+    `held`: bytes of the present cache, in whose place it would come.
+
+    Raises:
+        InputError: if not, with the number of tokens that would fit.
+    """
+    room = free(device)
+    if room is None:
+        return
+    page = cache_bytes(text, config, 2, dtype) - cache_bytes(text, config, 1, dtype)
+    rest = int(_USABLE * (room + held)) - cache_bytes(text, config, 0, dtype)
+    most = max(0, rest // page * config.page_size)
+    if prompt + new - 1 <= most:
+        return
+    fix = f"max_new_tokens of at most {most - prompt + 1:,} fit" if most >= prompt else "shorten the prompt"
+    raise InputError(
+        f"max_new_tokens={new} after a prompt of {prompt:,} tokens do not fit into the cache: "
+        f"{device} has room for {most:,} tokens; {fix}"
+    )
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out, for which PyTorch has no class of its own on the CPU and on MPS."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def exhausted(error: BaseException, device: torch.device, doing: str) -> DeviceError:
+    """What to tell of an error that `is_exhausted`."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return DeviceError(
+        f"{device} ran out of memory while {doing} ({line}): lower max_new_tokens, or load the model with smaller "
+        "prefill_tokens, max_batch_size or cache_tokens"
+    )
+
+
+def gib(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB"

@@ -1,0 +1,82 @@
+"""One step of a batch over one cache: reading prompts and writing tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from text_backbone import HybridCache, Packed
+from vl.engine.decode import DecodeStep
+from vl.engine.driven import Model
+from vl.engine.embedding import Embedder
+from vl.engine.graphs import Recorder
+from vl.engine.request import Request
+from vl.engine.sampling import SamplingRows, sample
+from vl.engine.vision_graphs import VisionGraphs
+
+
+class Runner:
+    """Runs steps of a model over a cache, which it must not outlive.
+
+    Args:
+        recorder: makes graphs of the decode step, for which the cache needs a scratch slot; None: there are none.
+        vision_graphs: those of the vision encoder.
+    """
+
+    def __init__(
+        self, model: Model, cache: HybridCache, recorder: Recorder | None, vision_graphs: VisionGraphs
+    ) -> None:
+        self.cache = cache
+        self._model = model
+        self._embed = Embedder(model, vision_graphs)
+        self.decode = DecodeStep(model.language_model, cache, recorder)
+
+    def follow(self) -> bool:
+        """Between generations the model may have been moved, cast or adapted. False if the cache does not fit it."""
+        cache, model = self.cache, self._model
+        if (cache.keys.device, cache.keys.dtype) != (model.device, model.dtype):
+            return False
+        self.decode.refresh()
+        return True
+
+    def __call__(self, batch: Sequence[tuple[Request, int]], running: Sequence[Request]) -> list[tuple[Request, int]]:
+        """Read the next tokens of each request of `batch`, for which it has pages.
+
+        `running` is the batch and whoever waits for a later step. Returns those all of whose tokens are read then, with
+        the token that comes next.
+        """
+        if all(request.writing for request, _ in batch):
+            writers = [request for request, _ in batch]
+            chosen = self.decode(writers)
+        else:
+            writers, chosen = self._prefill(batch, running)
+        for request, tokens in batch:
+            request.computed += tokens
+        return list(zip(writers, chosen, strict=True))
+
+    def _prefill(
+        self, batch: Sequence[tuple[Request, int]], running: Sequence[Request]
+    ) -> tuple[list[Request], list[int]]:
+        """One pass over prompts, and over the last tokens of what is being written meanwhile."""
+        model, device = self._model.language_model, self._model.device
+        packed = Packed.of(
+            [tokens for _, tokens in batch],
+            past=[request.computed for request, _ in batch],
+            slots=[request.slot for request, _ in batch if request.slot is not None],
+            device=device,
+        )
+        rows = [i for i, (request, tokens) in enumerate(batch) if request.computed + tokens == request.known]
+        ends = torch.tensor([packed.starts[i] + packed.lengths[i] - 1 for i in rows], dtype=torch.int64, device=device)
+        hidden = model(self._embed(batch, running), packed, self.cache)  # [tokens, hidden]
+        if not rows:
+            return [], []
+        writers = [batch[i][0] for i in rows]
+        return writers, self._choose(model.logits(hidden[ends]), writers)
+
+    def _choose(self, logits: Tensor, writers: Sequence[Request]) -> list[int]:
+        """The next token of each writer: float32 `[writers, vocab]`."""
+        params = [writer.params for writer in writers]
+        sampling = SamplingRows.of(params, [w.key for w in writers], [w.known for w in writers], logits)
+        return sample(logits, sampling, max(p.draw for p in params)).tolist()
