@@ -6,14 +6,13 @@ launched with the options of `early` calls `wait` before it reads or writes memo
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-_OLDEST = (9, 0)  # Hopper
+from text_backbone.kernels.device import HOPPER, capability
 
 
 @triton.jit
@@ -26,11 +25,4 @@ def wait(EARLY: tl.constexpr):
 
 def early(device: torch.device) -> dict[str, Any]:
     """Options for the launch of a kernel that has a constexpr EARLY and gives it to `wait`."""
-    return {"EARLY": True, "launch_pdl": True} if _able(device) else {"EARLY": False}
-
-
-@cache
-def _able(device: torch.device) -> bool:
-    if device.type == "meta":  # compiled ahead for the GPU that is here
-        return torch.cuda.is_available() and torch.cuda.get_device_capability() >= _OLDEST
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _OLDEST
+    return {"EARLY": True, "launch_pdl": True} if capability(device) >= HOPPER else {"EARLY": False}

@@ -1,4 +1,4 @@
-"""What a GPU is and can, as far as the kernels of this package ask."""
+"""What a GPU is and can: no other file of this package asks CUDA about its devices."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ def has_kernels(device: torch.device) -> bool:
 def is_hopper(device: torch.device) -> bool:
     """Whether the products and attention of our own, whose shapes are measured on Hopper alone, are worth choosing."""
     return has_kernels(device) and torch.cuda.get_device_capability(device)[0] == 9
+
+
+@cache
+def prefers_cudnn(device: torch.device) -> bool:
+    """Whether cuDNN's attention is the library's fastest: from Hopper on; before, PyTorch's own choice is right."""
+    return has_kernels(device) and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @cache

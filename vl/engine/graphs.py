@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from text_backbone.kernels.dispatch import use_gpu_kernels
+from text_backbone.kernels.device import use_gpu_kernels
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from text_backbone import Packed
 from text_backbone.kernels import softmax
-from text_backbone.kernels.dispatch import reference_kernels
+from text_backbone.kernels.device import reference_kernels
 from text_backbone.kernels.softmax import varlen
 
 chunks = pytest.importorskip("text_backbone.kernels.softmax.triton", reason="Triton is not installed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from text_backbone.kernels.dispatch import use_gpu_kernels
+from text_backbone.kernels.device import use_gpu_kernels
 from text_backbone.kernels.lightning import reference
 from text_backbone.kernels.lightning.reference import lightning_recurrence
 from text_backbone.packed import Packed

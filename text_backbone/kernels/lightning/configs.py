@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+
+from text_backbone.kernels.device import shared_memory
 
 
 class Tiles(NamedTuple):
@@ -23,7 +24,7 @@ class Tiles(NamedTuple):
 
 Table = dict[int, tuple[Tiles, Tiles, Tiles]]
 
-LARGE_SHARED = 200 * 1024  # bytes; what a block may use is 227 KiB on Hopper, 163 on A100, 99 on other Ampere GPUs
+LARGE_SHARED = 200 * 1024  # bytes
 
 # By head dim: tiles for bfloat16 on Hopper and newer, for bfloat16 on GPUs of less shared memory, for float32 operands.
 # A walk writes the output, a gain a piece's share of the state, for the backward too; BACKWARD is the walk there.
@@ -75,12 +76,4 @@ def pick(table: Table, d: int, dtype: torch.dtype, device: torch.device) -> Tile
     hopper, ampere, wide = table[d]
     if dtype != torch.bfloat16:
         return wide
-    return hopper if _large_shared(device) else ampere
-
-
-@cache
-def _large_shared(device: torch.device) -> bool:
-    if device.type != "cuda":
-        return True
-    properties: Any = torch.cuda.get_device_properties(device)  # not every version of torch types all of them
-    return bool(properties.shared_memory_per_block_optin >= LARGE_SHARED)
+    return hopper if device.type != "cuda" or shared_memory(device) >= LARGE_SHARED else ampere

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from text_backbone.kernels.device import HOPPER as HOPPER_GPU
+from text_backbone.kernels.device import capability, float32_precision
 from text_backbone.kernels.lightning.backward import walk_back_kernel
 from text_backbone.kernels.lightning.configs import BACKWARD, CANDIDATES, GAIN, HOPPER, WALK, Tiles, pick
 from text_backbone.kernels.lightning.decode import decode
@@ -119,7 +121,7 @@ _steepest = WeakTensorKeyDictionary()
 
 @cache
 def _hopper_module(device: torch.device) -> ModuleType | None:
-    if torch.cuda.get_device_capability(device) != (9, 0):
+    if capability(device) != HOPPER_GPU:
         return None
     try:
         from text_backbone.kernels.lightning import hopper
@@ -204,7 +206,6 @@ def _power_of_two(share: int) -> int:
 def _options(tiles: Tiles, heads: int, d: int, dtype: torch.dtype) -> dict[str, Any]:
     half = dtype == torch.bfloat16
     # float16 could not hold a state, so its products are tf32: as many bits, and the range of float32.
-    exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
     return {
         "H": heads,
         "D": d,
@@ -212,7 +213,7 @@ def _options(tiles: Tiles, heads: int, d: int, dtype: torch.dtype) -> dict[str, 
         "C": tiles.chunk,
         "FAST": half,
         "OPERAND": tl.bfloat16 if half else tl.float32,
-        "PRECISION": "ieee" if exact else "tf32",
+        "PRECISION": float32_precision() if dtype == torch.float32 else "tf32",
         "STAGES": tiles.stages,
         "num_warps": tiles.warps,
     }

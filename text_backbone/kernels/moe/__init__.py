@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from text_backbone.kernels.dispatch import use_gpu_kernels
+from text_backbone.kernels.device import use_gpu_kernels
 from text_backbone.kernels.moe import reference
 
 __all__ = ["expert_mlp", "route"]

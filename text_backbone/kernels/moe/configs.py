@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+
+from text_backbone.kernels.device import shared_memory
+
+_LARGE_SHARED = 227 * 1024  # bytes, of Hopper
 
 
 class Tile(NamedTuple):
@@ -80,16 +83,9 @@ def inference_tiles(rows: int, experts: int, dtype: torch.dtype, device: torch.d
     """Tiles of the two products for `rows` assignments in all."""
     if dtype == torch.float32:
         return TRAINING_FLOAT32["up"], TRAINING_FLOAT32["down"]
-    table = INFERENCE if _large_shared_memory(device) else INFERENCE_SMALL
+    large = device.type == "cuda" and shared_memory(device) >= _LARGE_SHARED
+    table = INFERENCE if large else INFERENCE_SMALL
     return next((up, down) for most, up, down in table if rows <= most * experts)
-
-
-@cache
-def _large_shared_memory(device: torch.device) -> bool:
-    if device.type != "cuda":
-        return False
-    properties: Any = torch.cuda.get_device_properties(device)  # not every version of torch types all of them
-    return bool(properties.shared_memory_per_block_optin >= 227 * 1024)
 
 
 def fit(size: int, tile: int) -> int:

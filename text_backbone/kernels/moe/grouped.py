@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from text_backbone.kernels.device import float32_precision
 from text_backbone.kernels.moe.configs import Tile, fit, fit_inner
 from text_backbone.kernels.moe.sort import Groups
 from text_backbone.kernels.overlap import early, wait
@@ -225,9 +226,8 @@ def tiles_below(assignments: int, experts: int, rows: int) -> int:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How products of this type are taken: full float32 unless the user allowed TF32."""
-    exact = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
-    return "ieee" if exact else "tf32"
+    """How products of this type are taken."""
+    return float32_precision() if dtype == torch.float32 else "ieee"
 
 
 def _reachable(weight: Tensor) -> bool:

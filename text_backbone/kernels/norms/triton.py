@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from text_backbone.kernels.device import multiprocessors
 from text_backbone.kernels.overlap import early, wait
 
 PLAIN, RESIDUAL, GATED = 0, 1, 2
@@ -104,11 +105,10 @@ def _shape(hidden: int, tile: int, per_thread: int) -> tuple[int, int, int]:
     return cols, rows, min(16, max(1, cols * rows // (32 * per_thread)))
 
 
-@cache
 def _programs(device: torch.device) -> int:
     if device.type != "cuda":
         return 2  # the interpreter: enough to have a sum
-    return _PROGRAMS_PER_SM * torch.cuda.get_device_properties(device).multi_processor_count
+    return _PROGRAMS_PER_SM * multiprocessors(device)
 
 
 def _run(

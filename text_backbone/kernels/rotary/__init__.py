@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from text_backbone.kernels.dispatch import kernels_on, use_gpu_kernels
+from text_backbone.kernels.device import kernels_on, use_gpu_kernels
 from text_backbone.kernels.rotary import reference
 
 __all__ = ["rotary", "rotary_table", "rotary_to_pages"]

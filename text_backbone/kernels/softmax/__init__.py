@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from text_backbone.kernels.dispatch import use_gpu_kernels
+from text_backbone.kernels.device import use_gpu_kernels
 from text_backbone.kernels.softmax import reference, varlen
 from text_backbone.packed import Packed
 

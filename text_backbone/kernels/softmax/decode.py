@@ -8,14 +8,13 @@ second launch joins the rows of each sequence. Nothing depends on a length on th
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from text_backbone.kernels.softmax.triton import attend, precision, scale_of, tile_keys, tile_width
+from text_backbone.kernels.device import float32_precision, multiprocessors
+from text_backbone.kernels.softmax.triton import attend, scale_of, tile_keys, tile_width
 from text_backbone.packed import Packed
 
 _PROGRAMS_PER_SM = 2
@@ -101,12 +100,11 @@ def _join(accs, logs, out, past, n, programs,
     tl.store(out + at, (acc / total).to(out.dtype.element_ty), mask=d < D)
 
 
-@cache
 def _programs(device: torch.device, kv_heads: int) -> int:
     """Shares that the keys of one key/value head are cut into."""
     if device.type != "cuda":
         return 3  # the interpreter: enough for shares to end within sequences
-    return max(1, _PROGRAMS_PER_SM * torch.cuda.get_device_properties(device).multi_processor_count // kv_heads)
+    return max(1, _PROGRAMS_PER_SM * multiprocessors(device) // kv_heads)
 
 
 def decode_attention(q: Tensor, packed: Packed, keys: Tensor, values: Tensor, page_table: Tensor) -> Tensor:
@@ -132,7 +130,7 @@ def decode_attention(q: Tensor, packed: Packed, keys: Tensor, values: Tensor, pa
     _partial[(programs, kv_heads)](
         q, keys, values, page_table, packed.past, packed.slots, accs, logs, n, page_table.stride(0), scale_of(d),
         GROUP=group, KV_HEADS=kv_heads, D=d, WIDE=width, ROWS=max(16, triton.next_power_of_2(group)), KEYS=tile,
-        PAGE=page_size, SEQUENCES=sequences, PRECISION=precision(), num_warps=_WARPS, num_stages=_STAGES,
+        PAGE=page_size, SEQUENCES=sequences, PRECISION=float32_precision(), num_warps=_WARPS, num_stages=_STAGES,
     )  # fmt: skip
     _join[(n, heads)](
         accs, logs, out, packed.past, n, programs,

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from text_backbone.kernels.device import HOPPER, capability, float32_precision, multiprocessors
+
 # (rows, warps, stages) of a tile: 2-byte inputs on Hopper and newer, on Ampere (under 99 KiB of shared memory), float32
 _TILES = {"hopper": (128, 8, 3), "ampere": (128, 8, 2), "float32": (32, 4, 1)}
 
@@ -154,11 +156,6 @@ def tile_keys(d: int, itemsize: int) -> int:
     return max(16, 16384 // (tile_width(d) * itemsize))
 
 
-def precision() -> str:
-    """How float32 products are taken: exactly, unless the user allowed TF32."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-
-
 def scale_of(d: int) -> float:
     """The scale of scores in base 2."""
     return math.log2(math.e) * d**-0.5
@@ -198,8 +195,8 @@ def chunk_attention(
     _chunks[(tiles * splits, kv_heads, len(past))](
         q, out, accs, logs, keys, values, page_table, offsets, past, slots, page_table.stride(0), splits, tokens,
         scale_of(d), GROUP=group, KV_HEADS=kv_heads, D=d, WIDE=tile_width(d), ROWS=rows,
-        KEYS=min(_MOST_KEYS, tile_keys(d, q.element_size())), PAGE=page_size, SPLIT=splits > 1, PRECISION=precision(),
-        num_warps=warps, num_stages=stages,
+        KEYS=min(_MOST_KEYS, tile_keys(d, q.element_size())), PAGE=page_size, SPLIT=splits > 1,
+        PRECISION=float32_precision(), num_warps=warps, num_stages=stages,
     )  # fmt: skip
     if splits > 1:
         _joined[(triton.cdiv(tokens * heads, _JOINED),)](
@@ -210,11 +207,11 @@ def chunk_attention(
 
 def _splits(past: int, programs: int, device: torch.device) -> int:
     """Shares of the keys: as many as few queries need to fill the GPU, and none too long to be summed up exactly."""
-    busy = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
+    busy = multiprocessors(device) if device.type == "cuda" else 8
     return max(min(busy // programs, past // _LEAST_SHARE), triton.cdiv(past, _MOST_SHARE), 1)
 
 
 def _device_class(x: Tensor) -> str:
     if x.dtype == torch.float32:
         return "float32"
-    return "hopper" if x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0) else "ampere"
+    return "hopper" if capability(x.device) >= HOPPER else "ampere"

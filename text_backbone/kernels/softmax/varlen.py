@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from text_backbone.kernels.device import capability
 from text_backbone.packed import Packed
 
 # A plan has to be worth it: 64 heads of 128 at 4096 tokens, or as many products.
@@ -104,7 +105,7 @@ def runs_of(packed: Packed, width: int, cudnn: bool) -> tuple[Run, ...]:
 @cache
 def prefers_cudnn(device: torch.device) -> bool:
     """Whether cuDNN is there and the faster one: on Hopper and Blackwell."""
-    return torch.cuda.get_device_capability(device)[0] in (9, 10) and torch.backends.cudnn.is_available()
+    return capability(device)[0] in (9, 10) and torch.backends.cudnn.is_available()
 
 
 def _head(tokens: int, width: int) -> int:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from text_backbone import Packed
-from text_backbone.kernels.dispatch import reference_kernels
+from text_backbone.kernels.device import reference_kernels
 from text_backbone.kernels.lightning import lightning_attention
 from text_backbone.lightning import decay_slopes
 from vl.bench.records import OURS, REFERENCE, Call, Case, Contest, Setting, Work
