@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from preprocessing.chat import RESULT_ROLES, Conversation, Messages, Tools
 from preprocessing.errors import InputError
+from preprocessing.sandbox import Budget, Sandbox, TemplateLimit, render_bounded
 from preprocessing.tools import parse_arguments, write_tool_calls
 
 END_OF_TURN = "<end_of_sentence>"
@@ -54,24 +54,34 @@ class ChatTemplate:
     Args:
         source: Jinja text; None is the released format, `DEFAULT_TEMPLATE`.
         special_tokens: what templates may refer to, such as `bos_token` and `eos_token`.
+        name: what errors call it; the file that it comes from.
 
     Raises:
         InputError: if the template cannot be compiled.
     """
 
-    def __init__(self, source: str | None = None, special_tokens: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        source: str | None = None,
+        special_tokens: Mapping[str, str] | None = None,
+        name: str = "the chat template",
+    ) -> None:
         self.source = DEFAULT_TEMPLATE if source is None else source
         self.special_tokens = dict(special_tokens or {})
+        self.name = name
         environment = _environment()
         try:
-            self._template = environment.from_string(self.source)
+            with Budget(self.source).spent_here():
+                self._template = environment.from_string(self.source)
             self._words = _words(environment.parse(self.source))
         except TemplateSyntaxError as error:
-            raise InputError(f"chat template, line {error.lineno}: {error.message}; fix the template") from None
+            raise InputError(f"{name}, line {error.lineno}: {error.message}; fix the template") from None
+        except Exception as error:  # nested too deeply for Python
+            raise InputError(f"{name} cannot be compiled ({type(error).__name__}: {error}); simplify it") from None
 
-    def __reduce__(self) -> tuple[type[ChatTemplate], tuple[str, dict[str, str]]]:
+    def __reduce__(self) -> tuple[type[ChatTemplate], tuple[str, dict[str, str], str]]:
         """To pickle and copy it: compiled anew from its source."""
-        return type(self), (self.source, self.special_tokens)
+        return type(self), (self.source, self.special_tokens, self.name)
 
     @classmethod
     def load(cls, folder: str | Path) -> ChatTemplate:
@@ -85,7 +95,7 @@ class ChatTemplate:
         tokens = {key: _token(value) for key, value in config.items() if key.endswith("_token") and _token(value)}
         if (jinja := folder / "chat_template.jinja").is_file():
             try:
-                return cls(jinja.read_text(encoding="utf-8"), tokens)
+                return cls(jinja.read_text(encoding="utf-8"), tokens, str(jinja))
             except (OSError, UnicodeDecodeError) as error:
                 raise InputError(f"{jinja}: cannot be read ({error})") from None
         for name, content in (
@@ -93,7 +103,7 @@ class ChatTemplate:
             ("tokenizer_config.json", config),
         ):
             if (template := content.get("chat_template")) is not None:
-                return cls(_default_of(template, folder / name), tokens)
+                return cls(_default_of(template, folder / name), tokens, f"the chat template of {folder / name}")
         return cls(None, tokens)
 
     def render(
@@ -159,10 +169,12 @@ class ChatTemplate:
         }
         # A template is a checkpoint's code: whatever it raises is a fault of the checkpoint or of the messages.
         try:
-            return self._template.render(**{**self.special_tokens, **names})
+            return render_bounded(self._template, {**self.special_tokens, **names})
+        except TemplateLimit as limit:
+            raise InputError(f"{self.name} {limit}: mend it, or use the default template") from None
         except Exception as error:
             raise InputError(
-                f"the chat template fails on these messages ({type(error).__name__}: {error}); "
+                f"{self.name} fails on these messages ({type(error).__name__}: {error}); "
                 "check their roles and parts, or the checkpoint's template"
             ) from None
 
@@ -240,14 +252,9 @@ class _GenerationTag(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
+def _environment() -> Sandbox:
+    functions = {"raise_exception": _raise_exception, "strftime_now": lambda form: datetime.now().strftime(form)}
+    return Sandbox({"tojson": _tojson}, functions, [_GenerationTag, loopcontrols])
 
 
 def _tojson(value: Any, indent: int | None = None, **options: Any) -> str:
