@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from preprocessing import IMAGE_SUFFIXES
-from preprocessing.chat import Messages
+from preprocessing.chat import IMAGE_PARTS, Messages, image_source
 from preprocessing.fetch import is_url
 from preprocessing.images import ImageSource
 from vl.errors import ConfigError, InputError
@@ -227,12 +227,9 @@ def _with_images(message: Any, find_image: Callable[[Any], ImageSource]) -> Any:
 
 
 def _with_image(part: Any, find_image: Callable[[Any], ImageSource]) -> Any:
-    if not isinstance(part, Mapping) or part.get("type") not in ("image", "image_url"):
+    if not isinstance(part, Mapping) or part.get("type") not in IMAGE_PARTS:
         return part
-    source = next((part[key] for key in ("image", "url", "path", "image_url") if part.get(key) is not None), None)
-    if isinstance(source, Mapping):
-        source = source.get("url")
-    return {"type": "image", "image": find_image(source)}
+    return {"type": "image", "image": find_image(image_source(part))}
 
 
 def _bytes(path: Path, start: int, size: int) -> bytes:
