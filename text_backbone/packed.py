@@ -2,66 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
+from typing import Any, TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor
 
-CHUNK = 128
-
-
-@dataclass(frozen=True, eq=False)
-class Chunks:
-    """How the tokens of a batch fall into the chunks of chunked linear attention.
-
-    Sequences are ranked by falling chunk count and chunks are ordered by (index within the sequence, rank), so chunk
-    number j of every sequence that has one is a contiguous run, and those sequences are the first `active[j]` ranks.
-
-    Attributes:
-        size: tokens a chunk can hold, C.
-        active: sequences that have a j-th chunk, for each j; sums to the number of chunks N.
-        order: int64 [n], sequence of each rank.
-        rank: int64 [n], rank of each sequence.
-        filled: int64 [N], tokens really in each chunk; only a sequence's last chunk may hold fewer than C.
-        rows: int64 [T], row of each token in the [N * C] chunked layout.
-    """
-
-    size: int
-    active: tuple[int, ...]
-    order: Tensor
-    rank: Tensor
-    filled: Tensor
-    rows: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Segments:
-    """How the sequences of a batch fall into segments, the units of work of the chunked linear attention kernels.
-
-    A sequence longer than `size` is a chain: segments of `size` tokens, the last one maybe shorter. A chain falls also
-    into pieces of `piece` tokens, each of which has a cell to keep a state in; the cells of a chain follow one another.
-    Segments of chains come first, ordered by index within the chain, so that the longest are not started last.
-
-    Attributes:
-        size, piece: tokens of a segment and of a piece, at most; `size` is a multiple of `piece`.
-        count, cells, chained: segments, pieces, and chains.
-        table: int64 [count, 6]; first row, tokens, sequence, cells of its first and of its last piece (-1 outside
-            chains), 1 if last of its sequence.
-        pieces: int64 [cells, 6]; first row, tokens, 1 if in the first segment of its chain, 1 if in the last, 0, 0.
-        chains: int64 [chained, 6]; sequence, first cell, pieces, tokens of the last piece, 0, 0.
-    """
-
-    size: int
-    piece: int
-    count: int
-    cells: int
-    chained: int
-    table: Tensor
-    pieces: Tensor
-    chains: Tensor
+T = TypeVar("T")
+Key = TypeVarTuple("Key")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +35,7 @@ class Packed:
     starts: tuple[int, ...]
     pasts: tuple[int, ...]
     slot_ids: tuple[int, ...]
+    _memo: dict[tuple[object, ...], Any] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(
@@ -116,7 +68,7 @@ class Packed:
         count = len(lengths)
         # One copy to the device, and every row of it at a 16-byte boundary, for which kernels are compiled.
         spare = (0,) * (2 - count % 2)
-        rows = _sent(((*starts, *spare[1:]), (*pasts, *spare), (*slot_ids, *spare)), device)
+        rows = sent(((*starts, *spare[1:]), (*pasts, *spare), (*slot_ids, *spare)), device)
         return cls(
             offsets=rows[0, : count + 1],
             past=rows[1, :count],
@@ -157,66 +109,19 @@ class Packed:
             return self.past
         return self.local_positions + self.past[self.sequence_ids]
 
-    @cached_property
-    def chunks(self) -> Chunks:
-        """The batch in chunks of at most `CHUNK` tokens, of a size that divides the longest sequence evenly."""
-        size, device = -(-self.longest // -(-self.longest // CHUNK)), self.offsets.device
-        counts = [-(-length // size) for length in self.lengths]
-        order = sorted(range(self.sequences), key=lambda i: -counts[i])
-        rank = sorted(range(self.sequences), key=order.__getitem__)
-        active = tuple(sum(count > j for count in counts) for j in range(max(counts)))
-        filled = [min(size, self.lengths[i] - j * size) for j, running in enumerate(active) for i in order[:running]]
-        first = torch.tensor((0, *accumulate(active))[:-1], device=device)  # [J] number of the first j-th chunk
-        ranks = torch.tensor(rank, device=device)
-        number = first[self.local_positions // size] + ranks[self.sequence_ids]
-        return Chunks(
-            size=size,
-            active=active,
-            order=torch.tensor(order, device=device),
-            rank=ranks,
-            filled=torch.tensor(filled, device=device),
-            rows=number * size + self.local_positions % size,
-        )
+    def memo(self, derive: Callable[[Packed, *Key], T], *key: *Key) -> T:
+        """`derive(self, *key)`, made once for each function and key: what the layers of a pass ask for again and again.
 
-    def segments(self, size: int, piece: int | None = None) -> Segments:
-        """The batch in segments of `size` tokens and pieces of `piece` (`size`); made once for each pair."""
-        key = size, piece or size
-        if key not in self._segments:
-            self._segments[key] = self._cut(*key)
-        return self._segments[key]
-
-    @cached_property
-    def _segments(self) -> dict[tuple[int, int], Segments]:
-        return {}
-
-    def _cut(self, size: int, piece: int) -> Segments:
-        if size % piece:
-            raise ValueError(f"segments of {size} tokens do not fall into pieces of {piece}")
-        chained: list[tuple[int, tuple[int, ...]]] = []  # index within the chain, row of the table
-        alone: list[tuple[int, ...]] = []
-        pieces: list[tuple[int, ...]] = []
-        chains: list[tuple[int, ...]] = []
-        for i, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
-            if length <= size:
-                alone.append((start, length, i, -1, -1, 1))
-                continue
-            cell, final = len(pieces), (length - 1) // size * size  # where the last segment begins
-            for first in range(0, length, piece):
-                pieces.append((start + first, min(piece, length - first), first < size, first >= final))
-            for first in range(0, length, size):
-                tokens = min(size, length - first)
-                cells = cell + first // piece, cell + (first + tokens - 1) // piece
-                chained.append((first, (start + first, tokens, i, *cells, first == final)))
-            chains.append((i, cell, len(pieces) - cell, pieces[-1][1]))
-        chained.sort()
-        table = [row for _, row in chained] + alone
-        # One copy to the device; every part of it at a 16-byte boundary, for which kernels are compiled.
-        parts = _sent((*table, *((*row, 0, 0) for row in (*pieces, *chains))), self.offsets.device)
-        rows, cut, ends = parts.split((len(table), len(pieces), len(chains)))
-        return Segments(size, piece, len(table), len(pieces), len(chains), rows, cut, ends)
+        What it makes outlives the pass, and serves training too although inference may have been the first to ask.
+        """
+        known = self._memo.get((derive, *key))
+        if known is None:
+            with torch.inference_mode(False):
+                known = self._memo[derive, *key] = derive(self, *key)
+        return known
 
 
-def _sent(values: Sequence[tuple[int, ...]], device: torch.device | str | None) -> Tensor:
+def sent(values: Sequence[tuple[int, ...]], device: torch.device | str | None) -> Tensor:
     """int64 tensor on the device; from pinned memory, or the host would wait for all that the GPU has yet to do."""
     tensor = torch.tensor(values, dtype=torch.int64)
     target = torch.get_default_device() if device is None else torch.device(device)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from text_backbone import Packed
 from text_backbone.kernels.lightning import lightning_attention, lightning_recurrence, reference
+from text_backbone.kernels.lightning.chunks import CHUNK
 from text_backbone.lightning import decay_slopes
-from text_backbone.packed import CHUNK
 
 
 def naive(qkv: Tensor, slopes: Tensor, lengths: list[int], initial: Tensor | None, d: int) -> tuple[Tensor, Tensor]:

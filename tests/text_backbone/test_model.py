@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from text_backbone import HybridCache, MiniMaxText, Packed, TextConfig
-from text_backbone.packed import CHUNK
+from text_backbone.kernels.lightning.chunks import CHUNK
 
 TOLERANCE = 2e-5
 

@@ -1,6 +1,6 @@
 """Kernels of lightning attention, for the output and, with other operands and backwards in time, for its gradient.
 
-A sequence is cut into segments (`Packed.segments`). One program owns a segment, a head and BV of the d columns of the
+A sequence is cut into segments (`segments.cut`). One program owns a segment, a head and BV of the d columns of the
 result: it walks the segment's chunks of C tokens with its share of the state, transposed, float32 [BV, d], in
 registers.
 

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from text_backbone.packed import Chunks, Packed
+from text_backbone.kernels.lightning.chunks import Chunks, chunked
+from text_backbone.packed import Packed
 
 WORKSPACE_ELEMENTS = 2**28
 
@@ -57,7 +58,7 @@ def lightning_recurrence(
         if packed.longest == 1:
             out, final = _step(x, slopes, initial.to(wide))
             return out.flatten(1).to(qkv.dtype), final
-        chunks = packed.chunks
+        chunks = packed.memo(chunked)
         per_head = len(chunks.filled) * (6 * chunks.size * d + 2 * chunks.size**2 + 3 * d * d)
         group = min(heads, max(1, WORKSPACE_ELEMENTS // per_head))
         parts = [

@@ -19,8 +19,9 @@ from text_backbone.kernels.lightning.backward import walk_back_kernel
 from text_backbone.kernels.lightning.configs import BACKWARD, CANDIDATES, GAIN, HOPPER, WALK, Tiles, pick
 from text_backbone.kernels.lightning.decode import decode
 from text_backbone.kernels.lightning.forward import gain_kernel, scan_kernel, walk_kernel
+from text_backbone.kernels.lightning.segments import Segments, cut
 from text_backbone.kernels.overlap import early
-from text_backbone.packed import Packed, Segments
+from text_backbone.packed import Packed
 
 __all__ = ["BACKWARD", "CANDIDATES", "GAIN", "WALK", "backward", "decode", "forward", "lightning_attention"]
 
@@ -60,12 +61,12 @@ def segments_for(packed: Packed, heads: int, d: int, walk: Tiles, gain: Tiles) -
     """Segments and pieces as long as they may be while there are enough of them to fill the GPU."""
     whole = max(1 << (packed.longest - 1).bit_length(), SHORTEST)  # longer segments would all be the same
     if whole <= FEW and packed.sequences * heads * d * FEW >= BUSY * walk.values * whole:
-        return packed.segments(whole)
+        return packed.memo(cut, whole, whole)
     size, piece = (
         min(max(_power_of_two(packed.tokens * heads * d // (tiles.values * tiles.programs)), SHORTEST), whole)
         for tiles in (walk, gain)
     )
-    return packed.segments(size, min(piece, size))
+    return packed.memo(cut, size, min(piece, size))
 
 
 def forward(

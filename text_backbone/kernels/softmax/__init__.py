@@ -22,7 +22,7 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor
         return reference.softmax_attention(q, k, v, packed)
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return varlen.flash_attention(q, k, v, packed)
-    runs = varlen.runs_of(packed, q.shape[1] * q.shape[2], varlen.prefers_cudnn(q.device))
+    runs = packed.memo(varlen.runs_of, q.shape[1] * q.shape[2], varlen.prefers_cudnn(q.device))
     parts = [varlen.prefill_attention(q[run.rows], k[run.rows], v[run.rows], run) for run in runs]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -45,7 +45,7 @@ def paged_attention(
         )
     parts = []
     cudnn = varlen.prefers_cudnn(q.device) and cached.takes(q, k)
-    for run in varlen.runs_of(packed, q.shape[1] * q.shape[2], cudnn):
+    for run in packed.memo(varlen.runs_of, q.shape[1] * q.shape[2], cudnn):
         new = q[run.rows], k[run.rows], v[run.rows]
         if not run.cached:
             part = varlen.prefill_attention(*new, run)

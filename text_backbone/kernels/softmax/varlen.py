@@ -9,7 +9,6 @@ that is one of eight lengths per power of two. FlashAttention adds the few rows 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, lru_cache
 from itertools import groupby
 
 import torch
@@ -53,7 +52,7 @@ def takes(q: Tensor) -> bool:
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
     """`reference.softmax_attention` in one launch, and one backward."""
-    offsets = _offsets(packed)
+    offsets = packed.memo(_offsets)
     return _flash(q, k, v, offsets, offsets, packed.longest, packed.longest)
 
 
@@ -78,7 +77,6 @@ def ends(tokens: int, device: torch.device) -> Tensor:
     return torch.arange(0, 2 * tokens, tokens, dtype=torch.int32, device=device)
 
 
-@lru_cache(maxsize=4)  # the layers of a pass ask for the same
 def runs_of(packed: Packed, width: int, cudnn: bool) -> tuple[Run, ...]:
     """The batch in runs: short sequences with cached tokens, short ones without, and each long one by itself.
 
@@ -91,7 +89,7 @@ def runs_of(packed: Packed, width: int, cudnn: bool) -> tuple[Run, ...]:
     def kind(i: int) -> tuple[bool, int]:
         return packed.pasts[i] > 0, i + 1 if heads[i] else 0
 
-    offsets, found = _offsets(packed), []
+    offsets, found = packed.memo(_offsets), []
     for (cached, _), group in groupby(range(packed.sequences), kind):
         members = list(group)
         first, last = members[0], members[-1]
@@ -102,7 +100,6 @@ def runs_of(packed: Packed, width: int, cudnn: bool) -> tuple[Run, ...]:
     return tuple(found)
 
 
-@cache
 def prefers_cudnn(device: torch.device) -> bool:
     """Whether cuDNN is there and the faster one: on Hopper and Blackwell."""
     return capability(device)[0] in (9, 10) and torch.backends.cudnn.is_available()
@@ -126,13 +123,10 @@ def _flash(
     )[0]
 
 
-@lru_cache(maxsize=4)
 def _offsets(packed: Packed) -> Tensor:
     """int32 [n + 1], as the library wants them."""
-    with torch.inference_mode(False):  # kept for the backward of whatever uses them
-        return packed.offsets.to(torch.int32)
+    return packed.offsets.to(torch.int32)
 
 
-@cache
 def _has_flash() -> bool:
     return torch.backends.cuda.is_flash_attention_available()

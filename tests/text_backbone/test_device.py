@@ -15,7 +15,7 @@ from text_backbone.kernels.device import capability, float32_precision, kernels_
 from text_backbone.kernels.lightning import configs as lightning
 from text_backbone.kernels.moe import configs as moe
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 CPU, META = torch.device("cpu"), torch.device("meta")
 OLD, AMPERE, HOPPER = (torch.device("cuda", i) for i in range(3))
 
