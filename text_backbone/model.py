@@ -28,12 +28,9 @@ class MiniMaxText(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.utils.skip_init(
-            nn.Embedding,
-            config.vocab_size,
-            config.hidden_size,
-            device=device if device is not None else torch.get_default_device(),
-            dtype=dtype,
+        # Not `skip_init`: drawing normal values on the meta device imports torch's compiler, which takes a second.
+        self.embed_tokens = nn.Embedding.from_pretrained(
+            torch.empty(config.vocab_size, config.hidden_size, device=device, dtype=dtype), freeze=False
         )
         self.layers = nn.ModuleList(
             DecoderLayer(config, i, device=device, dtype=dtype) for i in range(config.num_hidden_layers)

@@ -12,12 +12,12 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vision_encoder.kernels.attention import attention, has_own_kernel
 from vision_encoder.kernels.mlp import activated
 from vision_encoder.kernels.norm import embedded_norm, shifted, shifted_norm
+from vision_encoder.timm_parts import VisionTransformer
 
 
 def applies(vit: VisionTransformer, tiles: Tensor) -> bool:

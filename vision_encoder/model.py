@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from timm.layers.activations import QuickGELU
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vision_encoder.config import VisionConfig
@@ -15,6 +13,7 @@ from vision_encoder.inference import applies, encode
 from vision_encoder.packing import Grid, plan_packing
 from vision_encoder.patches import TilePatchEmbed, normalise
 from vision_encoder.projector import Projector
+from vision_encoder.timm_parts import QuickGELU, VisionTransformer
 
 Replay = Callable[[VisionTransformer, Tensor], Tensor | None]
 """What `inference.encode` answers, by a recording of it; None where there is none, and it has to run."""
@@ -51,7 +50,7 @@ class VisionEncoder(nn.Module):
         self.image_newline = nn.Parameter(torch.empty(width, device="meta", dtype=dtype))
         target = torch.get_default_device() if device is None else torch.device(device)
         if target.type != "meta":
-            self.to_empty(device=target)
+            _allocate(self, target)
 
     def forward(
         self, tiles: Tensor, grids: Sequence[Grid], *, max_tiles: int = 64, replay: Replay | None = None
@@ -113,6 +112,13 @@ class VisionEncoder(nn.Module):
             raise ValueError(f"the {len(grids)} grids describe {expected} tiles, but tiles has {tiles.shape[0]}")
         if max_tiles < 1:
             raise ValueError(f"max_tiles must be at least 1, got {max_tiles}")
+
+
+def _allocate(root: nn.Module, device: torch.device) -> None:
+    """What `root.to_empty(device=device)` does, without the `empty_like` of meta tensors, which imports sympy."""
+    for module in root.modules():
+        for name, given in module.named_parameters(recurse=False):
+            module.register_parameter(name, nn.Parameter(torch.empty(given.shape, dtype=given.dtype, device=device)))
 
 
 def _sent(index: Tensor, device: torch.device) -> Tensor:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vision_encoder.kernels.patches import unfolded
+from vision_encoder.timm_parts import PatchEmbed
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel in 0..1
 

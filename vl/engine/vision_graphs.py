@@ -12,11 +12,11 @@ from threading import Lock
 from typing import Any, cast
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vision_encoder.inference import applies, encode, padded
 from vision_encoder.kernels.device import has_kernels
+from vision_encoder.timm_parts import VisionTransformer
 from vl.engine.graphs import captured
 
 MOST = 16  # tiles; more keep the GPU busy for longer than the host needs
