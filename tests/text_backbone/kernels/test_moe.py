@@ -7,7 +7,7 @@ from torch import Tensor
 from text_backbone.kernels.moe import reference
 
 pytest.importorskip("triton")
-from text_backbone.kernels.moe import decode, grouped
+from text_backbone.kernels.moe import backward, decode, grouped
 from text_backbone.kernels.moe import triton as kernels
 from text_backbone.kernels.moe.configs import GEMV_DOWN, GEMV_UP, Gemv, Tile
 from text_backbone.kernels.moe.sort import group
@@ -141,6 +141,25 @@ def test_every_kind_of_tile(tile: Tile, tokens: int, hidden: int, inner: int, co
     assert error(ab, want) <= TOLERANCE[dtype]
     assert error(h, torch.nn.functional.silu(want[:, 0]) * want[:, 1]) <= TOLERANCE[dtype]
     assert error(y, torch.einsum("ri,rhi->rh", h.double(), w2.double()[chosen])) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("tma", [False, True])
+@pytest.mark.parametrize(("tokens", "hidden", "inner", "count"), [(1, 64, 32, 3), (90, 72, 40, 4), (70, 32, 80, 33)])
+def test_every_kind_of_training_tile(tma: bool, tokens: int, hidden: int, inner: int, count: int) -> None:
+    tile, dtype = Tile(32, 64, 32, 4, 2, tma=tma), torch.float16
+    x, _, w13, w2 = layer(tokens, hidden, inner, count, dtype)
+    experts = torch.randint(0, count, (tokens, 2), device=DEVICE)
+    weights, dout, groups = randn(tokens, 2).softmax(1), randn(tokens, hidden, dtype=dtype), group(experts, count)
+    _, ab = grouped.up(x, w13, groups, 2, tile, save=True)
+    dab, wh, partial = backward.dh(dout, w2, ab, weights, groups, tile)
+    dw13, dw2 = backward.weight_gradients(x, dout, dab, wh, groups, 2, tile)
+    rows = grouped.linear(dab.flatten(1), w13, groups, tile, transposed=True)
+    wide = [t.double().requires_grad_() for t in (x, w13, w2, weights)]
+    reference.expert_mlp(*wide, experts).backward(dout.double())
+    dx, dweights = grouped.combine(rows, weights, groups, weighted=False, partial=partial)
+    for name, got, leaf in zip(("x", "w13", "w2", "weights"), (dx, dw13, dw2, dweights), wide, strict=True):
+        assert leaf.grad is not None
+        assert error(got, leaf.grad) <= 2 * TOLERANCE[dtype], name
 
 
 def test_weights_that_begin_anywhere() -> None:

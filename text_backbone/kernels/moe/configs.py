@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from text_backbone.kernels.device import shared_memory
 
@@ -38,6 +39,15 @@ TRAINING = {
     "dh": Tile(64, 32, 64, 4, 3, registers=128),
     "dx": Tile(128, 128, 64, 4, 3),
     "dw": Tile(128, 128, 32, 8, 5),
+}
+# Layers so wide that a program's block is a small part of them. Hopper's shared memory.
+WIDE = 2048
+TRAINING_WIDE = {
+    "up": Tile(128, 256, 64, 8, 4, tma=True, short=True),
+    "down": Tile(128, 256, 64, 8, 4, tma=True, short=True),
+    "dh": Tile(128, 256, 64, 8, 4, tma=True),
+    "dx": Tile(128, 256, 64, 8, 4, tma=True),
+    "dw": Tile(128, 256, 64, 8, 4, tma=True),
 }
 # float32 without tensor cores: registers bound the tile.
 TRAINING_FLOAT32 = {
@@ -75,8 +85,11 @@ GEMV_UP = Gemv(1, 1024, 8, 4)
 GEMV_DOWN = Gemv(8, 1024, 8, 4)
 
 
-def training_tile(op: str, dtype: torch.dtype) -> Tile:
-    return (TRAINING_FLOAT32 if dtype == torch.float32 else TRAINING)[op]
+def training_tile(op: str, x: Tensor) -> Tile:
+    """The tile of one of the products of a training step over x [T, hidden]."""
+    if x.dtype == torch.float32:
+        return TRAINING_FLOAT32[op]
+    return (TRAINING_WIDE if x.shape[1] >= WIDE and _large_shared_memory(x.device) else TRAINING)[op]
 
 
 def inference_tiles(rows: int, experts: int, dtype: torch.dtype, device: torch.device) -> tuple[Tile, Tile]:

@@ -138,7 +138,7 @@ def _linear_tile(
     column = n * BN + tl.arange(0, BN)
     depth = tl.arange(0, BK)
     xs = x + row.to(tl.int64)[:, None] * K + depth[None, :]  # [BM, BK]
-    if TRANSPOSED:
+    if TRANSPOSED and not TMA:
         ws = weight + expert.to(tl.int64) * (N * K) + depth.to(tl.int64)[:, None] * N + column[None, :]  # [BK, BN]
     elif not TMA:
         unit = column if N % BN == 0 else tl.minimum(column, N - 1)
@@ -147,7 +147,9 @@ def _linear_tile(
     for k in range(0, K, BK):
         deep = k + depth < K
         rows = tl.load(xs + k, mask=live[:, None] & deep[None, :], other=0.0)
-        if TRANSPOSED:
+        if TRANSPOSED and TMA:
+            some = tl.trans(weight.load([expert, k, n * BN]).reshape(BK, BN))
+        elif TRANSPOSED:
             some = tl.trans(tl.load(ws, mask=deep[:, None] & (column < N)[None, :], other=0.0))
             ws += BK * N
         elif TMA:
@@ -230,14 +232,14 @@ def precision(dtype: torch.dtype) -> str:
     return float32_precision() if dtype == torch.float32 else "ieee"
 
 
-def _reachable(weight: Tensor) -> bool:
+def reachable(weight: Tensor) -> bool:
     """Whether the tensor memory accelerator can read `weight`, contiguous: its rows begin at 16-byte boundaries."""
     return (weight.data_ptr() | weight.shape[-1] * weight.element_size()) % 16 == 0
 
 
-def _streamed(weight: Tensor, block: list[int]) -> TensorDescriptor:
+def streamed(weight: Tensor, block: list[int]) -> TensorDescriptor:
     """`weight` [.., rows, columns] as a descriptor for the tensor memory accelerator."""
-    matrices = weight.flatten(0, -3)
+    matrices = weight.flatten(0, -3) if weight.dim() > 2 else weight
     return TensorDescriptor(matrices, list(matrices.shape), list(matrices.stride()), block)
 
 
@@ -248,9 +250,9 @@ def up(x: Tensor, w13: Tensor, groups: Groups, top_k: int, tile: Tile, save: boo
     h = x.new_empty(rows, inner)
     ab = x.new_empty(rows, 2, inner) if save else h
     half, bk = fit(inner, tile.n // 2), fit_inner(hidden, tile.k)
-    tma = tile.tma and _reachable(w13)
+    tma = tile.tma and reachable(w13)
     _up_kernel[(tiles_below(rows, count, tile.m) * triton.cdiv(inner, half),)](
-        x, _streamed(w13, [2, half, bk]) if tma else w13, h, ab, groups.order, groups.bounds,
+        x, streamed(w13, [2, half, bk]) if tma else w13, h, ab, groups.order, groups.bounds,
         hidden, inner, count, max(2, triton.next_power_of_2(count)), top_k,
         tile.m, 2 * half, bk, tile.group, tile.short, save, tile.swap, tma, precision(x.dtype),
         num_warps=tile.warps, num_stages=tile.stages, **early(x.device),
@@ -264,9 +266,11 @@ def linear(x: Tensor, weight: Tensor, groups: Groups, tile: Tile, transposed: bo
     n = weight[0].numel() // k
     y = x.new_empty(rows, n)
     bn, bk = fit(n, tile.n), fit_inner(k, tile.k)
-    tma = tile.tma and not transposed and _reachable(weight)
+    tma = tile.tma and reachable(weight)
+    matrices = weight.view(count, k, n) if transposed else weight.view(count, n, k)
+    block = [1, bk, bn] if transposed else [1, bn, bk]
     _linear_kernel[(tiles_below(rows, count, tile.m) * triton.cdiv(n, bn),)](
-        x, _streamed(weight, [1, bn, bk]) if tma else weight, y, groups.bounds,
+        x, streamed(matrices, block) if tma else weight, y, groups.bounds,
         k, n, transposed, count, max(2, triton.next_power_of_2(count)),
         tile.m, bn, bk, tile.group, tile.short, tile.swap, tma, precision(x.dtype),
         num_warps=tile.warps, num_stages=tile.stages, **early(x.device),

@@ -48,8 +48,8 @@ class ExpertMLP(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
         x, w13, w2, weights = x.contiguous(), w13.contiguous(), w2.contiguous(), weights.contiguous()
         groups = group(experts, len(w2))
-        h, ab = up(x, w13, groups, experts.shape[1], training_tile("up", x.dtype), save=True)
-        y = linear(h, w2, groups, training_tile("down", x.dtype))
+        h, ab = up(x, w13, groups, experts.shape[1], training_tile("up", x), save=True)
+        y = linear(h, w2, groups, training_tile("down", x))
         ctx.save_for_backward(x, w13, w2, weights, ab, *groups)
         return combine(y, weights, groups)[0]
 
@@ -58,10 +58,10 @@ class ExpertMLP(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, w13, w2, weights, ab, *rest = ctx.saved_tensors
         groups, dout = Groups(*rest), dout.contiguous()
-        dab, wh, partial = gradients.dh(dout, w2, ab, weights, groups, training_tile("dh", x.dtype))
-        rows = linear(dab.flatten(1), w13, groups, training_tile("dx", x.dtype), transposed=True)
+        dab, wh, partial = gradients.dh(dout, w2, ab, weights, groups, training_tile("dh", x))
+        rows = linear(dab.flatten(1), w13, groups, training_tile("dx", x), transposed=True)
         dx, dweights = combine(rows, weights, groups, weighted=False, partial=partial)
         if not any(ctx.needs_input_grad[1:3]):
             return dx, None, None, dweights, None
-        dw13, dw2 = gradients.weight_gradients(x, dout, dab, wh, groups, weights.shape[1])
+        dw13, dw2 = gradients.weight_gradients(x, dout, dab, wh, groups, weights.shape[1], training_tile("dw", x))
         return dx, dw13, dw2, dweights, None

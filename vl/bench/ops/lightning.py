@@ -16,20 +16,21 @@ from text_backbone.lightning import decay_slopes
 from vl.bench.records import OURS, REFERENCE, Call, Case, Contest, Setting, Work
 from vl.bench.timing import rotations
 
-PREFILL, DECODE = "lightning prefill", "lightning decode"
+PREFILL, DECODE, TRAINED = "lightning prefill", "lightning decode", "lightning forward + backward"
 
 
 def cases(setting: Setting) -> list[Case]:
     prefills = [(1, 2048), (1, 8192), (1, 32768), (1, 131072), (16, 2048)]
-    decodes = [1, 8, 64, 256]
+    decodes, trained = [1, 8, 64, 256], [8192, 32768]
     if setting.small:
-        prefills, decodes = [(1, 256), (1, 512), (1, 1024), (4, 256)], [1, 8]
+        prefills, decodes, trained = [(1, 256), (1, 512), (1, 1024), (4, 256)], [1, 8], [256]
     return [
         *(
             Case(PREFILL, f"{n} x {tokens}", n * tokens, "tokens", partial(_prefill, setting, n, tokens), PREFILL)
             for n, tokens in prefills
         ),
         *(Case(DECODE, f"batch {n}", n, "sequences", partial(_decode, setting, n), DECODE) for n in decodes),
+        *(Case(TRAINED, f"1 x {n}", n, "tokens", partial(_trained, setting, n), TRAINED) for n in trained),
     ]  # fmt: skip
 
 
@@ -59,6 +60,45 @@ def _prefill(setting: Setting, batch: int, tokens: int) -> Contest:
         return [partial(chunk_simple_gla, q, k, v, g_gamma=-slopes, scale=1.0, output_final_state=True)]
 
     work = prefill_work(batch * tokens, batch, heads, d, qkv.element_size())
+    contenders: dict[str, Callable[[], Sequence[Call]]] = {
+        OURS: lambda: [ours],
+        REFERENCE: lambda: [by_reference(ours)],
+        "fla chunk_simple_gla": fla,
+    }
+    return Contest(work.floor, contenders)
+
+
+@torch.inference_mode(False)
+def _trained(setting: Setting, tokens: int) -> Contest:
+    """The output and the gradient of the fused projection."""
+    (heads, d), device = _shape(setting), setting.device
+    packed = Packed.of([tokens], device=device)
+    qkv = torch.randn(tokens, heads * 3 * d, device=device, dtype=setting.dtype, requires_grad=True)
+    grad = torch.randn(tokens, heads * d, device=device, dtype=setting.dtype)
+    slopes = decay_slopes(heads, 40, 80, device)
+
+    @torch.inference_mode(False)
+    def ours() -> object:
+        return torch.autograd.grad(lightning_attention(qkv, slopes, packed), qkv, grad)
+
+    @torch.inference_mode(False)
+    def fla() -> Sequence[Call]:
+        from fla.ops.simple_gla import chunk_simple_gla
+
+        parts = [part.detach().requires_grad_() for part in _split(qkv, 1, heads)]
+        wanted = grad.view(1, tokens, heads, d)
+
+        @torch.inference_mode(False)
+        def run() -> object:
+            out, _ = chunk_simple_gla(*parts, g_gamma=-slopes, scale=1.0)
+            return torch.autograd.grad(out, parts, wanted)
+
+        return [run]
+
+    # Forward: projection in, output out. Backward: projection and gradient in, gradient out. Two products with a
+    # state per token forward, and six backward: of dq, dk and dv, with the states that they need.
+    bytes_moved = tokens * heads * d * (4 + 7) * qkv.element_size()
+    work = Work(bytes_moved, 16 * tokens * heads * d * d)
     contenders: dict[str, Callable[[], Sequence[Call]]] = {
         OURS: lambda: [ours],
         REFERENCE: lambda: [by_reference(ours)],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -14,13 +14,17 @@ from text_backbone.kernels.moe import expert_mlp, reference, route
 from vl.bench.ops.lightning import by_reference
 from vl.bench.records import OURS, REFERENCE, Call, Case, Contest, Setting, Work
 
-OP = "MoE layer"
+OP, TRAINED = "MoE layer", "MoE forward + backward"
 TOP_K = 2
 
 
 def cases(setting: Setting) -> list[Case]:
     tokens = (256, 16, 1) if setting.small else (16384, 4096, 512, 64, 8, 1)
-    return [Case(OP, f"{n} tokens", n, "tokens", partial(_layer, setting, n), OP) for n in tokens]
+    trained = (256, 128) if setting.small else (16384, 4096)
+    return [
+        *(Case(OP, f"{n} tokens", n, "tokens", partial(_layer, setting, n), OP) for n in tokens),
+        *(Case(TRAINED, f"{n} tokens", n, "tokens", partial(_trained, setting, n), TRAINED) for n in trained),
+    ]
 
 
 def moe_work(tokens: int, used: float, hidden: int, inner: int, itemsize: int, top_k: int = TOP_K) -> Work:
@@ -62,6 +66,36 @@ def _layer(setting: Setting, tokens: int) -> Contest:
         },
         how="graph" if tokens <= 64 else "device",
     )
+
+
+@torch.inference_mode(False)
+def _trained(setting: Setting, tokens: int) -> Contest:
+    """The layer and its gradients for tokens, router and experts."""
+    leaves = [weight.detach().requires_grad_() for weight in _weights(setting)]
+    gate, w13, w2 = leaves
+    _, hidden, inner = w2.shape
+    x = torch.randn(tokens, hidden, device=setting.device, dtype=setting.dtype, requires_grad=True)
+    grad = torch.randn_like(x)
+    used = reference.route(x, gate, TOP_K)[1].unique().numel()
+    once = moe_work(tokens, used, hidden, inner, x.element_size())
+    # The weights are read twice, and their gradients written once; each product has two more in the backward.
+    work = Work(3 * once.bytes, 3 * once.flops)
+
+    @torch.inference_mode(False)
+    def ours() -> object:
+        weights, chosen, _ = route(x, gate, TOP_K)
+        return torch.autograd.grad(expert_mlp(x, w13, w2, weights, chosen), [x, *leaves], grad)
+
+    @torch.inference_mode(False)
+    def grouped() -> object:
+        return torch.autograd.grad(_grouped(x, gate, w13, w2), [x, *leaves], grad)
+
+    contenders: dict[str, Callable[[], Sequence[Call]]] = {
+        OURS: lambda: [ours],
+        REFERENCE: lambda: [by_reference(ours)],
+        "torch grouped_mm": lambda: [grouped],
+    }
+    return Contest(work.floor, contenders)
 
 
 def _grouped(x: Tensor, gate: Tensor, w13: Tensor, w2: Tensor) -> Tensor:

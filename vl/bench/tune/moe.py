@@ -10,12 +10,20 @@ import torch
 from torch import Tensor
 
 from text_backbone.kernels.moe import backward, decode, grouped, router, sort
-from text_backbone.kernels.moe.configs import GEMV_DOWN, GEMV_UP, TRAINING, Gemv, Tile, inference_tiles
+from text_backbone.kernels.moe.configs import (
+    GEMV_DOWN,
+    GEMV_UP,
+    TRAINING,
+    TRAINING_WIDE,
+    Gemv,
+    Tile,
+    inference_tiles,
+)
 from vl.bench.tune import Sweep
 
 EXPERTS, TOP_K = 32, 2
 HIDDEN, INNER = 6144, 9216
-NANO = (4, 256, 64, 131072)  # experts, hidden, inner, tokens of a training step
+NANO = (4, 256, 160, 131072)  # experts, hidden, inner, tokens of a training step
 
 LARGE = (
     *(Tile(128, 256, 64, 8, stages, tma=True, short=True) for stages in (3, 4)),
@@ -64,6 +72,33 @@ TRAINED = {
     ),
     "dx": (Tile(128, 128, 64, 4, 3), Tile(128, 256, 64, 8, 2), Tile(64, 128, 64, 4, 3)),
     "dw": (Tile(128, 128, 64, 4, 4), Tile(64, 128, 64, 4, 4), Tile(128, 128, 32, 8, 5), Tile(64, 256, 64, 8, 4)),
+}
+TRAINED_WIDE = {
+    "up": LARGE,
+    "down": LARGE,
+    "dh": (
+        Tile(128, 256, 64, 8, 3, tma=True),
+        Tile(128, 256, 64, 8, 4, group=8, tma=True),
+        Tile(128, 128, 64, 8, 4, tma=True),
+        Tile(128, 128, 64, 4, 3, tma=True),
+        Tile(128, 128, 64, 8, 3, tma=True, registers=128),
+        Tile(256, 128, 64, 8, 4, tma=True),
+    ),
+    "dx": (
+        Tile(128, 256, 64, 8, 3, tma=True),
+        Tile(128, 256, 64, 8, 4, group=8, tma=True),
+        Tile(128, 128, 64, 4, 3, tma=True),
+        Tile(256, 128, 64, 8, 4, tma=True),
+    ),
+    "dw": (
+        Tile(128, 256, 64, 8, 3, tma=True),
+        Tile(256, 128, 64, 8, 3, tma=True),
+        Tile(256, 128, 64, 8, 4, tma=True),
+        Tile(128, 128, 64, 4, 3, tma=True),
+        Tile(128, 128, 64, 8, 3, tma=True),
+        Tile(128, 128, 128, 8, 3, tma=True),
+        Tile(128, 256, 64, 8, 4),
+    ),
 }
 
 Make = Callable[..., Tensor]
@@ -118,27 +153,22 @@ def _up(x: Tensor, w13: Tensor, groups: sort.Groups, tile: Tile, save: bool = Fa
 
 
 def _training(device: torch.device) -> Iterator[Sweep]:
-    make, (experts, hidden, inner, tokens) = _maker(device), NANO
-    w13, w2 = make(experts, 2, inner, hidden), make(experts, hidden, inner)
-    x, dout = make(tokens, hidden), make(tokens, hidden)
-    weights, _, groups = _routed(make, x, experts)
-    count = tokens * TOP_K
-    h, ab, dab = make(count, inner), make(count, 2, inner), make(count, 2, inner)
-
-    def weight_gradients(tile: Tile) -> object:
-        """Looks its tile up in the table."""
-        kept, TRAINING["dw"] = TRAINING["dw"], tile
-        try:
-            return backward.weight_gradients(x, dout, dab, h, groups, TOP_K)
-        finally:
-            TRAINING["dw"] = kept
-
-    runs: dict[str, Callable[[Any], object]] = {
-        "up": lambda tile: _up(x, w13, groups, tile, save=True),
-        "down": lambda tile: grouped.linear(h, w2, groups, tile),
-        "dh": lambda tile: backward.dh(dout, w2, ab, weights, groups, tile),
-        "dx": lambda tile: grouped.linear(dab.flatten(1), w13, groups, tile, transposed=True),
-        "dw": weight_gradients,
-    }
-    for op, run in runs.items():
-        yield Sweep(f"TRAINING {op}, nano", TRAINED[op], run, TRAINING[op])
+    make = _maker(device)
+    for name, table, candidates, (experts, hidden, inner, tokens) in (
+        ("nano", TRAINING, TRAINED, NANO),
+        ("16384 tokens", TRAINING_WIDE, TRAINED_WIDE, (EXPERTS, HIDDEN, INNER, 16384)),
+    ):
+        w13, w2 = make(experts, 2, inner, hidden), make(experts, hidden, inner)
+        x, dout = make(tokens, hidden), make(tokens, hidden)
+        weights, _, groups = _routed(make, x, experts)
+        count = tokens * TOP_K
+        h, ab, dab = make(count, inner), make(count, 2, inner), make(count, 2, inner)
+        runs: dict[str, Callable[[Any], object]] = {
+            "up": partial(_up, x, w13, groups, save=True),
+            "down": partial(grouped.linear, h, w2, groups),
+            "dh": partial(backward.dh, dout, w2, ab, weights, groups),
+            "dx": partial(grouped.linear, dab.flatten(1), w13, groups, transposed=True),
+            "dw": partial(backward.weight_gradients, x, dout, dab, h, groups, TOP_K),
+        }
+        for op, run in runs.items():
+            yield Sweep(f"TRAINING {op}, {name}", candidates[op], run, table[op])
