@@ -40,13 +40,14 @@ TRAINING = {
     "dx": Tile(128, 128, 64, 4, 3),
     "dw": Tile(128, 128, 32, 8, 5),
 }
+
 # Layers so wide that a program's block is a small part of them. Hopper's shared memory.
 WIDE = 2048
 TRAINING_WIDE = {
     "up": Tile(128, 256, 64, 8, 4, tma=True, short=True),
     "down": Tile(128, 256, 64, 8, 4, tma=True, short=True),
-    "dh": Tile(128, 256, 64, 8, 4, tma=True),
-    "dx": Tile(128, 256, 64, 8, 4, tma=True),
+    "dh": Tile(128, 128, 64, 8, 3, tma=True, registers=128),
+    "dx": Tile(128, 256, 64, 8, 4, group=8, tma=True, short=True),
     "dw": Tile(128, 256, 64, 8, 4, tma=True),
 }
 # float32 without tensor cores: registers bound the tile.
