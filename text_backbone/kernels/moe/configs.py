@@ -90,16 +90,19 @@ def training_tile(op: str, x: Tensor) -> Tile:
     """The tile of one of the products of a training step over x [T, hidden]."""
     if x.dtype == torch.float32:
         return TRAINING_FLOAT32[op]
-    return (TRAINING_WIDE if x.shape[1] >= WIDE and _large_shared_memory(x.device) else TRAINING)[op]
+    return (TRAINING_WIDE if x.shape[1] >= WIDE and _large(x.device) else TRAINING)[op]
 
 
 def inference_tiles(rows: int, experts: int, dtype: torch.dtype, device: torch.device) -> tuple[Tile, Tile]:
     """Tiles of the two products for `rows` assignments in all."""
     if dtype == torch.float32:
         return TRAINING_FLOAT32["up"], TRAINING_FLOAT32["down"]
-    large = device.type == "cuda" and shared_memory(device) >= _LARGE_SHARED
-    table = INFERENCE if large else INFERENCE_SMALL
+    table = INFERENCE if _large(device) else INFERENCE_SMALL
     return next((up, down) for most, up, down in table if rows <= most * experts)
+
+
+def _large(device: torch.device) -> bool:
+    return device.type == "cuda" and shared_memory(device) >= _LARGE_SHARED
 
 
 def fit(size: int, tile: int) -> int:
