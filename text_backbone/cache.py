@@ -98,6 +98,11 @@ class HybridCache:
     def free_pages(self) -> int:
         return self._allocator.free_pages
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that the tensors take."""
+        return sum(tensor.nbytes for tensor in (self.states, self.keys, self.values, self.page_table))
+
     def capacity(self, slot: int) -> int:
         """Tokens that `slot` may hold with the pages it owns. Raises ValueError if the slot is not in use."""
         return self.page_size if slot == self.scratch_slot else self._allocator.capacity(slot)

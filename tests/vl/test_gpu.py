@@ -14,7 +14,8 @@ from PIL import Image
 
 import text_backbone
 import vl
-from vl.engine import Engine, EngineConfig
+from vl.engine import Engine, EngineConfig, Request
+from vl.engine.scheduler import Scheduler
 from vl.loading import build_model
 
 pytestmark = pytest.mark.gpu
@@ -121,6 +122,53 @@ def test_graphs_equal_the_step_launched_op_by_op(kernel_sized: Callable[..., vl.
     assert len(decode._replays) >= 3
     assert (cache.free_slots, cache.free_pages) == (cache.slots, cache.pages)
     assert answers(kernel_sized(dtype, graphs=False, max_batch_size=6)) == first
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_graphs_follow_the_page_table(
+    kernel_sized: Callable[..., vl.MiniMaxVL], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replays read pages taken after the capture, and go on when a sequence was preempted and came back."""
+    preempted: list[int] = []
+    preempt = Scheduler.preempt
+
+    def noted(self: Scheduler[Request], entry: Request) -> None:
+        preempted.append(entry.arrival)
+        preempt(self, entry)
+
+    monkeypatch.setattr(Scheduler, "preempt", noted)
+    roomy = kernel_sized(dtype, max_batch_size=6)
+    small = kernel_sized(dtype, max_batch_size=6, page_size=16, cache_tokens=112, prefill_tokens=40)
+    roomy.end_ids = small.end_ids = frozenset()
+    expected = answers(roomy)
+    assert not preempted
+    found = [answers(small) for _ in range(2)]
+    assert preempted
+    runner = small.engine.runner
+    assert len(runner.decode._replays) >= 3
+    assert (runner.cache.free_slots, runner.cache.free_pages) == (runner.cache.slots, runner.cache.pages)
+    for ids in found:
+        # What was computed anew is rounded otherwise: in bfloat16 another token may win.
+        assert [len(row) for row in ids] == [len(row) for row in expected]
+        assert dtype == torch.bfloat16 or ids == expected
+
+
+def test_memory_that_runs_out_ends_one_request(kernel_sized: Callable[..., vl.MiniMaxVL]) -> None:
+    model = kernel_sized(torch.float32)
+    expected = answers(model)
+    with pytest.raises(vl.InputError, match="has room for"):
+        model.generate([QUESTIONS[0]], max_new_tokens=10**10)
+    forward = model.language_model.forward
+
+    def greedy_for_memory(embeds: torch.Tensor, *rest: object) -> torch.Tensor:
+        if len(embeds) > 400:
+            torch.empty(2**50, dtype=torch.uint8, device=embeds.device)
+        return forward(embeds, *rest)
+
+    model.language_model.forward = greedy_for_memory  # type: ignore[method-assign]
+    with pytest.raises(vl.DeviceError, match="ran out of memory"):
+        model.generate([[{"role": "user", "content": "word " * 400}]], max_new_tokens=2)
+    assert answers(model) == expected
 
 
 def test_float32_answers_do_not_depend_on_batch_mates(kernel_sized: Callable[..., vl.MiniMaxVL]) -> None:

@@ -41,7 +41,13 @@ class Embedder:
             return embeds
         missing = [(request, image) for request, image in due if image not in request.features]
         if missing:
-            self._encode(missing, running)
+            ahead = list(self._next(missing, running))
+            try:
+                self._encode(missing + ahead)
+            except Exception:
+                if not ahead:
+                    raise
+                self._encode(missing)  # one that is not due yet may be to blame, which is no concern of these
         rows, features = zip(*self._placed(batch), strict=True)
         return embeds.index_copy_(0, _sent(torch.cat(rows), embeds.device), torch.cat(features).to(embeds.dtype))
 
@@ -61,11 +67,10 @@ class Embedder:
                     del request.features[image]
             row += tokens
 
-    def _encode(self, due: list[tuple[Request, int]], running: Sequence[Request]) -> None:
-        """Features of the images that are due, and of those that come next, to their requests."""
+    def _encode(self, wanted: list[tuple[Request, int]]) -> None:
+        """Give requests the features of some of their images."""
         vision = self._model.vision
         assert vision is not None, "a text-only model's prompts have no images"
-        wanted = [*due, *self._next(due, running)]
         grids = [request.prompt.grids[image] for request, image in wanted]
         tiles = torch.cat([request.prompt.tiles_of(image) for request, image in wanted])
         watch = stopwatch(self._model.device)

@@ -50,7 +50,7 @@ class Engine:
     def __init__(self, model: Model, config: EngineConfig | None = None) -> None:
         self.model = model
         self.config = config or EngineConfig()
-        memory.check_config(model.language_model.config, self.config, model.device, model.dtype)
+        memory.check_config(model, self.config)
         self._start()
 
     def _start(self) -> None:
@@ -209,19 +209,32 @@ class Engine:
         while self.scheduler.waiting and not self.scheduler.running:
             request = self.scheduler.waiting[0]
             try:
-                self._make_cache(-(-request.most // self.config.page_size))
+                self._fit_cache(request)
             except Exception as error:
                 self._fail(request, error)
             else:
                 return
 
-    def _make_cache(self, pages: int) -> None:
-        """A cache of so many pages, and of as many as the config says; the one there is if it will do."""
-        model, pages = self.model, max(pages, self.config.pages)
-        if self.runner is not None and self.runner.follow() and pages <= self.runner.cache.pages:
+    def _fit_cache(self, request: Request) -> None:
+        """A cache as the config says, or a larger one if the next token of `request` needs it.
+
+        Then as large as all that it may come to, but at most twice what was there: few requests write all they may.
+        """
+        runner, needed = self.runner, self._pages(request.next)
+        follows = runner is not None and runner.follow()
+        if runner is not None and follows and needed <= runner.cache.pages:
             return
+        pages = max(needed, self.config.pages)
+        if runner is not None and follows:
+            room, most = memory.room(self.model, self.config, self._held()), self._pages(request.most)
+            twice = 2 * runner.cache.pages if room is None else min(2 * runner.cache.pages, self._pages(room))
+            pages = max(pages, min(most, twice))
         self.runner = self.scheduler.memory = None  # frees the old one before the new one is allocated
-        recorder = self._recorder()
+        del runner
+        self._make_cache(pages)
+
+    def _make_cache(self, pages: int) -> None:
+        model, recorder = self.model, self._recorder()
         cache = HybridCache(
             model.language_model.config,
             slots=self.config.max_batch_size,
@@ -236,15 +249,17 @@ class Engine:
 
     def _check_room(self, request: Request) -> None:
         """Refuse what no cache could hold, before it waits for one."""
+        if self._pages(request.most) > self.config.pages:
+            room = memory.room(self.model, self.config, self._held())
+            memory.check_room(room, self.model.device, prompt=request.prompt_tokens, new=request.max_new_tokens)
+
+    def _held(self) -> int:
+        """Bytes of the present cache."""
         runner = self.runner  # another thread may make a new one meanwhile
-        cache = runner.cache if runner else None
-        if -(-request.most // self.config.page_size) <= (cache.pages if cache else self.config.pages):
-            return
-        text, device, dtype = self.model.language_model.config, self.model.device, self.model.dtype
-        held = memory.cache_bytes(text, self.config, cache.pages, dtype) if cache else 0
-        memory.check_room(
-            text, self.config, device, dtype, prompt=request.prompt_tokens, new=request.max_new_tokens, held=held
-        )
+        return runner.cache.nbytes if runner else 0
+
+    def _pages(self, tokens: int) -> int:
+        return -(-tokens // self.config.page_size)
 
     def _recorder(self) -> Recorder | None:
         """Makes graphs of the decode step where there are such things."""

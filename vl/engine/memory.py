@@ -10,6 +10,7 @@ import torch
 from text_backbone import TextConfig
 from text_backbone.cache import bytes_needed
 from vl.engine.config import EngineConfig
+from vl.engine.driven import Model
 from vl.errors import ConfigError, DeviceError, InputError
 
 _USABLE = 0.95  # of the free memory; the rest is for the work on what is cached
@@ -45,9 +46,10 @@ def cache_bytes(text: TextConfig, config: EngineConfig, pages: int, dtype: torch
     )
 
 
-def check_config(text: TextConfig, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> None:
+def check_config(model: Model, config: EngineConfig) -> None:
     """Raises ConfigError if the device could not hold the cache even if nothing else were there."""
-    needed, there = cache_bytes(text, config, config.pages, dtype), total(device)
+    device = model.device
+    needed, there = cache_bytes(model.language_model.config, config, config.pages, model.dtype), total(device)
     if there is not None and needed > there:
         raise ConfigError(
             f"max_batch_size={config.max_batch_size} and cache_tokens={config.cache_tokens} (in pages of "
@@ -55,35 +57,23 @@ def check_config(text: TextConfig, config: EngineConfig, device: torch.device, d
         )
 
 
-def check_room(
-    text: TextConfig,
-    config: EngineConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    prompt: int,
-    new: int,
-    held: int,
-) -> None:
-    """Whether a cache can be made that holds a prompt of `prompt` tokens and `new` more.
+def room(model: Model, config: EngineConfig, held: int) -> int | None:
+    """Tokens that a cache could hold in place of the present one, of `held` bytes; None if that cannot be told."""
+    text, there = model.language_model.config, free(model.device)
+    if there is None:
+        return None
+    least, page = (cache_bytes(text, config, pages, model.dtype) for pages in (0, 1))
+    return max(0, int(_USABLE * (there + held)) - least) // (page - least) * config.page_size
 
-    `held`: bytes of the present cache, in whose place it would come.
 
-    Raises:
-        InputError: if not, with the number of tokens that would fit.
-    """
-    room = free(device)
-    if room is None:
+def check_room(tokens: int | None, device: torch.device, *, prompt: int, new: int) -> None:
+    """Raises InputError if a prompt of `prompt` tokens and `new` more are above the `tokens` that there is room for."""
+    if tokens is None or prompt + new - 1 <= tokens:
         return
-    page = cache_bytes(text, config, 2, dtype) - cache_bytes(text, config, 1, dtype)
-    rest = int(_USABLE * (room + held)) - cache_bytes(text, config, 0, dtype)
-    most = max(0, rest // page * config.page_size)
-    if prompt + new - 1 <= most:
-        return
-    fix = f"max_new_tokens of at most {most - prompt + 1:,} fit" if most >= prompt else "shorten the prompt"
+    fix = f"ask for at most {tokens - prompt + 1:,}" if tokens >= prompt else "shorten the prompt"
     raise InputError(
-        f"max_new_tokens={new} after a prompt of {prompt:,} tokens do not fit into the cache: "
-        f"{device} has room for {most:,} tokens; {fix}"
+        f"max_new_tokens={new} after a prompt of {prompt:,} tokens cannot be held: "
+        f"the memory of {device} has room for {tokens:,} tokens; {fix}"
     )
 
 

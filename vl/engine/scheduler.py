@@ -2,7 +2,8 @@
 
 First come, first served. A request that is admitted has a slot; it takes pages as its tokens are written. When pages
 run out, the one that came last gives all of its own back and begins again later, from the tokens known by then: so the
-one that came first always goes on, and all come to their end.
+one that came first always goes on, and all come to their end. The one that is left alone and still lacks pages waits,
+too: for a larger memory.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ class Memory(Protocol):
     """What is handed out: a `text_backbone.HybridCache`, or the `Allocator` in it."""
 
     page_size: int
-    pages: int
 
     @property
     def free_pages(self) -> int: ...
@@ -56,8 +56,13 @@ class Entry:
         return self.prompt_tokens + self.written
 
     @property
+    def next(self) -> int:
+        """Tokens in the cache once the next token is read too; the last one that is written is not."""
+        return min(self.known + 1, self.most)
+
+    @property
     def most(self) -> int:
-        """Tokens that it ever has in the cache: the last one written is not read again."""
+        """Tokens that it ever has in the cache."""
         return self.prompt_tokens + self.max_new_tokens - 1
 
     @property
@@ -143,7 +148,7 @@ class Scheduler(Generic[E]):
             return False
         entry = self.waiting[0]
         promised = sum(self._missing(other) for other in self.running)
-        if self.pages(entry.most) > memory.pages or self._missing(entry) > memory.free_pages - promised:
+        if self._missing(entry) > memory.free_pages - promised:
             return False
         del self.waiting[0]
         entry.slot = memory.acquire()
@@ -151,15 +156,10 @@ class Scheduler(Generic[E]):
         return True
 
     def _missing(self, entry: E) -> int:
-        """Pages that `entry` lacks for the tokens known and one more."""
+        """Pages that `entry` lacks for its next token too."""
         assert self.memory is not None
-        owned = 0 if entry.slot is None else self.memory.capacity(entry.slot) // self.memory.page_size
-        return max(0, self.pages(min(entry.known + 1, entry.most)) - owned)
-
-    def pages(self, tokens: int) -> int:
-        """Pages that hold so many tokens."""
-        assert self.memory is not None
-        return -(-tokens // self.memory.page_size)
+        held = 0 if entry.slot is None else self.memory.capacity(entry.slot)
+        return max(0, -(-(entry.next - held) // self.memory.page_size))
 
     def _stop(self, entry: E) -> bool:
         """End the running of `entry`; False if it does not run."""
