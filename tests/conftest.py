@@ -25,7 +25,7 @@ import vl
 from preprocessing import Processor
 from preprocessing.template import DEFAULT_TEMPLATE
 from text_backbone.config import hybrid_layers
-from vl.checkpoint import save_weights
+from vl.checkpoint import write_weights
 from vl.config import read_config
 from vl.loading import patcher_of
 
@@ -106,7 +106,7 @@ def write_checkpoint(folder: Path, *, vision: bool = True) -> Path:
     text_backbone.init_weights(model.language_model, generator=generator)
     if model.vision is not None:
         vision_encoder.init_weights(model.vision, generator=generator)
-    save_weights(model.released_tensors(), folder, max_shard_bytes=100_000, dtype=torch.bfloat16)
+    write_weights(model.released_tensors(), folder, max_shard_bytes=100_000, dtype=torch.bfloat16)
     return folder
 
 

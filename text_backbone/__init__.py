@@ -6,6 +6,17 @@ from text_backbone.config import TextConfig
 from text_backbone.init import init_weights
 from text_backbone.model import MiniMaxText
 from text_backbone.packed import Packed
-from text_backbone.weights import released_tensors
+from text_backbone.slot import Slot
+from text_backbone.weights import released_shapes, released_tensors
 
-__all__ = ["CacheFull", "HybridCache", "MiniMaxText", "Packed", "TextConfig", "init_weights", "released_tensors"]
+__all__ = [
+    "CacheFull",
+    "HybridCache",
+    "MiniMaxText",
+    "Packed",
+    "Slot",
+    "TextConfig",
+    "init_weights",
+    "released_shapes",
+    "released_tensors",
+]

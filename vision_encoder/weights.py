@@ -1,22 +1,47 @@
-"""The released checkpoint's names for the encoder's parameters, and weights to train from scratch."""
+"""The released names of the encoder's tensors, where our parameters keep them, and weights to train from scratch."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vision_encoder.config import VisionConfig
 from vision_encoder.model import VisionEncoder
+from vision_encoder.slot import Slot
 
 VIT = "vision_tower.vision_model."
 
 
-def released_tensors(model: VisionEncoder) -> dict[str, Tensor]:
-    """Map each released name to a view of the parameter storage that has the released shape.
+def released_shapes(config: VisionConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor that a checkpoint of this config has: what `released_tensors` of a model gives.
 
-    The views are detached: `view.copy_(tensor)` loads and reading them saves. timm keeps q, k and v in one matrix, of
-    which the released names are thirds.
+    Lazy, so that a config is held to a checkpoint's files before any memory is asked for, whatever it says.
+    """
+    hidden, inner, text = config.hidden_size, config.intermediate_size, config.text_hidden_size
+    yield f"{VIT}embeddings.class_embedding", (hidden,)
+    yield f"{VIT}embeddings.patch_embedding.weight", (hidden, 3, config.patch_size, config.patch_size)
+    yield f"{VIT}embeddings.position_embedding.weight", (1 + config.patches**2, hidden)
+    yield "image_newline", (text,)
+    linears = {"multi_modal_projector.linear_1": (text, hidden), "multi_modal_projector.linear_2": (text, text)}
+    for name, (out, features) in linears.items():
+        yield from ((f"{name}.weight", (out, features)), (f"{name}.bias", (out,)))
+    yield from ((f"{VIT}pre_layrnorm.{kind}", (hidden,)) for kind in ("weight", "bias"))
+    for i in range(config.num_hidden_layers):
+        layer = f"{VIT}encoder.layers.{i}"
+        for norm in ("layer_norm1", "layer_norm2"):
+            yield from ((f"{layer}.{norm}.{kind}", (hidden,)) for kind in ("weight", "bias"))
+        matrices = {f"self_attn.{letter}_proj": (hidden, hidden) for letter in ("q", "k", "v", "out")}
+        for name, (out, features) in (matrices | {"mlp.fc1": (inner, hidden), "mlp.fc2": (hidden, inner)}).items():
+            yield from ((f"{layer}.{name}.weight", (out, features)), (f"{layer}.{name}.bias", (out,)))
+
+
+def released_tensors(model: VisionEncoder) -> dict[str, Slot]:
+    """Every tensor of a released checkpoint: its name -> the place that holds it.
+
+    timm keeps q, k and v in one matrix, of which the released names are thirds.
     """
     vit: Any = model.vit  # timm declares its submodules as plain nn.Module
     named: dict[str, Tensor] = {
@@ -42,7 +67,7 @@ def released_tensors(model: VisionEncoder) -> dict[str, Tensor]:
                 named[f"{layer}.self_attn.{letter}_proj.{kind}"] = third
     for name, module in modules.items():
         named |= {f"{name}.{kind}": parameter for kind, parameter in module.named_parameters()}
-    return {name: tensor.detach() for name, tensor in named.items()}
+    return {name: Slot.of(tensor) for name, tensor in named.items()}
 
 
 @torch.no_grad()

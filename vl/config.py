@@ -11,10 +11,11 @@ from text_backbone.config import TextConfig
 from vision_encoder.config import VisionConfig
 from vl.errors import ConfigError
 from vl.preprocessor import PREPROCESSOR, preprocessor_to_json
+from vl.saving import CONFIG, unfinished
 from vl.schema import SCALES, read_text, read_vision
 from vl.section import Section
 
-CONFIG, GENERATION = "config.json", "generation_config.json"
+GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,11 @@ def read_config(folder: str | Path) -> VLConfig:
         ConfigError: if a file is missing or malformed, or an option is not supported; names the file and the key.
     """
     folder = Path(folder)
+    if earlier := unfinished(folder):
+        raise ConfigError(
+            f"{folder} holds no model: a save into it was cut short. Save again, or move the earlier model's files "
+            f"back from {earlier}"
+        )
     top = Section.read(folder / CONFIG)
     top.allow("tie_word_embeddings", False, None)
     top.allow("quantization_config", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from pathlib import Path
 
 from vl.errors import CheckpointError
@@ -31,11 +32,17 @@ def resolve_source(source: str | os.PathLike[str]) -> Path:
                 "`vl train nano --out runs/nano` and use --model runs/nano/model"
             )
         return NANO
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
+    try:
+        folder = Path(source).expanduser()
+        if stat.S_ISDIR(folder.stat().st_mode):
+            return folder
         raise CheckpointError(f"{folder} is a file: give the folder that holds config.json and the safetensors files")
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (TypeError, ValueError, OSError, RuntimeError) as error:  # no path, a NUL in it, no rights, no such user
+        raise CheckpointError(
+            f"{source!r:.200} cannot be a model's folder ({error}): give 'nano', a folder, or a hub id"
+        ) from error
     if not isinstance(source, str) or not HUB_ID.fullmatch(source):
         raise CheckpointError(
             f"there is no folder {str(source)!r}: check the path, or give 'nano' or a hub id such as "

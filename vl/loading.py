@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from preprocessing import Background, Patcher, Processor
 from preprocessing.alpha import read_background
-from vl.checkpoint import load_weights, resolve_source
+from vl.checkpoint import load_weights
 from vl.config import VLConfig, read_config
 from vl.engine import Engine, EngineConfig
 from vl.errors import ConfigError, DeviceError
+from vl.hub import resolve_source
+from vl.manifest import expected_shapes, read_manifest
 from vl.model import MiniMaxVL
 
 _LARGE = 1_000_000_000  # parameters
@@ -50,24 +54,51 @@ def load(
     """
     if quantization is not None:
         raise ConfigError(f"quantization={quantization!r} is not available in this version: use None")
-    engine = EngineConfig.of(options)
+    if progress is not None and not callable(progress):
+        raise ConfigError(f"progress={progress!r} cannot be called: give a function of two numbers, or None")
+    settings = EngineConfig.of(options)
     read_background(background)
     place = pick_device(device)
+    kind = pick_dtype(dtype, place)
     folder = resolve_source(source)
-    config = read_config(folder)
-    model = build_model(
-        config,
-        Processor.load(folder, patcher_of(config), background=background),
-        name=os.fspath(source),
-        device=place,
-        dtype=pick_dtype(dtype, place),
-        engine=engine,
-    )
-    check_image_token(model)
+    config, name = read_config(folder), os.fspath(source)
     if device is None and place.type == "cpu":
-        warn_of_slowness(model)
-    load_weights(model.released_tensors(), folder, progress=progress)
+        warn_of_slowness(name, config)
+    model = load_folder(folder, config, name=name, device=place, dtype=kind, background=background, progress=progress)
+    model.engine = Engine(model, settings)
     return model.eval()
+
+
+def load_folder(
+    folder: Path,
+    config: VLConfig,
+    *,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    threads: int | None = None,
+    background: Background = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> MiniMaxVL:
+    """The model in a folder, without an engine.
+
+    Everything that can be wrong with the files but their values is found before memory is asked for.
+
+    Args:
+        folder, config: a local checkpoint and its config.
+        name: what to call the model in results.
+        threads: to cut one image with; see `preprocessing.Patcher`.
+        device, dtype, background, progress: as of `load`.
+
+    Raises:
+        CheckpointError, ConfigError: as `load` does.
+    """
+    manifest = read_manifest(folder, expected_shapes(config))
+    processor = Processor.load(folder, patcher_of(config, threads), background=background)
+    check_tokenizer(processor, config)
+    model = MiniMaxVL(config, processor, name=name, device=device, dtype=dtype)
+    load_weights(model.released_tensors(), manifest, progress=progress)
+    return model
 
 
 def build_model(
@@ -85,28 +116,37 @@ def build_model(
     return model
 
 
-def patcher_of(config: VLConfig) -> Patcher | None:
+def patcher_of(config: VLConfig, threads: int | None = None) -> Patcher | None:
     """The patcher that fits the vision tower; None for a text-only model."""
     if config.vision is None:
         return None
-    return Patcher(config.pinpoints, config.vision.image_size, config.vision.patch_size)
+    return Patcher(config.pinpoints, config.vision.image_size, config.vision.patch_size, threads=threads)
 
 
-def warn_of_slowness(model: MiniMaxVL) -> None:
+def warn_of_slowness(name: str, config: VLConfig) -> None:
     """Says that there is no GPU, where a user would wait for it; small models do well without."""
-    parameters = sum(p.numel() for p in model.parameters())
-    if parameters >= _LARGE:
-        warnings.warn(
-            f"no GPU was found: {model.name}, of {parameters / 1e9:.1f} billion parameters, runs on the CPU by the "
-            'slower PyTorch references. device="cpu" says that this is meant.',
-            stacklevel=3,
+    parameters = 0
+    for _, shape in expected_shapes(config):
+        parameters += math.prod(shape)
+        if parameters >= _LARGE:
+            warnings.warn(
+                f"no GPU was found: {name}, of more than a billion parameters, runs on the CPU by the slower PyTorch "
+                'references. device="cpu" says that this is meant.',
+                stacklevel=3,
+            )
+            return
+
+
+def check_tokenizer(processor: Processor, config: VLConfig) -> None:
+    """The tokenizer's ids must be the model's: all in its vocabulary, and `<image>` where images are to land."""
+    tokenizer = processor.tokenizer
+    largest = max(tokenizer.backend.get_vocab().values(), default=0)
+    if largest >= config.text.vocab_size:
+        raise ConfigError(
+            f"vocab_size is {config.text.vocab_size} in config.json, but the tokenizer has the id {largest}: use the "
+            "tokenizer that belongs to this checkpoint"
         )
-
-
-def check_image_token(model: MiniMaxVL) -> None:
-    """The config and the tokenizer must mean the same `<image>`, or images would land on other tokens."""
-    processor, config = model.processor, model.config
-    token_id = processor.tokenizer.token_id(processor.image_token)
+    token_id = tokenizer.token_id(processor.image_token)
     if config.vision is not None and token_id != config.image_token_index:
         raise ConfigError(
             f"image_token_index is {config.image_token_index} in config.json, but the tokenizer gives "
@@ -120,7 +160,7 @@ def pick_device(device: torch.device | str | None) -> torch.device:
     try:
         place = torch.device(device)
         torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
         raise DeviceError(
             f"device {str(device)!r} cannot be used here ({first_line(error)}); try device='cpu'"
         ) from error

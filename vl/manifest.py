@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
-from collections.abc import Mapping
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
+import text_backbone
+import vision_encoder
+from vl.config import VLConfig
 from vl.errors import CheckpointError
+from vl.saving import INDEX
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 DTYPES = ("BF16", "F16", "F32", "F64")
-# Constants that some releases of transformers store: the decay of each head, frequencies, and position counters.
-DERIVED = re.compile(r"\.(slope_rate|query_decay|key_decay|diagonal_decay|inv_freq|position_ids)$")
+# What older files hold beside the weights: the decay of each head, frequencies and tables of the rotary embedding,
+# position counters, and CLIP's last norm, which the features that this family takes do not pass.
+UNUSED = re.compile(
+    r"(\.|^)(slope_rate|query_decay|key_decay|diagonal_decay|inv_freq|position_ids|rotary_emb\.[^.]+)$"
+    r"|^vision_tower\.vision_model\.post_layernorm\.(weight|bias)$"
+)
+# Missing tensors beyond which a comparison ends: a config may describe more than memory holds the names of.
+MANY = 10_000
 FIXES = {
     "missing": "the checkpoint is incomplete or belongs to another model: download it again or check config.json",
     "damaged": "download the file again",
@@ -48,7 +59,7 @@ class Problems:
         lines = [f"{self.folder} cannot be loaded:"]
         for kind, items in self.found.items():
             more = f" and {len(items) - 5} more" if len(items) > 5 else ""
-            lines.append(f"  {kind} ({len(items)}): {', '.join(items[:5])}{more}")
+            lines.append(f"  {kind} ({len(items)}): {', '.join(map(_short, items[:5]))}{more}")
         raise CheckpointError("\n".join([*lines, *(f"  fix: {fix}" for fix in self.fixes)]))
 
 
@@ -56,11 +67,50 @@ class Problems:
 Header = dict[str, tuple[str, tuple[int, ...]]]
 
 
-def read_headers(folder: Path, problems: Problems) -> dict[str, Header]:
+@dataclass(frozen=True)
+class Manifest:
+    """The files of a checkpoint that holds what a model needs, and of each the tensors to load."""
+
+    folder: Path
+    files: dict[str, Header]
+
+
+def expected_shapes(config: VLConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor in a checkpoint of this config; lazy."""
+    text = text_backbone.released_shapes(config.text)
+    if config.vision is None:
+        return text
+    named = ((f"language_model.{name}", shape) for name, shape in text)
+    return chain(named, vision_encoder.released_shapes(config.vision))
+
+
+def read_manifest(folder: str | Path, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> Manifest:
+    """Hold the headers of a folder's files to what a model needs: names, shapes and dtypes. Reads no weights.
+
+    Tensors of older files that no model uses are passed over with a warning.
+
+    Args:
+        folder: holds `model.safetensors`, or an index and its shards.
+        shapes: name and shape of each tensor that must be in the files, and no others may be.
+
+    Raises:
+        CheckpointError: lists what is missing, unexpected, mis-shaped, damaged, of an unsupported dtype, or
+            inconsistent with the index.
+    """
+    problems = Problems(Path(folder))
+    headers = _read_headers(problems.folder, problems)
+    used = {file: {n: entry for n, entry in header.items() if not UNUSED.search(n)} for file, header in headers.items()}
+    _compare(shapes, used, problems)
+    problems.check()
+    _warn_of_unused(problems.folder, [name for header in headers.values() for name in header if UNUSED.search(name)])
+    return Manifest(problems.folder, used)
+
+
+def _read_headers(folder: Path, problems: Problems) -> dict[str, Header]:
     """The headers of the checkpoint's files, held to the index when there is one."""
-    if (folder / SINGLE).exists():
+    if _is_file(folder / SINGLE):
         return {SINGLE: _header(folder / SINGLE, problems)}
-    if not (folder / INDEX).exists():
+    if not _is_file(folder / INDEX):
         raise CheckpointError(_no_weights(folder))
     weight_map = _weight_map(folder / INDEX)
     listed: dict[str, set[str]] = defaultdict(set)
@@ -68,7 +118,7 @@ def read_headers(folder: Path, problems: Problems) -> dict[str, Header]:
         listed[file].add(name)
     headers = {}
     for file in sorted(listed):
-        if not (folder / file).is_file():
+        if not _is_file(folder / file):
             problems.add("files that the index names and that are missing", "index", file)
             continue
         header = headers[file] = _header(folder / file, problems)
@@ -78,6 +128,13 @@ def read_headers(folder: Path, problems: Problems) -> dict[str, Header]:
                 f"tensors of {file} that the index does not list", "index", *sorted(header.keys() - listed[file])
             )
     return headers
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that the file system refuses, a folder without rights
+        return False
 
 
 def _no_weights(folder: Path) -> str:
@@ -99,7 +156,8 @@ def _weight_map(path: Path) -> dict[str, str]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a safetensors index ({error!r}): download it again") from error
     names = weight_map.values() if isinstance(weight_map, dict) else [None]
-    if not all(isinstance(file, str) and file == Path(file).name for file in names):
+    # 255 bytes are what file systems take.
+    if not all(isinstance(file, str) and file == Path(file).name and len(file) < 256 for file in names):
         raise CheckpointError(f"{path}: weight_map must map tensor names to plain file names: download it again")
     return dict(weight_map)
 
@@ -114,13 +172,32 @@ def _header(path: Path, problems: Problems) -> Header:
         return {}
 
 
-def compare(tensors: Mapping[str, Tensor], headers: Mapping[str, Header], problems: Problems) -> None:
-    found = {name: entry for header in headers.values() for name, entry in header.items() if not DERIVED.search(name)}
-    problems.add("missing tensors", "missing", *(name for name in tensors if name not in found))
-    problems.add("unexpected tensors", "missing", *(name for name in found if name not in tensors))
+def _compare(shapes: Iterable[tuple[str, tuple[int, ...]]], headers: Mapping[str, Header], problems: Problems) -> None:
+    found = {name: entry for header in headers.values() for name, entry in header.items()}
+    most = len(found) + MANY
+    wanted = dict(islice(shapes, most + 1))
+    missing = [name for name in wanted if name not in found]
+    if len(wanted) > most:
+        problems.add("missing tensors, counting no further", "missing", *missing)
+    else:
+        problems.add("missing tensors", "missing", *missing)
+        problems.add("unexpected tensors", "missing", *(name for name in found if name not in wanted))
     for name, (dtype, shape) in found.items():
-        if name in tensors and shape != tuple(tensors[name].shape):
-            wanted = list(tensors[name].shape)
-            problems.add("tensors of the wrong shape", "missing", f"{name} {list(shape)} instead of {wanted}")
+        if name in wanted and shape != wanted[name]:
+            problems.add(
+                "tensors of the wrong shape", "missing", f"{name} {list(shape)} instead of {list(wanted[name])}"
+            )
         if dtype not in DTYPES:
             problems.add("tensors of an unsupported dtype", "quantised", f"{name} {dtype}")
+
+
+def _warn_of_unused(folder: Path, names: list[str]) -> None:
+    """One line, with a layer's number as a star: one constant may be in every layer."""
+    if names:
+        kinds = Counter(re.sub(r"\.\d+\.", ".*.", name) for name in names)
+        listed = ", ".join(_short(kind) if count == 1 else f"{_short(kind)} ({count})" for kind, count in kinds.items())
+        warnings.warn(f"{folder}: passed over what the model does not use: {listed}", stacklevel=2)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}..."

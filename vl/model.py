@@ -17,11 +17,12 @@ from text_backbone import HybridCache, MiniMaxText, Packed
 from text_backbone import released_tensors as text_tensors
 from vision_encoder import VisionEncoder
 from vision_encoder import released_tensors as vision_tensors
-from vl.checkpoint import save_weights
+from vl.checkpoint import Slot, write_weights
 from vl.config import VLConfig, write_config
 from vl.engine import Generation, Request, SamplingParams, TextStream, Timings
 from vl.engine.prompt import Prompt
 from vl.errors import ConfigError, InputError
+from vl.saving import replace_model
 
 DEFAULT_PROMPT = "Describe this image."
 
@@ -209,18 +210,38 @@ class MiniMaxVL(nn.Module):
 
     # The checkpoint
 
-    def released_tensors(self) -> dict[str, Tensor]:
-        """Every weight by its released name, as views of the parameters."""
-        text = text_tensors(self.language_model)
+    def released_tensors(self) -> dict[str, Slot]:
+        """Every tensor of a checkpoint by its released name: the place that holds it."""
+        text: dict[str, Slot] = dict(text_tensors(self.language_model))
         if self.vision is None:
             return text
-        return {f"language_model.{name}": view for name, view in text.items()} | vision_tensors(self.vision)
+        return {f"language_model.{name}": slot for name, slot in text.items()} | vision_tensors(self.vision)
 
-    def save(self, folder: str | os.PathLike[str], *, max_shard_bytes: int = 5_000_000_000) -> Path:
-        """Write the released layout: config, tokenizer, chat template and safetensors. Returns the folder."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        write_config(self.config, target)
-        self.processor.save(target)
-        save_weights(self.released_tensors(), target, max_shard_bytes=max_shard_bytes)
-        return target
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        max_shard_bytes: float = 5e9,
+        dtype: torch.dtype | None = None,
+    ) -> Path:
+        """Write the released layout: config, tokenizer, chat template and safetensors.
+
+        A model that is in the folder is replaced as a whole: whatever ends the save, the folder holds the old model,
+        the new one, or none that loads. Files that belong to no model stay.
+
+        Args:
+            folder: made if need be.
+            max_shard_bytes: size at which a new file of weights starts.
+            dtype: to store the weights as; by default the model's own.
+
+        Returns:
+            the folder.
+
+        Raises:
+            CheckpointError: if the files cannot be written; the old model is then as it was.
+        """
+        with replace_model(folder) as draft:
+            write_config(self.config, draft)
+            self.processor.save(draft)
+            write_weights(self.released_tensors(), draft, max_shard_bytes=max_shard_bytes, dtype=dtype)
+        return Path(folder)

@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 
+import pytest
 import torch
 
-from text_backbone import HybridCache, MiniMaxText, Packed, TextConfig, init_weights, released_tensors
+from text_backbone import (
+    HybridCache,
+    MiniMaxText,
+    Packed,
+    Slot,
+    TextConfig,
+    init_weights,
+    released_shapes,
+    released_tensors,
+)
 
 
 def test_names_and_shapes_of_the_released_model() -> None:
@@ -33,31 +44,46 @@ def test_names_and_shapes_of_the_released_model() -> None:
         inner |= {f"block_sparse_moe.experts.{e}.{w}" for e in range(32) for w in ("w1", "w2", "w3")}
         expected |= {f"model.layers.{i}.{n}.weight" for n in inner}
     assert set(tensors) == expected
-    for name, tensor in tensors.items():
+    for name, slot in tensors.items():
         form = re.sub(r"experts\.\d+", "experts.E", re.sub(r"layers\.\d+", "layers.L", name))
         (shape,) = (s for pattern, s in shapes.items() if re.fullmatch(pattern, form))
-        assert tuple(tensor.shape) == shape, name
-        assert tensor.dtype == torch.bfloat16
-    assert sum(t.numel() for t in tensors.values()) == 456_089_655_296
+        assert slot.shape == shape, name
+    assert {slot.read().dtype for slot in tensors.values()} == {torch.bfloat16}
+    assert sum(math.prod(slot.shape) for slot in tensors.values()) == 456_089_655_296
+    assert dict(released_shapes(TextConfig())) == {name: slot.shape for name, slot in tensors.items()}
 
 
-def test_copying_into_the_views_copies_the_model(
+def test_loading_every_slot_copies_the_model(
     config: Callable[..., TextConfig], build: Callable[..., MiniMaxText]
 ) -> None:
     source, target = build(config(), seed=1), build(config(), seed=2)
-    views = released_tensors(target)
-    for name, tensor in released_tensors(source).items():
-        views[name].copy_(tensor)
+    slots = released_tensors(target)
+    for name, slot in released_tensors(source).items():
+        slots[name].load(slot.read())
     ids = torch.randint(0, 50, (20,))
     a, b = (m.logits(m(m.embed(ids), Packed.of([20]))) for m in (source, target))
     assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_slot_casts_and_refuses_what_its_dtype_cannot_hold(dtype: torch.dtype) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2, 3, dtype=dtype))
+    slot = Slot.of(parameter[1])
+    values = torch.tensor([1.0, -2.5, 1e-3], dtype=torch.float64)
+    slot.load(values)
+    assert torch.equal(parameter[1], values.to(dtype))
+    assert torch.equal(slot.read(), parameter[1])
+    assert not parameter[0].any()
+    for wrong in (math.nan, math.inf, -math.inf, 1e300):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            slot.load(torch.tensor([0, wrong, 0], dtype=torch.float64))
 
 
 def test_initialisation_is_seeded_and_trains_a_step(config: Callable[..., TextConfig]) -> None:
     models = [MiniMaxText(config()) for _ in range(2)]
     for model in models:
         init_weights(model, generator=torch.Generator().manual_seed(3))
-    first, second = (released_tensors(m) for m in models)
+    first, second = ({name: slot.read() for name, slot in released_tensors(m).items()} for m in models)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert all((t == 1).all() for name, t in first.items() if "norm" in name)
     stds = {name: t.std().item() for name, t in first.items() if "norm" not in name}

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +21,15 @@ from torch import Tensor
 
 import text_backbone
 import vision_encoder
+import vl.checkpoint
+from preprocessing import PINPOINTS
 from text_backbone import MiniMaxText, TextConfig
 from vision_encoder import VisionConfig, VisionEncoder
-from vl.checkpoint import load_weights, save_weights
+from vl.checkpoint import Slot, write_weights
+from vl.config import VLConfig
 from vl.errors import CheckpointError
+from vl.manifest import expected_shapes, read_manifest
+from vl.saving import replace_model
 
 TEXT = TextConfig(
     vocab_size=50,
@@ -44,15 +54,15 @@ VISION = VisionConfig(
 INDEX = "model.safetensors.index.json"
 
 
-def released(text: MiniMaxText, vision: VisionEncoder | None = None) -> dict[str, Tensor]:
-    """The names of a text model, or of a vision-language one."""
-    tensors = text_backbone.released_tensors(text)
+def released(text: MiniMaxText, vision: VisionEncoder | None = None) -> dict[str, Slot]:
+    """The slots of a text model, or of a vision-language one."""
+    slots: dict[str, Slot] = dict(text_backbone.released_tensors(text))
     if vision is None:
-        return tensors
-    return {f"language_model.{name}": view for name, view in tensors.items()} | vision_encoder.released_tensors(vision)
+        return slots
+    return {f"language_model.{name}": slot for name, slot in slots.items()} | vision_encoder.released_tensors(vision)
 
 
-def model(seed: int, *, vision: bool = True, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def model(seed: int, *, vision: bool = True, dtype: torch.dtype = torch.float32) -> dict[str, Slot]:
     generator = torch.Generator().manual_seed(seed)
     text = MiniMaxText(TEXT, dtype=dtype)
     text_backbone.init_weights(text, generator=generator)
@@ -63,17 +73,52 @@ def model(seed: int, *, vision: bool = True, dtype: torch.dtype = torch.float32)
     return released(text, tower)
 
 
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+def save_weights(slots: Mapping[str, Slot], folder: Path, **options: Any) -> None:
+    with replace_model(folder) as draft:
+        write_weights(slots, draft, **options)
+
+
+def load_weights(slots: Mapping[str, Slot], folder: Path, **options: Any) -> None:
+    shapes = ((name, slot.shape) for name, slot in slots.items())
+    vl.checkpoint.load_weights(slots, read_manifest(folder, shapes), **options)
+
+
+def same(a: Mapping[str, Slot], b: Mapping[str, Slot]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name].read(), b[name].read()) for name in a)
+
+
+def size_of(slots: Mapping[str, Slot]) -> int:
+    return sum(math.prod(slot.shape) for slot in slots.values())
 
 
 def test_the_8637_released_names() -> None:
-    text = MiniMaxText(TextConfig(), device="meta", dtype=torch.bfloat16)
-    tensors = released(text, VisionEncoder(VisionConfig(), device="meta", dtype=torch.bfloat16))
-    assert len(tensors) == 8637
-    digest = hashlib.sha256("\n".join(sorted(tensors)).encode()).hexdigest()
+    shapes = dict(expected_shapes(VLConfig(TextConfig(), VisionConfig(), PINPOINTS, 200025)))
+    assert len(shapes) == 8637
+    digest = hashlib.sha256("\n".join(sorted(shapes)).encode()).hexdigest()
     assert digest == "d0caf1b714cdfc4caa65b56cbec591668d77b0e2a5d6cf3b5af169531311c886"
-    assert round(sum(view.numel() for view in tensors.values()) / 1e9) == 456
+    assert round(sum(map(math.prod, shapes.values())) / 1e9) == 456
+
+
+@pytest.mark.parametrize("vision", [VISION, VisionConfig(), None], ids=["tiny", "released", "text-only"])
+def test_a_model_has_the_slots_that_its_config_asks_for(vision: VisionConfig | None) -> None:
+    config = TEXT if vision in (VISION, None) else TextConfig()
+    text = MiniMaxText(config, device="meta")
+    tower = VisionEncoder(vision, device="meta") if vision else None
+    slots = released(text, tower)
+    whole = VLConfig(config, vision, ((336, 336),) if vision else (), 3 if vision else None)
+    assert {name: slot.shape for name, slot in slots.items()} == dict(expected_shapes(whole))
+    assert all(slot.shape == tuple(slot.read().shape) for slot in slots.values())
+
+
+def test_a_config_beyond_all_memory_is_held_to_the_files_first(tmp_path: Path) -> None:
+    save_weights(model(1), tmp_path)
+    far = VLConfig(TEXT, replace(VISION, num_hidden_layers=10**9), ((28, 28),), 3)
+    wide = VLConfig(replace(TEXT, num_local_experts=10**9, intermediate_size=10**9), VISION, ((28, 28),), 3)
+    start = time.perf_counter()
+    for config in (far, wide):
+        with pytest.raises(CheckpointError, match="missing tensors, counting no further"):
+            read_manifest(tmp_path, expected_shapes(config))
+    assert time.perf_counter() - start < 1
 
 
 @pytest.mark.parametrize("vision", [True, False], ids=["vl-01", "text-01"])
@@ -85,7 +130,7 @@ def test_round_trip(tmp_path: Path, vision: bool, max_shard_bytes: float) -> Non
     calls: list[tuple[int, int]] = []
     load_weights(loaded, tmp_path, progress=lambda done, total: calls.append((done, total)))
     assert same(saved, loaded)
-    size = sum(view.numel() for view in saved.values())
+    size = size_of(saved)
     assert len(calls) == len(saved)
     assert calls[-1] == (size, size)
 
@@ -98,7 +143,7 @@ def test_shards_and_index_have_the_released_form(tmp_path: Path) -> None:
     assert count > 2
     names = {f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)}
     assert {path.name for path in tmp_path.iterdir()} == names | {INDEX}
-    assert index["metadata"]["total_size"] == 2 * sum(view.numel() for view in saved.values())
+    assert index["metadata"]["total_size"] == 2 * size_of(saved)
     for name in names:
         shard = load_file(tmp_path / name)
         assert shard.keys() == {key for key, file in index["weight_map"].items() if file == name}
@@ -112,7 +157,8 @@ def test_dtypes_convert_on_the_way(tmp_path: Path, stored: torch.dtype | None, h
     saved, loaded = model(1), model(2, dtype=held)
     save_weights(saved, tmp_path, dtype=stored)
     load_weights(loaded, tmp_path)
-    assert same({name: view.to(stored or view.dtype).to(held) for name, view in saved.items()}, loaded)
+    for name, slot in saved.items():
+        assert torch.equal(loaded[name].read(), slot.read().to(stored or torch.float32).to(held))
 
 
 def test_saving_again_leaves_nothing_stale(tmp_path: Path) -> None:
@@ -129,7 +175,7 @@ def test_saving_again_leaves_nothing_stale(tmp_path: Path) -> None:
 
 def test_saved_files_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     (tmp_path / "other").touch()
-    save_weights({"weight": torch.ones(2)}, tmp_path)
+    save_weights({"weight": text_backbone.Slot.of(torch.ones(2))}, tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
@@ -154,13 +200,63 @@ def test_interrupted_save_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: 
     assert same(saved, loaded)
 
 
-def test_derived_constants_are_ignored(tmp_path: Path) -> None:
+UNUSED = {
+    **{f"language_model.model.layers.{i}.self_attn.slope_rate": torch.ones(4, 1, 1) for i in range(2)},
+    "language_model.model.layers.1.self_attn.rotary_emb.inv_freq": torch.ones(4),
+    "language_model.model.rotary_emb.cos_cached": torch.ones(4),
+    "vision_tower.vision_model.embeddings.position_ids": torch.arange(5)[None],
+    "vision_tower.vision_model.post_layernorm.weight": torch.ones(32),
+    "vision_tower.vision_model.post_layernorm.bias": torch.ones(32),
+}
+
+
+def test_what_older_files_hold_besides_is_passed_over_in_one_line(tmp_path: Path) -> None:
     saved, loaded = model(1), model(2)
-    extra = {"language_model.model.layers.0.self_attn.slope_rate": torch.ones(4, 1, 1)}
-    positions = {"vision_tower.vision_model.embeddings.position_ids": torch.arange(5)[None]}
-    save_weights(saved | extra | positions, tmp_path)
-    load_weights(loaded, tmp_path)
+    save_weights(
+        saved | {name: text_backbone.Slot(tuple(t.shape), t.copy_, t.clone) for name, t in UNUSED.items()}, tmp_path
+    )
+    with pytest.warns(UserWarning, match="passed over") as caught:
+        load_weights(loaded, tmp_path)
     assert same(saved, loaded)
+    (line,) = (str(warning.message) for warning in caught)
+    assert "\n" not in line
+    for name in UNUSED:
+        assert re.sub(r"\.\d+\.", ".*.", name) in line
+    assert "language_model.model.layers.*.self_attn.slope_rate (2)" in line
+
+
+def test_a_slot_may_keep_something_else_than_the_tensor(tmp_path: Path) -> None:
+    """As a quantised or sharded weight does: released names and shapes in the files, any layout in the model."""
+
+    class Packed:
+        shape = (4, 6)
+
+        def load(self, tensor: Tensor, /) -> None:
+            self.scale = tensor.float().abs().amax(1, keepdim=True) / 127
+            self.codes = (tensor.float() / self.scale).round().to(torch.int8)
+
+        def read(self) -> Tensor:
+            return self.codes.float() * self.scale
+
+    class Half:
+        shape = (4, 6)
+
+        def load(self, tensor: Tensor, /) -> None:
+            self.rows = tensor[2:].clone()
+
+        def read(self) -> Tensor:
+            return torch.cat([torch.zeros(2, 6), self.rows])
+
+    weight = torch.randint(-127, 128, (4, 6)) / 8
+    weight[:, 0] = 127 / 8
+    save_weights({"w": text_backbone.Slot.of(weight)}, tmp_path)
+    packed, half = Packed(), Half()
+    load_weights({"w": packed}, tmp_path)
+    load_weights({"w": half}, tmp_path)
+    assert packed.codes.dtype == torch.int8
+    assert torch.equal(half.rows, weight[2:])
+    save_weights({"w": packed}, tmp_path)
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["w"], weight)
 
 
 def edit(folder: Path, **changes: Tensor | None) -> None:
@@ -256,7 +352,10 @@ def test_index_inconsistencies(tmp_path: Path) -> None:
     message = broken(good["weight_map"] | {moved: "model-00099.safetensors"})
     assert "files that the index names and that are missing (1): model-00099.safetensors" in message
     assert "plain file names" in broken(good["weight_map"] | {moved: f"../{first}"})
-    assert "plain file names" in broken({moved: 3})  # type: ignore[dict-item]
+    for name in (3, f"/tmp/{first}", f"a/{first}", "n" * 5000, None, ["a"]):
+        assert "plain file names" in broken({moved: name})  # type: ignore[dict-item]
+    for name in ("", "..", "a\0b", "\ud800"):
+        assert "that are missing (1)" in broken({moved: name})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"weight_map": []}'])
@@ -292,7 +391,9 @@ import sys, threading, time, torch
 from pathlib import Path
 from typing import Any
 from safetensors.torch import load_file
+from text_backbone import Slot
 from vl.checkpoint import load_weights
+from vl.manifest import read_manifest
 
 def anonymous():
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -301,6 +402,7 @@ def anonymous():
 torch.set_num_threads(1)
 folder, dtype = sys.argv[1], getattr(torch, sys.argv[3])
 tensors = {f"t{i}": torch.ones(2 << 20, dtype=dtype) for i in range(10)}
+slots = {name: Slot.of(tensor) for name, tensor in tensors.items()}
 peak = start = anonymous()
 running = True
 
@@ -316,7 +418,8 @@ def watch():
 watcher = threading.Thread(target=watch)
 watcher.start()
 if sys.argv[2] == "ours":
-    load_weights(tensors, folder, progress=sample)
+    manifest = read_manifest(folder, ((name, slot.shape) for name, slot in slots.items()))
+    load_weights(slots, manifest, progress=sample)
 else:
     whole = {name: tensor.clone() for name, tensor in load_file(f"{folder}/model.safetensors").items()}
     for name, tensor in whole.items():

@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import MiniMaxConfig, MiniMaxForCausalLM
 
 from text_backbone import MiniMaxText, Packed, TextConfig, init_weights, released_tensors
-from vl.checkpoint import load_weights, save_weights
+from vl.checkpoint import load_weights, write_weights
 from vl.config import read_config
+from vl.manifest import expected_shapes, read_manifest
 
 TEXT = TextConfig(
     vocab_size=50,
@@ -55,7 +56,7 @@ def test_transformers_reads_what_we_save(tmp_path: Path) -> None:
     """Same names, same numbers: its loader finds every tensor of ours, and its model gives our logits."""
     text = MiniMaxText(TEXT)
     init_weights(text, std=0.2, generator=torch.Generator().manual_seed(1))
-    save_weights(released_tensors(text), tmp_path, max_shard_bytes=30_000)
+    write_weights(released_tensors(text), tmp_path, max_shard_bytes=30_000)
     native_config().save_pretrained(tmp_path)
     read: Any = MiniMaxForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     theirs, info = read
@@ -77,7 +78,7 @@ def test_we_read_what_transformers_saves(tmp_path: Path) -> None:
     assert config.text == TEXT
     assert config.vision is None
     text = MiniMaxText(config.text)
-    load_weights(released_tensors(text), tmp_path)
+    load_weights(released_tensors(text), read_manifest(tmp_path, expected_shapes(config)))
     ids = [3, 14, 15, 9, 26, 5, 35]
     with torch.no_grad():
         expected = theirs(torch.tensor([ids])).logits[0]

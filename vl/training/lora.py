@@ -67,6 +67,8 @@ class Adapters(nn.Module):
         generator = torch.Generator(model.device).manual_seed(seed)
         # A list is no submodule: the matrices stay the model's alone.
         self.linears = [matrices[name] for name in names]
+        # A method is no submodule either; it is called at the merge, as the model may move until then.
+        self.released_tensors = model.released_tensors
         self.parts = nn.ModuleList(Adapter(linear, rank, alpha, generator) for linear in self.linears)
         self.hooks = [
             linear.register_forward_hook(part.hook)  # type: ignore[arg-type]
@@ -80,11 +82,21 @@ class Adapters(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Adds the adapters to the model's matrices and takes them off; the model then answers the same without."""
+        """Adds the adapters to the model's matrices and takes them off; the model then answers the same without.
+
+        Raises CheckpointError if a sum is not finite.
+        """
         self.detach()
-        for linear, part in zip(self.linears, self.parts, strict=True):
+        slots = self.released_tensors()
+        for name, part in zip(self.names, self.parts, strict=True):
             assert isinstance(part, Adapter)
-            linear.weight.copy_(linear.weight.float() + part.delta())
+            slot = slots[f"{name}.weight"]
+            try:
+                slot.load(slot.read().float() + part.delta())
+            except ValueError as error:
+                raise CheckpointError(
+                    f"the adapters make {error} of {name}: train them again, at a lower rate"
+                ) from error
 
     def tensors(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The matrices by PEFT's names; of `weights`, by this module's names, if given."""

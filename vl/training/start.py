@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from preprocessing import ChatTemplate, Patcher, Processor, Tokenizer
-from vl.checkpoint import load_weights, resolve_source
+from preprocessing import ChatTemplate, Processor, Tokenizer
 from vl.config import read_config
 from vl.errors import ConfigError
-from vl.loading import check_image_token
+from vl.hub import resolve_source
+from vl.loading import load_folder, patcher_of
 from vl.model import MiniMaxVL
 from vl.training.config import TrainConfig
 from vl.training.init import initialise
@@ -31,20 +31,13 @@ def build_model(config: TrainConfig, device: torch.device) -> MiniMaxVL:
     for table, wanted, found in (("text", config.text, shape.text), ("vision", config.vision, shape.vision)):
         if wanted is not None and wanted != found:
             raise ConfigError(f"the checkpoint {config.run.init} is not of the shape in [{table}]: drop that table")
-    patcher = None
-    if shape.vision is not None:
-        patcher = Patcher(shape.pinpoints, shape.vision.image_size, shape.vision.patch_size, threads=1)
-    processor = Processor.load(folder, patcher)
-    model = MiniMaxVL(shape, processor, name=config.run.init, device=device, dtype=getattr(torch, config.run.dtype))
-    check_image_token(model)
-    load_weights(model.released_tensors(), folder)
-    return model
+    # One thread to an image: the data loader's workers already take every CPU.
+    return load_folder(
+        folder, shape, name=config.run.init, device=device, dtype=getattr(torch, config.run.dtype), threads=1
+    )
 
 
 def build_processor(config: TrainConfig) -> Processor:
     """The processor of a new model: its own tokenizer, the default chat template, the config's resolutions."""
     shape = config.model
-    assert shape.vision is not None
-    # One thread to an image: the data loader's workers already take every CPU.
-    patcher = Patcher(shape.pinpoints, tile=shape.vision.image_size, patch=shape.vision.patch_size, threads=1)
-    return Processor(Tokenizer(train_tokenizer(shape.text.vocab_size)), ChatTemplate(None), patcher)
+    return Processor(Tokenizer(train_tokenizer(shape.text.vocab_size)), ChatTemplate(None), patcher_of(shape, 1))

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vl.checkpoint import save_weights
-from vl.config import write_config
 from vl.errors import CheckpointError, ConfigError
 from vl.loading import first_line
 from vl.model import MiniMaxVL
@@ -297,13 +295,8 @@ class Trainer:
             model.load_state_dict(weights)
             if adapter:
                 load_adapter(model, adapter)
-        tensors = model.released_tensors()
-        size = sum(2 * tensor.numel() for tensor in tensors.values())
-        folder.mkdir(parents=True, exist_ok=True)
-        write_config(config, folder)
-        model.processor.save(folder)
-        shard_bytes = _SMALL_SHARD if size < _LARGE_MODEL else _LARGE_SHARD
-        save_weights(tensors, folder, max_shard_bytes=shard_bytes, dtype=torch.bfloat16)
+        small = sum(2 * parameter.numel() for parameter in model.parameters()) < _LARGE_MODEL
+        model.save(folder, max_shard_bytes=_SMALL_SHARD if small else _LARGE_SHARD, dtype=torch.bfloat16)
 
     def _count(self, taken: list[Batch]) -> None:
         """One more step, and what was in it over all processes."""

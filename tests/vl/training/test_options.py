@@ -59,7 +59,8 @@ def losses_of(out: Path) -> dict[int, float]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return vl.load(folder, device="cpu", dtype="float32").released_tensors()
+    slots = vl.load(folder, device="cpu", dtype="float32").released_tensors()
+    return {name: slot.read() for name, slot in slots.items()}
 
 
 GROUPS: dict[str, Callable[[str], bool]] = {

@@ -74,9 +74,9 @@ def test_two_processes_continue_what_one_began(tmp_path: Path) -> None:
         if "attn.qkv.bias" not in name:
             torch.testing.assert_close(found[name], expected[name], rtol=1e-2, atol=2e-5)
     saved = vl.load(run / "model", device="cpu", dtype="float32").released_tensors()
-    for name, tensor in vl.load(tmp_path / "one" / "model", device="cpu", dtype="float32").released_tensors().items():
+    for name, slot in vl.load(tmp_path / "one" / "model", device="cpu", dtype="float32").released_tensors().items():
         if "k_proj.bias" not in name:
-            torch.testing.assert_close(saved[name], tensor, rtol=2**-6, atol=2e-5)
+            torch.testing.assert_close(saved[name].read(), slot.read(), rtol=2**-6, atol=2e-5)
 
 
 def test_two_processes_learn_from_records(tmp_path: Path) -> None:
