@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,23 @@ def test_counts_must_agree(processor: Processor) -> None:
     blind = Processor(processor.tokenizer, ChatTemplate("{{ messages[0].content[-1].text }}"), TINY)
     with pytest.raises(InputError, match="1 images were given but the prompt has 0 <image> placeholders"):
         blind([{"role": "user", "content": [image((9, 9)), text("Hi")]}])
+
+
+def test_copies_work_alike(processor: Processor) -> None:
+    talk = [{"role": "user", "content": [image((50, 20)), text("what does <image> mean?")]}]
+    expected = processor(talk)
+    for copied in (copy.deepcopy(processor), pickle.loads(pickle.dumps(processor))):
+        inputs = copied(talk)
+        assert torch.equal(inputs.input_ids, expected.input_ids)
+        assert torch.equal(inputs.tiles, expected.tiles)
+        assert copied.tokenizer.backend is not processor.tokenizer.backend
+
+
+@pytest.mark.parametrize("messages", [None, 5, "Hi", b"Hi", [], [None], [{"role": "user"}], [{"content": "Hi"}]])
+def test_what_is_no_conversation(processor: Processor, messages: Any) -> None:
+    for use in (processor, processor.training, processor.segments):
+        with pytest.raises(InputError, match="message"):
+            use(messages)
 
 
 def test_text_only_checkpoints(checkpoint: Path) -> None:
