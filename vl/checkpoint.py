@@ -17,10 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vl.errors import CheckpointError
+from vl.errors import CheckpointError, DeviceError, InputError
 from vl.files import replace_file, write_file
 from vl.manifest import SINGLE, Header, Manifest, Problems
 from vl.saving import INDEX
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
 
 class Slot(Protocol):
@@ -80,8 +82,11 @@ def write_weights(
         dtype: to store as; by default each tensor's own.
 
     Raises:
+        InputError: if `max_shard_bytes` is no number above 0.
         OSError, SafetensorError: if the files cannot be written.
     """
+    if not isinstance(max_shard_bytes, int | float) or not max_shard_bytes > 0:
+        raise InputError(f"max_shard_bytes must be a number above 0, not {max_shard_bytes!r:.100}")
     written: list[list[str]] = []
     size = 0
     for shard in _shards(slots, max_shard_bytes, dtype):
@@ -97,6 +102,14 @@ def write_weights(
         weight_map = {key: name for name, shard in zip(names, written, strict=True) for key in shard}
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
         write_file(folder / INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def weight_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """The dtype, also by its name, in which weights may be held or stored. Raises DeviceError for any other."""
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if not isinstance(chosen, torch.dtype) or chosen not in DTYPES.values():
+        raise DeviceError(f"dtype {dtype!r:.100} cannot hold the weights: use one of {', '.join(DTYPES)}")
+    return chosen
 
 
 def _read(path: Path, header: Header) -> Iterator[tuple[str, Tensor]]:

@@ -10,6 +10,7 @@ from typing import Any
 from text_backbone.config import TextConfig
 from vision_encoder.config import VisionConfig
 from vl.errors import ConfigError
+from vl.files import write_file
 from vl.preprocessor import PREPROCESSOR, preprocessor_to_json
 from vl.saving import CONFIG, unfinished
 from vl.schema import SCALES, read_text, read_vision
@@ -139,7 +140,7 @@ def write_config(config: VLConfig, folder: str | Path) -> None:
     if config.vision is not None:
         files[PREPROCESSOR] = preprocessor_to_json(config.vision, config.pinpoints)
     for name, contents in files.items():
-        Path(folder, name).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+        write_file(Path(folder, name), json.dumps(contents, indent=2) + "\n")
 
 
 def _text_to_json(text: TextConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 
 from preprocessing import Background, Patcher, Processor
 from preprocessing.alpha import read_background
-from vl.checkpoint import load_weights
+from vl.checkpoint import load_weights, weight_dtype
 from vl.config import VLConfig, read_config
 from vl.engine import Engine, EngineConfig
 from vl.errors import ConfigError, DeviceError
@@ -170,11 +170,7 @@ def pick_device(device: torch.device | str | None) -> torch.device:
 def pick_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
     if dtype is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    names = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
-    chosen = names.get(dtype) if isinstance(dtype, str) else dtype
-    if chosen is None or chosen not in names.values():
-        raise DeviceError(f"dtype {dtype!r} cannot hold the weights: use one of {', '.join(names)}")
-    return chosen
+    return weight_dtype(dtype)
 
 
 def first_line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from text_backbone import HybridCache, MiniMaxText, Packed
 from text_backbone import released_tensors as text_tensors
 from vision_encoder import VisionEncoder
 from vision_encoder import released_tensors as vision_tensors
-from vl.checkpoint import Slot, write_weights
+from vl.checkpoint import Slot, weight_dtype, write_weights
 from vl.config import VLConfig, write_config
 from vl.engine import Generation, Request, SamplingParams, TextStream, Timings
 from vl.engine.prompt import Prompt
@@ -222,7 +222,7 @@ class MiniMaxVL(nn.Module):
         folder: str | os.PathLike[str],
         *,
         max_shard_bytes: float = 5e9,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
     ) -> Path:
         """Write the released layout: config, tokenizer, chat template and safetensors.
 
@@ -239,9 +239,11 @@ class MiniMaxVL(nn.Module):
 
         Raises:
             CheckpointError: if the files cannot be written; the old model is then as it was.
+            DeviceError, InputError: if `dtype` or `max_shard_bytes` is none.
         """
+        stored = None if dtype is None else weight_dtype(dtype)
         with replace_model(folder) as draft:
             write_config(self.config, draft)
             self.processor.save(draft)
-            write_weights(self.released_tensors(), draft, max_shard_bytes=max_shard_bytes, dtype=dtype)
+            write_weights(self.released_tensors(), draft, max_shard_bytes=max_shard_bytes, dtype=stored)
         return Path(folder)
