@@ -40,6 +40,7 @@ def test_attention_within_sequences(lengths: list[int], heads: tuple[int, int], 
 
 
 @pytest.mark.parametrize("mask_elements", [reference.MASK_ELEMENTS, 1])
+@settings(deadline=None)
 @given(
     shape=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 12)), min_size=1, max_size=4),
     page_size=st.sampled_from([1, 4, 5]),

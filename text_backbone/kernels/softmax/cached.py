@@ -11,49 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
 
 from text_backbone.kernels.softmax import varlen
-from text_backbone.kernels.softmax.triton import chunk_attention, tile_width
+from text_backbone.kernels.softmax.merge import merge
+from text_backbone.kernels.softmax.triton import chunk_attention
 from text_backbone.kernels.softmax.varlen import Run
 from text_backbone.packed import Packed
 
 _SMALLEST, _LARGEST = 4096, 65536  # keys of a block; the copies of the largest take little memory beside a chunk
-_ROWS = 32  # of a merge's program
-
-
-@triton.jit(do_not_specialize=["tokens"])
-def _merge(acc, highest, part, weight, out, tokens, part_token, part_head,
-           D: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
-           FIRST: tl.constexpr, LAST: tl.constexpr):  # fmt: skip
-    """Weigh a part against those before it: acc, float32 [heads, tokens, d], is their mean with log-weight `highest`.
-
-    FIRST: there are none before. LAST: the mean goes to `out` [tokens, heads, d].
-    """
-    head, token = tl.program_id(1), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    d = tl.arange(0, WIDE)
-    inside = (token < tokens)[:, None] & (d < D)[None, :]
-    row = head.to(tl.int64) * tokens + token
-    at = row[:, None] * D + d[None, :]
-    new = tl.load(part + token.to(tl.int64)[:, None] * part_token + head * part_head + d[None, :], mask=inside)
-    new = new.to(tl.float32)
-    log = tl.load(weight + row, mask=token < tokens, other=0.0)
-    if not FIRST:
-        before = tl.load(highest + row, mask=token < tokens, other=0.0)
-        share = 1 / (1 + tl.exp(before - log))  # of the new part; exp may be infinite
-        old = tl.load(acc + at, mask=inside, other=0.0)
-        new = old + (new - old) * share[:, None]
-        top = tl.maximum(before, log)
-        log = top + tl.log(tl.exp(before - top) + tl.exp(log - top))
-    if LAST:
-        to = (token.to(tl.int64)[:, None] * tl.num_programs(1) + head) * D + d[None, :]
-        tl.store(out + to, new.to(out.dtype.element_ty), mask=inside)
-    else:
-        tl.store(acc + at, new, mask=inside)
-        tl.store(highest + row, log, mask=token < tokens)
 
 
 def takes(q: Tensor, k: Tensor) -> bool:
@@ -94,11 +61,11 @@ def _attend(
     tokens, heads, d = q.shape
     acc = q.new_empty(heads, tokens, d, dtype=torch.float32)
     highest = q.new_empty(heads, tokens, dtype=torch.float32)
-    _launch_merge(acc, highest, *_cudnn(q, k, v, causal=True), out, first=True, last=False)
+    merge(acc, highest, *_cudnn(q, k, v, causal=True), out, first=True)
     for start, stop in blocks(past):
         k, v = (_cached(pool, pages, start, stop).to(q.dtype) for pool in (keys, values))
         attend = _cudnn if stop - start >= _SMALLEST else _flash
-        _launch_merge(acc, highest, *attend(q, k, v), out, first=False, last=stop == past)
+        merge(acc, highest, *attend(q, k, v), out, last=stop == past)
 
 
 def blocks(past: int) -> Iterator[tuple[int, int]]:
@@ -133,15 +100,3 @@ def _flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v, q_offsets, k_offsets, len(q), len(k), 0.0, False, False
     )
     return out, weight
-
-
-def _launch_merge(
-    acc: Tensor, highest: Tensor, part: Tensor, weight: Tensor, out: Tensor, *, first: bool, last: bool
-) -> None:
-    tokens, heads, d = part.shape
-    if part.stride(2) != 1:
-        part = part.contiguous()
-    _merge[(triton.cdiv(tokens, _ROWS), heads)](
-        acc, highest, part, weight.contiguous(), out, tokens, part.stride(0), part.stride(1),
-        D=d, WIDE=tile_width(d), ROWS=_ROWS, FIRST=first, LAST=last, num_warps=4,
-    )  # fmt: skip

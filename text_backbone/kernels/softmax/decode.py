@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from text_backbone.kernels.device import float32_precision, multiprocessors
+from text_backbone.kernels.softmax.merge import merged
 from text_backbone.kernels.softmax.triton import attend, scale_of, tile_keys, tile_width
 from text_backbone.packed import Packed
 
@@ -91,11 +92,10 @@ def _join(accs, logs, out, past, n, programs,
         log = tl.load(logs + row, mask=program <= last, other=float("-inf"))
         inside = (program <= last)[:, None] & (d < D)[None, :]
         values = tl.load(accs + row[:, None] * D + d[None, :], mask=inside, other=0.0)
-        higher = tl.maximum(highest, tl.max(log, axis=0))
-        weights, shrink = tl.exp2(log - higher), tl.exp2(highest - higher)
-        total = total * shrink + tl.sum(weights, axis=0)
-        acc = acc * shrink + tl.sum(values * weights[:, None], axis=0)
-        highest = higher
+        top = tl.max(log, axis=0)
+        weights = tl.exp2(log - top)
+        highest, total, kept, added = merged(highest, total, top, tl.sum(weights, axis=0))
+        acc = acc * kept + tl.sum(values * weights[:, None], axis=0) * added
     at = (sequence * HEADS + head) * D + d
     tl.store(out + at, (acc / total).to(out.dtype.element_ty), mask=d < D)
 

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from text_backbone.kernels.device import HOPPER, capability, float32_precision, multiprocessors
+from text_backbone.kernels.softmax.merge import merged
 
 # (rows, warps, stages) of a tile: 2-byte inputs on Hopper and newer, on Ampere (under 99 KiB of shared memory), float32
 _TILES = {"hopper": (128, 8, 3), "ampere": (128, 8, 2), "float32": (32, 4, 1)}
@@ -137,11 +138,8 @@ def _joined(accs, logs, out, rows, splits, D: tl.constexpr, WIDE: tl.constexpr, 
         row += rows
         log = tl.load(logs + row, mask=real, other=0.0)
         part = tl.load(accs + row[:, None] * D + d[None, :], mask=inside, other=0.0)
-        higher = tl.maximum(highest, log)
-        weight, shrink = tl.exp2(log - higher), tl.exp2(highest - higher)
-        total = total * shrink + weight
-        acc = acc * shrink[:, None] + part * weight[:, None]
-        highest = higher
+        highest, total, kept, added = merged(highest, total, log, 1.0)
+        acc = acc * kept[:, None] + part * added[:, None]
     row -= (splits - 1) * rows
     tl.store(out + row[:, None] * D + d[None, :], (acc / total[:, None]).to(out.dtype.element_ty), mask=inside)
 

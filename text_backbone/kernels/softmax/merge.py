@@ -1,0 +1,71 @@
+"""Attention to some keys merged with attention to others, by the logs of their softmaxes' denominators.
+
+A partial attention is three values, in base 2: `acc`, the sum of its values by weights relative to the largest;
+`highest`, the logarithm of that largest weight; and `total`, the sum of the relative weights. Where `acc` is a mean and
+`highest` the logarithm of the whole denominator, `total` is 1.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_ROWS = 32  # of a program
+_LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def merged(highest, total, other_highest, other_total):
+    """`highest` and `total` of two partial attentions as one, and the factors of either's `acc` in the sum of both."""
+    higher = tl.maximum(highest, other_highest)
+    kept, added = tl.exp2(highest - higher), tl.exp2(other_highest - higher)
+    return higher, total * kept + other_total * added, kept, added
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _merge(acc, highest, part, logs, out, tokens, part_token, part_head,
+           D: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
+           FIRST: tl.constexpr, LAST: tl.constexpr):  # fmt: skip
+    """FIRST: there are no parts before. LAST: the mean goes to `out` [tokens, heads, d], and not to `acc`."""
+    head, token = tl.program_id(1), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    d = tl.arange(0, WIDE)
+    real = token < tokens
+    inside = real[:, None] & (d < D)[None, :]
+    row = head.to(tl.int64) * tokens + token
+    at = row[:, None] * D + d[None, :]
+    mean = tl.load(part + token.to(tl.int64)[:, None] * part_token + head * part_head + d[None, :], mask=inside)
+    mean = mean.to(tl.float32)
+    log = tl.load(logs + row, mask=real, other=0.0) * _LOG2_E
+    if not FIRST:
+        before = tl.load(highest + row, mask=real, other=0.0)
+        log, total, kept, added = merged(before, 1.0, log, 1.0)
+        mean = tl.load(acc + at, mask=inside, other=0.0) * (kept / total)[:, None] + mean * (added / total)[:, None]
+        log += tl.log2(total)
+    if LAST:
+        to = (token.to(tl.int64)[:, None] * tl.num_programs(1) + head) * D + d[None, :]
+        tl.store(out + to, mean.to(out.dtype.element_ty), mask=inside)
+    else:
+        tl.store(acc + at, mean, mask=inside)
+        tl.store(highest + row, log, mask=real)
+
+
+def merge(
+    acc: Tensor, highest: Tensor, part: Tensor, logs: Tensor, out: Tensor, *, first: bool = False, last: bool = False
+) -> None:
+    """Merge a partial attention with those before it, in place.
+
+    Args:
+        acc, highest: float32 [heads, tokens, d] and [heads, tokens], the mean so far and its base-2 log-weight.
+        part: [tokens, heads, d], in whatever layout.
+        logs: float32 [heads, tokens], the natural logs of its softmax's denominators.
+        out: [tokens, heads, d]; the `last` merge writes to it, the others do not touch it.
+        first: nothing is in `acc` yet.
+    """
+    tokens, heads, d = part.shape
+    if part.stride(2) != 1:
+        part = part.contiguous()
+    _merge[(triton.cdiv(tokens, _ROWS), heads)](
+        acc, highest, part, logs.contiguous(), out, tokens, part.stride(0), part.stride(1),
+        D=d, WIDE=triton.next_power_of_2(d), ROWS=_ROWS, FIRST=first, LAST=last, num_warps=4,
+    )  # fmt: skip
