@@ -69,7 +69,7 @@ class Conversation:
             )
         images: list[ImageSource] = []
         called: dict[str, str] = {}
-        checked = [_message(message, f"message {i}", images, called) for i, message in enumerate(messages, 1)]
+        checked = [_read_message(message, f"message {i}", images, called) for i, message in enumerate(messages, 1)]
         return cls(checked, images, checked_tools)
 
     def map_text(self, change: Callable[[str], str]) -> Conversation:
@@ -99,10 +99,10 @@ def image_source(part: Mapping[str, Any]) -> ImageSource | None:
     return source.get("url") if key == "image_url" and isinstance(source, Mapping) else source
 
 
-def _message(message: Any, where: str, images: list[ImageSource], called: dict[str, str]) -> dict[str, Any]:
+def _read_message(message: Any, where: str, images: list[ImageSource], called: dict[str, str]) -> dict[str, Any]:
     """One message checked. `called` has the names of the functions called so far, by the calls' ids."""
     if not isinstance(message, Mapping) or "role" not in message:
-        raise InputError(_not_a_message(message, where))
+        raise InputError(_describe_malformed(message, where))
     role = message["role"]
     if not isinstance(role, str) or role not in ROLES:
         raise InputError(f"{where}: role must be one of {', '.join(ROLES)}, got {brief(role)}")
@@ -111,11 +111,11 @@ def _message(message: Any, where: str, images: list[ImageSource], called: dict[s
         raise InputError(f"{where}: only an assistant's message has tool_calls, not the {role}'s")
     called.update({call["id"]: call["function"]["name"] for call in calls if "id" in call})
     if "content" not in message and not calls:
-        raise InputError(_not_a_message(message, where))
+        raise InputError(_describe_malformed(message, where))
     content = message.get("content")
     if content is None and calls:
         content = ""
-    read: dict[str, Any] = {"role": str(role), "content": _content(content, where, images)}
+    read: dict[str, Any] = {"role": str(role), "content": _read_content(content, where, images)}
     if calls:
         read["tool_calls"] = calls
     for key in ("name", "tool_call_id"):
@@ -123,14 +123,14 @@ def _message(message: Any, where: str, images: list[ImageSource], called: dict[s
             if not isinstance(message[key], str):
                 raise InputError(f"{where}: {key} must be a string, got {brief(message[key])}")
             read[key] = well_formed(message[key])
-    return _result(read, where, called) if role in RESULT_ROLES else read
+    return _name_result(read, where, called) if role in RESULT_ROLES else read
 
 
-def _not_a_message(message: Any, where: str) -> str:
+def _describe_malformed(message: Any, where: str) -> str:
     return f'{where}: expected {{"role": ..., "content": ...}}, got {brief(message)}'
 
 
-def _content(content: Any, where: str, images: list[ImageSource]) -> list[dict[str, str]]:
+def _read_content(content: Any, where: str, images: list[ImageSource]) -> list[dict[str, str]]:
     """The parts of a message, texts in a row joined: MiniMax-Text-01's own template reads only the first part."""
     if isinstance(content, str):
         return [{"type": "text", "text": well_formed(content)}]
@@ -138,7 +138,7 @@ def _content(content: Any, where: str, images: list[ImageSource]) -> list[dict[s
         raise InputError(f"{where}: content must be a string or a list of parts, got {brief(content)}")
     runs: list[list[str] | None] = []  # texts in a row; None is an image
     for i, part in enumerate(content, 1):
-        text = _text_or_image(part, f"{where}, part {i}", images)
+        text = _read_part(part, f"{where}, part {i}", images)
         if text is None:
             runs.append(None)
         elif runs and runs[-1] is not None:
@@ -149,7 +149,7 @@ def _content(content: Any, where: str, images: list[ImageSource]) -> list[dict[s
     return parts or [{"type": "text", "text": ""}]
 
 
-def _result(message: dict[str, Any], where: str, called: Mapping[str, str]) -> dict[str, Any]:
+def _name_result(message: dict[str, Any], where: str, called: Mapping[str, str]) -> dict[str, Any]:
     """What a function gave back, with the function's name."""
     if any(part["type"] != "text" for part in message["content"]):
         raise InputError(f"{where}: what a function gives back must be text; put images into a user's message")
@@ -163,7 +163,7 @@ def _result(message: dict[str, Any], where: str, called: Mapping[str, str]) -> d
     return {**message, "name": name}
 
 
-def _text_or_image(part: Any, where: str, images: list[ImageSource]) -> str | None:
+def _read_part(part: Any, where: str, images: list[ImageSource]) -> str | None:
     """The text of a text part; None for an image part, whose source goes to `images`."""
     if not isinstance(part, Mapping):
         raise InputError(f"{where}: {_PARTS}, got {brief(part)}")

@@ -32,7 +32,7 @@ class ControlTokens:
         control = sorted(filter(_is_control, tokens), key=lambda token: -len(token.content))
         self.starts = sorted({token.content[0] for token in control})
         # The longest is tried first, as the tokenizer does; without tokens, nothing matches.
-        self._pattern = re.compile("|".join(map(_pattern, control)) or r"(?!)")
+        self._pattern = re.compile("|".join(map(_write_pattern, control)) or r"(?!)")
 
     def find(self, text: str) -> list[str]:
         """The control tokens that the tokenizer would find in `text`."""
@@ -54,7 +54,7 @@ def _is_control(token: AddedToken) -> bool:
     return token.special or not (first.isalnum() or first.isspace())
 
 
-def _pattern(token: AddedToken) -> str:
+def _write_pattern(token: AddedToken) -> str:
     """What the tokenizer takes as this token: with the white space that it eats, as a whole word if it asks for one."""
     spelling = re.escape(token.content)
     if token.single_word:

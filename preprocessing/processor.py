@@ -22,6 +22,7 @@ from preprocessing.resize import available_cpus
 from preprocessing.template import END_OF_TURN, ChatTemplate, read_json
 from preprocessing.tokenizer import Tokenizer
 from preprocessing.tools import FUNCTION_CALL, ToolCall, parse_tool_calls
+from preprocessing.unicode import well_formed
 
 
 @dataclass(eq=False)
@@ -68,11 +69,10 @@ class Processor:
     image_token: str = "<image>"
     tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
     background: Background = None
+    control_tokens_in_text: bool = False
 
     def __post_init__(self) -> None:
         read_background(self.background)  # a wrong colour is said here, not at the first image
-
-    control_tokens_in_text: bool = False
 
     @classmethod
     def load(
@@ -102,7 +102,7 @@ class Processor:
             **self.tokenizer_config,
             "chat_template": self.template.source,
         }
-        text = json.dumps(config, ensure_ascii=False, indent=2)
+        text = well_formed(json.dumps(config, ensure_ascii=False, indent=2))
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
     def __call__(

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from itertools import chain, permutations
+from string import Formatter
 from typing import Any
 
 from jinja2 import Template, nodes
@@ -41,8 +42,7 @@ _PICKING |= {"length", "list", "random", "reverse", "slice", "sort", "unique"}
 _NUMBERS = _CHOOSING | {"d", "default", "float", "fromkeys", "get", "int"}
 _CONTAINERS: Any = (list, tuple, dict, type({}.keys()), type({}.values()), type({}.items()))
 _VALUES = (str, bytes, int, float, *_CONTAINERS)
-_STAR = re.compile(r"%[-+ #0]*(?:\*|\d*\.\*)")
-_NESTED = re.compile(r"\{[^{}]*\{")
+_PERCENT = re.compile(r"%(\([^)]*)?\)?[-+ #0]*([\d*]*\.?[\d*]*)[hlL]?.?", re.DOTALL)
 _OVERHEAD = 100  # the size of a container besides its items
 
 
@@ -113,7 +113,7 @@ class Budget:
             yield item
 
     def measure(self, value: Any) -> int:
-        """At least the length of a value when printed, with all that it holds; cheap for what was measured before."""
+        """About the length of a value when printed, with all that it holds; cheap for what was measured before."""
         if isinstance(value, str):
             return len(value) + 2
         if isinstance(value, int):
@@ -168,7 +168,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         budget = _BUDGET.get()
         budget.step()
-        budget.spend(_binary_growth(budget, operator, left, right))
+        budget.spend(_estimate_binary(budget, operator, left, right))
         return budget.admit(super().call_binop(context, operator, left, right))
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -178,7 +178,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         owner = getattr(method, "__self__", None)
         if isinstance(owner, _VALUES):
             args = tuple(list(arg) if isinstance(arg, Iterator) else arg for arg in args)
-            budget.spend(_method_growth(budget, method.__name__, owner, [*args, *kwargs.values()]))
+            budget.spend(_estimate_method(budget, method.__name__, owner, [*args, *kwargs.values()]))
         elif isinstance(obj, LoopContext):
             args = tuple(map(budget.count, args[:1])) + args[1:]
         elif not isinstance(obj, Macro):
@@ -209,31 +209,31 @@ class _Guards(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
-        node.iter = _filter(node.iter, _LOOP)
+        node.iter = _wrap(node.iter, _LOOP)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
         self.generic_visit(node)
-        return _filter(nodes.List(node.nodes, lineno=node.lineno, environment=node.environment), "join")
+        return _wrap(nodes.List(node.nodes, lineno=node.lineno, environment=node.environment), "join")
 
     def visit_List(self, node: nodes.List) -> nodes.Filter:
         self.generic_visit(node)
-        return _filter(node, _MADE)
+        return _wrap(node, _MADE)
 
     def visit_Dict(self, node: nodes.Dict) -> nodes.Filter:
         self.generic_visit(node)
-        return _filter(node, _MADE)
+        return _wrap(node, _MADE)
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
         self.generic_visit(node)
-        return _filter(node, _MADE) if node.ctx == "load" else node
+        return _wrap(node, _MADE) if node.ctx == "load" else node
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
-        return _filter(node, _MADE) if isinstance(node.arg, nodes.Slice) else node
+        return _wrap(node, _MADE) if isinstance(node.arg, nodes.Slice) else node
 
 
-def _filter(node: nodes.Node, name: str) -> nodes.Filter:
+def _wrap(node: nodes.Node, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno, environment=node.environment)
 
 
@@ -262,6 +262,7 @@ class _Namespace(Namespace):
 
 def _guard_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     first = int(hasattr(function, "jinja_pass_arg"))  # such a filter is given the context before the value
+    operation = "%" if name == "format" else name
 
     @wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -269,13 +270,13 @@ def _guard_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]
         budget.step()
         if name == "join" and isinstance(args[first], Iterator):
             args = (*args[:first], list(args[first]), *args[first + 1 :])
-        budget.spend(_growth(budget, name, args[first], [*args[first + 1 :], *kwargs.values()]))
+        budget.spend(_estimate(budget, operation, args[first], [*args[first + 1 :], *kwargs.values()]))
         return budget.admit(function(*args, **kwargs))
 
     return guarded
 
 
-def _binary_growth(budget: Budget, operator: str, left: Any, right: Any) -> int:
+def _estimate_binary(budget: Budget, operator: str, left: Any, right: Any) -> int:
     if operator == "*":
         sizes = [(len(a), b) for a, b in permutations((left, right)) if hasattr(a, "__len__") and isinstance(b, int)]
         return sum(size * max(0, times) for size, times in sizes)
@@ -283,17 +284,17 @@ def _binary_growth(budget: Budget, operator: str, left: Any, right: Any) -> int:
         if left.bit_length() * right > BITS:
             raise TemplateLimit(f"makes a number of more than {BITS:,} bits")
     elif operator == "%" and isinstance(left, str):
-        return _growth(budget, "format", left, [right])
+        return _estimate(budget, "%", left, [right])
     return 0
 
 
-def _method_growth(budget: Budget, name: str, owner: Any, others: list[Any]) -> int:
+def _estimate_method(budget: Budget, name: str, owner: Any, others: list[Any]) -> int:
     if name == "join" and others:
-        return _growth(budget, name, others[0], [owner])
-    return _growth(budget, name, owner, others)
+        return _estimate(budget, name, others[0], [owner])
+    return _estimate(budget, name, owner, others)
 
 
-def _growth(budget: Budget, name: str, value: Any, others: list[Any]) -> int:
+def _estimate(budget: Budget, name: str, value: Any, others: list[Any]) -> int:
     """What a filter or method reads, and at least how much longer its result may be."""
     if name in _PICKING and isinstance(value, _CONTAINERS):
         read = len(value)
@@ -306,22 +307,31 @@ def _growth(budget: Budget, name: str, value: Any, others: list[Any]) -> int:
     if name == "replace":
         return read + max((str(value).count(a) * len(b) for a, b in permutations(texts[:2])), default=0)
     if name == "indent":
-        return read + lines * sum(map(_width, others))
-    if name in ("format", "format_map"):
-        return read + _format_growth(str(value), others, read)
+        return read + lines * sum(map(_measure_width, others))
+    if name in ("%", "format", "format_map"):
+        return read + sum(_measure_fields(name, str(value), read))
     if name in _NUMBERS:
         return read
     return read + lines * sum(item for item in others if isinstance(item, int) and item > 0)
 
 
-def _width(value: Any) -> int:
+def _measure_width(value: Any) -> int:
     """Of an indent: so many spaces, or this text."""
     return max(0, value) if isinstance(value, int) else len(value) if isinstance(value, str) else 0
 
 
-def _format_growth(text: str, others: list[Any], read: int) -> int:
-    """Of a format string: the widths in it, and its values as often as they are named."""
-    if _NESTED.search(text) or _STAR.search(text):
-        raise TemplateLimit("takes a format's width from a value, which is not bounded")
-    widths = sum(int(digits) if len(digits) < 10 else sys.maxsize for digits in re.findall(r"\d+", text))
-    return widths + max(text.count("%"), text.count("{")) * read
+def _measure_fields(operation: str, text: str, read: int) -> Iterator[int]:
+    """Of a format string: each field's width, and its value, which may be all that was `read`."""
+    if operation == "%":
+        # A name in brackets may have brackets itself, and a width may be a value: both are out of sight here.
+        fields = [spec if "(" not in name[1:] else "*" for name, spec in _PERCENT.findall(text)]
+    else:
+        try:
+            fields = [spec or "" for _, name, spec, _ in Formatter().parse(text) if name is not None]
+        except ValueError:
+            return  # nor can it be formatted
+    for field in fields:
+        if "*" in field or "{" in field:
+            raise TemplateLimit("takes a format's width from a value, which has no bound")
+        widths = re.findall(r"\d+", field)
+        yield read + sum(int(digits) if len(digits) < 10 else sys.maxsize for digits in widths)

@@ -17,6 +17,7 @@ from preprocessing.chat import RESULT_ROLES, Conversation, Messages, Tools
 from preprocessing.errors import InputError
 from preprocessing.sandbox import Budget, Sandbox, TemplateLimit, render_bounded
 from preprocessing.tools import parse_arguments, write_tool_calls
+from preprocessing.unicode import well_formed
 
 END_OF_TURN = "<end_of_sentence>"
 """The token that ends every message, and at which generation stops."""
@@ -66,14 +67,14 @@ class ChatTemplate:
         special_tokens: Mapping[str, str] | None = None,
         name: str = "the chat template",
     ) -> None:
-        self.source = DEFAULT_TEMPLATE if source is None else source
+        self.source = DEFAULT_TEMPLATE if source is None else well_formed(source)
         self.special_tokens = dict(special_tokens or {})
         self.name = name
-        environment = _environment()
+        environment = _build_environment()
         try:
             with Budget(self.source).spent_here():
                 self._template = environment.from_string(self.source)
-            self._words = _words(environment.parse(self.source))
+            self._words = _find_words(environment.parse(self.source))
         except TemplateSyntaxError as error:
             raise InputError(f"{name}, line {error.lineno}: {error.message}; fix the template") from None
         except Exception as error:  # nested too deeply for Python
@@ -92,7 +93,9 @@ class ChatTemplate:
         """
         folder = Path(folder)
         config = read_json(folder / "tokenizer_config.json")
-        tokens = {key: _token(value) for key, value in config.items() if key.endswith("_token") and _token(value)}
+        tokens = {
+            key: _read_token(value) for key, value in config.items() if key.endswith("_token") and _read_token(value)
+        }
         if (jinja := folder / "chat_template.jinja").is_file():
             try:
                 return cls(jinja.read_text(encoding="utf-8"), tokens, str(jinja))
@@ -103,7 +106,7 @@ class ChatTemplate:
             ("tokenizer_config.json", config),
         ):
             if (template := content.get("chat_template")) is not None:
-                return cls(_default_of(template, folder / name), tokens, f"the chat template of {folder / name}")
+                return cls(_pick_default(template, folder / name), tokens, f"the chat template of {folder / name}")
         return cls(None, tokens)
 
     def render(
@@ -206,7 +209,7 @@ class ChatTemplate:
             )
 
 
-def _words(tree: nodes.Template) -> set[str]:
+def _find_words(tree: nodes.Template) -> set[str]:
     """The strings in a template's code, and `.tool_calls`: the roles and the field that it may know."""
     constants = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
     return constants | ({"tool_calls"} & {node.attr for node in tree.find_all(nodes.Getattr)})
@@ -225,13 +228,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _token(value: Any) -> str:
+def _read_token(value: Any) -> str:
     """A special token's text, given as itself or as {"content": ...}; "" for anything else."""
     value = value.get("content") if isinstance(value, Mapping) else value
     return value if isinstance(value, str) else ""
 
 
-def _default_of(template: Any, path: Path) -> str:
+def _pick_default(template: Any, path: Path) -> str:
     """The text of a `chat_template` entry, which may be a list of {"name", "template"} or a dict of named ones."""
     if isinstance(template, list) and all(isinstance(item, Mapping) for item in template):
         template = {item.get("name"): item.get("template") for item in template}
@@ -252,12 +255,12 @@ class _GenerationTag(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _environment() -> Sandbox:
+def _build_environment() -> Sandbox:
     functions = {"raise_exception": _raise_exception, "strftime_now": lambda form: datetime.now().strftime(form)}
-    return Sandbox({"tojson": _tojson}, functions, [_GenerationTag, loopcontrols])
+    return Sandbox({"tojson": _write_json}, functions, [_GenerationTag, loopcontrols])
 
 
-def _tojson(value: Any, indent: int | None = None, **options: Any) -> str:
+def _write_json(value: Any, indent: int | None = None, **options: Any) -> str:
     """JSON as it is: Jinja's own filter escapes HTML."""
     return json.dumps(value, **{"ensure_ascii": False, "indent": indent, **options})
 
