@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vl.model import MiniMaxVL
+from vl.training import step
 from vl.training.config import TrainConfig
 from vl.training.data import RenderedSteps
 from vl.training.flops import StepFlops, measure_peak, projector_flops, text_flops, vit_flops
@@ -14,6 +17,14 @@ from vl.training.parts import freeze
 from vl.training.start import build_model
 from vl.training.step import Learner
 from vl.training.tokenizer import IMAGE_ID
+
+
+@pytest.fixture(autouse=True)
+def plain_attention(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Attention as matrix products: which of its fused kernels torch counts differs by version and build."""
+    monkeypatch.setattr(step, "_ATTENTION", [SDPBackend.MATH])
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 @pytest.fixture
