@@ -38,6 +38,7 @@ class Entry:
         written: tokens generated so far.
         computed: of the tokens known, those that are in the cache.
         slot: while it runs.
+        room: tokens that fit into the pages of its slot.
         alone: run it by itself until it has written a token: a step that it shared has failed.
         arrival: its number in the order of coming.
     """
@@ -47,6 +48,7 @@ class Entry:
     written: int = 0
     computed: int = 0
     slot: int | None = None
+    room: int = 0
     alone: bool = False
     arrival: int = -1
 
@@ -68,7 +70,7 @@ class Entry:
     @property
     def writing(self) -> bool:
         """Whether only the token written last is to be read."""
-        return self.written > 0 and self.known - self.computed == 1
+        return self.written > 0 and self.prompt_tokens + self.written - self.computed == 1
 
 
 E = TypeVar("E", bound=Entry)
@@ -118,10 +120,12 @@ class Scheduler(Generic[E]):
         for entry in alone[:1] or list(self.running):
             if entry.slot is None:
                 continue  # it was preempted for one before it
-            tokens = 1 if entry.writing else min(budget, entry.known - entry.computed)
-            if tokens and self._make_room(entry, entry.slot, entry.computed + tokens):
+            writing = entry.writing
+            tokens = 1 if writing else min(budget, entry.known - entry.computed)
+            needed = entry.computed + tokens
+            if tokens and (needed <= entry.room or self._make_room(entry, entry.slot, needed)):
                 batch.append((entry, tokens))
-                budget -= 0 if entry.writing else tokens
+                budget -= 0 if writing else tokens
         return batch
 
     def _make_room(self, entry: E, slot: int, tokens: int) -> bool:
@@ -136,6 +140,7 @@ class Scheduler(Generic[E]):
                 if last is entry:
                     return False
             else:
+                entry.room = self.memory.capacity(slot)
                 return True
 
     def _admit(self) -> bool:
@@ -158,8 +163,7 @@ class Scheduler(Generic[E]):
     def _missing(self, entry: E) -> int:
         """Pages that `entry` lacks for its next token too."""
         assert self.memory is not None
-        held = 0 if entry.slot is None else self.memory.capacity(entry.slot)
-        return max(0, -(-(entry.next - held) // self.memory.page_size))
+        return max(0, -(-(entry.next - entry.room) // self.memory.page_size))
 
     def _stop(self, entry: E) -> bool:
         """End the running of `entry`; False if it does not run."""
@@ -169,5 +173,5 @@ class Scheduler(Generic[E]):
         assert entry.slot is not None
         self.running.remove(entry)
         self.memory.release(entry.slot)
-        entry.slot, entry.computed = None, 0
+        entry.slot, entry.room, entry.computed = None, 0, 0
         return True

@@ -21,6 +21,7 @@ import text_backbone.softmax
 import vl
 from text_backbone import Packed
 from vl.engine import Engine, EngineConfig
+from vl.engine.scheduler import Scheduler
 from vl.loading import build_model
 
 
@@ -133,6 +134,20 @@ def test_padded_replays_equal_the_plain_step(
     assert model.engine.runner is not None
     cache = model.engine.runner.cache
     assert (cache.free_slots, cache.free_pages) == (cache.slots, cache.pages)
+
+
+def test_replays_follow_the_page_table(
+    recorded: Callable[..., vl.MiniMaxVL], expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages are taken, and sequences preempted, between replays of what was recorded before."""
+    preempted = []
+    preempt = Scheduler.preempt
+    monkeypatch.setattr(Scheduler, "preempt", lambda self, entry: preempted.append(entry) or preempt(self, entry))
+    recorder = Rerun()
+    model = recorded(recorder, max_batch_size=5, page_size=4, cache_tokens=120)
+    assert answers(model) == answers(model, late=0) == expected
+    assert preempted
+    assert recorder.replays > recorder.records
 
 
 def test_one_recording_per_size_and_kind_of_draw(recorded: Callable[..., vl.MiniMaxVL]) -> None:

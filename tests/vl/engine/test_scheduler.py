@@ -62,7 +62,7 @@ def check(scheduler: Scheduler[Job], memory: Allocator, batch: list[tuple[Job, i
     for entry, tokens in batch:
         assert entry in running
         assert entry.slot is not None
-        assert memory.capacity(entry.slot) >= entry.computed + tokens
+        assert memory.capacity(entry.slot) == entry.room >= entry.computed + tokens
         assert 1 <= tokens <= entry.known - entry.computed
     if running or waiting:
         oldest = (running + waiting)[0]
