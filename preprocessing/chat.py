@@ -39,6 +39,9 @@ ROLES = ("system", "user", "assistant", *RESULT_ROLES)
 IMAGE_PARTS = ("image", "image_url")
 """The types of parts that are images."""
 
+_MEDIA = ("image", "images", "image_url", "image_urls", "video", "videos", "audio", "input_audio")
+_IMAGE_FIELD = '"image": <path, URL, bytes, PIL image or array>'
+_IMAGE_PART = f'{{"type": "image", {_IMAGE_FIELD}}}'
 _PARTS = 'expected {"type": "text", "text": ...}, {"type": "image", "image": ...} or {"type": "image_url", ...}'
 
 
@@ -106,6 +109,7 @@ def _read_message(message: Any, where: str, images: list[ImageSource], called: d
     role = message["role"]
     if not isinstance(role, str) or role not in ROLES:
         raise InputError(f"{where}: role must be one of {', '.join(ROLES)}, got {brief(role)}")
+    _refuse_media(message, where)
     calls = read_tool_calls(message, where)
     if calls and role != "assistant":
         raise InputError(f"{where}: only an assistant's message has tool_calls, not the {role}'s")
@@ -169,6 +173,7 @@ def _read_part(part: Any, where: str, images: list[ImageSource]) -> str | None:
         raise InputError(f"{where}: {_PARTS}, got {brief(part)}")
     kind = part.get("type")
     if kind == "text":
+        _refuse_media(part, where)
         text = part.get("text")
         if not isinstance(text, str):
             raise InputError(f'{where}: a text part needs "text", a string; got {brief(text)}')
@@ -177,10 +182,17 @@ def _read_part(part: Any, where: str, images: list[ImageSource]) -> str | None:
         raise InputError(f"{where}: {_PARTS}, got type {brief(kind)}")
     source = image_source(part)
     if source is None:
-        needed = '"image": <path, URL, bytes, PIL image or array>' if kind == "image" else '"image_url": {"url": ...}'
+        needed = _IMAGE_FIELD if kind == "image" else '"image_url": {"url": ...}'
         raise InputError(f"{where}: the {kind} part has no image; it needs {needed}")
     images.append(source)
     return None
+
+
+def _refuse_media(given: Mapping[str, Any], where: str) -> None:
+    """Media beside the text, where no template looks, must not be lost in silence."""
+    for key in _MEDIA:
+        if given.get(key) is not None and not (isinstance(given[key], list) and not given[key]):
+            raise InputError(f"{where}: {key} stands where nothing is read; images are parts of content, {_IMAGE_PART}")
 
 
 def _map_message(message: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -155,6 +156,10 @@ def user(*content: Any) -> list[dict[str, Any]]:
         (user({"type": "image_url"}), "has no image"),
         (user({"type": "video", "video": "a"}), "message 2, part 1: expected .*got type 'video'"),
         (user({}), "got type None"),
+        ([{"role": "user", "content": "Hi", "images": ["a.png"]}], "message 1: images stands where nothing is read"),
+        ([{"role": "user", "content": "Hi", "image": np.zeros((2, 2, 3))}], "message 1: image stands"),
+        ([{"role": "user", "content": "Hi", "audio": {"id": "a"}}], "message 1: audio stands"),
+        (user({"type": "text", "text": "Hi", "image_url": {"url": "a"}}), "message 2, part 1: image_url stands"),
         (user({"type": "text", "text": b"Hi"}), "message 2, part 1: a text part"),
         ([{"role": "user", "content": 5}], "message 1: content must be .*got 5"),
         ([{"role": "user", "content": b"Hi"}], "message 1: content must be .*got b'Hi'"),
@@ -187,6 +192,14 @@ def test_lone_surrogates_become_replacement_characters(text: str, expected: str)
         talk = [{"role": "user", "content": content, "name": text}]
         (message,) = Conversation.of(talk).messages
         assert message == {"role": "user", "content": [{"type": "text", "text": expected}], "name": expected}
+
+
+def test_empty_fields_are_passed_over() -> None:
+    """As messages come back from OpenAI's client, and as data sets fill rows up."""
+    empty = {"refusal": None, "annotations": [], "audio": None, "images": [], "tool_calls": None, "name": None}
+    part = {"type": "text", "text": "Hi", "image": None}
+    (message,) = Conversation.of([{"role": "assistant", "content": [part], "function_call": None, **empty}]).messages
+    assert message == {"role": "assistant", "content": [{"type": "text", "text": "Hi"}]}
 
 
 def test_long_texts_in_many_parts() -> None:
