@@ -9,9 +9,10 @@ from preprocessing.alpha import Background
 from preprocessing.chat import Conversation, Messages, Tools
 from preprocessing.errors import Error, ImageError, InputError
 from preprocessing.formats import IMAGE_SUFFIXES, has_image_suffix
-from preprocessing.images import ImageSource, load_image
+from preprocessing.images import image_size, load_image
 from preprocessing.patcher import PINPOINTS, Grid, Patcher
 from preprocessing.processor import Inputs, Processor
+from preprocessing.sources import ImageSource
 from preprocessing.template import DEFAULT_TEMPLATE, ChatTemplate
 from preprocessing.tokenizer import TextStream, Tokenizer
 from preprocessing.tools import ToolCall
@@ -37,5 +38,6 @@ __all__ = [
     "ToolCall",
     "Tools",
     "has_image_suffix",
+    "image_size",
     "load_image",
 ]

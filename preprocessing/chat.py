@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from preprocessing.errors import InputError, brief
-from preprocessing.images import ImageSource
+from preprocessing.sources import ImageSource
 from preprocessing.tools import read_tool_calls, read_tools
 from preprocessing.unicode import well_formed
 

@@ -23,12 +23,12 @@ MAX_BYTES = 256 * 2**20
 
 
 def is_url(source: str) -> bool:
-    """Whether `source` is a URL that `fetch` reads, rather than a path."""
-    return source[:8].lower().startswith(("http://", "https://", "data:"))
+    """Whether `source` has the form of a URL, rather than of a path."""
+    return source[:8].lower().startswith(("http://", "https://", "data:", "file:"))
 
 
 def fetch(url: str, label: str) -> bytes:
-    """The content of `url`, held in memory. Raises ImageError, its message starting with `label`."""
+    """The content of an http(s) or data: URL, held in memory. Raises ImageError, its message starting with `label`."""
     return _data(url, label) if url[:5].lower() == "data:" else _download(url, label)
 
 

@@ -97,7 +97,7 @@ def test_arrays_lie_on_the_ground() -> None:
     assert np.array_equal(pixels(NOISE, "white"), composited(RGBA, (255, 255, 255)))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "RGB", "P", "CMYK", "YCbCr", "RGBX", "HSV", "I", "F"])
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "P", "CMYK", "YCbCr", "RGBX", "HSV", "I"])
 def test_opaque_modes_do_not_hear_of_the_ground(mode: str) -> None:
     image = RGBA.convert("RGB").convert(mode)
     assert np.array_equal(pixels(image, "red"), pixels(image))

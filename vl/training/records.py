@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from preprocessing import IMAGE_SUFFIXES
 from preprocessing.chat import IMAGE_PARTS, Messages, image_source
 from preprocessing.fetch import is_url
-from preprocessing.images import ImageSource
+from preprocessing.sources import ImageSource
 from vl.errors import ConfigError, InputError
 from vl.model import DEFAULT_PROMPT
 
