@@ -11,7 +11,7 @@ from typing import Any
 
 from preprocessing import ImageSource
 from preprocessing.chat import Conversation
-from preprocessing.fetch import is_url
+from preprocessing.sources import seen_from
 from vl.errors import InputError
 from vl.evaluation.examples import Example, Row
 from vl.evaluation.metrics import METRICS
@@ -137,4 +137,4 @@ def _resolve(folder: Path, source: Any) -> ImageSource:
     """A path as seen from the file's folder; a URL as it is."""
     if not isinstance(source, str):
         raise InputError(f"an image has to be a path or a URL, not {json.dumps(source)[:60]}")
-    return source if is_url(source) else str(folder / source)
+    return seen_from(folder, source)

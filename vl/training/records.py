@@ -14,8 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from preprocessing import IMAGE_SUFFIXES
 from preprocessing.chat import IMAGE_PARTS, Messages, image_source
-from preprocessing.fetch import is_url
-from preprocessing.sources import ImageSource
+from preprocessing.sources import ImageSource, seen_from
 from vl.errors import ConfigError, InputError
 from vl.model import DEFAULT_PROMPT
 
@@ -72,10 +71,14 @@ class Records:
 
 
 def expand(patterns: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The files behind `patterns`, each pattern's in sorted order. Raises ConfigError where there are none."""
+    """The files behind `patterns`, each pattern's in sorted order; an existing file stands for itself.
+
+    Raises ConfigError where there are none.
+    """
     files: list[Path] = []
     for pattern in [os.fspath(given) for given in patterns]:
-        found = sorted(glob(pattern, recursive=True)) if has_magic(pattern) else [pattern]
+        literal = os.path.exists(pattern) or not has_magic(pattern)
+        found = [pattern] if literal else sorted(glob(pattern, recursive=True))
         if not found or not all(os.path.isfile(path) for path in found):
             raise ConfigError(f"there is no data file {pattern}: check the path (it counts from the current folder)")
         files += map(Path, found)
@@ -120,7 +123,7 @@ class JsonlFile:
             raise InputError('an image part has no image; it needs "image": <path or URL>')
         if not isinstance(source, str):
             raise InputError(f"an image must be a path or URL, got {type(source).__name__}")
-        return source if is_url(source) else str(self.path.parent / source)
+        return seen_from(self.path.parent, source)
 
 
 class Member(NamedTuple):

@@ -10,18 +10,15 @@ import hashlib
 import json
 import os
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from preprocessing import Conversation, ImageSource, Processor, load_image
+from preprocessing import Conversation, Processor, image_size
 from preprocessing.chat import Messages
 from vl.errors import ConfigError, Error, ImageError
 from vl.training.batch import Skipped
@@ -32,7 +29,6 @@ from vl.training.records import Records
 LENGTHS = "lengths.npy"
 SKIPPED = "skipped.jsonl"
 
-_ORIENTATION = 0x0112  # the EXIF tag; values from 5 on turn the image by 90 degrees
 _CHUNK = 64
 _REPORT_SECONDS = 5.0
 
@@ -80,23 +76,6 @@ def record_length(messages: Messages, processor: Processor) -> int:
         return len(processor.training(messages)[0])  # which refuses images
     grids = [processor.patcher.grid(*image_size(source)) for source in conversation.images]
     return tokens + sum(grid.tokens - 1 for grid in grids)
-
-
-def image_size(source: ImageSource) -> tuple[int, int]:
-    """(width, height) of an upright image, from its header where it has one. Raises ImageError as `load_image`."""
-    header = BytesIO(source) if isinstance(source, bytes) else source
-    if isinstance(header, BytesIO | str):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                with Image.open(header) as image:
-                    width, height = image.size
-                    # A PNG may say it after the pixels, and Pillow would decode them to look there.
-                    exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
-                    return (height, width) if exif.get(_ORIENTATION, 1) >= 5 else (width, height)
-        except Exception:  # a URL, or something that `load_image` can name better
-            pass
-    return load_image(source).size
 
 
 def fingerprint(records: Records, processor: Processor, config: DataConfig) -> str:

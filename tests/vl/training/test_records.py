@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 import vl
-from preprocessing import Processor
+from preprocessing import Processor, image_size
 from vl.training.config import DataConfig
 from vl.training.records import Records
-from vl.training.survey import SKIPPED, image_size, record_length, survey
+from vl.training.survey import SKIPPED, record_length, survey
 
 from .conversations import picture, talk, write_jsonl, write_tar
 
@@ -62,6 +62,13 @@ def test_shards_give_what_jsonl_gives(tmp_path: Path, processor: Processor) -> N
     assert sizes == [[(40, 30)], [(50, 50), (20, 60)], [(40, 30)], [(40, 30)]]
     inputs, _ = processor.training(records.messages(3))
     assert torch.equal(inputs.input_ids, processor.training(talk(picture())["messages"])[0].input_ids)
+
+
+def test_an_existing_file_goes_before_a_pattern(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "talks[1].jsonl", [talk("a.png")])
+    write_jsonl(tmp_path / "talks1.jsonl", [talk("a.png")] * 2)
+    assert len(Records([tmp_path / "talks[1].jsonl"])) == 1
+    assert len(Records([tmp_path / "talks[12].jsonl"])) == 2
 
 
 @pytest.mark.parametrize(
