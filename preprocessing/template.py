@@ -217,11 +217,11 @@ def _find_words(tree: nodes.Template) -> set[str]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, or {} if there is no such file. Raises InputError if it is not a JSON object."""
-    if not path.is_file():
-        return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); get the file again") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(content).__name__}")
