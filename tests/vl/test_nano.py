@@ -12,8 +12,8 @@ import pytest
 import vl
 from vl.evaluation import evaluate, evaluate_file
 from vl.hub import NANO
+from vl.nano.mix import SMALL, Mix
 from vl.training import TrainConfig
-from vl.training.render import SMALL, Mix
 
 EXAMPLES = Path(__file__).parents[2] / "demo" / "examples"
 RECORDS = [json.loads(line) for line in (EXAMPLES / "examples.jsonl").read_text("utf-8").splitlines()]

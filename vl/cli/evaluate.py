@@ -31,7 +31,7 @@ from vl.cli.console import (
 if TYPE_CHECKING:
     from vl.evaluation import OutFolder, Result, Row, Target
     from vl.model import MiniMaxVL
-    from vl.training.render import Mix
+    from vl.nano.mix import Mix
 
 _EXAMPLES, _ERRORS = 5, 20
 _DATA_SUFFIXES = (".jsonl", ".ndjson")
@@ -95,7 +95,6 @@ def evaluate(
     more. A bad record costs its row and is counted.
     """
     from vl.evaluation import OutFolder
-    from vl.training import TrainConfig
 
     if show_list:
         stdout_console().print(task_table(), metric_table())
@@ -111,7 +110,7 @@ def evaluate(
         _read_by_height(loaded, resolution, _Run(count, batch_size, None, max_new_tokens, None, None))
         return
     jobs = _jobs(names or [], everything, metric)
-    mix = None if recipe is None else TrainConfig.read(recipe).data.mix
+    mix = None if recipe is None else _read_mix(recipe)
     folder = None if out is None else OutFolder(out, overwrite=overwrite)
     run = _Run(count, batch_size, metric, max_new_tokens, mix, folder)
     totals = [run.total(job) for job in jobs]
@@ -138,28 +137,40 @@ def evaluate(
 
 def _jobs(names: list[str], everything: bool, metric: str | None) -> list[str]:
     """The built-in tasks and files asked for, each once."""
-    from vl.evaluation import METRICS, TASKS
+    from vl.evaluation import METRICS, find_tasks
 
-    jobs = list(dict.fromkeys([*names, *(filter(_can_draw, TASKS) if everything else ())]))
+    tasks = {} if names and all(map(_is_file, names)) and not everything else find_tasks()
+    jobs = list(dict.fromkeys([*names, *(filter(_can_draw, tasks) if everything else ())]))
     if not jobs:
-        raise typer.BadParameter(f"name a task ({', '.join(TASKS)}) or a .jsonl file, or use --all")
+        raise typer.BadParameter(f"name a task ({', '.join(tasks)}) or a .jsonl file, or use --all")
     for name in jobs:
-        if name not in TASKS and not name.lower().endswith(_DATA_SUFFIXES):
-            raise typer.BadParameter(f"{printable(name)} is neither a task ({', '.join(TASKS)}) nor a .jsonl file")
+        if name not in tasks and not _is_file(name):
+            raise typer.BadParameter(f"{printable(name)} is neither a task ({', '.join(tasks)}) nor a .jsonl file")
     if metric is not None and metric not in METRICS:
         raise typer.BadParameter(f"choose from {', '.join(METRICS)}", param_hint="--metric")
-    if metric is not None and all(name in TASKS for name in jobs):
+    if metric is not None and all(name in tasks for name in jobs):
         raise typer.BadParameter("--metric goes with a .jsonl file; a built-in task has its own")
     return jobs
+
+
+def _read_mix(recipe: Path) -> Mix:
+    from vl.nano.mix import Mix
+    from vl.training import TrainConfig
+
+    return Mix.of(TrainConfig.read(recipe).data.mix)
+
+
+def _is_file(name: str) -> bool:
+    return name.lower().endswith(_DATA_SUFFIXES)
 
 
 def _can_draw(task: str) -> bool:
     """Whether what a task draws with is installed; says so if not, as `--all` goes on without it."""
     from vl.errors import ConfigError
-    from vl.evaluation import TASKS
+    from vl.evaluation import find_task
 
     try:
-        next(TASKS[task].examples())
+        next(find_task(task).examples())
     except ConfigError as error:
         complain(f"{task}: {error}", kind="skipped")
         return False
@@ -187,16 +198,16 @@ class _Run:
 
     def total(self, job: str) -> int:
         """How many examples there will be; a file that cannot be read ends the run before the model is loaded."""
-        from vl.evaluation import TASKS, count_records
+        from vl.evaluation import count_records
         from vl.evaluation.evaluate import DEFAULT_COUNT
 
-        if job in TASKS:
+        if not _is_file(job):
             return self.count or DEFAULT_COUNT
         records = count_records(job)
         return min(records, self.count or records)
 
     def __call__(self, model: MiniMaxVL, job: str, total: int) -> list[Result]:
-        from vl.evaluation import TASKS, evaluate, evaluate_file
+        from vl.evaluation import evaluate, evaluate_file
 
         with _Progress(stderr_console(), Path(job).name, total) as progress:
 
@@ -205,7 +216,7 @@ class _Run:
                     self.folder.append(rows)
                 progress.advance(rows)
 
-            if job in TASKS:
+            if not _is_file(job):
                 return [
                     evaluate(
                         model,
@@ -266,7 +277,7 @@ class _Progress:
 
 def _read_by_height(model: MiniMaxVL, file: Path, run: _Run) -> None:
     from vl.errors import InputError
-    from vl.evaluation.resolution import HEIGHTS, draw_readings, read_by_height
+    from vl.nano.resolution import HEIGHTS, draw_readings, read_by_height
 
     count = run.count or _READINGS
     with _Progress(stderr_console(), "texts", 2 * count * len(HEIGHTS)) as progress:
@@ -355,10 +366,10 @@ def error_table(results: list[Result]) -> Table | None:
 
 def task_table() -> Table:
     """The built-in tasks."""
-    from vl.evaluation import TASKS, label
+    from vl.evaluation import find_tasks, label
 
     table = Table("task", "what it asks", "metric", "target", title="built-in tasks")
-    for task in TASKS.values():
+    for task in find_tasks().values():
         targets = ", ".join(f"{label(target.score)} {target.show()}" for target in task.targets)
         table.add_row(task.name, task.help, task.metric, targets)
     return table

@@ -9,17 +9,16 @@ Example:
         print(result.task, result.scores, len(result.errors))
 """
 
+from vl.evaluation.datafile import count_records, read_records
 from vl.evaluation.evaluate import Result, evaluate, evaluate_file
 from vl.evaluation.examples import Example, Row
 from vl.evaluation.gallery import render_gallery
 from vl.evaluation.metrics import METRICS, Metric, Ratio, label
 from vl.evaluation.output import OutFolder
-from vl.evaluation.records import count_records, read_records
-from vl.evaluation.tasks import TASKS, Question, Target, Task
+from vl.evaluation.tasks import Question, Target, Task, find_task, find_tasks
 
 __all__ = [
     "METRICS",
-    "TASKS",
     "Example",
     "Metric",
     "OutFolder",
@@ -32,6 +31,8 @@ __all__ = [
     "count_records",
     "evaluate",
     "evaluate_file",
+    "find_task",
+    "find_tasks",
     "label",
     "read_records",
     "render_gallery",

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from vl.errors import InputError
 from vl.evaluation.answers import answer
+from vl.evaluation.datafile import read_records
 from vl.evaluation.examples import Example, Row
 from vl.evaluation.metrics import METRICS
-from vl.evaluation.records import read_records
 from vl.evaluation.tasks import Target, Task, find_task
-from vl.training.render import Mix
 
 if TYPE_CHECKING:
     from vl.model import MiniMaxVL
@@ -87,17 +86,17 @@ def evaluate(
     count: int = DEFAULT_COUNT,
     batch_size: int = DEFAULT_BATCH,
     *,
-    mix: Mix | None = None,
+    mix: Any = None,
     max_new_tokens: int | None = None,
     on_rows: OnRows | None = None,
 ) -> Result:
     """Scores a model, answering greedily, on the first `count` pictures of a built-in task.
 
     Args:
-        task: a name of `TASKS`, or a task.
+        task: a name of `find_tasks()`, or a task.
         count: pictures.
         batch_size: conversations generated at once.
-        mix: canvas sizes and content; what the embedded model is trained on by default.
+        mix: what the task draws from, such as a `vl.nano.mix.Mix`; its own by default.
         max_new_tokens: tokens written at most; the task's own number by default.
         on_rows: called with the rows of each batch.
 

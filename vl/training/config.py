@@ -14,28 +14,35 @@ from text_backbone.config import hybrid_layers
 from vision_encoder import VisionConfig
 from vl.config import VLConfig
 from vl.errors import ConfigError
+from vl.plugins import find_folder, find_plugin, list_plugins
 from vl.training.losses import REDUCTIONS
-from vl.training.pictures.canvas import SizeRange
-from vl.training.render import EVALUATION_SEED, SMALL, Mix
-from vl.training.tokenizer import BEGIN_ID, END_ID, IMAGE_ID
+from vl.training.source import DataSource
 
 T = TypeVar("T")
 
 ADAPTABLE = ("qkv_proj", "output_gate", "out_proj", "q_proj", "k_proj", "v_proj", "o_proj", "linear_1", "linear_2")
 PARTS = ("projector", "vision", "text")
 
+# Seeds from here on are for evaluation; training refuses them, so that nothing held out is ever trained on.
+EVALUATION_SEED = 1 << 31
+
+SPECIAL_TOKENS = ("<image>", "<beginning_of_sentence>", "<end_of_sentence>")
+"""The first entries of a new model's tokenizer."""
+IMAGE_ID, BEGIN_ID, END_ID = range(3)
+
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is learnt from: the user's `files`, or pictures that are rendered where there are none.
+    """What is learnt from: the user's `files`, or what a source makes on the way where there are none.
 
     Attributes:
-        files: JSONL files and WebDataset shards, `*` standing for several; see `vl.training.records`.
+        files: JSONL files and WebDataset shards, `*` standing for several; see `vl.training.corpus`.
         held_out: more of them, never trained on, on which the loss is watched.
         max_tokens: longer records are skipped; None for as many as fit a batch.
-        seed: of the order of records, and the renderer's stream; below `EVALUATION_SEED`, from where on pictures are
-            held out.
-        mix: what is drawn.
+        source: makes the data where there are no files: a name of the group `vl.sources`, or `module:object`; see
+            `vl.training.source.DataSource`.
+        mix: what the source is to make; its keys are the source's own.
+        seed: of the order of records, and of the source's stream; below `EVALUATION_SEED`.
         easy_share: for this first part of the run, pictures have few objects or words, to learn to look at all.
         small_share: for this first part, only canvases that fit one tile are drawn, the cheap ones to learn on.
         batch_tokens: a batch takes pictures until it has at least so many tokens, or records of at most so many.
@@ -43,7 +50,8 @@ class DataConfig:
     """
 
     seed: int = 0
-    mix: Mix = field(default_factory=Mix)
+    source: str = "nano"
+    mix: Mapping[str, Any] = field(default_factory=dict)
     easy_share: float = 0.0
     small_share: float = 0.0
     batch_tokens: int = 131072
@@ -65,15 +73,15 @@ class DataConfig:
         """Tokens that a record may have."""
         return min(self.batch_tokens, self.max_tokens or self.batch_tokens)
 
+    def open_source(self) -> DataSource:
+        """The source that `source` names, of what `mix` says. Raises ConfigError if that cannot be made."""
+        return find_plugin("vl.sources", self.source)(self.mix)
+
     def stage(self, fraction: float) -> int:
         """The stage after a fraction of the run: 0 small and easy, 1 small, 2 everything."""
         if fraction < min(self.easy_share, self.small_share):
             return 0
         return 1 if fraction < self.small_share else 2
-
-    def mix_of(self, stage: int) -> Mix:
-        """What a stage draws from."""
-        return (self.mix.within(SMALL).easy(), self.mix.within(SMALL), self.mix)[stage]
 
 
 @dataclass(frozen=True)
@@ -209,8 +217,8 @@ class TrainConfig:
     def read(cls, path: str | Path) -> TrainConfig:
         """Reads a TOML file with the tables `text`, `vision`, `data` (with `data.mix`), `optimizer`, `run` and `lora`.
 
-        `text.layers` stands for the released interleaving of so many layers; `data.mix.sizes` and `page_sizes`
-        are lists of `[shortest, longest, share]`. A name of `presets()`, such as "align", stands for that file.
+        `text.layers` stands for the released interleaving of so many layers; `data.mix` is for the data source. A name
+        of `find_recipes()`, such as "align", stands for that file.
 
         Raises:
             ConfigError: naming the file and the table or key that is wrong.
@@ -220,7 +228,7 @@ class TrainConfig:
     @classmethod
     def of_file(cls, path: str | Path, changes: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
         """The same with some keys of some tables set from elsewhere: `{"run": {"init": "nano"}}`."""
-        path = presets().get(str(path), Path(path))
+        path = find_recipes().get(str(path), Path(path))
         try:
             tables = tomllib.loads(path.read_text("utf-8"))
         except (OSError, tomllib.TOMLDecodeError) as error:
@@ -240,19 +248,17 @@ class TrainConfig:
         if "layers" in text:
             text["attn_type_list"] = hybrid_layers(text.pop("layers"))
         vision = {"text_hidden_size": text.get("hidden_size", TextConfig.hidden_size)} | tables.get("vision", {})
-        data = dict(tables.get("data", {}))
-        mix = dict(data.get("mix", {}))
-        for key in mix.keys() & {"sizes", "page_sizes"}:
-            mix[key] = tuple(SizeRange(*size) for size in mix[key])
-        data["mix"] = _build(Mix, mix, "data.mix")
-        return cls(
+        config = cls(
             text=_build(TextConfig, text, "text") if "text" in tables else None,
             vision=_build(VisionConfig, vision, "vision") if "vision" in tables else None,
-            data=_build(DataConfig, data, "data"),
+            data=_build(DataConfig, tables.get("data", {}), "data"),
             optimizer=_build(OptimizerConfig, tables.get("optimizer", {}), "optimizer"),
             run=_build(RunConfig, tables.get("run", {}), "run"),
             lora=_build(LoRAConfig, tables["lora"], "lora") if "lora" in tables else None,
         )
+        if config.data.mix and not config.data.files:
+            config.data.open_source()  # so that what is wrong in the mix is said now
+        return config
 
     @property
     def pinpoints(self) -> tuple[tuple[int, int], ...]:
@@ -280,9 +286,11 @@ class TrainConfig:
         )
 
 
-def presets() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
-    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml"))}
+def find_recipes() -> dict[str, Path]:
+    """The recipes that come with the package and its plug-ins, by name."""
+    packages = list_plugins("vl.recipes").values()
+    folders = (Path(__file__).parent, *map(find_folder, packages))
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
 
 
 def _build(kind: type[T], values: Mapping[str, Any], table: str) -> T:

@@ -1,4 +1,4 @@
-"""Where batches come from: the built-in renderer, and the workers that prepare the batches of any source ahead."""
+"""Where batches come from: sources that make their data on the way, and workers that prepare any batches ahead."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from preprocessing import Processor
 from vl.training.batch import Batch, encode, join
 from vl.training.config import DataConfig
-from vl.training.dense import patch_labels
-from vl.training.render import EVALUATION_SEED, Sample, render
+from vl.training.source import DataSource, Sample
 
 # Samples that a batch may draw; batches get disjoint ranges of the stream, so any one can be rendered on its own.
 _STRIDE = 1 << 20
@@ -27,7 +26,7 @@ Key = tuple[int, int]
 """(number of the batch in the whole run, over all processes; stage of `DataConfig.stage`)."""
 
 
-class Source(Dataset[Batch]):
+class BatchSource(Dataset[Batch]):
     """Batches by `Key`, each a function of its key and the config alone: a resumed run sees the same data."""
 
     def __init__(self, config: DataConfig, processor: Processor, image_token: int | None) -> None:
@@ -37,13 +36,16 @@ class Source(Dataset[Batch]):
         raise NotImplementedError
 
 
-class RenderedSteps(Source):
-    """Pictures drawn on demand, without end; every batch has pictures of its own."""
+class DrawnBatches(BatchSource):
+    """Samples of a data source, made on demand, without end; every batch has samples of its own."""
+
+    def __init__(self, config: DataConfig, processor: Processor, image_token: int | None, source: DataSource) -> None:
+        super().__init__(config, processor, image_token)
+        self.source = source
 
     def __getitem__(self, key: Key) -> Batch:
         number, stage = key
-        mix = self.config.mix_of(stage)
-        samples = (render(self.config.seed, number * _STRIDE + i, mix) for i in count())
+        samples = (self.source.draw(self.config.seed, number * _STRIDE + i, stage) for i in count())
         return pack(samples, self.processor, self.image_token, self.config.batch_tokens)
 
 
@@ -55,7 +57,7 @@ def pack(
     total = 0
     for sample in samples:
         sequence = encode(sample.messages, processor, sample.kind)
-        shown = torch.cat([patch_labels(sample.boxes, grid) for grid in sequence.inputs.grids])
+        shown = torch.cat([sample.label(grid) for grid in sequence.inputs.grids])
         sequences.append(replace(sequence, patch_labels=shown))
         total += len(sequence)
         if total >= budget:
@@ -63,7 +65,7 @@ def pack(
     return join(sequences, image_token)
 
 
-def batches(source: Source, keys: Iterable[Key], *, pin: bool) -> Iterator[Batch]:
+def load_batches(source: BatchSource, keys: Iterable[Key], *, pin: bool) -> Iterator[Batch]:
     """The batches of `keys` in order, made ahead by worker processes; `keys` is read as far ahead as they are."""
     workers, ahead = _prefetch(source.config, source.processor)
     # The tokenizer's own threads do not survive the fork into workers, and it warns unless told so before.
@@ -92,15 +94,16 @@ def give_way(worker: int) -> None:
         os.nice(10)
 
 
-def held_out(config: DataConfig, processor: Processor, image_token: int | None, kind: str, samples: int) -> list[Batch]:
-    """`samples` pictures of one kind from the evaluation seeds, packed like training batches."""
-    mix = config.mix.only(kind)
-    stream = (render(EVALUATION_SEED, index, mix) for index in range(samples))
+def draw_held_out(
+    source: DataSource, processor: Processor, image_token: int | None, kind: str, samples: int
+) -> list[Batch]:
+    """`samples` held-out samples of one kind, packed like training batches."""
+    stream = (source.draw_held_out(kind, index) for index in range(samples))
     groups = (tuple(islice(stream, 64)) for _ in range(0, samples, 64))
     return [pack(group, processor, image_token) for group in groups]
 
 
-def spare_cpus() -> int:
+def count_spare_cpus() -> int:
     """CPUs for each training process of this host, less one for its loop; at least 1."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
     return max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
@@ -108,7 +111,7 @@ def spare_cpus() -> int:
 
 def _prefetch(config: DataConfig, processor: Processor) -> tuple[int, int]:
     """Worker processes and the batches each prepares ahead, as many as shared memory has room for."""
-    workers = spare_cpus() if config.workers is None else config.workers
+    workers = count_spare_cpus() if config.workers is None else config.workers
     if not os.path.isdir(_SHARED_MEMORY) or processor.patcher is None:
         return workers, _AHEAD
     side, patch = processor.patcher.tile, processor.patcher.patch

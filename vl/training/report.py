@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vl.training.batch import Skipped
-from vl.training.survey import SKIPPED
+from vl.training.lengths import SKIPPED
 
 LOG = "log.jsonl"
 EVENTS = "tensorboard"

@@ -120,7 +120,7 @@ class Learner(nn.Module):
         return 0.0 * torch.stack(learnt).sum() if learnt else torch.zeros((), device=self.model.device)
 
 
-def total_of(parts: Sequence[StepLosses]) -> StepLosses:
+def add_losses(parts: Sequence[StepLosses]) -> StepLosses:
     """The losses of a step from those of its batches, each multiplied by its share."""
     if len(parts) == 1:
         return parts[0]

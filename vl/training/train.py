@@ -15,25 +15,25 @@ from vl.errors import CheckpointError, ConfigError
 from vl.loading import first_line
 from vl.model import MiniMaxVL
 from vl.training.batch import Batch
+from vl.training.batching import Batching, RecordBatches, read_held_out
+from vl.training.build import build_model
 from vl.training.compile import compile_blocks
 from vl.training.config import TrainConfig
-from vl.training.data import Key, RenderedSteps, Source, batches, held_out
+from vl.training.corpus import Records
+from vl.training.data import BatchSource, DrawnBatches, Key, draw_held_out, load_batches
 from vl.training.dense import PatchHead
 from vl.training.flops import StepFlops, measure_peak
+from vl.training.freeze import freeze
+from vl.training.lengths import SKIPPED, measure_records
 from vl.training.lora import load_adapter, new_adapters
 from vl.training.losses import answer_weights
+from vl.training.meters import Meters
 from vl.training.optim import MasterOptimizer, learning_rate
 from vl.training.parallelize import World, gather, local, local_device, parallelize
-from vl.training.parts import freeze
-from vl.training.plan import Plan, PlannedBatches, held_out_records
 from vl.training.recompute import recompute_layers
-from vl.training.records import Records
 from vl.training.report import Report
-from vl.training.start import build_model
 from vl.training.state import Progress, load_state, save_state
-from vl.training.step import Learner, StepLosses, score, total_of
-from vl.training.survey import SKIPPED, survey
-from vl.training.window import Window
+from vl.training.step import Learner, StepLosses, add_losses, score
 
 MODEL, ADAPTER = "model", "adapter"
 # A repository's files may not be large; beyond that size a model is for elsewhere.
@@ -116,7 +116,8 @@ class Trainer:
         freeze(self.model, config.run.train)
         if config.data.files or tower is None or not any(p.requires_grad for p in tower.vit.parameters()):
             return Learner(self.model)
-        return Learner(self.model, PatchHead(tower.config.hidden_size, device=self.model.device))
+        classes = config.data.open_source().classes
+        return Learner(self.model, PatchHead(tower.config.hidden_size, classes, device=self.model.device))
 
     def _build_optimizer(self) -> MasterOptimizer:
         """The masters are taken before the weights are rounded to the dtype of the run."""
@@ -137,24 +138,25 @@ class Trainer:
                 "resume with the recipe that the run began with, or choose another --out"
             ) from error
 
-    def _open_data(self) -> tuple[Source, dict[str, list[Batch]]]:
+    def _open_data(self) -> tuple[BatchSource, dict[str, list[Batch]]]:
         """The training batches, and the held-out ones by kind."""
         data, run = self.config.data, self.config.run
         processor, image_token = self.model.processor, self.model.config.image_token_index
         if not data.files:
             if self.model.config.vision is None:
-                raise ConfigError("a text-only model cannot learn from rendered pictures: give it files in [data]")
-            held = {kind: held_out(data, processor, image_token, kind, run.eval_samples) for kind in data.mix.kinds}
-            return RenderedSteps(data, processor, image_token), held
-        records, lengths = self._survey(data.files, "train")
-        plan = Plan(lengths, data.batch_tokens, data.seed)
+                raise ConfigError("a text-only model cannot learn from pictures: give it files in [data]")
+            drawn = data.open_source()
+            held = {kind: draw_held_out(drawn, processor, image_token, kind, run.eval_samples) for kind in drawn.kinds}
+            return DrawnBatches(data, processor, image_token, drawn), held
+        records, lengths = self._measure(data.files, "train")
+        plan = Batching(lengths, data.batch_tokens, data.seed)
         if run.epochs:
             self.steps = min(self.steps, math.ceil(plan.end(run.epochs - 1) / self._batches_per_step))
         held = {}
         if data.held_out:
-            watched, sizes = self._survey(data.held_out, "held-out")
-            held["records"] = held_out_records(data, processor, image_token, watched, sizes)
-        return PlannedBatches(data, processor, image_token, records, plan), held
+            watched, sizes = self._measure(data.held_out, "held-out")
+            held["records"] = read_held_out(data, processor, image_token, watched, sizes)
+        return RecordBatches(data, processor, image_token, records, plan), held
 
     # The schedule
 
@@ -185,10 +187,10 @@ class Trainer:
     def run(self, stop_after: float | None = None) -> Path:
         """Trains to the end or for `stop_after` minutes; either way the state and the model are saved."""
         run, progress = self.config.run, self.progress
-        data = batches(self.source, self.keys(), pin=self.device.type == "cuda")
+        data = load_batches(self.source, self.keys(), pin=self.device.type == "cuda")
         begun, before = time.perf_counter(), progress.seconds
         saved = evaluated = before
-        window = Window(self.world, self.peak)
+        window = Meters(self.world, self.peak)
         while not self.finished and (stop_after is None or progress.seconds - before < 60 * stop_after):
             waiting = time.perf_counter()
             taken = [next(data) for _ in range(run.accumulate)]
@@ -198,7 +200,7 @@ class Trainer:
             progress.seconds = before + self.world.slowest(time.perf_counter() - begun)
             if progress.step % run.log_steps == 0:
                 self.report.write("train", progress.step, **window.summary(), lr=self.lr(), **self._totals())
-                window = Window(self.world, self.peak)
+                window = Meters(self.world, self.peak)
             if progress.seconds - evaluated >= 60 * run.eval_minutes:
                 self.evaluate()
                 evaluated = progress.seconds
@@ -236,7 +238,7 @@ class Trainer:
             )
             part.total.backward()
             parts.append(part)
-        return total_of(parts), self.optimizer.step(self.lr())
+        return add_losses(parts), self.optimizer.step(self.lr())
 
     def evaluate(self) -> dict[str, float]:
         """Held-out loss, token accuracy and exact-match rate by kind of picture; also logged."""
@@ -314,14 +316,14 @@ class Trainer:
             totals["skipped"] = self.progress.skipped
         return totals
 
-    def _survey(self, files: tuple[str, ...], kind: str) -> tuple[Records, np.ndarray]:
+    def _measure(self, files: tuple[str, ...], kind: str) -> tuple[Records, np.ndarray]:
         """Records and their lengths; measured by the first process, whose result the others find."""
         records = Records(files)
         folder = self.out / "data" / kind
         folder.mkdir(parents=True, exist_ok=True)
         if not self.world.first:
             self.world.barrier()
-        found = survey(records, self.model.processor, self.config.data, folder, self.report.tell)
+        found = measure_records(records, self.model.processor, self.config.data, folder, self.report.tell)
         if self.world.first:
             self.world.barrier()
         causes = "".join(f", {count:,} for {cause}" for cause, count in sorted(found.causes.items()))

@@ -12,8 +12,10 @@ from PIL import Image
 
 import vl
 from preprocessing.chat import Conversation
-from vl.evaluation import METRICS, TASKS, Question, Row, Target, Task, evaluate, evaluate_file
-from vl.training.render import SMALL, Mix, render
+from vl.evaluation import METRICS, Question, Row, Target, Task, evaluate, evaluate_file
+from vl.nano.mix import SMALL, Mix
+from vl.nano.render import render
+from vl.nano.tasks import TASKS
 
 MIX = Mix(sizes=SMALL, fonts=os.environ.get("VL_EMOJI_FONTS"))
 MakeParrot = Callable[[Callable[[Conversation], str]], Any]

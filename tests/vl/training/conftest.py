@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from preprocessing import Processor
+from vl.training.build import build_processor
 from vl.training.config import TrainConfig
-from vl.training.start import build_processor
 
 
 def tables(**run: Any) -> dict[str, Any]:

@@ -5,16 +5,16 @@ from dataclasses import replace
 import torch
 
 from preprocessing import Processor
+from vl.nano.mix import Mix
+from vl.nano.render import render
 from vl.training.batch import IGNORE
-from vl.training.config import TrainConfig
-from vl.training.data import RenderedSteps, batches, held_out, pack
+from vl.training.config import EVALUATION_SEED, IMAGE_ID, TrainConfig
+from vl.training.data import DrawnBatches, draw_held_out, load_batches, pack
 from vl.training.losses import answer_weights, token_loss
-from vl.training.render import EVALUATION_SEED, render
-from vl.training.tokenizer import IMAGE_ID
 
 
 def test_labels_are_the_assistants_words_and_end(config: TrainConfig, processor: Processor) -> None:
-    samples = [render(1, index, config.data.mix) for index in range(5)]
+    samples = [render(1, index, Mix.of(config.data.mix)) for index in range(5)]
     batch = pack(samples, processor, IMAGE_ID)
     start = 0
     for sample, length in zip(samples, batch.lengths, strict=True):
@@ -31,7 +31,7 @@ def test_labels_are_the_assistants_words_and_end(config: TrainConfig, processor:
 
 
 def test_packing_keeps_every_sequence_and_image(config: TrainConfig, processor: Processor) -> None:
-    samples = [render(1, index, config.data.mix) for index in range(4)]
+    samples = [render(1, index, Mix.of(config.data.mix)) for index in range(4)]
     batch = pack(samples, processor, IMAGE_ID)
     alone = [processor.training(sample.messages)[0] for sample in samples]
     assert torch.equal(batch.input_ids, torch.cat([inputs.input_ids for inputs in alone]))
@@ -42,21 +42,29 @@ def test_packing_keeps_every_sequence_and_image(config: TrainConfig, processor: 
 
 
 def test_a_batch_stops_at_its_budget(config: TrainConfig, processor: Processor) -> None:
-    batch = RenderedSteps(config.data, processor, IMAGE_ID)[0, 2]
+    batch = DrawnBatches(config.data, processor, IMAGE_ID, config.data.open_source())[0, 2]
     budget = config.data.batch_tokens
     assert len(batch.input_ids) >= budget > len(batch.input_ids) - batch.lengths[-1]
 
 
 def test_steps_are_reproducible_and_differ(config: TrainConfig, processor: Processor) -> None:
-    steps = RenderedSteps(config.data, processor, IMAGE_ID)
+    steps = DrawnBatches(config.data, processor, IMAGE_ID, config.data.open_source())
     assert torch.equal(steps[3, 2].tiles, steps[3, 2].tiles)
     assert not torch.equal(steps[3, 2].input_ids[:200], steps[4, 2].input_ids[:200])
 
 
 def test_workers_give_the_same_batches_in_order(processor: Processor, config: TrainConfig) -> None:
     keys = [(step, step // 2) for step in range(4)]
-    alone = list(batches(RenderedSteps(config.data, processor, IMAGE_ID), keys, pin=False))
-    helped = list(batches(RenderedSteps(replace(config.data, workers=2), processor, IMAGE_ID), keys, pin=False))
+    alone = list(
+        load_batches(DrawnBatches(config.data, processor, IMAGE_ID, config.data.open_source()), keys, pin=False)
+    )
+    helped = list(
+        load_batches(
+            DrawnBatches(replace(config.data, workers=2), processor, IMAGE_ID, config.data.open_source()),
+            keys,
+            pin=False,
+        )
+    )
     assert len(alone) == len(helped) == 4
     for a, b in zip(alone, helped, strict=True):
         assert torch.equal(a.input_ids, b.input_ids)
@@ -64,14 +72,16 @@ def test_workers_give_the_same_batches_in_order(processor: Processor, config: Tr
 
 
 def test_held_out_pictures_come_from_the_evaluation_seeds(config: TrainConfig, processor: Processor) -> None:
-    (batch,) = held_out(config.data, processor, IMAGE_ID, "scenes", 3)
-    expected = pack((render(EVALUATION_SEED, i, config.data.mix.only("scenes")) for i in range(3)), processor, IMAGE_ID)
+    (batch,) = draw_held_out(config.data.open_source(), processor, IMAGE_ID, "scenes", 3)
+    expected = pack(
+        (render(EVALUATION_SEED, i, Mix.of(config.data.mix).only("scenes")) for i in range(3)), processor, IMAGE_ID
+    )
     assert batch.kinds == ("scenes",) * 3
     assert torch.equal(batch.tiles, expected.tiles)
 
 
 def test_tokens_know_how_long_their_answer_is(config: TrainConfig, processor: Processor) -> None:
-    mix = replace(config.data.mix, scenes=1.0, questions=0.9, turns=6)
+    mix = replace(Mix.of(config.data.mix), scenes=1.0, questions=0.9, turns=6)
     samples = [render(1, index, mix) for index in range(12)]
     batch = pack(samples, processor, IMAGE_ID)
     answers = [answer for s in samples for answer in (s.answer, *(answer for _, answer in s.later))]

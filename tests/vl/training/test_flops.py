@@ -10,13 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vl.model import MiniMaxVL
 from vl.training import step
-from vl.training.config import TrainConfig
-from vl.training.data import RenderedSteps
+from vl.training.build import build_model
+from vl.training.config import IMAGE_ID, TrainConfig
+from vl.training.data import DrawnBatches
 from vl.training.flops import StepFlops, measure_peak, projector_flops, text_flops, vit_flops
-from vl.training.parts import freeze
-from vl.training.start import build_model
+from vl.training.freeze import freeze
 from vl.training.step import Learner
-from vl.training.tokenizer import IMAGE_ID
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +32,7 @@ def model(config: TrainConfig) -> MiniMaxVL:
 
 
 def test_the_vision_encoders_count_is_torchs(config: TrainConfig, model: MiniMaxVL) -> None:
-    batch = RenderedSteps(config.data, model.processor, IMAGE_ID)[0, 2]
+    batch = DrawnBatches(config.data, model.processor, IMAGE_ID, config.data.open_source())[0, 2]
     assert model.vision is not None
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.vision(batch.tiles, batch.grids)
@@ -63,7 +62,7 @@ def test_gradients_that_nobody_needs_are_not_counted(config: TrainConfig, model:
     Totals cannot be compared: the reference of lightning attention computes its chunks by the square.
     """
     config = replace(config, data=replace(config.data, batch_tokens=100))
-    batch = RenderedSteps(config.data, model.processor, IMAGE_ID)[0, 2]
+    batch = DrawnBatches(config.data, model.processor, IMAGE_ID, config.data.open_source())[0, 2]
     ours, torchs = [], []
     for learnt in PARTS_THAT_LEARN:
         freeze(model, learnt)

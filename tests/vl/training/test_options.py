@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import vl
-from vl.training.config import PARTS, LoRAConfig, TrainConfig, presets
-from vl.training.kinds import KINDS
+from vl.nano.kinds import KINDS
+from vl.training.config import PARTS, LoRAConfig, TrainConfig, find_recipes
 from vl.training.report import read_log
 from vl.training.state import load_state
 from vl.training.train import Trainer, train
@@ -225,13 +225,13 @@ def test_wrong_recipes_are_refused(tmp_path: Path, changes: dict[str, Any], mess
 
 
 def test_presets_are_found_by_name() -> None:
-    assert {"align", "tune", "lora", "nano", "reading", "skills", "tiny"} <= presets().keys()
+    assert {"align", "tune", "lora", "nano", "reading", "skills", "tiny"} <= find_recipes().keys()
     align, tune, lora = (
         TrainConfig.of_file(name, {"run": {"init": "x"}, "data": {"files": ["a"]}})
         for name in ("align", "tune", "lora")
     )
     assert align.run.train == ("projector",)
-    assert set(TrainConfig.read("skills").data.mix.kinds) == set(KINDS)
+    assert set(TrainConfig.read("skills").data.open_source().kinds) == set(KINDS)
     assert set(tune.run.train) == set(PARTS)
     assert lora.lora is not None
     assert all(config.run.init == "x" and config.data.files == ("a",) for config in (align, tune, lora))

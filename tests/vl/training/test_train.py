@@ -87,10 +87,10 @@ def test_resuming_nothing_is_a_clear_error(config: TrainConfig, tmp_path: Path) 
 
 
 def test_the_shipped_recipe_fits_the_repository() -> None:
-    path = Path(vl.__file__).parent / "training" / "nano.toml"
+    path = Path(vl.__file__).parent / "nano" / "nano.toml"
     config = TrainConfig.read(path)
     from vl.model import MiniMaxVL
-    from vl.training.start import build_processor
+    from vl.training.build import build_processor
 
     model = MiniMaxVL(config.model, build_processor(config), device="meta")
     assert 2 * sum(p.numel() for p in model.parameters()) < 23.75 * 2**20

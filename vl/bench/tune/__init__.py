@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -17,28 +16,9 @@ from torch import Tensor
 
 from vl.bench.records import reason
 from vl.bench.timing import measure
+from vl.bench.tune.compile import compile_ahead
+from vl.bench.tune.sweeps import OPS, Sweep, matching, sweeps_of
 from vl.errors import DeviceError, InputError
-
-OPS = {"moe": "vl.bench.tune.moe", "lightning": "vl.bench.tune.lightning"}
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """One kernel on one shape.
-
-    Attributes:
-        name: of the kernel and the shape.
-        candidates: entries of the kernel's table.
-        run: launches the kernel as a candidate has it.
-        now: the entry that the table has for this shape.
-        graph: whether the kernel is so short that it is timed in a CUDA graph.
-    """
-
-    name: str
-    candidates: tuple[Any, ...]
-    run: Callable[[Any], object]
-    now: Any
-    graph: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +29,6 @@ class Result:
     now: Any
     times: list[tuple[float, Any]]
     failed: list[tuple[str, Any]]
-
-
-def sweeps_of(op: str, device: torch.device) -> Iterator[Sweep]:
-    """The sweeps of an op; on the meta device their inputs have shapes only, enough to compile.
-
-    Raises:
-        InputError: if there is no such op.
-    """
-    if op not in OPS:
-        raise InputError(f"nothing is tuned for {op!r}: choose one of {', '.join(OPS)}")
-    yield from import_module(OPS[op]).sweeps(device)
 
 
 def tune(op: str, *, only: str = "", say: Callable[[str], None] = lambda _: None) -> Iterator[Result]:
@@ -73,8 +42,6 @@ def tune(op: str, *, only: str = "", say: Callable[[str], None] = lambda _: None
         raise InputError(f"nothing is tuned for {op!r}: choose one of {', '.join(OPS)}")
     if not torch.cuda.is_available():
         raise DeviceError("tile configurations are measured on a CUDA GPU, and there is none")
-    from vl.bench.tune.compile import compile_ahead
-
     device, began = torch.device("cuda"), time.monotonic()
     say("compiling")
     compiled = compile_ahead(op, only)
@@ -83,10 +50,6 @@ def tune(op: str, *, only: str = "", say: Callable[[str], None] = lambda _: None
     for sweep in matching(sweeps_of(op, device), only):
         say(sweep.name)
         yield _measure(sweep, device)
-
-
-def matching(sweeps: Iterable[Sweep], only: str) -> Iterator[Sweep]:
-    return (sweep for sweep in sweeps if only.casefold() in sweep.name.casefold())
 
 
 def _measure(sweep: Sweep, device: torch.device) -> Result:

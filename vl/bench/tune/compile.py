@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from vl.bench.tune.sweeps import matching, sweeps_of
+
 
 def compile_ahead(op: str, only: str, processes: int | None = None) -> int:
     """Compile every candidate of the op's sweeps for the GPU; the number of kernels launched in compiling them."""
@@ -19,8 +21,6 @@ def compile_ahead(op: str, only: str, processes: int | None = None) -> int:
 def _compile_share(op: str, only: str, rank: int, count: int) -> int:
     """Compile every `count`-th candidate, from number `rank` on."""
     from triton.runtime.jit import JITFunction
-
-    from vl.bench.tune import matching, sweeps_of
 
     compiled = 0
 

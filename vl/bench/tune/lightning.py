@@ -18,7 +18,7 @@ import torch
 from text_backbone import Packed
 from text_backbone.lightning import decay_slopes
 from vl.bench.timing import rotations
-from vl.bench.tune import Sweep
+from vl.bench.tune.sweeps import Sweep
 from vl.errors import InputError
 
 PROMPTS = ([32768], [2048], [8192], [2048] * 16)

@@ -19,7 +19,7 @@ from text_backbone.kernels.moe.configs import (
     Tile,
     inference_tiles,
 )
-from vl.bench.tune import Sweep
+from vl.bench.tune.sweeps import Sweep
 
 EXPERTS, TOP_K = 32, 2
 HIDDEN, INNER = 6144, 9216

@@ -7,13 +7,20 @@ from collections import Counter
 from collections.abc import Sequence
 
 from vl.evaluation.metrics.distance import common_subsequence
-from vl.training.pictures.canvas import COLOURS
-from vl.training.pictures.scenes import POSITIONS, SHAPES
 
-_PLACES = "|".join(sorted((p for row in POSITIONS for p in row), key=len, reverse=True))
+# What captions are searched for: the words of a scene of coloured shapes.
+COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "brown", "gray", "black", "white")
+SHAPES = (
+    *("circle", "oval", "square", "rectangle", "triangle", "diamond", "hexagon", "star", "heart", "cross", "ring"),
+    "crescent",
+)
+PLACES = (
+    *("at the top left", "at the top right", "at the top", "on the left", "in the center", "on the right"),
+    *("at the bottom left", "at the bottom right", "at the bottom"),
+)
 _MANY = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9}
 _OBJECT = re.compile(
-    rf"(?:\b({'|'.join(_MANY)}) )?\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})(?:e?s)?\b(?: ({_PLACES})\b)?",
+    rf"(?:\b({'|'.join(_MANY)}) )?\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})(?:e?s)?\b(?: ({'|'.join(PLACES)})\b)?",
     re.IGNORECASE,
 )
 

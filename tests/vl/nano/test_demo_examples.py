@@ -1,0 +1,53 @@
+"""The shipped examples and what draws them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vl.evaluation.metrics import METRICS, named_shapes, read_text
+from vl.model import DEFAULT_PROMPT
+from vl.nano.demo_examples import EXAMPLES, RECORDS, DemoPicture, write_examples
+from vl.nano.pictures.emoji_faces import find_emoji_faces
+
+SHIPPED = Path(__file__).parents[3] / "demo" / "examples"
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_an_example_is_what_its_description_says(example: DemoPicture, tmp_path: Path) -> None:
+    if example.kind == "emoji" and not any(face.colour for face in find_emoji_faces()):
+        pytest.skip("needs Noto Color Emoji, as drawing these examples does")
+    (record,) = write_examples(tmp_path, [example])
+    assert [json.loads(line) for line in (tmp_path / RECORDS).read_text("utf-8").splitlines()] == [record]
+    with Image.open(tmp_path / example.name) as image:
+        image.load()
+        assert max(image.size) == example.side
+        assert (image.width >= image.height) == example.landscape
+    answer = record["answer"]
+    assert record["task"] in METRICS
+    assert example.asked in record["prompt"] if example.asked else record["prompt"] == DEFAULT_PROMPT
+    if example.kind == "scenes" and not example.asked:
+        assert len(named_shapes(answer)) == example.things
+    if example.kind == "words":
+        assert len(read_text(answer).split()) == example.things
+    if example.kind == "pages" and not example.asked:
+        assert len(read_text(answer).split()) >= (example.things or 1)
+    if example.asked:
+        assert 0 < len(answer) < 40
+
+
+def test_an_example_does_not_depend_on_the_others(tmp_path: Path) -> None:
+    first = [example for example in EXAMPLES if example.kind == "scenes"][:2]
+    assert write_examples(tmp_path / "a", first) == write_examples(tmp_path / "b", first[::-1])[::-1]
+
+
+def test_each_shipped_picture_has_its_record() -> None:
+    records = [json.loads(line) for line in (SHIPPED / RECORDS).read_text("utf-8").splitlines()]
+    pictures = {path.name for path in SHIPPED.iterdir() if path.name != RECORDS}
+    assert [record["image"] for record in records] == [example.name for example in EXAMPLES]
+    assert {record["image"] for record in records} == pictures
+    assert {path.suffix for path in SHIPPED.iterdir()} == {".png", ".jpg", ".webp", ".jsonl"}
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 1.5 * 2**20

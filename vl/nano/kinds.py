@@ -1,0 +1,118 @@
+"""The kinds of picture, each with its renderer, caption and questions. A new kind is one more entry of `KINDS`
+and of `KIND_NAMES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from vl.nano.mix import Mix
+from vl.nano.pictures.asked import Asked
+from vl.nano.pictures.canvas import pick
+from vl.nano.pictures.chart_questions import ask_chart, ask_table, describe_chart, describe_table
+from vl.nano.pictures.charts import draw_chart
+from vl.nano.pictures.counts import draw_counts
+from vl.nano.pictures.damage import Boxes
+from vl.nano.pictures.emoji import ask_emoji, caption_emoji, draw_emoji
+from vl.nano.pictures.pages import ask_page, caption_page, draw_pages
+from vl.nano.pictures.relations import SHORT_PROMPTS, ask_scene, short_caption
+from vl.nano.pictures.scenes import SceneFacts, caption_scene, draw_scene
+from vl.nano.pictures.tables import draw_table
+from vl.nano.pictures.words import caption_words, draw_words
+
+_DESCRIBE = (
+    "Describe the image.",
+    "What is in this image?",
+    "What do you see?",
+    "Caption this picture.",
+    "Write a caption for this image.",
+)
+_READ = ("Read the text.", "What does the text say?", "Transcribe the text in this image.")
+_PAGES = ("page", "page", "page", "receipt", "sign", "screen")  # half of them are plain print, the most to read
+_SHORT_SHARE = 0.15  # of the questions on scenes
+
+
+class Facts(Protocol):
+    """The ground truth of a picture."""
+
+    @property
+    def boxes(self) -> Boxes:
+        """Where each thing and each printed character is."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How pictures of one kind are made and talked about.
+
+    Attributes:
+        draw: makes a picture and its facts.
+        caption: the canonical description; `metric` is what judges others.
+        prompts: phrasings that ask for it.
+        default: whether the default prompt asks for it too, half of the time.
+        ask: makes a question about the picture.
+    """
+
+    draw: Callable[[np.random.Generator, Mix], tuple[Image.Image, Any]]
+    caption: Callable[[Any], str]
+    metric: str
+    prompts: tuple[str, ...] = _DESCRIBE
+    ask: Callable[[np.random.Generator, Any], Asked] | None = None
+    default: bool = True
+
+
+def _words(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
+    return draw_words(rng, mix.sizes, max_words=mix.max_words, fonts=mix.typeface, textures=mix.textures)
+
+
+def _scene(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
+    return draw_scene(
+        rng,
+        mix.sizes,
+        max_objects=mix.max_objects,
+        shapes=mix.shapes,
+        colours=mix.colours,
+        textures=mix.textures,
+    )
+
+
+def _counts(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
+    return draw_counts(rng, mix.sizes, shapes=mix.shapes, colours=mix.colours, textures=mix.textures)
+
+
+def _emoji(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
+    # With outlines alone, most of the names would silently never come up.
+    return draw_emoji(rng, mix.sizes, fonts=mix.fonts, require_colour=True, textures=mix.textures)
+
+
+def _pages(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
+    return draw_pages(rng, mix.page_sizes or mix.sizes, fonts=mix.typeface, kinds=_PAGES)
+
+
+def _charts(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
+    return draw_chart(rng, mix.sizes, fonts=mix.typeface)
+
+
+def _tables(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
+    return draw_table(rng, mix.sizes, fonts=mix.typeface)
+
+
+def _ask_scene(rng: np.random.Generator, facts: SceneFacts) -> Asked:
+    """A question, or now and then the wish for a caption in a few words."""
+    if rng.random() < _SHORT_SHARE:
+        return Asked(pick(rng, SHORT_PROMPTS), short_caption(facts), "scenes")
+    return ask_scene(rng, facts)
+
+
+KINDS: dict[str, Kind] = {
+    "words": Kind(_words, caption_words, "ocr", (*_READ, *_DESCRIBE)),
+    "scenes": Kind(_scene, caption_scene, "scenes", ask=_ask_scene),
+    "counts": Kind(_counts, short_caption, "scenes", SHORT_PROMPTS, ask=ask_scene, default=False),
+    "emoji": Kind(_emoji, caption_emoji, "caption", ask=ask_emoji),
+    "pages": Kind(_pages, caption_page, "ocr", (*_READ, *_DESCRIBE), ask=ask_page),
+    "charts": Kind(_charts, describe_chart, "caption", ask=ask_chart),
+    "tables": Kind(_tables, describe_table, "caption", ask=ask_table),
+}

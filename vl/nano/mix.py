@@ -1,0 +1,123 @@
+"""What is drawn: how often each kind of picture, on which canvases, and how hard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from vl.errors import ConfigError
+from vl.nano.pictures.canvas import COLOURS, SizeRange
+from vl.nano.pictures.fonts import FACES, Fonts
+from vl.nano.pictures.scenes import MAX_OBJECTS, SHAPES
+from vl.nano.pictures.words import MAX_WORDS
+
+# In the order in which the renderer's stream tells them apart: a new kind comes last.
+KIND_NAMES = ("words", "scenes", "counts", "emoji", "pages", "charts", "tables")
+EASY_KINDS = ("words", "scenes")
+"""Those that a model that knows nothing yet can begin with."""
+
+SMALL = (SizeRange(64, 336, 1.0),)
+MIXED = (SizeRange(64, 336, 0.8), SizeRange(337, 1008, 0.16), SizeRange(1009, 2016, 0.04))
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What to draw: how often each kind of picture relative to the others, on which canvas sizes, and how.
+
+    Attributes:
+        scenes, words, counts, emoji, pages, charts, tables: relative frequencies of the kinds of picture.
+        sizes: canvases.
+        page_sizes: those of pages, if they have others.
+        questions: the share of pictures that are asked about instead of described, where their kind has questions.
+        turns: questions and answers about a picture, at most; any number up to it is as likely. All but the first are
+            questions, or descriptions of what was not described yet.
+        damaged: the share of pictures that are turned, blurred, noisy or compressed.
+        textures: the share of backdrops behind shapes, words and emoji that are striped, checked or dotted.
+        faces: "all", "learnt" or "held-out": the faces to print in. The embedded model learns from the second and is
+            tested on the third.
+        max_objects, max_words, shapes, colours: fewer make an easier task.
+        fonts: a folder with more faces.
+
+    Raises:
+        ConfigError: if nothing is to be drawn, or a share is not one.
+    """
+
+    scenes: float = 0.5
+    words: float = 0.5
+    counts: float = 0.0
+    emoji: float = 0.0
+    pages: float = 0.0
+    charts: float = 0.0
+    tables: float = 0.0
+    sizes: tuple[SizeRange, ...] = MIXED
+    page_sizes: tuple[SizeRange, ...] | None = None
+    questions: float = 0.0
+    turns: int = 1
+    damaged: float = 0.0
+    textures: float = 0.0
+    faces: str = "all"
+    max_objects: int = MAX_OBJECTS
+    max_words: int = MAX_WORDS
+    shapes: tuple[str, ...] = tuple(SHAPES)
+    colours: tuple[str, ...] = tuple(COLOURS)
+    fonts: str | None = None
+
+    def __post_init__(self) -> None:
+        weights = self.weights.values()
+        if min(weights) < 0 or not sum(weights):
+            raise ConfigError(f"data.mix needs a positive frequency for at least one of {', '.join(KIND_NAMES)}")
+        if not all(0 <= share <= 1 for share in (self.questions, self.damaged, self.textures)):
+            raise ConfigError("data.mix.questions, damaged and textures are shares, from 0 to 1")
+        if self.turns < 1:
+            raise ConfigError(f"data.mix.turns {self.turns} must be at least 1")
+        if self.faces not in FACES:
+            raise ConfigError(f"data.mix.faces {self.faces!r} must be one of {', '.join(FACES)}")
+
+    @classmethod
+    def of(cls, table: Mapping[str, Any]) -> Mix:
+        """The table `data.mix` of a recipe, in which `sizes` and `page_sizes` are lists of [shortest, longest, share].
+
+        Raises:
+            ConfigError: naming the key that is unknown or wrong.
+        """
+        values: dict[str, Any] = dict(table)
+        if unknown := values.keys() - {f.name for f in fields(cls)}:
+            raise ConfigError(f"unknown key {', '.join(sorted(unknown))} in [data.mix]")
+        for key in values.keys() & {"sizes", "page_sizes"}:
+            values[key] = tuple(SizeRange(*size) for size in values[key])
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return cls(**values)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Relative frequencies by kind."""
+        return {kind: getattr(self, kind) for kind in KIND_NAMES}
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of picture that it draws."""
+        return tuple(kind for kind, weight in self.weights.items() if weight)
+
+    @property
+    def typeface(self) -> Fonts:
+        """The fonts that renderers print with."""
+        return Fonts(self.fonts, self.faces)
+
+    def only(self, kind: str) -> Mix:
+        """The same mix with pictures of one kind alone."""
+        return self._weighing({kind: 1.0})
+
+    def easy(self) -> Mix:
+        """The same mix with at most two objects or one word to a picture, nothing harder, and no questions."""
+        known = {kind: weight for kind, weight in self.weights.items() if kind in EASY_KINDS}
+        mix = self._weighing(known) if any(known.values()) else self
+        return replace(mix, max_objects=min(2, self.max_objects), max_words=1, questions=0.0)
+
+    def within(self, sizes: tuple[SizeRange, ...]) -> Mix:
+        """The same mix on other canvas sizes."""
+        return replace(self, sizes=sizes, page_sizes=None)
+
+    def _weighing(self, weights: dict[str, float]) -> Mix:
+        shares: dict[str, Any] = {kind: weights.get(kind, 0.0) for kind in KIND_NAMES}
+        return replace(self, **shares)

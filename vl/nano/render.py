@@ -1,0 +1,120 @@
+"""The built-in data: every picture, its conversation and its ground truth as a function of (seed, index)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from preprocessing import Grid
+from vl.model import DEFAULT_PROMPT
+from vl.nano.kinds import KINDS, Facts, Kind
+from vl.nano.mix import Mix
+from vl.nano.patches import patch_labels
+from vl.nano.pictures.asked import Asked
+from vl.nano.pictures.canvas import pick
+from vl.nano.pictures.damage import Boxes, damage
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture with what is asked about it and what a perfect model would answer.
+
+    `facts` is what the answer follows from, `boxes` where each thing and character of the picture is, `metric` the name
+    of the metric that judges answers. `later` are the questions and answers after the first.
+    """
+
+    image: Image.Image  # RGB
+    kind: str
+    prompt: str
+    answer: str
+    metric: str
+    facts: Facts
+    boxes: Boxes
+    later: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def question(self) -> list[dict[str, Any]]:
+        """The user's first turn, image first."""
+        return [
+            {
+                "role": "user",
+                "content": [{"type": "image", "image": self.image}, {"type": "text", "text": self.prompt}],
+            }
+        ]
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The whole conversation: the user's turns and the answers to learn."""
+        talk = self.question
+        for role, text in (("assistant", self.answer), *(turn for pair in self.later for turn in _turns(*pair))):
+            talk.append({"role": role, "content": [{"type": "text", "text": text}]})
+        return talk
+
+    def label(self, grid: Grid) -> Tensor:
+        """The class under each point of every patch, as `patch_labels` gives it."""
+        return patch_labels(self.boxes, grid)
+
+
+def render(seed: int, index: int, mix: Mix | None = None) -> Sample:
+    """Renders sample `index` of the stream `seed`: the same arguments (and fonts) give the same sample anywhere."""
+    mix = mix or Mix()
+    rng = np.random.default_rng((seed, index))
+    name = _draw_kind(rng, mix)
+    kind = KINDS[name]
+    image, facts = kind.draw(rng, mix)
+    asked = kind.ask and mix.questions and rng.random() < mix.questions
+    prompt, answer, metric = _ask(rng, kind, facts) if asked else _describe(rng, kind, facts)
+    boxes = facts.boxes
+    if mix.damaged and rng.random() < mix.damaged:
+        image, boxes = damage(rng, image, boxes)
+    later = _later_turns(rng, mix, kind, facts, prompt, answer) if mix.turns > 1 else ()
+    return Sample(image, name, prompt, answer, metric, facts, boxes, later)
+
+
+def _ask(rng: np.random.Generator, kind: Kind, facts: Any) -> Asked:
+    assert kind.ask
+    return kind.ask(rng, facts)
+
+
+def _describe(rng: np.random.Generator, kind: Kind, facts: Any) -> Asked:
+    return Asked(_prompt(rng, kind), kind.caption(facts), kind.metric)
+
+
+def _later_turns(
+    rng: np.random.Generator, mix: Mix, kind: Kind, facts: Any, prompt: str, answer: str
+) -> tuple[tuple[str, str], ...]:
+    """More questions about a picture, like the first ones; none comes twice, nor does the whole description."""
+    turns: dict[str, str] = {}
+    description = kind.caption(facts)
+    for _ in range(int(rng.integers(mix.turns)) if kind.ask and mix.questions else 0):
+        described = description in (answer, *turns.values())
+        again = described or rng.random() < mix.questions
+        asked = _ask(rng, kind, facts) if again else _describe(rng, kind, facts)
+        if asked.prompt != prompt and not (described and asked.answer == description):
+            turns.setdefault(asked.prompt, asked.answer)
+    return tuple(turns.items())
+
+
+def _turns(question: str, answer: str) -> tuple[tuple[str, str], ...]:
+    return ("user", question), ("assistant", answer)
+
+
+def _draw_kind(rng: np.random.Generator, mix: Mix) -> str:
+    weights = mix.weights
+    point = rng.random() * sum(weights.values())
+    for name, weight in weights.items():
+        point -= weight
+        if point < 0:
+            return name
+    return mix.kinds[-1]
+
+
+def _prompt(rng: np.random.Generator, kind: Kind) -> str:
+    """The default prompt half of the time, where it is one of the kind's, else another of its phrasings."""
+    if kind.default and rng.random() < 0.5:
+        return DEFAULT_PROMPT
+    return pick(rng, kind.prompts)

@@ -1,0 +1,126 @@
+"""The built-in tasks: pictures from seeds that training never sees. A new task is one more entry of `TASKS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from PIL import Image
+
+from vl.evaluation.metrics import read_text
+from vl.evaluation.tasks import Question, Target, Task
+from vl.model import DEFAULT_PROMPT
+from vl.nano.kinds import KINDS
+from vl.nano.mix import Mix
+from vl.nano.pictures.canvas import SizeRange
+from vl.nano.pictures.chart_questions import ask_chart, ask_table
+from vl.nano.pictures.charts import draw_chart
+from vl.nano.pictures.emoji import ask_emoji, draw_emoji
+from vl.nano.pictures.pages import draw_pages
+from vl.nano.pictures.relations import ask_scene
+from vl.nano.pictures.tables import draw_table
+from vl.nano.render import Sample, render
+from vl.training.config import EVALUATION_SEED
+
+# Apart from EVALUATION_SEED itself, on which training watches its progress.
+SEED = EVALUATION_SEED + 1
+_PAGE_SIZES = (SizeRange(1008, 2016, 1.0),)
+HELD_OUT = Mix(faces="held-out")
+"""What tasks draw from unless they are told otherwise."""
+
+Draw = Callable[[int, Mix], Question]
+
+
+def describe(sample: Sample) -> Question:
+    """A sample's picture with the default prompt; the right answer is its caption."""
+    return Question(replace(sample, prompt=DEFAULT_PROMPT).question, (sample.answer,))
+
+
+def _scene(index: int, mix: Mix) -> Question:
+    return describe(render(SEED, index, mix.only("scenes")))
+
+
+def _words(index: int, mix: Mix) -> Question:
+    return _transcribe(render(SEED, index, mix.only("words")))
+
+
+def _about_scene(index: int, mix: Mix) -> Question:
+    rng, kind = np.random.default_rng((SEED, index)), KINDS[("scenes", "counts")[index % 2]]
+    image, facts = kind.draw(rng, mix)
+    prompt, answer, _ = ask_scene(rng, facts)
+    return _question(image, prompt, answer)
+
+
+def _about_chart(index: int, mix: Mix) -> Question:
+    rng = np.random.default_rng((SEED, index))
+    if index % 2:
+        image, table = draw_table(rng, mix.sizes, fonts=mix.typeface)
+        prompt, answer, _ = ask_table(rng, table)
+    else:
+        image, chart = draw_chart(rng, mix.sizes, fonts=mix.typeface)
+        prompt, answer, _ = ask_chart(rng, chart)
+    return _question(image, prompt, answer)
+
+
+def _emoji(index: int, mix: Mix) -> Question:
+    rng = np.random.default_rng((SEED, index))
+    image, facts = draw_emoji(rng, mix.sizes, max_emoji=1, fonts=mix.fonts, require_colour=True)
+    prompt, answer, _ = ask_emoji(rng, facts, kinds=("name",))
+    return _question(image, prompt, answer)
+
+
+def _page(index: int, mix: Mix) -> Question:
+    """A page that fills its tiles, whatever sizes the mix has: small print is what large pictures are for."""
+    rng = np.random.default_rng((SEED, index))
+    image, facts = draw_pages(rng, _PAGE_SIZES, fonts=mix.typeface, kinds=("page",))
+    return ask_to_describe(image, facts.text)
+
+
+def _thumbnail(index: int, mix: Mix) -> Question:
+    return as_thumbnail(_page(index, mix))
+
+
+def as_thumbnail(question: Question) -> Question:
+    """The same question about its one image as the thumbnail shows it, and nothing more."""
+    (message,) = question.messages
+    image, text = message["content"]
+    small = image["image"].resize((336, 336), Image.Resampling.BICUBIC)
+    return Question([{**message, "content": [{**image, "image": small}, text]}], question.references)
+
+
+def _transcribe(sample: Sample) -> Question:
+    question, (caption,) = describe(sample)
+    return Question(question, (read_text(caption),))
+
+
+def ask_to_describe(image: Image.Image, answer: str) -> Question:
+    """The default prompt about an image."""
+    return _question(image, DEFAULT_PROMPT, answer)
+
+
+def _question(image: Image.Image, prompt: str, answer: str) -> Question:
+    content = [{"type": "image", "image": image}, {"type": "text", "text": prompt}]
+    return Question([{"role": "user", "content": content}], (answer,))
+
+
+def _draw_question(draw: Draw, index: int, mix: Mix | None) -> Question:
+    return draw(index, mix or HELD_OUT)
+
+
+TASKS: dict[str, Task] = {
+    task.name: replace(task, draw=partial(_draw_question, task.draw))
+    for task in (
+        Task("scenes", "coloured shapes, named and placed", "scenes", _scene, (Target("objects", 0.97),)),
+        Task("relations", "questions on shapes: how many, where, beside what", "vqa", _about_scene,
+             (Target("normalised", 0.95),)),
+        Task("emoji", "one of 600 emoji, named", "vqa", _emoji, (Target("normalised", 0.9),)),
+        Task("words", "printed words and lines, read", "ocr", _words, (Target("cer", 0.02, most=True),)),
+        Task("pages", "pages of up to 120 words in small print, read", "ocr", _page, (Target("cer", 0.06, most=True),),
+             max_new_tokens=640),
+        Task("thumbnails", "the same pages, of which only the thumbnail is shown", "ocr", _thumbnail,
+             max_new_tokens=640),
+        Task("charts", "questions on charts and tables", "chart", _about_chart, (Target("relaxed", 0.9),)),
+    )
+}  # fmt: skip

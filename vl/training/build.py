@@ -1,0 +1,43 @@
+"""The model that a run starts with: new, or a checkpoint's."""
+
+from __future__ import annotations
+
+import torch
+
+from preprocessing import ChatTemplate, Processor, Tokenizer
+from vl.config import read_config
+from vl.errors import ConfigError
+from vl.hub import resolve_source
+from vl.loading import load_folder, patcher_of
+from vl.model import MiniMaxVL
+from vl.training.config import TrainConfig
+from vl.training.init import initialise
+
+
+def build_model(config: TrainConfig, device: torch.device) -> MiniMaxVL:
+    """The model at step 0: `run.init`'s in `run.dtype`, or a new one in float32, from which the masters are taken.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be read.
+        ConfigError: if the config describes no model, or another one than the checkpoint holds.
+    """
+    if config.run.init is None:
+        model = MiniMaxVL(config.model, build_processor(config), device=device, dtype=torch.float32)
+        initialise(model, config.data.seed)
+        return model
+    folder = resolve_source(config.run.init)
+    shape = read_config(folder)
+    for table, wanted, found in (("text", config.text, shape.text), ("vision", config.vision, shape.vision)):
+        if wanted is not None and wanted != found:
+            raise ConfigError(f"the checkpoint {config.run.init} is not of the shape in [{table}]: drop that table")
+    # One thread to an image: the data loader's workers already take every CPU.
+    return load_folder(
+        folder, shape, name=config.run.init, device=device, dtype=getattr(torch, config.run.dtype), threads=1
+    )
+
+
+def build_processor(config: TrainConfig) -> Processor:
+    """The processor of a new model: the data source's tokenizer, the default template, the config's resolutions."""
+    shape = config.model
+    tokenizer = Tokenizer(config.data.open_source().train_tokenizer(shape.text.vocab_size))
+    return Processor(tokenizer, ChatTemplate(None), patcher_of(shape, 1))
