@@ -34,6 +34,10 @@ BITS = 10_000
 
 # HTML's filters and test data: some take time that grows with the square of the text, and no prompt needs them.
 _LEFT_OUT = ("pprint", "striptags", "urlize", "wordwrap", "xmlattr")
+# Methods: a table may have a long text for every character, and some codecs take such time too.
+_REFUSED = {"translate", "encode", "decode", "striptags"}
+# Searches from the end and sets of characters: their time is that of both lengths multiplied.
+_SEARCHES = {"rfind", "rindex", "rsplit", "rpartition", "strip", "lstrip", "rstrip", "trim"}
 # Filters that pick and order items and do not print them, so that only the items' number counts.
 _CHOOSING = {"map", "max", "min", "reject", "rejectattr", "select", "selectattr", "sum"}
 _PICKING = _CHOOSING | {"attr", "batch", "count", "d", "default", "dictsort", "first", "groupby", "items", "last"}
@@ -186,8 +190,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return budget.admit(super().call(context, obj, *args, **kwargs))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        # Its table may have a long text for every character.
-        return attr != "translate" and super().is_safe_attribute(obj, attr, value)
+        return attr not in _REFUSED and super().is_safe_attribute(obj, attr, value)
 
 
 def render_bounded(template: Template, names: Mapping[str, Any]) -> str:
@@ -306,8 +309,10 @@ def _estimate(budget: Budget, name: str, value: Any, others: list[Any]) -> int:
         return read + (len(value) * len(texts[0]) if texts and hasattr(value, "__len__") else 0)
     if name == "replace":
         return read + max((str(value).count(a) * len(b) for a, b in permutations(texts[:2])), default=0)
-    if name == "indent":
+    if name in ("indent", "tojson"):
         return read + lines * sum(map(_measure_width, others))
+    if name in _SEARCHES:
+        return read + len(str(value)) * sum(map(len, texts)) // 16  # so many comparisons cost as much as a character
     if name in ("%", "format", "format_map"):
         return read + sum(_measure_fields(name, str(value), read))
     if name in _NUMBERS:
@@ -316,7 +321,9 @@ def _estimate(budget: Budget, name: str, value: Any, others: list[Any]) -> int:
 
 
 def _measure_width(value: Any) -> int:
-    """Of an indent: so many spaces, or this text."""
+    """Of what stands before every line, or between all items: so many spaces, or this text."""
+    if isinstance(value, list | tuple):
+        return sum(map(_measure_width, value))
     return max(0, value) if isinstance(value, int) else len(value) if isinstance(value, str) else 0
 
 

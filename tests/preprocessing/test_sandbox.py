@@ -27,7 +27,7 @@ TOO_MUCH = [
     "{{ 10 ** (10**10) }}",
     "{{ 2 ** 10**9 }}{{ 2 ** (2 ** 40) }}",
     "{{ ('9' * 4000) | int }}",
-    "{{ 'x'.encode() * 10**10 }}",
+    "{{ (1).to_bytes(4, 'big') * 10**10 }}",
     "{{ (1).to_bytes(10**9, 'big') }}",
     "{{ range(10**9) }}",
     "{% set x = 'x' * 900000 %}{{ x + x }}",
@@ -56,6 +56,8 @@ TOO_MUCH = [
     "{{ 'a\nb' | indent(10**9) }}",
     "{{ ('\n' * 9000) | indent('x' * 9000) }}",
     "{{ messages | tojson(indent=10**9) }}",
+    "{{ messages | tojson(indent='x' * 900000) }}",
+    "{{ range(9000) | list | tojson(separators=('x' * 900000, ':')) }}",
     "{{ [1] | batch(10**9, 'x') | list }}",
     "{{ [1] | slice(10**9) | list }}",
     "{% filter center(10**9) %}x{% endfilter %}",
@@ -65,7 +67,12 @@ TOO_MUCH = [
     "{{ ('x' * 900000) | replace('', 'x' * 900000) }}",
     "{{ ('x' * 900000).replace('x', 'y' * 900000) }}",
     "{{ ('x' * 900000) | replace(new='x' * 900000, old='x') }}",
+    # one operation of much time
     "{{ 'a'.translate({97: 'x' * 10**5}) }}",
+    "{{ ('é' * 900000).encode('punycode') }}",
+    "{{ (('<!---->' * 100000) | safe).striptags() }}",
+    "{{ ('a' * 600000).rfind('ab' + 'a' * 300000) }}",
+    "{{ ('a' * 450000) | trim('b' * 450000 ~ 'a') }}",
     # little by little
     DOUBLING % ("'x'", "ns.x + ns.x", "ns.x | length"),
     DOUBLING % ("'x'", "ns.x ~ ns.x", "ns.x | length"),
@@ -155,7 +162,7 @@ HONEST = [
     "{{ messages | tojson(indent=4) }}{{ [1, 2, 3] | batch(2, 0) | list }}"
     "{{ [3, 1] | max }}{{ '<&' | e }}{{ 'a b' | title }}",
     "{% set x %}{% for m in messages %}{{ m.role }}{% endfor %}{% endset %}"
-    "{{ x | replace('user', 'U') | trim }}{{ x is string }}",
+    "{{ x | replace('user', 'U') | trim }}{{ 'a/b/c'.rsplit('/', 1) }}{{ ' x '.strip() }}{{ x is string }}",
     "{% filter upper %}{% for i in range(3) if i != 1 %}{{ i }}a{% endfor %}{% endfilter %}{{ range(5) | list }}",
     "{% for a, b in [(1, 2), (3, 4)] %}{{ a + b }}{% endfor %}{% set c, d = 5, 6 %}"
     "{{ c }}{{ d }}{{ 1 in (1, 2) }}{{ [] or 'e' }}",
