@@ -20,12 +20,11 @@ def init_weights(model: MiniMaxText, *, std: float = 0.02, generator: torch.Gene
     DeepNorm's gain (arXiv:2203.00555) for a decoder of N layers is `(8N)^(-1/4)` beside a residual scale
     `alpha = (2N)^(1/4)`, which the released alpha is for its 80 layers.
     """
-    for module in model.modules():
-        if isinstance(module, nn.RMSNorm):
-            nn.init.ones_(module.weight)
     for weight in model.parameters():
         if weight.dim() > 1:
             nn.init.normal_(weight, std=std, generator=generator)
+        else:
+            nn.init.ones_(weight)
     for layer in model.layers:
         assert isinstance(layer, DecoderLayer)
         attention = layer.self_attn

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from text_backbone.cache import PagedKV
 from text_backbone.config import LIGHTNING, TextConfig
-from text_backbone.kernels.norms import residual_norm
 from text_backbone.lightning import LightningAttention
 from text_backbone.moe import SparseMoE
+from text_backbone.norms import ResidualNorm
 from text_backbone.packed import Packed
 from text_backbone.softmax import SoftmaxAttention
 
@@ -33,7 +33,6 @@ class DecoderLayer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.eps = config.rms_norm_eps
         self.mlp_alpha, self.mlp_beta = config.mlp_alpha, config.mlp_beta
         self.self_attn: LightningAttention | SoftmaxAttention
         if config.attn_type_list[layer] == LIGHTNING:
@@ -43,11 +42,13 @@ class DecoderLayer(nn.Module):
             self.self_attn = SoftmaxAttention(config, device=device, dtype=dtype)
             self.attn_alpha, self.attn_beta = config.full_attention_alpha, config.full_attention_beta
         self.block_sparse_moe = SparseMoE(config, device=device, dtype=dtype)
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, self.eps, device=device, dtype=dtype)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, self.eps, device=device, dtype=dtype)
+        self.input_layernorm = ResidualNorm(config.hidden_size, config.rms_norm_eps, device=device, dtype=dtype)
+        self.post_attention_layernorm = ResidualNorm(
+            config.hidden_size, config.rms_norm_eps, device=device, dtype=dtype
+        )
 
     def forward(
-        self, x: Tensor, packed: Packed, table: Tensor, memory: Tensor | PagedKV | None, next_norm: Tensor
+        self, x: Tensor, packed: Packed, table: Tensor, memory: Tensor | PagedKV | None, next_norm: nn.Module
     ) -> tuple[Tensor, Tensor]:
         """One layer, from after its input norm to after the next norm.
 
@@ -55,12 +56,12 @@ class DecoderLayer(nn.Module):
             x: [T, hidden], normalised.
             table: float32 [T, rotary_dim], cosines and sines of the positions.
             memory: this layer's part of the cache.
-            next_norm: [hidden], weight of the next layer's input norm or of the final norm.
+            next_norm: the next layer's `input_layernorm` or the final norm, a `ResidualNorm` or what stands for it.
 
         Returns:
             [T, hidden], normalised, and the router logits float32 [T, E].
         """
         y = self.self_attn(x, packed, table, memory)
-        x = residual_norm(x, y, self.attn_alpha, self.attn_beta, self.post_attention_layernorm.weight, self.eps)
+        x = self.post_attention_layernorm(x, y, self.attn_alpha, self.attn_beta)
         y, router_logits = self.block_sparse_moe(x)
-        return residual_norm(x, y, self.mlp_alpha, self.mlp_beta, next_norm, self.eps), router_logits
+        return next_norm(x, y, self.mlp_alpha, self.mlp_beta), router_logits

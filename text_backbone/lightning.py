@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from text_backbone.config import TextConfig
 from text_backbone.kernels.lightning import lightning_attention
-from text_backbone.kernels.norms import gated_norm
 from text_backbone.linear import linear
+from text_backbone.norms import GatedNorm
 from text_backbone.packed import Packed
 
 NORM_EPS = 1e-6  # the released model's, whatever rms_norm_eps says for the other norms
@@ -42,10 +42,10 @@ class LightningAttention(nn.Module):
         self.qkv_proj = linear(hidden, 3 * inner, device=device, dtype=dtype)
         self.output_gate = linear(hidden, inner, device=device, dtype=dtype)
         self.out_proj = linear(inner, hidden, device=device, dtype=dtype)
-        self.norm = nn.RMSNorm(inner, eps=NORM_EPS, device=device, dtype=dtype)
+        self.norm = GatedNorm(inner, NORM_EPS, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, packed: Packed, table: Tensor, states: Tensor | None) -> Tensor:
         """x [T, hidden] -> [T, hidden]; `states` [slots, heads, d, d] is updated in place; `table` is not used."""
         slopes = decay_slopes(self.heads, self.layer, self.layers, x.device)
         out = lightning_attention(self.qkv_proj(x), slopes, packed, states)  # [T, heads * d]
-        return self.out_proj(gated_norm(out, self.output_gate(x), self.norm.weight, NORM_EPS))
+        return self.out_proj(self.norm(out, self.output_gate(x)))

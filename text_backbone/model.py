@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from text_backbone.cache import HybridCache, PagedKV
 from text_backbone.config import TextConfig
-from text_backbone.kernels.norms import rms_norm
 from text_backbone.kernels.rotary import rotary_table
 from text_backbone.layer import DecoderLayer
 from text_backbone.linear import linear
+from text_backbone.norms import ResidualNorm
 from text_backbone.packed import Packed
 
 
@@ -35,7 +35,7 @@ class MiniMaxText(nn.Module):
         self.layers = nn.ModuleList(
             DecoderLayer(config, i, device=device, dtype=dtype) for i in range(config.num_hidden_layers)
         )
-        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps, device=device, dtype=dtype)
+        self.norm = ResidualNorm(config.hidden_size, config.rms_norm_eps, device=device, dtype=dtype)
         self.lm_head = linear(config.hidden_size, config.vocab_size, device=device, dtype=dtype)
 
     def embed(self, input_ids: Tensor) -> Tensor:
@@ -74,8 +74,8 @@ class MiniMaxText(nn.Module):
             memories: Iterable[Tensor | PagedKV | None]
             memories = [None] * len(self.layers) if cache is None else cache.layers(packed)
             table = rotary_table(packed.positions, self.config.rotary_dim, self.config.rope_theta)
-            norms = [layer.get_parameter("input_layernorm.weight") for layer in self.layers] + [self.norm.weight]
-            x = rms_norm(embeds, norms[0], self.config.rms_norm_eps)
+            norms = [*(layer.get_submodule("input_layernorm") for layer in self.layers), self.norm]
+            x = norms[0](embeds)
             for layer, memory, next_norm in zip(self.layers, memories, norms[1:], strict=True):
                 x, logits = layer(x, packed, table, memory, next_norm)
                 if router_logits is not None:

@@ -11,7 +11,10 @@ from text_backbone.linear import linear
 
 
 class Experts(nn.Module):
-    """The gated MLPs of all experts, stacked: `w13` [E, 2, I, hidden] (w1 then w3) and `w2` [E, hidden, I]."""
+    """The gated MLPs of all experts, stacked: `w13` [E, 2, I, hidden] (w1 then w3) and `w2` [E, hidden, I].
+
+    Nothing else of the model reads the weights, so a module with the same `forward` may store them in any other way.
+    """
 
     def __init__(
         self, config: TextConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -22,6 +25,7 @@ class Experts(nn.Module):
         self.w2 = nn.Parameter(torch.empty(experts, hidden, inner, device=device, dtype=dtype))
 
     def forward(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
+        """x [T, hidden], weights float32 [T, k] and experts int64 [T, k] of `route` -> [T, hidden]."""
         return expert_mlp(x, self.w13, self.w2, weights, experts)
 
 
