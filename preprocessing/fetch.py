@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import base64
 import binascii
-import time
 import urllib.error
 import urllib.parse
-import urllib.request
+import zlib
 from http.client import HTTPException
 
+from preprocessing.download import Limits, TooLargeError, open_url
 from preprocessing.errors import ImageError
 
 TIMEOUT_S = 20.0
-"""Longest wait for the server to connect or to send anything, in seconds."""
+"""Longest wait for a server to be found, to connect or to send anything, in seconds."""
 
 DEADLINE_S = 120.0
-"""Longest whole download, in seconds."""
+"""Longest whole download, with look-ups and redirects, in seconds."""
 
 MAX_BYTES = 256 * 2**20
 """Largest accepted download or data URL content, in bytes."""
+
+_OVERHEAD = 2**20  # bytes of headers, chunk lengths and redirects
+_ZLIB_OR_GZIP = 32 + zlib.MAX_WBITS
 
 
 def is_url(source: str) -> bool:
@@ -37,7 +40,7 @@ def _data(url: str, label: str) -> bytes:
     if not comma:
         raise ImageError(f"{label}: no comma in the data URL; expected data:image/png;base64,...")
     if len(payload) > 2 * MAX_BYTES:
-        raise ImageError(f"{label}: larger than the limit of {MAX_BYTES >> 20} MiB")
+        raise _too_large(label)
     content = urllib.parse.unquote_to_bytes(payload)
     if not header.lower().endswith(";base64"):
         return content
@@ -48,28 +51,43 @@ def _data(url: str, label: str) -> bytes:
 
 
 def _download(url: str, label: str) -> bytes:
-    deadline = time.monotonic() + DEADLINE_S
+    limits = Limits(TIMEOUT_S, DEADLINE_S, MAX_BYTES + _OVERHEAD)
     content = bytearray()
     try:
-        quoted = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
-        request = urllib.request.Request(quoted, headers={"User-Agent": "minimax-vl"})
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-            # read1 returns what has arrived, so a server that drips bytes cannot hold us past the deadline.
+        with open_url(urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]"), limits) as response:
             while chunk := response.read1(2**18):
                 content += chunk
-                if len(content) > MAX_BYTES:
-                    raise ImageError(f"{label}: larger than the limit of {MAX_BYTES >> 20} MiB")
-                if time.monotonic() > deadline:
-                    raise ImageError(f"{label}: not downloaded within {DEADLINE_S:g} s; download it and pass the file")
             expected = response.headers.get("Content-Length", "")
-            if expected.isdigit() and len(content) < int(expected):
-                raise ImageError(f"{label}: the connection ended after {len(content)} of {expected} bytes; try again")
+            encoding = response.headers.get("Content-Encoding", "identity").lower()
     except urllib.error.HTTPError as error:
         with error:
             raise ImageError(f"{label}: the server answered {error.code} {error.reason}; check the URL") from None
-    except TimeoutError:
-        raise ImageError(f"{label}: no answer within {TIMEOUT_S:g} s; try again or pass a file") from None
+    except TooLargeError:
+        raise _too_large(label) from None
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
+        if isinstance(reason, TimeoutError) and limits.expired:
+            fix = "download it and pass the file"
+            raise ImageError(f"{label}: not downloaded within {DEADLINE_S:g} s; {fix}") from None
+        if isinstance(reason, TimeoutError):
+            raise ImageError(f"{label}: no answer within {TIMEOUT_S:g} s; try again or pass a file") from None
         raise ImageError(f"{label}: cannot be downloaded ({reason}); check the URL and the network") from None
-    return bytes(content)
+    if expected.isdigit() and len(content) < int(expected):
+        raise ImageError(f"{label}: the connection ended after {len(content)} of {expected} bytes; try again")
+    return _decoded(bytes(content), encoding, label)
+
+
+def _decoded(content: bytes, encoding: str, label: str) -> bytes:
+    """The body without the compression that some servers apply unasked."""
+    if encoding in ("gzip", "x-gzip", "deflate"):
+        try:
+            content = zlib.decompressobj(_ZLIB_OR_GZIP).decompress(content, MAX_BYTES + 1)
+        except zlib.error as error:
+            raise ImageError(f"{label}: damaged download ({error}); try again") from None
+    if len(content) > MAX_BYTES:
+        raise _too_large(label)
+    return content
+
+
+def _too_large(label: str) -> ImageError:
+    return ImageError(f"{label}: larger than the limit of {MAX_BYTES >> 20} MiB")
