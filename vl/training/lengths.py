@@ -83,7 +83,8 @@ def fingerprint(records: Records, processor: Processor, config: DataConfig) -> s
     files = [(str(file.path), os.stat(file.path).st_size, os.stat(file.path).st_mtime_ns) for file in records.files]
     patcher = processor.patcher
     shape = None if patcher is None else (patcher.pinpoints, patcher.tile, patcher.patch)
-    parts = (files, processor.template.source, processor.tokenizer.backend.to_str(), shape, config.limit)
+    text = (processor.template.source, processor.tokenizer.backend.to_str(), processor.control_tokens_in_text)
+    parts = (files, text, shape, config.limit)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
