@@ -40,16 +40,23 @@ class Embedder:
         if not due:
             return embeds
         missing = [(request, image) for request, image in due if image not in request.features]
-        if missing:
-            ahead = list(self._next(missing, running))
-            try:
-                self._encode(missing + ahead)
-            except Exception:
-                if not ahead:
-                    raise
-                self._encode(missing)  # one that is not due yet may be to blame, which is no concern of these
+        if missing and not self._encoded_ahead(missing, running):
+            self._encode(missing)
         rows, features = zip(*self._placed(batch), strict=True)
         return embeds.index_copy_(0, _sent(torch.cat(rows), embeds.device), torch.cat(features).to(embeds.dtype))
+
+    def _encoded_ahead(self, due: list[tuple[Request, int]], running: Sequence[Request]) -> bool:
+        """Encode images that are due with those that come next. False if there are none, or it fails.
+
+        One that is not due yet may be to blame for that, which is no concern of those that are.
+        """
+        ahead = list(self._next(due, running))
+        try:
+            if ahead:
+                self._encode(due + ahead)
+        except Exception:
+            return False
+        return bool(ahead)
 
     def _placed(self, batch: Sequence[tuple[Request, int]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows of the pass, int64 on the host, and the features that stand there; those that are read are let go."""

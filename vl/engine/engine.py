@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -180,6 +181,8 @@ class Engine:
 
     def _isolate(self, requests: Sequence[Request], error: Exception) -> None:
         """After a step failed: states may be half-written. Whose fault it was shows when each runs by itself."""
+        if memory.is_exhausted(error):
+            traceback.clear_frames(error.__traceback__)  # they hold what the failed pass had allocated
         if len(requests) == 1:
             self._fail(requests[0], error)
             return
@@ -216,11 +219,11 @@ class Engine:
                 return
 
     def _fit_cache(self, request: Request) -> None:
-        """A cache as the config says, or a larger one if the next token of `request` needs it.
+        """A cache as the config says, or a larger one if `request` needs it for its next token.
 
         Then as large as all that it may come to, but at most twice what was there: few requests write all they may.
         """
-        runner, needed = self.runner, self._pages(request.next)
+        runner, needed = self.runner, self._pages(request.upcoming)
         follows = runner is not None and runner.follow()
         if runner is not None and follows and needed <= runner.cache.pages:
             return

@@ -58,8 +58,8 @@ class Entry:
         return self.prompt_tokens + self.written
 
     @property
-    def next(self) -> int:
-        """Tokens in the cache once the next token is read too; the last one that is written is not."""
+    def upcoming(self) -> int:
+        """Tokens in the cache once the next one to be written is read too, which the last one never is."""
         return min(self.known + 1, self.most)
 
     @property
@@ -163,7 +163,7 @@ class Scheduler(Generic[E]):
     def _missing(self, entry: E) -> int:
         """Pages that `entry` lacks for its next token too."""
         assert self.memory is not None
-        return max(0, -(-(entry.next - entry.room) // self.memory.page_size))
+        return max(0, -(-(entry.upcoming - entry.room) // self.memory.page_size))
 
     def _stop(self, entry: E) -> bool:
         """End the running of `entry`; False if it does not run."""

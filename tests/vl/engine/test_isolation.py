@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -139,6 +140,22 @@ def test_a_step_that_fails_ends_the_request_it_fails_for(
     else:
         assert told is error
     assert idle(model)
+
+
+def test_what_a_failed_pass_had_allocated_is_let_go(model: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[ref[Tensor]] = []
+
+    def runner(self: Runner, batch: object, running: object) -> list[tuple[Request, int]]:
+        activations = torch.zeros(1000)
+        held.append(ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Runner, "__call__", runner)
+    requests = submit(model)
+    finish(model, requests)
+    assert len(held) == 4  # all three together, then each by itself
+    assert all(isinstance(request.error, vl.DeviceError) for request in requests)
+    assert [kept() for kept in held] == [None] * 4
 
 
 def test_the_thread_that_drives_a_failing_step_is_not_the_one_that_suffers(
