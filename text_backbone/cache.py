@@ -61,7 +61,8 @@ class HybridCache:
 
     Attributes:
         states: float32 [lightning_layers, slots, heads, d, d].
-        keys, values: `dtype` [softmax_layers, pages, page_size, kv_heads, d].
+        keys: `dtype` [softmax_layers, pages, page_size, kv_heads, d].
+        values: as `keys`.
         page_table: int32 [slots, pages]; entries beyond a slot's reserved pages mean nothing, but name pages.
         scratch_slot: it owns one page, and several rows of a batch may name it; what it holds means nothing.
     """

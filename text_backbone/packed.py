@@ -25,7 +25,10 @@ class Packed:
         offsets: int64 [n + 1], sequence i is rows `offsets[i]` to `offsets[i + 1]`.
         past: int64 [n], tokens of the sequence that are already in the cache.
         slots: int64 [n], cache slot of each sequence.
-        lengths, starts, pasts, slot_ids: the same on the host.
+        lengths: tokens of each sequence in this batch, on the host.
+        starts: `offsets` without the last, on the host.
+        pasts: `past` on the host.
+        slot_ids: `slots` on the host.
     """
 
     offsets: Tensor

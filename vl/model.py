@@ -49,7 +49,8 @@ class MiniMaxVL(nn.Module):
         config: the model's shape.
         processor: messages to `Inputs`.
         name: what to call the model in results.
-        device, dtype: where and how the weights are held.
+        device: where the weights are held.
+        dtype: how they are held.
     """
 
     def __init__(

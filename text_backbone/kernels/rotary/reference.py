@@ -51,9 +51,12 @@ def rotary_to_pages(
     """`rotary`, with rotated keys and the values written to cache pages in place.
 
     Args:
-        q, k, table: as in `rotary`.
+        q: as in `rotary`.
+        k: as in `rotary`.
         v: [T, kv_heads, d].
-        keys, values: [pages, page_size, kv_heads, d].
+        table: as in `rotary`.
+        keys: [pages, page_size, kv_heads, d].
+        values: as `keys`.
         rows: int64 [T], row of each token in the pages flattened to [pages * page_size].
 
     Returns:

@@ -18,7 +18,8 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor
 
     Args:
         q: [T, heads, d].
-        k, v: [T, kv_heads, d]; query head h reads key/value head `h // (heads // kv_heads)`.
+        k: [T, kv_heads, d]; query head h reads key/value head `h // (heads // kv_heads)`.
+        v: as `k`.
 
     Returns:
         [T, heads, d].
@@ -39,8 +40,12 @@ def paged_attention(
     """`softmax_attention` for sequences whose earlier tokens are in the cache.
 
     Args:
-        q, k, v: the new tokens, as in `softmax_attention`.
-        keys, values: [pages, page_size, kv_heads, d], the new tokens already written.
+        q: [T, heads, d], of the new tokens.
+        k: [T, kv_heads, d], of the new tokens.
+        v: as `k`.
+        packed: says where each sequence lies, how long its past is, and its slot.
+        keys: [pages, page_size, kv_heads, d], the new tokens already written.
+        values: as `keys`.
         page_table: int32 [slots, pages].
 
     Returns:
