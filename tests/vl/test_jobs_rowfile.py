@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vl.jobs import JobError, RowFile, encode_row, expand_sources, source_key
+from vl.jobs import JobError, RowFile, encode_row
 
 
 @pytest.mark.parametrize(
@@ -59,20 +59,3 @@ def test_rows_are_lines(row: dict[str, Any]) -> None:
     line = encode_row(row)
     assert line.count(b"\n") == 1
     assert json.loads(line) == row
-
-
-def test_sources(tmp_path: Path) -> None:
-    for name in ("b/2.png", "b/1.JPG", "a/x.webp", "c.tiff", "notes.txt", ".hidden.png", ".git/y.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    url = "https://x.org/a.png?b=1"
-    names = list(expand_sources([tmp_path, url, f"{tmp_path}//b/./2.png", tmp_path / "notes.txt", "nowhere.png"]))
-    inside = [str(tmp_path / name) for name in ("c.tiff", "a/x.webp", "b/1.JPG", "b/2.png")]
-    assert names == [*inside, url, str(tmp_path / "b/2.png"), str(tmp_path / "notes.txt"), "nowhere.png"]
-
-
-def test_data_urls_have_short_distinct_names() -> None:
-    a, b = (source_key(f"data:image/png;base64,{'A' * 5000}{end}") for end in "xy")
-    assert a != b
-    assert a.startswith("data:image/png;base64,sha256:")
-    assert len(a) < 120
