@@ -128,6 +128,17 @@ def test_a_list_on_stdin(run: Run, images: Path, monkeypatch: pytest.MonkeyPatch
     assert [Path(row["image"]).name for row in run("caption", "-", "--json").rows] == ["red.png", "grey.jpg"]
 
 
+def test_what_a_folder_holds_besides_images_is_said(run: Run, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    ran = run("caption", tmp_path)
+    assert ran.code == 2
+    assert f"note: {tmp_path}: passed over 1 file: 1 .txt" in ran.err
+    (tmp_path / "red.png").write_bytes((images / "red.png").read_bytes())
+    ran = run("caption", tmp_path, "--out", tmp_path / "captions.jsonl")
+    assert ran.code == 0
+    assert ran.err.count("passed over") == 1
+
+
 def test_names_cannot_drive_the_terminal(run: Run, images: Path, tmp_path: Path) -> None:
     for name in ("\x1b[31mred.png", "[bold]b.png", os.fsdecode(b"caf\xe9.png")):
         (tmp_path / name).write_bytes((images / "red.png").read_bytes())

@@ -132,7 +132,8 @@ class _Run:
         from preprocessing import IMAGE_SUFFIXES
         from vl.jobs import expand_sources
 
-        names = expand_sources(chain.from_iterable(_lines() if s == _STDIN else (s,) for s in self.sources))
+        given = chain.from_iterable(_lines() if s == _STDIN else (s,) for s in self.sources)
+        names = expand_sources(given, tell=lambda line: complain(line, kind="note"))
         first = next(names, None)
         if first is None:
             where = ", ".join(printable(source) for source in self.sources)
