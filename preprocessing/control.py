@@ -23,16 +23,14 @@ _ESCAPE = re.compile(r"\\u([0-9a-f]{4})")
 class ControlTokens:
     """The spellings that the tokenizer makes control tokens of.
 
-    Args:
-        tokens: what was added to the vocabulary. The special tokens among them count, and others that begin with a sign
-            such as `<`; those that begin with a letter or a space are words, which users may write.
+    `starts`: the characters that they begin with.
     """
 
     def __init__(self, tokens: Iterable[AddedToken]) -> None:
-        control = sorted(filter(_is_control, tokens), key=lambda token: -len(token.content))
-        self.starts = sorted({token.content[0] for token in control})
-        # The longest is tried first, as the tokenizer does; without tokens, nothing matches.
-        self._pattern = re.compile("|".join(map(_write_pattern, control)) or r"(?!)")
+        longest_first = sorted(tokens, key=lambda token: -len(token.content))  # as the tokenizer looks for them
+        self.starts = sorted({token.content[0] for token in longest_first})
+        # Without tokens, nothing matches.
+        self._pattern = re.compile("|".join(map(_write_pattern, longest_first)) or r"(?!)")
 
     def find(self, text: str) -> list[str]:
         """The control tokens that the tokenizer would find in `text`."""
@@ -49,7 +47,12 @@ class ControlTokens:
             yield start, len(text)
 
 
-def _is_control(token: AddedToken) -> bool:
+def is_control(token: AddedToken) -> bool:
+    """Whether what was added to a vocabulary steers the model.
+
+    Special tokens do, and others that begin with a sign such as `<`. Those that begin with a letter or a space are
+    words, which users may write.
+    """
     first = token.content[0]
     return token.special or not (first.isalnum() or first.isspace())
 

@@ -156,6 +156,7 @@ class ChatTemplate:
                 raise InputError(
                     f"message {i + 1}: this chat template does not write it as the generation prompt, the text and "
                     f"{end}, so what the assistant should learn cannot be told; use the default template"
+                    + (", without tools" if conversation.tools else "")
                 )
             segments += [(prompt[done:], False), (answer, True)]
             done = len(prompt) + len(answer)

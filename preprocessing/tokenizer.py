@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tokenizers
 
-from preprocessing.control import ControlTokens
+from preprocessing.control import ControlTokens, is_control
 from preprocessing.errors import InputError
 from preprocessing.unicode import well_formed
 from preprocessing.vocabulary import MERGES, VOCABULARY, read_vocabulary
@@ -24,9 +24,9 @@ class Tokenizer:
         self.backend = backend
         backend.no_truncation()
         backend.no_padding()
-        added = backend.get_added_tokens_decoder()
-        self.control = ControlTokens(added.values())
-        self._added_ids = frozenset(added)
+        control = {i: token for i, token in backend.get_added_tokens_decoder().items() if is_control(token)}
+        self.control = ControlTokens(control.values())
+        self._control_ids = frozenset(control)
         # The same model and the same steps before it, without a list of tokens to look for.
         self._plain = tokenizers.Tokenizer(backend.model)
         for step in ("normalizer", "pre_tokenizer"):
@@ -75,7 +75,7 @@ class Tokenizer:
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of `text` as ordinary text: the spelling of a special token is not the token."""
         ids = self._plain.encode(well_formed(text), add_special_tokens=False).ids
-        if self._added_ids.isdisjoint(ids):
+        if self._control_ids.isdisjoint(ids):
             return ids
         # A model that looks words up before it merges finds even these; their characters it does not.
         return [token for character in well_formed(text) for token in self._plain.encode(character).ids]

@@ -204,14 +204,24 @@ def test_tokens_that_are_not_special(backend_json: str) -> None:
 
 
 def test_tokens_with_white_space() -> None:
-    tokens = [AddedToken("<a>", lstrip=True), AddedToken("<b>", rstrip=True), AddedToken("c", single_word=True)]
-    control = ControlTokens([*tokens, AddedToken("<ab>"), AddedToken("<a")])
+    tokens = [AddedToken("<a>", lstrip=True), AddedToken("<b>", rstrip=True), AddedToken("<ab>"), AddedToken("<a")]
+    control = ControlTokens(tokens)
+    assert control.starts == ["<"]
     text = "x  <a>  <b>  <ab>c c<a"
     assert [text[start:end] for start, end in control.between(text)] == ["x", "  ", "c c"]
     assert control.find("<ab><a><a") == ["<ab>", "<a>", "<a"]
-    special = ControlTokens([AddedToken("c", single_word=True, special=True)])
-    assert special.find("cc c ac") == ["c"]
+    assert ControlTokens([AddedToken("c", single_word=True)]).find("cc c ac") == ["c"]
     assert ControlTokens([]).find("<a>") == []
+
+
+def test_added_words_that_the_model_knows(backend_json: str) -> None:
+    """A word that was added though the model can merge it is no control token, and other text keeps its merges."""
+    backend = tokenizers.Tokenizer.from_str(backend_json)
+    text = "What is in this picture?"
+    word = next(token for token in backend.encode(text).tokens if token.isalpha() and len(token) > 1)
+    backend.add_tokens([word])
+    expected = backend.encode(text).ids
+    assert Tokenizer(backend).encode_plain(text) == expected
 
 
 def test_models_that_look_words_up() -> None:
