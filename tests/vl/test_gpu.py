@@ -58,6 +58,13 @@ def test_bfloat16_is_the_default(tiny_checkpoint: Path, tiny_model: vl.MiniMaxVL
     assert all(g.token_ids for g in model.generate(CONVERSATIONS, max_new_tokens=4, temperature=1.0, seed=1))
 
 
+def test_timings_are_told(tiny_checkpoint: Path) -> None:
+    """The vision encoder's work is timed by the device, and nobody waits for it."""
+    model = vl.load(tiny_checkpoint)
+    for result in model.generate(CONVERSATIONS[:2], max_new_tokens=4):
+        assert min(result.timings.vision, result.timings.prefill, result.timings.decode) > 0
+
+
 QUESTIONS = [
     [{"role": "user", "content": text}] for text in ("Hello", "Describe it in detail.", "Count to 9", "A", "?")
 ]

@@ -8,7 +8,7 @@ too: for a larger memory.
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
@@ -74,6 +74,7 @@ class Entry:
 
 
 E = TypeVar("E", bound=Entry)
+_arrival = attrgetter("arrival")
 
 
 class Scheduler(Generic[E]):
@@ -101,14 +102,13 @@ class Scheduler(Generic[E]):
 
     def remove(self, entry: E) -> None:
         """Forget `entry`, wherever it is; harmless when it is nowhere."""
-        if entry in self.waiting:
-            self.waiting.remove(entry)
+        _take_out(entry, self.waiting)
         self._stop(entry)
 
     def preempt(self, entry: E) -> None:
         """Take slot and pages from `entry`, which waits again for its turn, to be computed anew."""
         if self._stop(entry):
-            insort(self.waiting, entry, key=attrgetter("arrival"))
+            insort(self.waiting, entry, key=_arrival)
 
     def schedule(self) -> list[tuple[E, int]]:
         """Admit what fits. Returns who runs in the next step and how many tokens of each; they have pages for them."""
@@ -157,7 +157,7 @@ class Scheduler(Generic[E]):
             return False
         del self.waiting[0]
         entry.slot = memory.acquire()
-        insort(self.running, entry, key=attrgetter("arrival"))
+        insort(self.running, entry, key=_arrival)
         return True
 
     def _missing(self, entry: E) -> int:
@@ -167,11 +167,19 @@ class Scheduler(Generic[E]):
 
     def _stop(self, entry: E) -> bool:
         """End the running of `entry`; False if it does not run."""
-        if entry not in self.running:
+        if not _take_out(entry, self.running):
             return False
         assert self.memory is not None
         assert entry.slot is not None
-        self.running.remove(entry)
         self.memory.release(entry.slot)
         entry.slot, entry.room, entry.computed = None, 0, 0
         return True
+
+
+def _take_out(entry: E, entries: list[E]) -> bool:
+    """Remove `entry` from a list that is in the order of coming; False if it is not there."""
+    at = bisect_left(entries, entry.arrival, key=_arrival)
+    if at == len(entries) or entries[at] is not entry:
+        return False
+    del entries[at]
+    return True
