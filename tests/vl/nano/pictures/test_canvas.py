@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from vl.nano.mix import SMALL, Mix
 from vl.nano.pictures.canvas import TEXTURES, Background, contrast
-from vl.nano.render import SMALL, Mix, render
+from vl.nano.render import render
 
 
 def test_textures_are_of_two_shades_that_everything_stands_out_from() -> None:
