@@ -18,8 +18,8 @@ Messages: TypeAlias = Sequence[Mapping[str, Any]]
     {"type": "image", "image": X}
     {"type": "image_url", "image_url": {"url": X}}
 
-with X a path, URL, data URL, bytes, PIL image or uint8 array. Roles are system, user and assistant, and where functions
-are called as OpenAI writes it:
+with X an `ImageSource`: a path, URL, bytes, PIL image, array and more. Roles are system, user and assistant, and where
+functions are called as OpenAI writes it:
 
     {"role": "assistant", "content": None, "tool_calls": [
         {"id": "call_1", "type": "function", "function": {"name": "get_time", "arguments": '{"city": "Paris"}'}}]}
