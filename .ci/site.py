@@ -1,6 +1,6 @@
 """A hook of mkdocs: the pages of docs/ link to source files, which the site does not have.
 
-Read in the repository, such a link opens the file. On the site it becomes the file's path, once it is sure to exist.
+Read in the repository, such a link opens the file. On the site it names the file's path, once it is sure to exist.
 """
 
 from __future__ import annotations
@@ -24,6 +24,6 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             LOG.warning("%s links to %s, which does not exist", page.file.src_uri, path)
         if Path(text.strip("`")).name == Path(path).name:
             return f"`{path}`"
-        return f"{text} (`{path}`)"
+        return f'<abbr title="{path}">{text}</abbr>'
 
     return OUTSIDE.sub(path_of, markdown) if page.file.src_uri.count("/") == 0 else markdown
