@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -320,3 +321,45 @@ def test_a_forked_child_is_told_and_does_not_hang(tiny_checkpoint: Path, when: s
     assert done.stdout.count("this process was forked from one that uses the model") == 3
     assert done.stdout.count("'spawn'") == 3
     assert done.stdout.endswith("child 0 parent 3\n")
+
+
+# Threads
+
+
+def test_threads_with_good_bad_and_abandoned_requests_on_a_small_cache(tiny_checkpoint: Path) -> None:
+    model = vl.load(tiny_checkpoint, device="cpu", page_size=4, cache_tokens=120, max_batch_size=3, prefill_tokens=20)
+    image = np.arange(40 * 60 * 3, dtype=np.uint8).reshape(40, 60, 3)
+    seen = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}]
+    asked = [*QUESTIONS, seen]
+    expected = [vl.load(tiny_checkpoint, device="cpu").chat(messages, **SAMPLING) for messages in asked]
+    wrong: list[object] = []
+
+    def good(index: int) -> None:
+        for _ in range(3):
+            answer = "".join(model.stream(asked[index], **SAMPLING))
+            if answer != expected[index]:
+                wrong.append((index, answer))
+
+    def bad() -> None:
+        for sampling in ({"top_k": 50.0}, {"max_new_tokens": 10**15}, {"stop": ""}, {"tempo": 3}):
+            try:
+                model.generate([QUESTIONS[0], QUESTIONS[1]], **sampling)
+            except vl.InputError:
+                continue
+            wrong.append(sampling)
+
+    def abandoning() -> None:
+        for _ in range(4):
+            stream = model.stream(QUESTIONS[1], max_new_tokens=10**6, temperature=1.0)
+            next(stream, None)
+            stream.close()  # type: ignore[attr-defined]
+
+    work: list[tuple[Callable[..., None], tuple[int, ...]]] = [(good, (index,)) for index in range(len(asked))]
+    threads = [threading.Thread(target=target, args=args) for target, args in [*work, (bad, ()), (abandoning, ())]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not wrong
+    assert idle(model)
