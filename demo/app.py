@@ -112,7 +112,7 @@ def sampling_settings() -> list[gr.components.Component]:
     """In the order in which `Handlers.answer` takes them."""
     with gr.Row():
         tokens = gr.Slider(1, 1024, 256, step=1, label="Max new tokens")
-        temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0 takes the likeliest token")
+        temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0 takes the most likely token")
     with gr.Row():
         top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p")
         seed = gr.Number(None, label="Seed", info="Empty: another answer each time", precision=0, minimum=0)

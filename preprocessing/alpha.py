@@ -81,8 +81,8 @@ def warn_of_dropped(image: Image.Image, label: str) -> None:
         _said = True
     warnings.warn(
         f"{label} is partly transparent, and what it shows depends on what lies behind it. The transparency is "
-        'dropped, as in the released recipe; background="white" (or another colour) puts such images on a ground. '
-        "This is said once.",
+        'dropped, as in the released recipe; background="white" (or another colour) lays such images on it. '
+        "Further images are not reported.",
         stacklevel=2,
     )
 

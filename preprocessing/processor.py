@@ -180,7 +180,7 @@ class Processor:
         if self.patcher is None:
             if conversation.images:
                 raise InputError(
-                    "this checkpoint is text-only and cannot see images: remove the image parts, "
+                    "this checkpoint is text-only and takes no images: remove the image parts, "
                     "or load a vision-language checkpoint"
                 )
             return Inputs(ids, torch.empty(0, 3, 0, 0, dtype=torch.uint8), []), learn

@@ -155,7 +155,7 @@ class ChatTemplate:
             if not whole.startswith(prompt + answer) or len(prompt) < done:
                 raise InputError(
                     f"message {i + 1}: this chat template does not write it as the generation prompt, the text and "
-                    f"{end}, so what the assistant should learn cannot be told; use the default template"
+                    f"{end}, so the text to learn cannot be found in it; use the default template"
                     + (", without tools" if conversation.tools else "")
                 )
             segments += [(prompt[done:], False), (answer, True)]

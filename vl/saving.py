@@ -61,7 +61,9 @@ def replace_model(folder: str | os.PathLike[str]) -> Iterator[Path]:
         finally:
             _discard_drafts(target)
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"no model can be saved in {target!s:.200} ({error}): check space and rights") from error
+        raise CheckpointError(
+            f"no model can be saved in {target!s:.200} ({error}): check free space and permissions"
+        ) from error
 
 
 def unfinished(folder: Path) -> Path | None:

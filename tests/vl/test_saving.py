@@ -177,7 +177,7 @@ def test_a_full_disk_leaves_the_old_model(
 
     with monkeypatch.context() as patch:
         patch.setattr(where, full)
-        with pytest.raises(CheckpointError, match=r"No space left.*check space and rights"):
+        with pytest.raises(CheckpointError, match=r"No space left.*check free space and permissions"):
             new.save(old)
     assert contents(old) == before
     assert not list(old.glob(".unfinished*"))

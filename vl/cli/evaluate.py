@@ -63,7 +63,7 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples answered at once.")] = 32,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens written at most.", show_default="the task's, 256 for a file")
+        int | None, typer.Option(min=1, help="Tokens generated at most.", show_default="the task's, 256 for a file")
     ] = None,
     recipe: Annotated[
         Path | None,
@@ -91,8 +91,8 @@ def evaluate(
 ) -> None:
     """Score a model on built-in tasks, or on your own questions.
 
-    A line of [bold]DATA.jsonl[/bold] is {"messages": [...], "answer": "...", "task": "ocr"}; docs/evaluation.md tells
-    more. A bad record costs its row and is counted.
+    A line of [bold]DATA.jsonl[/bold] is {"messages": [...], "answer": "...", "task": "ocr"}; see
+    docs/evaluation.md. A record that cannot be used is a row with an error.
     """
     from vl.evaluation import OutFolder
 

@@ -22,7 +22,7 @@ def train(
         typer.Argument(
             metavar="CONFIG.toml|NAME",
             help="The recipe: a file, or the name of one that comes with the package: "
-            "align (the projector alone), tune (everything), lora (adapters), nano, tiny.",
+            "align (the projector alone), tune (everything), lora (adapters), nano, reading, skills, tiny.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model, checkpoints and logs.")],

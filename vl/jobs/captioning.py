@@ -87,7 +87,7 @@ def caption_images(
         sampling: as in `MiniMaxVL.generate`.
 
     Raises:
-        JobError: if `out` cannot be used. InputError: if the model has no eyes or `sampling` is out of range.
+        JobError: if `out` cannot be used. InputError: if the model is text-only or `sampling` is out of range.
     """
     with RowFile(out, model=model.name, prompt=prompt, overwrite=overwrite, retry_errors=retry_errors) as rows:
         pending = rows.pending(expand_sources(sources))
