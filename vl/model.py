@@ -240,7 +240,8 @@ class MiniMaxVL(nn.Module):
 
         Raises:
             CheckpointError: if the files cannot be written; the old model is then as it was.
-            DeviceError, InputError: if `dtype` or `max_shard_bytes` is none.
+            DeviceError: if weights cannot be stored as `dtype`.
+            InputError: if `folder` is not a path or `max_shard_bytes` not a number above 0.
         """
         stored = None if dtype is None else weight_dtype(dtype)
         with replace_model(folder) as draft:
