@@ -39,19 +39,19 @@ SAMPLED = (
     "SGI", "TGA", "TIFF", "WEBP", "XBM",
 )
 # fmt: on
+Image.init()
+WRITTEN = [form for form in SAMPLED if form in Image.SAVE]  # older versions of Pillow cannot write them all
 ONE_BIT = ("MSP", "XBM")
 
 
 @cache
 def sample(form: str) -> bytes:
-    if form == "AVIF":
-        pytest.importorskip("PIL._avif")
     image = RGB.resize((128, 128)) if form == "ICNS" else RGB
     several = {"save_all": True, "append_images": [RGB]} if form == "MPO" else {}
     return encoded(image.convert("1") if form in ONE_BIT else image, form, **several)
 
 
-@pytest.mark.parametrize("form", SAMPLED)
+@pytest.mark.parametrize("form", WRITTEN)
 def test_formats_are_read_as_pillow_reads_them(form: str) -> None:
     assert form in FORMATS
     content = sample(form)
@@ -62,7 +62,8 @@ def test_formats_are_read_as_pillow_reads_them(form: str) -> None:
 
 def test_suffixes_belong_to_formats() -> None:
     known = Image.registered_extensions()
-    assert {known[suffix] for suffix in IMAGE_SUFFIXES} <= FORMATS
+    assert {known[suffix] for suffix in IMAGE_SUFFIXES & known.keys()} <= FORMATS
+    assert IMAGE_SUFFIXES - known.keys() <= {".avif"}
     assert has_image_suffix("A.JPEG")
     assert not has_image_suffix("a.eps")
 
@@ -201,7 +202,8 @@ def test_header_sizes_are_the_loaded_ones(form: str, where: str, orientation: in
         reference = Image.open(BytesIO(content))
         reference.load()
         expected = ImageOps.exif_transpose(reference).convert("RGB")
-        assert expected.size == ((HEIGHT, WIDTH) if orientation > 4 else (WIDTH, HEIGHT))
+        if where == "exif":  # not all versions of Pillow see all XMP
+            assert expected.size == ((HEIGHT, WIDTH) if orientation > 4 else (WIDTH, HEIGHT))
         path = tmp_path / "a"
         path.write_bytes(content)
         for source in (content, path, BytesIO(content), Image.open(path)):
@@ -241,7 +243,7 @@ def test_header_sizes_have_the_same_limits(size: tuple[int, int]) -> None:
 # Damage
 
 
-@given(st.sampled_from(SAMPLED), st.integers(0, 2**32), st.integers(0, 2**32), st.binary(max_size=8))
+@given(st.sampled_from(WRITTEN), st.integers(0, 2**32), st.integers(0, 2**32), st.binary(max_size=8))
 @settings(max_examples=300, deadline=5_000)
 def test_damage_is_an_image_error_or_an_image(form: str, position: int, cut: int, patch: bytes) -> None:
     """Some bytes overwritten, then the end cut off, or not."""
