@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 
@@ -17,6 +18,15 @@ class QuietPillow:
         self._lock = threading.Lock()
         self._inside = 0
         self._caller = warnings.catch_warnings()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._leave_all)
+
+    def _leave_all(self) -> None:
+        """In a forked child, where the threads that were inside do not exist."""
+        self._lock = threading.Lock()
+        if self._inside:
+            self._inside = 0
+            self._caller.__exit__(None, None, None)
 
     def __enter__(self) -> None:
         with self._lock:

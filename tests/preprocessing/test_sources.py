@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import os
+import signal
 import tempfile
 import threading
+import warnings
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,8 @@ import pytest
 from PIL import Image
 
 from preprocessing import ImageError, Patcher, Processor, load_image
+from preprocessing.locks import lock_of
+from preprocessing.quiet import quiet_pillow
 from preprocessing.sources import kind_of, seen_from
 
 NOISE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
@@ -254,3 +258,22 @@ def test_seen_from_a_folder(tmp_path: Path, home: Path) -> None:
     assert seen_from(folder, "~/b.png") == str(home / "b.png")
     for name in ("https://example.org/a.png", "data:image/png;base64,AAAA", TEXT, "file:///a.png"):
         assert seen_from(folder, name) == name
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_while_other_threads_load(tmp_path: Path) -> None:
+    """A child inherits no lock that a thread of its parent holds, and no silenced warnings."""
+    image = Image.open(BytesIO(PNG))
+    before = list(warnings.filters)
+
+    def fork() -> int:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)
+            good = is_noise(image) and list(warnings.filters) == before
+            os._exit(0 if good else 1)
+        return os.waitpid(child, 0)[1]
+
+    with lock_of(image), quiet_pillow, ThreadPoolExecutor(1) as pool:
+        assert pool.submit(fork).result() == 0
