@@ -242,10 +242,10 @@ def test_one_lazy_image_twice_in_a_turn(tmp_path: Path, checkpoint: Path) -> Non
     path = tmp_path / "a.jpg"
     Image.effect_noise((1500, 1000), 50).convert("RGB").save(path)
     processor = Processor.load(checkpoint, Patcher())
-    image = Image.open(path)
-    inputs = processor([{"role": "user", "content": [{"type": "image", "image": image}] * 3}])
     single = processor([{"role": "user", "content": [{"type": "image", "image": str(path)}]}])
-    assert np.array_equal(inputs.tiles, np.concatenate([single.tiles] * 3))
+    for source in (Image.open(path), BytesIO(path.read_bytes()), {"bytes": path.read_bytes(), "path": None}):
+        inputs = processor([{"role": "user", "content": [{"type": "image", "image": source}] * 3}])
+        assert np.array_equal(inputs.tiles, np.concatenate([single.tiles] * 3))
 
 
 def test_seen_from_a_folder(tmp_path: Path, home: Path) -> None:
