@@ -239,9 +239,9 @@ class MiniMaxVL(nn.Module):
             the folder.
 
         Raises:
-            CheckpointError: if the files cannot be written; the old model is then as it was.
+            CheckpointError: if `folder` is not a path or cannot be written into; the old model is then as it was.
             DeviceError: if weights cannot be stored as `dtype`.
-            InputError: if `folder` is not a path or `max_shard_bytes` not a number above 0.
+            InputError: if `max_shard_bytes` is not a number above 0.
         """
         stored = None if dtype is None else weight_dtype(dtype)
         with replace_model(folder) as draft:
