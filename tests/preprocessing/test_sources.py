@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import signal
+import sys
 import tempfile
 import threading
 import warnings
@@ -260,7 +261,7 @@ def test_seen_from_a_folder(tmp_path: Path, home: Path) -> None:
         assert seen_from(folder, name) == name
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has threads")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_while_other_threads_load(tmp_path: Path) -> None:
     """A child inherits no lock that a thread of its parent holds, and no silenced warnings."""
