@@ -1,0 +1,115 @@
+"""NF4 with double quantization (QLoRA, arXiv:2305.14314, section 3), in bitsandbytes' layout, bit for bit.
+
+A matrix is cut, row after row, into blocks of 64 values. Each is a scale, its largest magnitude, times 64 codes of four
+bits, which index 16 quantiles of a normal distribution. The scales, less their mean, are quantised in turn: in blocks
+of 256, to eight bits of a map whose steps grow with the magnitude. That comes to 4.127 bits a value.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BLOCK, NESTED = 64, 256  # values to a scale, scales to a scale of scales
+
+# Appendix E of the paper: the means of quantiles of N(0, 1), scaled to [-1, 1], zero included.
+LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
+class NF4(NamedTuple):
+    """A quantised matrix [rows, columns], or several in leading dimensions.
+
+    codes: uint8 [..., rows * columns / 2], two values a byte, the first in the upper four bits. scales: uint8
+    [..., blocks], indices into `scale_map`. nested: float32 [..., blocks / 256], and offset: float32 [...]; the scale
+    of block b is `scale_map[scales[b]] * nested[b // 256] + offset`.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    nested: Tensor
+    offset: Tensor
+
+
+@cache
+def levels(device: torch.device) -> Tensor:
+    """float32 [16], what the codes stand for."""
+    return torch.tensor(LEVELS, device=device)
+
+
+@cache
+def scale_map(device: torch.device) -> Tensor:
+    """float32 [256], ascending: the dynamic map of arXiv:1511.04561 with seven exponents and a sign.
+
+    Exponent e has 2^e values of each sign, the middles of as many equal parts of [0.1, 1], times 10^(e - 6); and there
+    are 0 and 1.
+    """
+    values = [0.0, 1.0]
+    for exponent in range(7):
+        edges = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
+        middles = (10 ** (exponent - 6) * ((edges[:-1] + edges[1:]) / 2)).tolist()
+        values += [*middles, *(-middle for middle in middles)]
+    return torch.tensor(sorted(values), dtype=torch.float32, device=device)
+
+
+def sizes(rows: int, columns: int) -> tuple[int, int, int]:
+    """Bytes of codes, and numbers of scales and of nested scales, of a matrix. ValueError if its size is odd."""
+    if rows * columns % 2:
+        raise ValueError(f"NF4 packs two values in a byte: a matrix of {rows} x {columns} has an odd number")
+    blocks = -(-rows * columns // BLOCK)
+    return rows * columns // 2, blocks, -(-blocks // NESTED)
+
+
+def empty(lead: tuple[int, ...], rows: int, columns: int, device: torch.device | str | None = None) -> NF4:
+    """Room for matrices [*lead, rows, columns], uninitialised."""
+    codes, blocks, nested = sizes(rows, columns)
+    return NF4(
+        torch.empty(*lead, codes, dtype=torch.uint8, device=device),
+        torch.empty(*lead, blocks, dtype=torch.uint8, device=device),
+        torch.empty(*lead, nested, dtype=torch.float32, device=device),
+        torch.empty(lead, dtype=torch.float32, device=device),
+    )
+
+
+def quantize(matrix: Tensor) -> NF4:
+    """One matrix [rows, columns] of any float dtype, on its device. Its temporaries take 13 bytes a value."""
+    sizes(*matrix.shape)
+    absmax, scaled = _normalised(matrix.flatten().float(), BLOCK)
+    bounds = levels(matrix.device)
+    codes = torch.bucketize(scaled, (bounds[1:] + bounds[:-1]) / 2, out_int32=True).to(torch.uint8)
+    codes = codes[: matrix.numel()]
+    offset = absmax.mean()
+    nested, spread = _normalised(absmax - offset, NESTED)
+    steps = scale_map(matrix.device)
+    # bitsandbytes looks eight-bit codes up by the nearest of 65536 points of [-1, 1], and so one in 500 is not nearest.
+    spread = torch.floor((spread + 1) * 32767.5 + 0.5) / 32767.5 - 1
+    spread[nested.repeat_interleave(NESTED) == 0] = -1  # what code is multiplied by 0 says nothing; its is the first
+    scales = torch.bucketize(spread, (steps[1:] + steps[:-1]) / 2, out_int32=True).to(torch.uint8)
+    return NF4(codes[::2] << 4 | codes[1::2], scales[: len(absmax)], nested, offset)
+
+
+def _normalised(values: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Largest magnitudes [blocks], and the values over those of their blocks, flat and padded to whole blocks."""
+    parts = torch.nn.functional.pad(values, (0, -len(values) % block)).view(-1, block)
+    largest = parts.abs().amax(dim=1)
+    return largest, (parts * (1 / largest.clamp(min=1e-38))[:, None]).clamp(-1, 1).flatten()
+
+
+def dequantize(weight: NF4, columns: int, dtype: torch.dtype) -> Tensor:
+    """[..., rows, columns] in `dtype`, from products taken in float32."""
+    device = weight.codes.device
+    values = torch.stack((weight.codes >> 4, weight.codes & 15), dim=-1).flatten(-2)  # [..., rows * columns]
+    scales = block_scales(weight).repeat_interleave(BLOCK, dim=-1)[..., : values.shape[-1]]
+    return (levels(device)[values.int()] * scales).to(dtype).unflatten(-1, (-1, columns))
+
+
+def block_scales(weight: NF4) -> Tensor:
+    """float32 [..., blocks], the scale of every block."""
+    nested = weight.nested.repeat_interleave(NESTED, dim=-1)[..., : weight.scales.shape[-1]]
+    return scale_map(weight.scales.device)[weight.scales.int()] * nested + weight.offset[..., None]
