@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from text_backbone.quantization.finite import checked
+
 BLOCK, NESTED = 64, 256  # values to a scale, scales to a scale of scales
 
 # Appendix E of the paper: the means of quantiles of N(0, 1), scaled to [-1, 1], zero included.
@@ -78,9 +80,13 @@ def empty(lead: tuple[int, ...], rows: int, columns: int, device: torch.device |
 
 
 def quantize(matrix: Tensor) -> NF4:
-    """One matrix [rows, columns] of any float dtype, on its device. Its temporaries take 13 bytes a value."""
+    """One matrix [rows, columns] of any float dtype, on its device. Its temporaries take 13 bytes a value.
+
+    Raises:
+        ValueError: if a value is not finite, or the number of values is odd.
+    """
     sizes(*matrix.shape)
-    absmax, scaled = _normalised(matrix.flatten().float(), BLOCK)
+    absmax, scaled = _normalised(checked(matrix).flatten(), BLOCK)
     bounds = levels(matrix.device)
     codes = torch.bucketize(scaled, (bounds[1:] + bounds[:-1]) / 2, out_int32=True).to(torch.uint8)
     codes = codes[: matrix.numel()]
