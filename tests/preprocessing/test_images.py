@@ -79,6 +79,7 @@ def test_every_source_gives_the_same_pixels(tmp_path: Path, server: str) -> None
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"])
+@pytest.mark.filterwarnings("ignore:.* is partly transparent")
 def test_modes_convert_as_pillow_does(mode: str) -> None:
     image = Image.fromarray(NOISE).convert(mode)
     assert same(load_image(image), image.convert("RGB"))
