@@ -58,7 +58,7 @@ def is_control(token: AddedToken) -> bool:
 
 
 def _write_pattern(token: AddedToken) -> str:
-    """What the tokenizer takes as this token: with the white space that it eats, as a whole word if it asks for one."""
+    """What the tokenizer takes as this token: with the white space that it strips, a whole word if it wants one."""
     spelling = re.escape(token.content)
     if token.single_word:
         spelling = rf"(?<!\w){spelling}(?!\w)"

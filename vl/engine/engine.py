@@ -2,7 +2,7 @@
 
 Every step is one packed forward pass over a chunk of the prompts being read and one token of every sequence being
 written; where no prompt is left to read, it is the decode step. Any thread that waits for its own request may drive a
-step; requests of other threads ride along. What goes wrong with a request ends that request alone.
+step, which serves the requests of other threads too. What goes wrong with a request ends that request alone.
 """
 
 from __future__ import annotations

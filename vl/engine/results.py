@@ -21,7 +21,7 @@ class Usage:
 
 @dataclass
 class Timings:
-    """Wall-clock seconds of one request; work shared with batch mates counts in full for each of them."""
+    """Wall-clock seconds of one request; work shared with other requests of its batch counts in full for each."""
 
     preprocess: float = 0.0
     vision: float = 0.0

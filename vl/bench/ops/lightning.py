@@ -133,7 +133,7 @@ def _decode(setting: Setting, batch: int) -> Contest:
 
 
 def _split(qkv: Tensor, batch: int, heads: int) -> tuple[Tensor, ...]:
-    """What the peer wants and gets for free: q, k and v [batch, tokens, heads, d] after SiLU, each by itself."""
+    """What the peer wants, which is not timed: q, k and v [batch, tokens, heads, d] after SiLU, each by itself."""
     x = F.silu(qkv).view(batch, len(qkv) // batch, heads, 3, -1)
     return tuple(part.contiguous() for part in x.unbind(3))
 
