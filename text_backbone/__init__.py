@@ -7,7 +7,7 @@ from text_backbone.init import init_weights
 from text_backbone.model import MiniMaxText
 from text_backbone.packed import Packed
 from text_backbone.slot import Slot
-from text_backbone.weights import released_shapes, released_tensors
+from text_backbone.weights import released_shapes, released_tensors, stored_tensors
 
 __all__ = [
     "CacheFull",
@@ -19,4 +19,5 @@ __all__ = [
     "init_weights",
     "released_shapes",
     "released_tensors",
+    "stored_tensors",
 ]

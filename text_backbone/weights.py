@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import Tensor
+
 from text_backbone.config import SOFTMAX, TextConfig
 from text_backbone.model import MiniMaxText
+from text_backbone.quantization.files import stored_slots
+from text_backbone.quantization.stored import Quantized
 from text_backbone.slot import Slot
 
 
@@ -41,17 +45,42 @@ def released_shapes(config: TextConfig) -> Iterator[tuple[str, tuple[int, ...]]]
 
 
 def released_tensors(model: MiniMaxText) -> dict[str, Slot]:
-    """Every tensor of a released checkpoint: its name -> the place that holds it."""
+    """Every tensor of a released checkpoint: its name -> the place that holds it. A quantised one packs in `load`."""
+    return {
+        name: Slot.of(weight[index]) if isinstance(weight, Tensor) else weight.slot(index)
+        for name, weight, index in _places(model)
+    }
+
+
+def stored_tensors(model: MiniMaxText) -> dict[str, Slot]:
+    """Every tensor of a checkpoint in the model's own storage: `released_tensors`, but quantised matrices as they are.
+
+    Each is then a few tensors, as `quantization.files` says.
+    """
     slots: dict[str, Slot] = {}
-    for name, parameter in model.named_parameters():
-        released = name if name.startswith("lm_head.") else f"model.{name}"
-        if name.endswith("experts.w13"):
-            stem = released.removesuffix("w13")
-            for e, (w1, w3) in enumerate(parameter.detach().unbind()):
-                slots |= {f"{stem}{e}.w1.weight": Slot.of(w1), f"{stem}{e}.w3.weight": Slot.of(w3)}
-        elif name.endswith("experts.w2"):
-            stem = released.removesuffix("w2")
-            slots |= {f"{stem}{e}.w2.weight": Slot.of(w2) for e, w2 in enumerate(parameter.detach().unbind())}
+    for name, weight, index in _places(model):
+        if isinstance(weight, Tensor):
+            slots[name] = Slot.of(weight[index])
         else:
-            slots[released] = Slot.of(parameter)
+            slots |= {name + suffix: slot for suffix, slot in stored_slots(weight, index).items()}
     return slots
+
+
+def _places(model: MiniMaxText) -> Iterator[tuple[str, Tensor | Quantized, tuple[int, ...]]]:
+    """Released name, what holds it, and where in that it lies."""
+    places: dict[str, Tensor | Quantized] = dict(model.named_parameters())
+    places |= {name: module for name, module in model.named_modules() if isinstance(module, Quantized)}
+    for name, weight in places.items():
+        released = name if name.startswith("lm_head.") else f"model.{name}"
+        stem, _, matrix = released.rpartition(".")
+        if matrix == "w13":
+            for e in range(_experts(weight)):
+                yield from ((f"{stem}.{e}.{w}.weight", weight, (e, i)) for i, w in enumerate(("w1", "w3")))
+        elif matrix == "w2":
+            yield from ((f"{stem}.{e}.w2.weight", weight, (e,)) for e in range(_experts(weight)))
+        else:
+            yield released, weight, ()
+
+
+def _experts(weight: Tensor | Quantized) -> int:
+    return len(weight) if isinstance(weight, Tensor) else weight.lead[0]

@@ -1,0 +1,18 @@
+"""Weights in fewer bits: int8, FP8 and NF4. Each format is a file; modules are swapped from outside of the model."""
+
+from text_backbone.quantization.modules import (
+    QuantizedExperts,
+    QuantizedLinear,
+    quantize_backbone,
+    quantized_backbone,
+)
+from text_backbone.quantization.stored import FORMATS, Quantized
+
+__all__ = [
+    "FORMATS",
+    "Quantized",
+    "QuantizedExperts",
+    "QuantizedLinear",
+    "quantize_backbone",
+    "quantized_backbone",
+]

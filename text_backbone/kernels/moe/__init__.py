@@ -6,6 +6,7 @@ from torch import Tensor
 
 from text_backbone.kernels.device import use_gpu_kernels
 from text_backbone.kernels.moe import reference
+from text_backbone.kernels.moe.stored import Stored
 
 __all__ = ["expert_mlp", "route"]
 
@@ -19,9 +20,9 @@ def route(x: Tensor, gate: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
     return reference.route(x, gate, top_k)
 
 
-def expert_mlp(x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
-    """Same as `reference.expert_mlp`."""
-    if use_gpu_kernels(x) and x.dtype == w13.dtype == w2.dtype:
+def expert_mlp(x: Tensor, w13: Tensor | Stored, w2: Tensor | Stored, weights: Tensor, experts: Tensor) -> Tensor:
+    """Same as `reference.expert_mlp`, which also computes with weights that no kernel reads as they are stored."""
+    if isinstance(w13, Tensor) and isinstance(w2, Tensor) and use_gpu_kernels(x) and x.dtype == w13.dtype == w2.dtype:
         from text_backbone.kernels.moe import triton
 
         return triton.expert_mlp(x, w13, w2, weights, experts)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from text_backbone.kernels.moe.stored import Product, Stored
 
 _BLOCK = 256
 
@@ -26,7 +31,7 @@ def route(x: Tensor, gate: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
         return weights / weights.sum(dim=-1, keepdim=True), experts, logits
 
 
-def expert_mlp(x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
+def expert_mlp(x: Tensor, w13: Tensor | Stored, w2: Tensor | Stored, weights: Tensor, experts: Tensor) -> Tensor:
     """Weighted sum over a token's experts of `w2(SiLU(w1 x) * w3 x)`.
 
     Tokens are sorted by expert, so that each expert is one matrix product over its own tokens; the group sizes are
@@ -35,7 +40,7 @@ def expert_mlp(x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, experts: Ten
     Args:
         x: [T, hidden].
         w13: [E, 2, I, hidden], w1 then w3 of every expert.
-        w2: [E, hidden, I].
+        w2: [E, hidden, I]. Either may be stored otherwise; one expert at a time is then unpacked.
         weights: float32 [T, k].
         experts: int64 [T, k].
 
@@ -44,27 +49,31 @@ def expert_mlp(x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, experts: Ten
     """
     tokens, top_k = experts.shape
     chosen, order = experts.flatten().sort(stable=True)  # [T * k], grouped by expert
-    bounds = torch.searchsorted(chosen, torch.arange(1, len(w2) + 1, device=x.device))
+    ups, downs = _products(w13), _products(w2)
+    bounds = torch.searchsorted(chosen, torch.arange(1, len(downs) + 1, device=x.device))
     sizes = bounds.diff(prepend=bounds.new_zeros(1)).tolist()
     groups = x.index_select(0, order // top_k).split(sizes)
-    # unbind, not w13[e]: its backward stacks the gradients once instead of adding E tensors of full size
-    parts = [
-        _expert(group, up, down)
-        for group, up, down in zip(groups, w13.flatten(1, 2).unbind(), w2.unbind(), strict=True)
-        if len(group)
-    ]
+    parts = [_expert(group, up, down) for group, up, down in zip(groups, ups, downs, strict=True) if len(group)]
     sorted_out = torch.cat(parts)  # [T * k, hidden]
     out = torch.empty_like(sorted_out).index_copy_(0, order, sorted_out).view(tokens, top_k, -1)
     return (out * weights[:, :, None]).sum(dim=1).to(x.dtype)
 
 
-def _expert(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """One expert's gated MLP: x [n, hidden], up [2 I, hidden], down [hidden, I]."""
+def _products(weight: Tensor | Stored) -> Sequence[Product]:
+    """Per expert, the product with its matrix."""
+    if not isinstance(weight, Tensor):
+        return weight.products()
+    # unbind, not weight[e]: its backward stacks the gradients once instead of adding E tensors of full size
+    return [partial(F.linear, weight=matrix) for matrix in weight.flatten(1, -2).unbind()]
+
+
+def _expert(x: Tensor, up: Product, down: Product) -> Tensor:
+    """One expert's gated MLP of x [n, hidden], by its products with [2 I, hidden] and [hidden, I]."""
     tokens = len(x)
     if x.device.type == "cpu" and x.dtype == torch.bfloat16 and tokens > _BLOCK:
         # oneDNN spends longer on preparing for a shape it has not met than on a product of this size.
         x = F.pad(x, (0, 0, 0, -tokens % _BLOCK))
-    return F.linear(_swiglu(F.linear(x, up)), down)[:tokens]
+    return down(_swiglu(up(x)))[:tokens]
 
 
 def _swiglu(x: Tensor) -> Tensor:

@@ -1,0 +1,76 @@
+"""Quantised modules in the place of a decoder's own, which the model's files know nothing of."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from text_backbone.config import TextConfig
+from text_backbone.kernels.moe import expert_mlp
+from text_backbone.layer import DecoderLayer
+from text_backbone.model import MiniMaxText
+from text_backbone.moe import Experts
+from text_backbone.quantization.stored import Quantized
+
+
+class QuantizedLinear(nn.Module):
+    """In the place of a bias-free `nn.Linear`."""
+
+    def __init__(self, linear: nn.Linear, format: str) -> None:
+        super().__init__()
+        self.weight = Quantized.of(linear.weight, format)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [T, in] -> [T, out]."""
+        return self.weight.linear((), x)
+
+
+class QuantizedExperts(nn.Module):
+    """In the place of `Experts`: `w13` of [E, 2, I, hidden] (w1 then w3) and `w2` of [E, hidden, I]."""
+
+    def __init__(self, experts: Experts, format: str) -> None:
+        super().__init__()
+        self.w13 = Quantized.of(experts.w13, format)
+        self.w2 = Quantized.of(experts.w2, format)
+
+    def forward(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
+        """x [T, hidden], weights float32 [T, k] and experts int64 [T, k] of `route` -> [T, hidden]."""
+        return expert_mlp(x, self.w13, self.w2, weights, experts)
+
+
+def quantize_backbone(model: MiniMaxText, format: str) -> None:
+    """Quantise the projections of both attentions and the experts, in place and one at a time.
+
+    The router, the norms, the embeddings and `lm_head` stay as they are. Of a model on `meta` only the shapes change.
+
+    Args:
+        model: not quantised yet.
+        format: "int8", "fp8" or "nf4".
+
+    Raises:
+        ValueError: if a value is not finite, or the format cannot hold a matrix of that size.
+    """
+    for layer in model.layers:
+        assert isinstance(layer, DecoderLayer)
+        attention, moe = layer.self_attn, layer.block_sparse_moe
+        for name, child in list(attention.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(attention, name, QuantizedLinear(child, format))
+        moe.set_submodule("experts", QuantizedExperts(moe.experts, format))
+
+
+def quantized_backbone(
+    config: TextConfig,
+    format: str,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> MiniMaxText:
+    """A quantised model with room for its weights, uninitialised: one in `dtype` never exists.
+
+    Raises:
+        ValueError: if the format cannot hold a matrix of that size.
+    """
+    model = MiniMaxText(config, device="meta", dtype=dtype)
+    quantize_backbone(model, format)
+    return model.to_empty(device=torch.get_default_device() if device is None else device)
