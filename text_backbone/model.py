@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from text_backbone.cache import HybridCache, PagedKV
 from text_backbone.config import TextConfig
+from text_backbone.head import OutputHead
 from text_backbone.kernels.rotary import rotary_table
 from text_backbone.layer import DecoderLayer
-from text_backbone.linear import linear
 from text_backbone.norms import ResidualNorm
 from text_backbone.packed import Packed
 
@@ -36,7 +36,7 @@ class MiniMaxText(nn.Module):
             DecoderLayer(config, i, device=device, dtype=dtype) for i in range(config.num_hidden_layers)
         )
         self.norm = ResidualNorm(config.hidden_size, config.rms_norm_eps, device=device, dtype=dtype)
-        self.lm_head = linear(config.hidden_size, config.vocab_size, device=device, dtype=dtype)
+        self.lm_head = OutputHead(config.hidden_size, config.vocab_size, device=device, dtype=dtype)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token embeddings: int64 [T] -> [T, hidden]."""
@@ -84,4 +84,4 @@ class MiniMaxText(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits: [..., hidden] -> float32 [..., vocab]."""
-        return self.lm_head(hidden).float()
+        return self.lm_head(hidden)
