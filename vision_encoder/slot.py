@@ -19,11 +19,13 @@ class Slot:
             part of them that belongs here. Raises ValueError if a value is not finite as it is kept.
         read: the values as a tensor of that shape, in the dtype and on the device of the model; for a plain parameter
             a view of it.
+        exact: whether its dtype is part of how the values are stored; files are then written in no other.
     """
 
     shape: tuple[int, ...]
     load: Callable[[Tensor], None]
     read: Callable[[], Tensor]
+    exact: bool = False
 
     @classmethod
     def of(cls, view: Tensor) -> Slot:

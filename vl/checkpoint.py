@@ -21,6 +21,7 @@ from vl.errors import CheckpointError, DeviceError, InputError
 from vl.files import replace_file, write_file
 from vl.manifest import SINGLE, Header, Manifest, Problems
 from vl.saving import INDEX
+from vl.threads import merged
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
@@ -35,32 +36,41 @@ class Slot(Protocol):
     def shape(self) -> tuple[int, ...]: ...
     def load(self, tensor: Tensor, /) -> None: ...
     def read(self) -> Tensor: ...
+    @property
+    def exact(self) -> bool: ...
 
 
 def load_weights(
     slots: Mapping[str, Slot], manifest: Manifest, *, progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Give a checkpoint to a model, tensor by tensor from memory-mapped files.
+    """Give a checkpoint to a model, tensor by tensor from memory-mapped files, several files at once.
 
     Args:
         slots: released name to slot.
         manifest: of files that hold exactly these tensors.
-        progress: called after each tensor with the numbers of values loaded and in all.
+        progress: called in this thread after each tensor with the numbers of values loaded and in all.
 
     Raises:
         CheckpointError: if a file cannot be read, or values are not finite; the model has then been written to.
     """
-    problems = Problems(manifest.folder)
-    done, total = 0, sum(math.prod(slot.shape) for slot in slots.values())
-    for file, header in manifest.files.items():
-        for name, tensor in _read(manifest.folder / file, header):
+
+    def load(file: str) -> Iterator[tuple[str, int, str | None]]:
+        for name, tensor in read_tensors(manifest.folder / file, manifest.files[file]):
+            wrong = None
             try:
                 slots[name].load(tensor)
             except ValueError as error:
-                problems.add(str(error), "values", name)
-            done += tensor.numel()
-            if progress is not None:
-                progress(done, total)
+                wrong = str(error)
+            yield name, tensor.numel(), wrong
+
+    problems = Problems(manifest.folder)
+    done, total = 0, sum(math.prod(shape) for header in manifest.files.values() for _, shape in header.values())
+    for name, values, wrong in merged(load, list(manifest.files)):
+        if wrong is not None:
+            problems.add(wrong, "values", name)
+        done += values
+        if progress is not None:
+            progress(done, total)
     problems.check()
 
 
@@ -79,7 +89,7 @@ def write_weights(
         slots: released name to slot, on any device.
         folder: without weights; see `vl.saving.replace_model`.
         max_shard_bytes: size at which a new shard starts; a single larger tensor gets a shard of its own.
-        dtype: to store as; by default each tensor's own.
+        dtype: to store as, but for tensors that are exact; by default each tensor's own.
 
     Raises:
         InputError: if `max_shard_bytes` is no number above 0.
@@ -112,8 +122,8 @@ def weight_dtype(dtype: torch.dtype | str) -> torch.dtype:
     return chosen
 
 
-def _read(path: Path, header: Header) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a file, each a view of the mapped pages."""
+def read_tensors(path: Path, header: Header) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file, each a view of the mapped pages. Raises CheckpointError if it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             for name in header:
@@ -128,7 +138,7 @@ def _shards(slots: Mapping[str, Slot], limit: float, dtype: torch.dtype | None) 
     size = 0
     for name, slot in slots.items():
         tensor = slot.read().detach()
-        copy = torch.empty(tensor.shape, dtype=dtype or tensor.dtype)
+        copy = torch.empty(tensor.shape, dtype=tensor.dtype if slot.exact else dtype or tensor.dtype)
         if shard and size + copy.nbytes > limit:
             yield shard
             shard, size = {}, 0

@@ -12,6 +12,7 @@ from vision_encoder.config import VisionConfig
 from vl.errors import ConfigError
 from vl.files import write_file
 from vl.preprocessor import PREPROCESSOR, preprocessor_to_json
+from vl.quantization import FORMATS, read_stored, stored_to_json
 from vl.saving import CONFIG, unfinished
 from vl.schema import SCALES, read_text, read_vision
 from vl.section import Section
@@ -25,7 +26,8 @@ class VLConfig:
 
     `vision` is None for a text-only model (MiniMax-Text-01), which has no pinpoints and no image token either.
     `pinpoints` are the (width, height) in pixels that an image may be resized to. `eos_token_ids` stop generation;
-    empty when no file names them, as in the release, where the tokenizer's `<end_of_sentence>` does.
+    empty when no file names them, as in the release, where the tokenizer's `<end_of_sentence>` does. `quantization` is
+    the format of the matrices of the text model's layers ("int8", "fp8", "nf4"), None as in the release.
 
     Raises:
         ConfigError: if the parts do not fit together.
@@ -37,8 +39,11 @@ class VLConfig:
     image_token_index: int | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    quantization: str | None = None
 
     def __post_init__(self) -> None:
+        if self.quantization not in (None, *FORMATS):
+            raise ConfigError(f"quantization {self.quantization!r} is not known: use {', '.join(FORMATS)} or None")
         for key, ids in (("bos_token_id", (self.bos_token_id,)), ("eos_token_id", self.eos_token_ids)):
             beyond = [i for i in ids if i is not None and i >= self.text.vocab_size]
             if beyond:
@@ -79,14 +84,14 @@ def read_config(folder: str | Path) -> VLConfig:
         )
     top = Section.read(folder / CONFIG)
     top.allow("tie_word_embeddings", False, None)
-    top.allow("quantization_config", None)
+    quantization = read_stored(top)
     text = top.child("text_config") if top.has("text_config") else _flat_text(top)
     tokens = (Section.read(folder / GENERATION, optional=True), top, text)
     bos = next((place.integer("bos_token_id", least=0) for place in tokens if place.has("bos_token_id")), None)
     eos = next((place.token_ids("eos_token_id") for place in tokens if place.has("eos_token_id")), ())
     text_config = read_text(text)
     if not top.has("vision_config"):
-        return VLConfig(text_config, bos_token_id=bos, eos_token_ids=eos)
+        return VLConfig(text_config, bos_token_id=bos, eos_token_ids=eos, quantization=quantization)
     vision, pinpoints = read_vision(top, text_config.hidden_size)
     return VLConfig(
         text=text_config,
@@ -95,6 +100,7 @@ def read_config(folder: str | Path) -> VLConfig:
         image_token_index=top.integer("image_token_index", "image_token_id", least=0),
         bos_token_id=bos,
         eos_token_ids=eos,
+        quantization=quantization,
     )
 
 
@@ -102,8 +108,9 @@ def config_to_json(config: VLConfig) -> dict[str, Any]:
     """The contents of `config.json` in the released schema: nested for a vision model, flat for a text-only one."""
     text = _text_to_json(config.text)
     tokens = _tokens(config)
+    stored = {} if config.quantization is None else {"quantization_config": stored_to_json(config.quantization)}
     if config.vision is None:
-        return text | tokens
+        return text | tokens | stored
     vision = config.vision
     return {
         "architectures": ["MiniMaxVL01ForConditionalGeneration"],
@@ -115,6 +122,7 @@ def config_to_json(config: VLConfig) -> dict[str, Any]:
         "multimodal_projector_bias": True,
         "process_image_mode": "anyres",
         "projector_hidden_act": "gelu",
+        **stored,
         "text_config": text,
         "tie_word_embeddings": False,
         "vision_config": {
@@ -168,7 +176,9 @@ def _tokens(config: VLConfig) -> dict[str, Any]:
 
 
 def _flat_text(top: Section) -> Section:
-    """The text model's keys at the top level; with a vision tower, the model type there is the whole model's."""
-    if not top.has("vision_config"):
-        return top
-    return Section({key: value for key, value in top.values.items() if key != "model_type"}, top.file)
+    """The text model's keys at the top level, but those that are the whole model's.
+
+    Those are how its files are quantised, and, with a vision tower, the model type.
+    """
+    whole = {"quantization_config", *(("model_type",) if top.has("vision_config") else ())}
+    return Section({key: value for key, value in top.values.items() if key not in whole}, top.file)

@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from vl.errors import ConfigError, DeviceError
 from vl.hub import resolve_source
 from vl.manifest import expected_shapes, read_manifest
 from vl.model import MiniMaxVL
+from vl.quantization import Quantization, read_quantization
 
 _LARGE = 1_000_000_000  # parameters
 
@@ -28,7 +30,7 @@ def load(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
-    quantization: str | None = None,
+    quantization: Quantization = None,
     background: Background = None,
     progress: Callable[[int, int], None] | None = None,
     **options: int,
@@ -40,7 +42,9 @@ def load(
         device: where the weights go; by default the first GPU, else the CPU.
         dtype: how they are held ("bfloat16", "float16", "float32" or the torch dtype); by default bfloat16 on a GPU
             and float32 on a CPU.
-        quantization: must be None in this version.
+        quantization: "int8", "fp8" or "nf4" quantises the layers' matrices as they are read, whose 16-bit values are
+            never all in memory. transformers' `BitsAndBytesConfig` or its dictionary is understood. A checkpoint that
+            is quantised needs nothing here.
         background: what transparent images are laid on: a colour such as "white", "#rrggbb" or (r, g, b). None drops
             the transparency, as the released recipe does.
         progress: called after each tensor with the numbers of values loaded and in all.
@@ -52,19 +56,27 @@ def load(
         DeviceError: if the device or dtype is not available.
         InputError: if `background` is not a colour.
     """
-    if quantization is not None:
-        raise ConfigError(f"quantization={quantization!r} is not available in this version: use None")
     if progress is not None and not callable(progress):
         raise ConfigError(f"progress={progress!r} cannot be called: give a function of two numbers, or None")
     settings = EngineConfig.of(options)
     read_background(background)
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
+    stored_as = read_quantization(quantization, kind)
     folder = resolve_source(source)
     config, name = read_config(folder), os.fspath(source)
     if device is None and place.type == "cpu":
         warn_of_slowness(name, config)
-    model = load_folder(folder, config, name=name, device=place, dtype=kind, background=background, progress=progress)
+    model = load_folder(
+        folder,
+        config,
+        name=name,
+        device=place,
+        dtype=kind,
+        quantization=stored_as,
+        background=background,
+        progress=progress,
+    )
     model.engine = Engine(model, settings)
     return model.eval()
 
@@ -76,6 +88,7 @@ def load_folder(
     name: str,
     device: torch.device,
     dtype: torch.dtype,
+    quantization: str | None = None,
     threads: int | None = None,
     background: Background = None,
     progress: Callable[[int, int], None] | None = None,
@@ -86,6 +99,7 @@ def load_folder(
 
     Args:
         folder, config: a local checkpoint and its config.
+        quantization: the format to quantise to; None leaves the weights as they are in the files.
         name: what to call the model in results.
         threads: to cut one image with; see `preprocessing.Patcher`.
         device, dtype, background, progress: as of `load`.
@@ -93,11 +107,21 @@ def load_folder(
     Raises:
         CheckpointError, ConfigError: as `load` does.
     """
-    manifest = read_manifest(folder, expected_shapes(config))
+    if quantization is not None and config.quantization not in (None, quantization):
+        raise ConfigError(
+            f"quantization={quantization!r}: {folder} is quantised to {config.quantization} already; leave it out, or "
+            "load the released bf16 checkpoint"
+        )
+    packed = config.quantization is not None
+    try:
+        manifest = read_manifest(folder, expected_shapes(config), config.quantization)
+    except ValueError as error:
+        raise ConfigError(f"{folder} cannot be quantised to {config.quantization}: {error}") from error
     processor = Processor.load(folder, patcher_of(config, threads), background=background)
     check_tokenizer(processor, config)
+    config = replace(config, quantization=config.quantization or quantization)
     model = MiniMaxVL(config, processor, name=name, device=device, dtype=dtype)
-    load_weights(model.released_tensors(), manifest, progress=progress)
+    load_weights(model.stored_tensors() if packed else model.released_tensors(), manifest, progress=progress)
     return model
 
 

@@ -16,12 +16,14 @@ from safetensors import SafetensorError, safe_open
 
 import text_backbone
 import vision_encoder
+from text_backbone.quantization.files import is_quantised, stored_parts
 from vl.config import VLConfig
 from vl.errors import CheckpointError
 from vl.saving import INDEX
 
 SINGLE = "model.safetensors"
 DTYPES = ("BF16", "F16", "F32", "F64")
+Shape = tuple[int, ...]
 # What older files hold beside the weights: the decay of each head, frequencies and tables of the rotary embedding,
 # position counters, and CLIP's last norm, which the features that this family takes do not pass.
 UNUSED = re.compile(
@@ -33,7 +35,7 @@ MANY = 10_000
 FIXES = {
     "missing": "the checkpoint is incomplete or belongs to another model: download it again or check config.json",
     "damaged": "download the file again",
-    "quantised": "load the released bf16 checkpoint: quantised files of other tools are not read",
+    "quantised": "load the released bf16 checkpoint, or one whose quantization_config says how it is stored",
     "index": "download the index and all files it names again",
     "values": "the weights are damaged, or too large for the dtype asked for: try bfloat16 or float32",
 }
@@ -64,7 +66,9 @@ class Problems:
 
 
 # name -> (dtype, shape), as a file's header says
-Header = dict[str, tuple[str, tuple[int, ...]]]
+Header = dict[str, tuple[str, Shape]]
+# name -> the dtypes that it may have, and its shape, None if of any length
+Layout = dict[str, tuple[tuple[str, ...], Shape | None]]
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,8 @@ class Manifest:
     files: dict[str, Header]
 
 
-def expected_shapes(config: VLConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor in a checkpoint of this config; lazy."""
+def expected_shapes(config: VLConfig) -> Iterator[tuple[str, Shape]]:
+    """Released name and shape of every tensor of a model of this config; lazy. Says nothing of quantization."""
     text = text_backbone.released_shapes(config.text)
     if config.vision is None:
         return text
@@ -84,14 +88,15 @@ def expected_shapes(config: VLConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     return chain(named, vision_encoder.released_shapes(config.vision))
 
 
-def read_manifest(folder: str | Path, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> Manifest:
+def read_manifest(folder: str | Path, shapes: Iterable[tuple[str, Shape]], quantization: str | None = None) -> Manifest:
     """Hold the headers of a folder's files to what a model needs: names, shapes and dtypes. Reads no weights.
 
     Tensors of older files that no model uses are passed over with a warning.
 
     Args:
         folder: holds `model.safetensors`, or an index and its shards.
-        shapes: name and shape of each tensor that must be in the files, and no others may be.
+        shapes: released name and shape of each tensor that must be in the files, and no others may be.
+        quantization: the format in which the files hold the matrices that are quantised, each as several tensors.
 
     Raises:
         CheckpointError: lists what is missing, unexpected, mis-shaped, damaged, of an unsupported dtype, or
@@ -100,7 +105,7 @@ def read_manifest(folder: str | Path, shapes: Iterable[tuple[str, tuple[int, ...
     problems = Problems(Path(folder))
     headers = _read_headers(problems.folder, problems)
     used = {file: {n: entry for n, entry in header.items() if not UNUSED.search(n)} for file, header in headers.items()}
-    _compare(shapes, used, problems)
+    _compare(shapes, quantization, used, problems)
     problems.check()
     _warn_of_unused(problems.folder, [name for header in headers.values() for name in header if UNUSED.search(name)])
     return Manifest(problems.folder, used)
@@ -172,10 +177,25 @@ def _header(path: Path, problems: Problems) -> Header:
         return {}
 
 
-def _compare(shapes: Iterable[tuple[str, tuple[int, ...]]], headers: Mapping[str, Header], problems: Problems) -> None:
+def stored_layout(shapes: Iterable[tuple[str, Shape]], quantization: str | None) -> Iterator[tuple[str, Layout]]:
+    """Per released name, what files hold of it; lazy. ValueError if a matrix cannot be held in the format."""
+    for name, shape in shapes:
+        if quantization is not None and is_quantised(name):
+            yield name, {name + suffix: part for suffix, part in stored_parts(quantization, *shape).items()}
+        else:
+            yield name, {name: (DTYPES, shape)}
+
+
+def _compare(
+    shapes: Iterable[tuple[str, Shape]],
+    quantization: str | None,
+    headers: Mapping[str, Header],
+    problems: Problems,
+) -> None:
     found = {name: entry for header in headers.values() for name, entry in header.items()}
     most = len(found) + MANY
-    wanted = dict(islice(shapes, most + 1))
+    layouts = chain.from_iterable(layout.items() for _, layout in stored_layout(shapes, quantization))
+    wanted = dict(islice(layouts, most + 1))
     missing = [name for name in wanted if name not in found]
     if len(wanted) > most:
         problems.add("missing tensors, counting no further", "missing", *missing)
@@ -183,11 +203,10 @@ def _compare(shapes: Iterable[tuple[str, tuple[int, ...]]], headers: Mapping[str
         problems.add("missing tensors", "missing", *missing)
         problems.add("unexpected tensors", "missing", *(name for name in found if name not in wanted))
     for name, (dtype, shape) in found.items():
-        if name in wanted and shape != wanted[name]:
-            problems.add(
-                "tensors of the wrong shape", "missing", f"{name} {list(shape)} instead of {list(wanted[name])}"
-            )
-        if dtype not in DTYPES:
+        dtypes, size = wanted.get(name, (DTYPES, shape))
+        if size is not None and shape != size:
+            problems.add("tensors of the wrong shape", "missing", f"{name} {list(shape)} instead of {list(size)}")
+        if dtype not in dtypes:
             problems.add("tensors of an unsupported dtype", "quantised", f"{name} {dtype}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from preprocessing import Grid, ImageSource, Inputs, Messages, Processor, Tools
 from preprocessing.template import END_OF_TURN
-from text_backbone import HybridCache, MiniMaxText, Packed
+from text_backbone import HybridCache, MiniMaxText, Packed, stored_tensors
 from text_backbone import released_tensors as text_tensors
+from text_backbone.quantization import quantized_backbone
 from vision_encoder import VisionEncoder
 from vision_encoder import released_tensors as vision_tensors
 from vl.checkpoint import Slot, weight_dtype, write_weights
@@ -66,7 +67,7 @@ class MiniMaxVL(nn.Module):
         self.config = config
         self.processor = processor
         self.name = name
-        self.language_model = MiniMaxText(config.text, device=device, dtype=dtype)
+        self.language_model = _text_model(config, device, dtype)
         self.vision = VisionEncoder(config.vision, device=device, dtype=dtype) if config.vision else None
         # The released config.json does not name the end token.
         end_id = processor.tokenizer.token_id(END_OF_TURN)
@@ -212,10 +213,16 @@ class MiniMaxVL(nn.Module):
     # The checkpoint
 
     def released_tensors(self) -> dict[str, Slot]:
-        """Every tensor of a checkpoint by its released name: the place that holds it."""
-        text: dict[str, Slot] = dict(text_tensors(self.language_model))
+        """Every tensor of a released checkpoint by its name: the place that holds it. A quantised one packs itself."""
+        return self._named(text_tensors(self.language_model))
+
+    def stored_tensors(self) -> dict[str, Slot]:
+        """The same in the model's own storage: of a quantised matrix, what a checkpoint has in its place."""
+        return self._named(stored_tensors(self.language_model))
+
+    def _named(self, text: Mapping[str, Slot]) -> dict[str, Slot]:
         if self.vision is None:
-            return text
+            return dict(text)
         return {f"language_model.{name}": slot for name, slot in text.items()} | vision_tensors(self.vision)
 
     def save(
@@ -225,7 +232,7 @@ class MiniMaxVL(nn.Module):
         max_shard_bytes: float = 5e9,
         dtype: torch.dtype | str | None = None,
     ) -> Path:
-        """Write the released layout: config, tokenizer, chat template and safetensors.
+        """Write the released layout: config, tokenizer, chat template and safetensors. A quantised model stays one.
 
         A model that is in the folder is replaced as a whole: whatever ends the save, the folder holds the old model,
         the new one, or none that loads. Files that belong to no model stay.
@@ -233,7 +240,7 @@ class MiniMaxVL(nn.Module):
         Args:
             folder: made if need be.
             max_shard_bytes: size at which a new file of weights starts.
-            dtype: to store the weights as; by default the model's own.
+            dtype: to store the weights as that are not quantised; by default the model's own.
 
         Returns:
             the folder.
@@ -247,5 +254,14 @@ class MiniMaxVL(nn.Module):
         with replace_model(folder) as draft:
             write_config(self.config, draft)
             self.processor.save(draft)
-            write_weights(self.released_tensors(), draft, max_shard_bytes=max_shard_bytes, dtype=stored)
+            write_weights(self.stored_tensors(), draft, max_shard_bytes=max_shard_bytes, dtype=stored)
         return Path(folder)
+
+
+def _text_model(config: VLConfig, device: torch.device | str | None, dtype: torch.dtype | None) -> MiniMaxText:
+    if config.quantization is None:
+        return MiniMaxText(config.text, device=device, dtype=dtype)
+    try:
+        return quantized_backbone(config.text, config.quantization, device=device, dtype=dtype)
+    except ValueError as error:
+        raise ConfigError(f"this model cannot be quantised to {config.quantization}: {error}") from error

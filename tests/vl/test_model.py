@@ -272,7 +272,7 @@ def test_bfloat16(tiny_checkpoint: Path, tiny_model: vl.MiniMaxVL) -> None:
         ({"device": "cuda:63"}, vl.DeviceError, "device='cpu'"),
         ({"device": "toaster"}, vl.DeviceError, "toaster"),
         ({"dtype": "int4"}, vl.DeviceError, "bfloat16"),
-        ({"quantization": "nf4"}, vl.ConfigError, "quantization"),
+        ({"quantization": "nf5"}, vl.ConfigError, "quantization='nf5'.*'nf4'"),
         ({"batch": 3}, vl.ConfigError, "batch"),
     ],
 )

@@ -27,6 +27,11 @@ def build_model(config: TrainConfig, device: torch.device) -> MiniMaxVL:
         return model
     folder = resolve_source(config.run.init)
     shape = read_config(folder)
+    if shape.quantization is not None:
+        raise ConfigError(
+            f"the checkpoint {config.run.init} is quantised to {shape.quantization}, and no gradients reach its "
+            "matrices: start from the one that it was made of"
+        )
     for table, wanted, found in (("text", config.text, shape.text), ("vision", config.vision, shape.vision)):
         if wanted is not None and wanted != found:
             raise ConfigError(f"the checkpoint {config.run.init} is not of the shape in [{table}]: drop that table")

@@ -1,0 +1,249 @@
+"""Quantised models: asked for by any name, loaded, saved and loaded again; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import vl
+from text_backbone.quantization import quantize_backbone
+from text_backbone.quantization.files import is_quantised, packed
+from vl.quantization import FORMATS, read_quantization, read_stored, stored_to_json
+from vl.section import Section
+
+PICTURE = np.arange(40 * 50 * 3, dtype=np.uint32).reshape(40, 50, 3).astype(np.uint8)
+MESSAGES = [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What?"}]}]
+FORMAT = pytest.mark.parametrize("form", FORMATS)
+BNB = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+F32 = torch.float32
+
+
+def logits(model: vl.MiniMaxVL) -> torch.Tensor:
+    return model.logits(model.processor(MESSAGES))
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+@FORMAT
+def test_quantised_while_it_loads(form: str, tiny_checkpoint: Path, tiny_model: vl.MiniMaxVL) -> None:
+    model = vl.load(tiny_checkpoint, device="cpu", quantization=form)
+    assert model.config.quantization == form
+    there = vl.load(tiny_checkpoint, device="cpu")
+    quantize_backbone(there.language_model, form)
+    assert torch.equal(logits(model), logits(there))
+    assert not torch.equal(logits(model), logits(tiny_model))
+    assert len(model.generate([MESSAGES], max_new_tokens=4)[0].token_ids) > 0
+    assert model.dtype == F32
+    assert {
+        n for n, s in model.released_tensors().items() if not torch.equal(s.read(), there.released_tensors()[n].read())
+    } == set()
+
+
+@FORMAT
+@pytest.mark.parametrize("text_only", [False, True])
+def test_saved_and_loaded_again(
+    form: str, text_only: bool, tiny_checkpoint: Path, tiny_text_checkpoint: Path, tmp_path: Path
+) -> None:
+    model = vl.load(tiny_text_checkpoint if text_only else tiny_checkpoint, device="cpu", quantization=form)
+    model.save(tmp_path, max_shard_bytes=50_000, dtype="bfloat16")
+    again = vl.load(tmp_path, device="cpu")
+    assert again.config == model.config
+    question: Any = [{"role": "user", "content": "What?"}] if text_only else MESSAGES
+    inputs = model.processor(question)
+    assert torch.equal(model.logits(inputs), again.logits(inputs))
+    assert vl.load(tmp_path, device="cpu", quantization=form).config == model.config
+    written = tensors(tmp_path)
+    source = tensors(tiny_text_checkpoint if text_only else tiny_checkpoint)
+    expected: dict[str, torch.Tensor] = {}
+    for name, tensor in source.items():
+        if is_quantised(name):
+            expected |= {name + suffix: part for suffix, part in packed(tensor, form).items()}
+        else:
+            expected[name] = tensor
+    assert written.keys() == expected.keys()
+    for name, tensor in written.items():
+        if "quant_state" not in name:  # which tells the dtype of the model that was saved
+            assert tensor.dtype == expected[name].dtype, name
+            assert torch.equal(tensor.view(torch.uint8), expected[name].view(torch.uint8)), name
+
+
+def test_what_others_write_in_their_dtype_of_scales(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    vl.load(tiny_checkpoint, device="cpu", quantization="fp8").save(tmp_path)
+    file = tmp_path / "model.safetensors"
+    changed = {n: t.bfloat16() if n.endswith("_scale") else t for n, t in load_file(file).items()}
+    save_file(changed, file)
+    model = vl.load(tmp_path, device="cpu")
+    name = "language_model.model.layers.0.self_attn.out_proj.weight"
+    want = changed[name].float() * changed[f"{name}_scale"].float()
+    assert torch.equal(model.released_tensors()[name].read(), want)
+
+
+@pytest.mark.parametrize("form", [*FORMATS, None])
+def test_a_quantised_file_that_lacks_or_mixes_parts(form: str | None, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    vl.load(tiny_checkpoint, device="cpu", quantization=form).save(tmp_path)
+    name = "language_model.model.layers.0.self_attn.out_proj.weight"
+    whole = load_file(tmp_path / "model.safetensors")
+    part = {"nf4": ".absmax", None: ""}.get(form, "_scale")
+    for wrong, words in (
+        ({n: t for n, t in whole.items() if n != name + part}, "missing tensors"),
+        (whole | {name + part: whole[name + part].to(torch.int32)}, "unsupported dtype"),
+        (whole | {name + part: whole[name + part].flatten()[:-1].clone()}, "wrong shape"),
+    ):
+        save_file(wrong, tmp_path / "model.safetensors")
+        with pytest.raises(vl.CheckpointError, match=words) as caught:
+            vl.load(tmp_path, device="cpu")
+        assert name + part in str(caught.value)
+
+
+def test_values_that_are_not_finite_are_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+    name = "language_model.model.layers.3.block_sparse_moe.experts.2.w3.weight"
+    file = folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][name]
+    held = load_file(file)
+    held[name][0, 0] = float("nan")
+    save_file(held, file)
+    for form in FORMATS:
+        with pytest.raises(vl.CheckpointError, match=r"NaN or infinite values \(1\): .*experts\.2\.w3"):
+            vl.load(folder, device="cpu", quantization=form)
+
+
+def test_a_format_cannot_be_changed_into_another(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    vl.load(tiny_checkpoint, device="cpu", quantization="nf4").save(tmp_path)
+    with pytest.raises(vl.ConfigError, match=r"quantization='int8'.*quantised to nf4 already"):
+        vl.load(tmp_path, device="cpu", quantization="int8")
+
+
+def test_a_size_that_a_format_cannot_hold(tiny_checkpoint: Path) -> None:
+    config = vl.load(tiny_checkpoint, device="cpu").config
+    text = replace(config.text, intermediate_size=5, hidden_size=27, head_dim=27, rotary_dim=2, num_attention_heads=1)
+    odd = replace(config, text=text, vision=None, pinpoints=(), image_token_index=None, quantization="nf4")
+    processor = vl.load(tiny_checkpoint, device="cpu").processor
+    with pytest.raises(vl.ConfigError, match=r"cannot be quantised to nf4.*odd number"):
+        vl.MiniMaxVL(odd, processor, device="cpu")
+
+
+# What users and files say
+
+
+@pytest.mark.parametrize(
+    ("value", "form"),
+    [
+        (None, None),
+        ("nf4", "nf4"),
+        (BNB, "nf4"),
+        (BNB | {"bnb_4bit_compute_dtype": "float32", "quant_method": "bitsandbytes"}, "nf4"),
+        (BNB | {"bnb_4bit_compute_dtype": F32, "llm_int8_skip_modules": ["lm_head", "vision_tower"]}, "nf4"),
+        ({"load_in_8bit": True}, "int8"),
+        ({"load_in_8bit": True, "llm_int8_threshold": 6.0, "load_in_4bit": False}, "int8"),
+    ],
+)
+def test_what_is_understood(value: Any, form: str | None) -> None:
+    assert read_quantization(value, F32) == form
+
+
+def test_transformers_own_object_is_understood() -> None:
+    config = pytest.importorskip("transformers").BitsAndBytesConfig
+    four = config(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=F32
+    )
+    assert read_quantization(four, F32) == "nf4"
+    assert read_quantization(config(load_in_8bit=True), F32) == "int8"
+    with pytest.raises(vl.ConfigError, match=r"bnb_4bit_quant_type.*fp4"):
+        read_quantization(config(load_in_4bit=True), F32)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("int4", "'int8', 'fp8', 'nf4'"),
+        (4, "quantization=4"),
+        ([], "quantization="),
+        ({}, "load_in_4bit"),
+        (BNB | {"load_in_8bit": True}, "load_in_4bit"),
+        ({"load_in_4bit": True}, "bnb_4bit_quant_type = 'fp4'"),
+        (BNB | {"bnb_4bit_use_double_quant": False}, "bnb_4bit_use_double_quant = False"),
+        (BNB | {"bnb_4bit_quant_storage": "bfloat16"}, "bnb_4bit_quant_storage"),
+        (BNB | {"bnb_4bit_compute_dtype": "bfloat16"}, "bnb_4bit_compute_dtype = bfloat16.*dtype='bfloat16'"),
+        (BNB | {"llm_int8_skip_modules": ["self_attn"]}, "llm_int8_skip_modules.*self_attn"),
+        (BNB | {"llm_int8_skip_modules": 5}, "llm_int8_skip_modules"),
+        (BNB | {"quant_method": "gptq"}, "quant_method = 'gptq'"),
+        (BNB | {"group_size": 128}, "group_size = 128"),
+        ({"load_in_8bit": True, "llm_int8_threshold": 0.0}, "llm_int8_threshold"),
+        ({"load_in_8bit": True, "llm_int8_enable_fp32_cpu_offload": True}, "llm_int8_enable_fp32_cpu_offload"),
+    ],
+)
+def test_what_is_refused_by_its_key(value: Any, words: str) -> None:
+    with pytest.raises(vl.ConfigError, match=words):
+        read_quantization(value, F32)
+
+
+def config_json(quantization: Any) -> Section:
+    return Section({"quantization_config": quantization}, Path("config.json"))
+
+
+@FORMAT
+def test_what_we_write_is_what_we_read(form: str) -> None:
+    assert read_stored(config_json(json.loads(json.dumps(stored_to_json(form))))) == form
+    assert read_stored(config_json(None)) is None
+
+
+def test_what_transformers_writes_of_nf4() -> None:
+    config = pytest.importorskip("transformers").BitsAndBytesConfig
+    theirs = config(**BNB, bnb_4bit_compute_dtype=torch.bfloat16).to_dict()
+    assert read_stored(config_json(theirs)) == "nf4"
+    ours = stored_to_json("nf4")
+    assert ours.keys() == theirs.keys()
+    assert {k: v for k, v in ours.items() if k != "llm_int8_skip_modules"} == {
+        k: v for k, v in theirs.items() if k != "llm_int8_skip_modules"
+    }
+
+
+FP8 = stored_to_json("fp8")
+GROUP = FP8["config_groups"]["group_0"]
+
+
+def fp8(**changes: Any) -> dict[str, Any]:
+    return FP8 | {"config_groups": {"group_0": GROUP | changes}}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("nf4", "quantization_config"),
+        ({}, "quant_method is missing"),
+        *(({"quant_method": name}, name) for name in ("gptq", "awq", "fp8", "quanto", "compressed-tensors", "hqq")),
+        ({"quant_method": 5}, "quant_method"),
+        (BNB | {"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "fp4"}, "bnb_4bit_quant_type = 'fp4'"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "load_in_8bit"),
+        (FP8 | {"format": "pack-quantized"}, "pack-quantized"),
+        (FP8 | {"format": ["x"]}, "format"),
+        (FP8 | {"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme"),
+        (FP8 | {"config_groups": {}}, "config_groups"),
+        (fp8(weights=GROUP["weights"] | {"strategy": "block"}), "strategy = 'block'"),
+        (fp8(weights=GROUP["weights"] | {"block_structure": [128, 128]}), "block_structure"),
+        (fp8(input_activations=None), "input_activations"),
+        (fp8(input_activations=GROUP["input_activations"] | {"dynamic": False}), "dynamic = False"),
+        (fp8(output_activations={"num_bits": 8}), "output_activations"),
+    ],
+)
+def test_files_of_a_scheme_that_we_do_not_have_are_refused_by_its_name(value: Any, words: str) -> None:
+    with pytest.raises(vl.ConfigError, match=words):
+        read_stored(config_json(value))
+
+
+def test_saved_files_say_how_they_are_stored(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    vl.load(tiny_checkpoint, device="cpu", quantization="nf4").save(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["quantization_config"] == stored_to_json("nf4")
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}

@@ -1,0 +1,74 @@
+"""Files worked on at once: everything comes, the first error ends it, and so does whoever stops asking."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from vl.threads import merged
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_all_results_of_all_items_come(threads: int) -> None:
+    def work(item: int) -> Iterator[tuple[int, int]]:
+        yield from ((item, i) for i in range(item))
+
+    found = list(merged(work, range(6), threads))
+    assert sorted(found) == [(item, i) for item in range(6) for i in range(item)]
+    assert list(merged(work, [], threads)) == []
+
+
+def test_items_are_worked_on_at_once() -> None:
+    together = threading.Barrier(3, timeout=20)
+
+    def work(item: int) -> Iterator[int]:
+        together.wait()
+        yield item
+
+    assert sorted(merged(work, [1, 2, 3], 3)) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_first_error_ends_the_others(threads: int) -> None:
+    seen: list[int] = []
+
+    def work(item: int) -> Iterator[int]:
+        if item == 1:
+            raise KeyError("here")
+        for i in range(10**6):
+            seen.append(i)
+            yield i
+            time.sleep(0.001)
+
+    with pytest.raises(KeyError, match="here"):
+        list(merged(work, [1, 2, 3, 4], threads))
+    assert len(seen) < 10_000
+    assert not [t for t in threading.enumerate() if t.name.startswith("vl-files")]
+
+
+def test_whoever_stops_asking_ends_the_work() -> None:
+    def work(item: int) -> Iterator[int]:
+        for i in range(10**6):
+            yield i
+            time.sleep(0.001)
+
+    results = merged(work, [1, 2], 2)
+    next(results)
+    results.close()  # type: ignore[attr-defined]
+    assert not [t for t in threading.enumerate() if t.name.startswith("vl-files")]
+
+
+def test_tensors_made_in_inference_mode_are_filled_in_it() -> None:
+    with torch.inference_mode():
+        tensors = [torch.zeros(3) for _ in range(4)]
+
+        def work(i: int) -> Iterator[int]:
+            tensors[i].fill_(i)
+            yield i
+
+        list(merged(work, range(4), 2))
+    assert [int(t[0]) for t in tensors] == [0, 1, 2, 3]

@@ -1,0 +1,56 @@
+"""Several files worked on at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Event
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+MOST = 8
+
+
+def merged(work: Callable[[T], Iterator[R]], items: Sequence[T], threads: int | None = None) -> Iterator[R]:
+    """What `work` yields for each of the items, in any order, from several threads.
+
+    When one fails, or nobody asks for more, the others end at their next result; the first error is raised.
+
+    Args:
+        threads: by default as many as there are CPUs, and at most 8. One, or one item, works in this thread.
+    """
+    count = min(len(items), threads or min(MOST, os.cpu_count() or 1))
+    if count <= 1:
+        for item in items:
+            yield from work(item)
+        return
+    results: SimpleQueue[Any] = SimpleQueue()
+    stopped, inference = Event(), torch.is_inference_mode_enabled()
+
+    def run(item: T) -> None:
+        with torch.inference_mode(inference):
+            if not stopped.is_set():
+                for result in work(item):
+                    results.put(result)
+                    if stopped.is_set():
+                        return
+
+    with ThreadPoolExecutor(count, thread_name_prefix="vl-files") as pool:
+        left = len(items)
+        try:
+            for item in items:
+                pool.submit(run, item).add_done_callback(results.put)
+            while left:
+                result = results.get()
+                if isinstance(result, Future):
+                    result.result()
+                    left -= 1
+                else:
+                    yield result
+        finally:
+            stopped.set()
