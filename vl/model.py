@@ -34,6 +34,7 @@ class Driver(Protocol):
     def prepare(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request: ...
     def submit(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request: ...
     def stream(self, request: Request) -> Iterator[str]: ...
+    def stay_in_process(self) -> None: ...
     def run(self, requests: Sequence[Request]) -> list[Generation]: ...
     def cancel(self, request: Request) -> None: ...
     def step(self) -> None: ...
@@ -171,6 +172,7 @@ class MiniMaxVL(nn.Module):
         Bad input raises here, not at the first piece. Closing the iterator ends the generation.
         """
         params = SamplingParams.of(sampling)
+        self.engine.stay_in_process()  # tensors' threads are the parent's too: nothing is computed before
         inputs, timings = self._prepare(messages, tools)
         # Checked now, and queued when the first piece is asked for: whoever never asks leaves nothing behind.
         return self.engine.stream(self.engine.prepare(inputs, params, timings))
@@ -194,6 +196,7 @@ class MiniMaxVL(nn.Module):
             ImageError, InputError: naming the image or message that cannot be used; nothing is generated then.
         """
         params = SamplingParams.of(sampling)
+        self.engine.stay_in_process()  # tensors' threads are the parent's too: nothing is computed before
         prepared = [self._prepare(item, tools) for item in batch]  # before any is queued: bad input costs nothing
         results = self.engine.run([self.engine.prepare(inputs, params, timings) for inputs, timings in prepared])
         for result in results:

@@ -77,7 +77,7 @@ class Engine:
             InputError: if the prompt is not one for this model, or the memory could not hold it and what is asked for.
             DeviceError: if this process was forked from one that uses the engine.
         """
-        self._stay_in_process()
+        self.stay_in_process()
         if not isinstance(params, SamplingParams):
             raise InputError(f"params must be SamplingParams, not {type(params).__name__}")
         prompt = Prompt.of(inputs, self.model.config, self.model.name)
@@ -100,7 +100,7 @@ class Engine:
         return request
 
     def _queue(self, requests: Sequence[Request]) -> None:
-        self._stay_in_process()
+        self.stay_in_process()
         with self._lock:
             for request in requests:
                 if request.arrival < 0:
@@ -150,7 +150,7 @@ class Engine:
         Raises:
             DeviceError: if this process was forked from one that uses the engine.
         """
-        self._stay_in_process()
+        self.stay_in_process()
         with self._lock, torch.cuda.device_of(self.model.language_model.lm_head.weight):
             self._prepare()
             batch = self.scheduler.schedule()
@@ -273,7 +273,7 @@ class Engine:
     def _forked(self) -> bool:
         return self._process not in (None, os.getpid())
 
-    def _stay_in_process(self) -> None:
+    def stay_in_process(self) -> None:
         """Another thread may have been in a step when this process was forked: it would wait for it for ever."""
         if self._forked():
             raise DeviceError(
