@@ -25,7 +25,7 @@ from typing import Annotated
 import typer
 
 from vl import __version__
-from vl.cli import bench, caption, chat, evaluate, train
+from vl.cli import bench, caption, chat, evaluate, plan, train
 from vl.cli.console import EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_UNUSABLE, complain
 
 EPILOG = (
@@ -46,6 +46,7 @@ app.command("caption", epilog=EPILOG)(caption.caption)
 app.command("chat", epilog=EPILOG)(chat.chat)
 app.command("train", epilog=EPILOG)(train.train)
 app.command("eval", epilog=EPILOG)(evaluate.evaluate)
+app.command("plan", epilog=EPILOG)(plan.plan)
 app.add_typer(bench.app, name="bench")
 
 

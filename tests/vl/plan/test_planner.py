@@ -1,0 +1,214 @@
+"""What must hold of every plan, whatever the model, the machine and the workload."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vl
+from text_backbone.config import TextConfig, hybrid_layers
+from vl.config import VLConfig
+from vl.plan import FORMATS, Machine, Option, Workload, describe_gpu, find_gpu, image_cost, known_gpus, plan, smallest
+from vl.plan.gpus import GIB
+from vl.plan.models import released
+from vl.plan.planner import COUNTS, LOADABLE, consider
+from vl.plan.share import LAYERS, ONE, SPILLED, TENSOR, Share, by_tensor, whole
+from vl.plan.sizes import weight_bytes
+from vl.plan.speed import Estimate, used_experts
+
+machines = st.builds(Machine, st.sampled_from(list(known_gpus().values())), st.sampled_from(COUNTS))
+formats = st.sampled_from(list(FORMATS))
+models = st.builds(
+    lambda layers, experts, wide: VLConfig(
+        TextConfig(
+            attn_type_list=hybrid_layers(layers), num_local_experts=experts, intermediate_size=wide * 1024
+        )
+    ),
+    st.integers(8, 100), st.sampled_from([4, 16, 32]), st.integers(1, 9),
+)  # fmt: skip
+workloads = st.builds(
+    Workload, st.integers(1, 2**21), st.integers(1, 32), prefill_tokens=st.sampled_from([1024, 8192, 32768])
+)
+
+
+def by_kind(config: VLConfig, machine: Machine, work: Workload, form: str) -> dict[str, Option]:
+    return {option.placement: option for option in plan(config, machine, work, [form]).options}
+
+
+@settings(deadline=None, max_examples=60)
+@given(models, machines, workloads, formats, st.integers(1, 2**20), st.integers(1, 32))
+def test_more_work_never_needs_less(
+    config: VLConfig, machine: Machine, work: Workload, form: str, tokens: int, sequences: int
+) -> None:
+    small = by_kind(config, machine, work, form)
+    longer = by_kind(config, machine, replace(work, context=work.context + tokens), form)
+    wider = by_kind(config, machine, replace(work, batch=work.batch + sequences), form)
+    for kind in small.keys() & longer.keys() & wider.keys() - {SPILLED}:
+        least = small[kind]
+        assert least.memory.total <= longer[kind].memory.total
+        assert least.memory.total <= wider[kind].memory.total
+        assert least.max_context >= wider[kind].max_context
+        assert least.max_context == longer[kind].max_context
+        assert least.fits >= longer[kind].fits
+        if least.speed and longer[kind].speed:
+            assert least.speed.prefill < longer[kind].speed.prefill
+            assert least.speed.decode <= longer[kind].speed.decode
+
+
+@settings(deadline=None, max_examples=60)
+@given(models, machines, workloads, formats)
+def test_more_gpus_never_hold_less(config: VLConfig, machine: Machine, work: Workload, form: str) -> None:
+    twice = Machine(machine.gpu, 2 * machine.count)
+    few, many = by_kind(config, machine, work, form), by_kind(config, twice, work, form)
+    alone = few.get(TENSOR) or few[ONE]
+    assert many[TENSOR].memory.weights < alone.memory.weights
+    if alone.memory.weights > 2 * GIB:  # what several GPUs need to talk is half a GiB
+        assert many[TENSOR].max_context >= alone.max_context
+        assert many[TENSOR].fits >= alone.fits
+
+
+@settings(deadline=None, max_examples=60)
+@given(models, machines, workloads, formats)
+def test_the_maximum_context_fits_and_a_page_more_does_not(
+    config: VLConfig, machine: Machine, work: Workload, form: str
+) -> None:
+    for option in plan(config, machine, work, [form]).options:
+        if option.problem == f"{machine.gpu.name} has no FP8":
+            continue
+        most = option.max_context
+        if most:
+            assert by_kind(config, machine, replace(work, context=most), form).get(option.placement, option).memory.fits
+        beyond = by_kind(config, machine, replace(work, context=most + work.page_size), form)
+        assert not beyond[option.placement].memory.fits
+
+
+@settings(deadline=None, max_examples=40)
+@given(machines, workloads, formats)
+def test_spilling_takes_what_does_not_fit(machine: Machine, work: Workload, form: str) -> None:
+    config = released()
+    options = by_kind(config, machine, work, form)
+    base, spilled = options[ONE if machine.count == 1 else TENSOR], options.get(SPILLED)
+    if base.fits or any(option.fits for kind, option in options.items() if kind != SPILLED):
+        assert spilled is None
+        return
+    assert spilled is not None
+    missing = spilled.memory.host / machine.count
+    assert base.memory.weights == pytest.approx(spilled.memory.weights + missing, abs=1)
+    assert 0 <= spilled.spilled <= 1
+    if spilled.speed:
+        placement = by_tensor(config, machine.count) or whole(config)
+        ideal = Estimate(placement, FORMATS[form], machine.gpu).speed(work)
+        assert spilled.speed.decode >= ideal.decode
+
+
+def test_options_are_in_order_of_speed(vl01: VLConfig) -> None:
+    found = plan(vl01, Machine(find_gpu("H100-80GB"), 8), Workload(2**20, 4))
+    fits = [option.fits for option in found.options]
+    assert fits == sorted(fits, reverse=True)
+    seconds = [option.speed.decode for option in found.options if option.speed]
+    assert seconds == sorted(seconds)
+    assert found.best is found.options[0]
+    assert (found.best.format, found.best.placement) == ("nf4", TENSOR)
+
+
+def test_the_smallest_machines(vl01: VLConfig) -> None:
+    found = smallest(vl01).options
+    sizes = [option.machine.gpu.memory * option.machine.count for option in found]
+    assert sizes == sorted(sizes)
+    assert (found[0].machine.name, found[0].format) == ("2 x H200", "nf4")
+    for option in found:
+        fewer = [n for n in COUNTS if n < option.machine.count]
+        for count in fewer:
+            best = plan(vl01, Machine(option.machine.gpu, count), formats=[option.format]).best
+            assert best is None or best.placement == SPILLED
+
+
+def test_bf16_needs_eight_of_the_largest(vl01: VLConfig) -> None:
+    assert {option.machine.name for option in smallest(vl01, formats=["bf16"]).options} == {"8 x H200", "8 x B200"}
+
+
+def test_host_memory_bounds_what_is_spilled(vl01: VLConfig) -> None:
+    gpu = find_gpu("RTX-4090")
+    free = by_kind(vl01, Machine(gpu), Workload(), "nf4")[SPILLED]
+    assert free.fits
+    needed = free.memory.host
+    assert by_kind(vl01, Machine(gpu, host_memory=needed), Workload(), "nf4")[SPILLED].fits
+    short = by_kind(vl01, Machine(gpu, host_memory=needed - 1), Workload(), "nf4")[SPILLED]
+    assert short.problem == "host memory"
+    assert short.speed is None
+    assert {option.placement for option in smallest(vl01, host_memory=needed).options} >= {SPILLED, TENSOR}
+
+
+def test_fp8_needs_a_gpu_that_has_it(vl01: VLConfig) -> None:
+    for option in plan(vl01, Machine(find_gpu("A100-80GB"), 8), formats=["fp8"]).options:
+        assert option.problem == "A100-80GB has no FP8"
+        assert option.speed is None
+    assert not any(option.format == "fp8" for option in smallest(vl01).options if option.machine.gpu.fp8 is None)
+
+
+def test_images_add_their_tokens_memory_and_time(vl01: VLConfig) -> None:
+    assert image_cost(vl01, 4032, 3024) == (7560, 13)
+    text, cost = Workload(1024), image_cost(vl01, 4032, 3024)
+    seen = Workload(1024, 1, 3, *cost)
+    assert seen.tokens == 1024 + 3 * 7560
+    machine = Machine(find_gpu("H200"), 2)
+    without, with_images = (by_kind(vl01, machine, work, "nf4")[TENSOR] for work in (text, seen))
+    assert without.memory.activations < with_images.memory.activations
+    assert without.speed is not None
+    assert with_images.speed is not None
+    assert without.speed.vision == 0 < with_images.speed.vision
+    assert with_images.speed.first_token > with_images.speed.prefill
+
+
+def test_a_text_model_takes_no_images() -> None:
+    with pytest.raises(vl.ConfigError, match="takes no images"):
+        image_cost(VLConfig(TextConfig()), 336, 336)
+
+
+def test_layers_take_turns(vl01: VLConfig) -> None:
+    options = by_kind(vl01, Machine(find_gpu("H200"), 8), Workload(), "nf4")
+    tensor, layers = options[TENSOR].speed, options[LAYERS].speed
+    assert tensor is not None
+    assert layers is not None
+    assert tensor.decode < layers.decode
+    alone = Estimate(whole(vl01), FORMATS["nf4"], find_gpu("H200")).decode(32768, 1)
+    assert layers.decode == pytest.approx(alone, rel=0.05)
+
+
+def test_quantised_weights_are_read_faster(vl01: VLConfig) -> None:
+    seconds = {name: Estimate(whole(vl01), form, find_gpu("H200")).decode(1024, 1) for name, form in FORMATS.items()}
+    assert seconds["nf4"] < seconds["int8"] < 0.65 * seconds["bf16"]
+
+
+def test_used_experts() -> None:
+    text = TextConfig()
+    assert used_experts(text, 1) == pytest.approx(2)
+    assert used_experts(text, 10_000) == pytest.approx(32)
+
+
+def test_no_placement_beats_the_floor(vl01: VLConfig) -> None:
+    """Two H200s in NF4 read 26.8 GB a token, 318 times a second at most."""
+    option = by_kind(vl01, Machine(find_gpu("H200"), 2), Workload(1024), "nf4")[TENSOR]
+    assert option.speed is not None
+    assert 100 < option.speed.decode_tokens < 318
+
+
+@pytest.mark.parametrize("form", list(FORMATS))
+def test_what_is_said_to_load_loads(tiny_checkpoint: Path, form: str) -> None:
+    assert {ONE} == LOADABLE
+    quantization = None if form == "bf16" else form
+    model = vl.load(tiny_checkpoint, device="cpu", dtype="bfloat16", quantization=quantization)
+    share = Share(model.config.text, vision=model.config.vision)
+    held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    assert weight_bytes(share, FORMATS[form]) == pytest.approx(held, rel=0.005)
+
+
+def test_a_described_gpu_is_planned_for(vl01: VLConfig) -> None:
+    gpu = describe_gpu("My GPU", memory=300, bandwidth=4.8, bf16=989)
+    option = consider(whole(vl01), FORMATS["nf4"], Machine(gpu), Workload())
+    assert option.fits
+    assert option.speed is not None

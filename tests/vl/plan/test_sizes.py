@@ -1,0 +1,117 @@
+"""Bytes of weights and caches against models and caches built on `meta`; the numbers of the design."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+
+import pytest
+import torch
+
+import vl
+from text_backbone import HybridCache, MiniMaxText, TextConfig
+from text_backbone.config import hybrid_layers
+from text_backbone.quantization import quantized_backbone
+from vision_encoder import VisionConfig, VisionEncoder
+from vl.config import VLConfig, read_config
+from vl.hub import NANO
+from vl.manifest import expected_shapes
+from vl.plan.formats import BF16, FORMATS, NF4
+from vl.plan.memory import cache_memory
+from vl.plan.share import Share, by_layers, by_tensor, placements
+from vl.plan.sizes import active_bytes, parameters, state_bytes, vision_values, weight_bytes
+from vl.plan.workload import Workload
+
+SLICE = TextConfig(attn_type_list=hybrid_layers(8))
+SMALL = TextConfig(
+    vocab_size=512, hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32, rotary_dim=16,
+    intermediate_size=96, num_local_experts=4, attn_type_list=(0, 1, 0),
+)  # fmt: skip
+
+
+def held(model: torch.nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+@pytest.mark.parametrize("text", [TextConfig(), SLICE, SMALL], ids=["released", "slice", "small"])
+def test_weights_are_the_models(text: TextConfig) -> None:
+    model = MiniMaxText(text, device="meta", dtype=torch.bfloat16)
+    assert weight_bytes(Share(text), FORMATS["bf16"]) == held(model)
+    assert parameters(text) == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("format", ["int8", "fp8", "nf4"])
+@pytest.mark.parametrize("text", [SLICE, SMALL], ids=["slice", "small"])
+def test_quantised_weights_are_the_models(text: TextConfig, format: str) -> None:
+    model = quantized_backbone(text, format, device="meta", dtype=torch.bfloat16)
+    # Small matrices fill their last nested block in part.
+    assert weight_bytes(Share(text), FORMATS[format]) == pytest.approx(held(model), rel=0 if text is SLICE else 1e-3)
+
+
+@pytest.mark.parametrize("config", [VisionConfig(), read_config(NANO).vision], ids=["released", "nano"])
+def test_vision_weights_are_the_towers(config: VisionConfig) -> None:
+    model = VisionEncoder(config, device="meta", dtype=torch.bfloat16)
+    assert vision_values(config) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_parameters_of_the_release_are_its_checkpoint(vl01: VLConfig) -> None:
+    assert parameters(vl01.text, vl01.vision) == sum(prod(shape) for _, shape in expected_shapes(vl01))
+    assert parameters(vl01.text) == pytest.approx(456e9, rel=1e-3)
+
+
+def test_nano_is_what_vl_load_gives() -> None:
+    model = vl.load("nano", device="cpu", dtype="bfloat16")
+    config = model.config
+    assert weight_bytes(Share(config.text, vision=config.vision), FORMATS["bf16"]) == held(model)
+
+
+@pytest.mark.parametrize("text", [TextConfig(), SLICE, SMALL, read_config(NANO).text], ids=["full", "8", "3", "nano"])
+@pytest.mark.parametrize(("batch", "context"), [(1, 1), (1, 256), (4, 1000), (64, 4096), (1, 2**20)])
+def test_cache_is_the_engines(text: TextConfig, batch: int, context: int) -> None:
+    work = Workload(context, batch)
+    cache = HybridCache(
+        text, slots=batch, pages=work.pages(context), page_size=work.page_size, device="meta", dtype=torch.bfloat16,
+        scratch=True,
+    )  # fmt: skip
+    states, kv = cache_memory(text, work, context)
+    assert states == cache.states.nbytes
+    # The page table has no column for the scratch page.
+    assert kv == pytest.approx(cache.nbytes - cache.states.nbytes, abs=4 * (batch + 1))
+
+
+def test_numbers_of_the_design(vl01: VLConfig) -> None:
+    text, nf4 = vl01.text, FORMATS["nf4"]
+    assert 8 * NF4.bytes(6144, 6144) / 6144**2 == pytest.approx(4.127, abs=5e-4)
+    assert active_bytes(text, nf4) == pytest.approx(26.7e9, abs=0.1e9)
+    assert 8.5e12 / active_bytes(text, nf4) == pytest.approx(318, abs=1)
+    assert active_bytes(text, replace(nf4, attention=BF16)) == pytest.approx(54.6e9, abs=0.05e9)
+    assert weight_bytes(Share(text, vision=vl01.vision), nf4) == pytest.approx(240e9, rel=0.005)
+    assert state_bytes(text) == 280 * 2**20
+
+
+@pytest.mark.parametrize("gpus", [2, 4, 8])
+def test_shares_are_the_whole(vl01: VLConfig, gpus: int) -> None:
+    for name, form in FORMATS.items():
+        once = weight_bytes(Share(vl01.text, vision=vl01.vision), form)
+        layers = by_layers(vl01, gpus)
+        assert layers is not None
+        assert sum(weight_bytes(share, form) for share in layers.shares) == pytest.approx(once, rel=1e-9), name
+        tensor = by_tensor(vl01, gpus)
+        assert tensor is not None
+        # The tower, routers and norms are on every GPU.
+        each = weight_bytes(tensor.shares[0], form)
+        assert once <= each * gpus <= once + gpus * 1e9
+
+
+def test_what_does_not_divide_is_no_placement(vl01: VLConfig) -> None:
+    assert by_tensor(vl01, 3) is None
+    assert by_layers(VLConfig(SMALL), 4) is None
+    assert [placement.kind for placement in placements(vl01, 1)] == ["one GPU", "spilled"]
+    assert [placement.kind for placement in placements(vl01, 3)] == ["layers"]
+
+
+def test_more_gpus_than_key_value_heads_hold_some_twice(vl01: VLConfig) -> None:
+    placement = by_tensor(vl01, 16)
+    assert placement is not None
+    text = placement.shares[0].text
+    assert (text.num_attention_heads, text.num_key_value_heads, text.intermediate_size) == (4, 1, 576)

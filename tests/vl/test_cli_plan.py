@@ -1,0 +1,161 @@
+"""`vl plan` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vl.cli.app as vl_app
+from vl.config import VLConfig, write_config
+from vl.errors import ConfigError
+from vl.plan.models import find_config, released
+
+KEYS = {
+    "gpu", "gpus", "measured_gpu", "quantization", "placement", "fits", "problem", "loadable", "kernels", "memory",
+    "spilled_experts", "max_context", "speed",
+}  # fmt: skip
+MEMORY = {"weights", "states", "kv", "activations", "overhead", "available", "host", "total"}
+SPEED = {"prefill", "vision", "decode", "prefill_tokens", "decode_tokens", "first_token"}
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
+    code = vl_app.run(["plan", *map(str, args)])
+    captured = capsys.readouterr()
+    return code, captured.out, " ".join(captured.err.replace("│", " ").split())
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *args: object) -> Any:
+    code, out, err = run(capsys, *args, "--json")
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def test_a_table_of_one_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "--gpus", "8xH100-80GB", "--quantization", "nf4", "--context", "1M", "--batch", 4)
+    assert (code, err) == (0, "")
+    assert "MiniMax-VL-01: 456 B parameters; sequences at once: 4, each of 1,048,576 tokens" in out
+    line = next(line for line in out.splitlines() if "tensor" in line)
+    cells = [cell.strip() for cell in line.split("│")][1:-1]
+    assert cells[:3] == ["8 x H100-80GB", "nf4", "tensor"]
+    assert float(cells[3]) == pytest.approx(239.65e9 / 8 / 2**30, rel=0.03)
+    assert cells[-1] == "not yet"
+    assert "bf16" not in line
+
+
+def test_the_smallest_machines_come_first(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys)
+    assert code == 0
+    rows = [line for line in out.splitlines() if line.startswith("│")]
+    assert "2 x H200" in rows[0]
+    assert {form for form in ("bf16", "int8", "fp8", "nf4") if any(f" {form} " in row for row in rows)} == {
+        "bf16", "int8", "fp8", "nf4"
+    }  # fmt: skip
+    assert "larger machines are left out" in out
+
+
+def test_json_is_the_documented_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    record = as_json(capsys, "--gpus", "2xH200", "--images", 2, "--image-size", "4032x3024", "--context", "2k")
+    assert record["schema"] == 1
+    assert record["model"] == {"name": "MiniMax-VL-01", "parameters": 456437219328}
+    assert record["workload"]["tokens"] == 2048 + 2 * 7560
+    for option in record["options"]:
+        assert set(option) == KEYS
+        assert set(option["memory"]) == MEMORY
+        assert option["fits"] == (option["problem"] == "")
+        assert option["speed"] is None or set(option["speed"]) == SPEED
+    page = (Path(vl_app.__file__).parents[2] / "docs" / "plan.md").read_text()
+    for key in KEYS | MEMORY | SPEED:
+        assert f"`{key}`" in page, key
+
+
+def test_nothing_fits_is_an_exit_code_and_says_what_would(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "--gpus", "H200", "--quantization", "bf16", "--host-memory", 1)
+    assert code == 3
+    assert "does not fit" in out
+    assert "nothing fits on H200: the smallest that works is 2 x H200 with nf4" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--gpus", "8xVoodoo2"], "known are H200, H100-80GB"),
+        (["--gpus", "99xH200"], "1 to 16 GPUs of one host"),
+        (["--gpus", "H200", "--gpu-memory", "0"], "--gpu-memory must be above 0"),
+        (["--gpu-memory", "80"], "go with --gpus"),
+        (["--quantization", "int3"], "known are bf16, int8, fp8, nf4"),
+        (["--context", "long"], "write 32768, 32K or 1M"),
+        (["--context", "0"], "write 32768, 32K or 1M"),
+        (["--images", "1", "--image-size", "big"], "write WIDTHxHEIGHT"),
+        (["--batch", "0"], "--batch"),
+    ],
+)
+def test_usage_errors_say_what_to_write(capsys: pytest.CaptureFixture[str], args: list[str], said: str) -> None:
+    code, out, err = run(capsys, *args)
+    assert (code, out) == (2, "")
+    assert said in err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["no/model"], "built in are MiniMax-VL-01, MiniMax-Text-01 and nano: download its config.json"),
+        (["no-model-here"], "check the path"),
+        (["MiniMax-Text-01", "--images", "1"], "takes no images"),
+        (["--context", "999999999M"], "context must be from 1 to"),
+        (["--images", "1", "--image-size", "0x3"], "an image of 0 x 3 pixels is none"),
+    ],
+)
+def test_what_cannot_be_planned(capsys: pytest.CaptureFixture[str], args: list[str], said: str) -> None:
+    code, out, err = run(capsys, *args)
+    assert (code, out) == (3, "")
+    assert said in err
+
+
+def test_a_gpu_that_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
+    options = as_json(capsys, "nano", "--gpus", "2xMine", "--gpu-memory", 16, "--gpu-bandwidth", 0.5, "--gpu-bf16", 60)[
+        "options"
+    ]
+    assert {(option["gpu"], option["gpus"]) for option in options} == {("Mine", 2)}
+    assert all(option["fits"] for option in options if option["quantization"] != "fp8")
+
+
+def test_models_by_name_folder_and_file(tmp_path: Path) -> None:
+    vl01 = find_config("MiniMaxAI/MiniMax-VL-01")
+    assert vl01 == find_config("MiniMax-VL-01") == released()
+    assert find_config("MiniMax-Text-01") == VLConfig(vl01.text)
+    assert find_config("nano").text.hidden_size == 256
+    write_config(vl01, tmp_path)
+    assert find_config(str(tmp_path)).text == find_config(str(tmp_path / "config.json")).text == vl01.text
+
+
+def test_a_file_of_another_name_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    with pytest.raises(ConfigError, match=r"is not a config\.json"):
+        find_config(str(other))
+
+
+def test_what_is_not_there_yet_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "nano", "--gpus", "4090")
+    assert code == 0
+    states = {cells[1].strip(): cells[-1].strip() for line in out.splitlines() if (cells := line.split("│")[1:-1])}
+    assert states["bf16"] == ""
+    assert {states[form] for form in states if form != "bf16"} <= {"", "slower"}
+    code, out, _ = run(capsys, "nano", "--gpus", "2x4090")
+    assert "not yet" in out
+    assert "takes one GPU only" in out
+
+
+def test_a_quantised_checkpoint_is_planned_for_as_it_is(
+    tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_config(replace(find_config(str(tiny_checkpoint)), quantization="nf4"), tmp_path)
+    options = as_json(capsys, tmp_path, "--gpus", "4090")["options"]
+    assert {option["quantization"] for option in options} == {"nf4"}
+    code, _, err = run(capsys, tmp_path, "--gpus", "4090", "--quantization", "int8")
+    assert code == 3
+    assert "stored in nf4: leave int8 out" in err

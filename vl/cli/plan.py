@@ -1,0 +1,208 @@
+"""`vl plan`: what a model needs to run, before anything is downloaded or bought."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import re
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from vl.cli.console import EXIT_UNUSABLE, complain, printable, stdout_console
+
+if TYPE_CHECKING:
+    from vl.config import VLConfig
+    from vl.plan import Machine, Option, Plan, Workload
+
+_UNITS = {"": 1, "k": 2**10, "m": 2**20}
+_SHOWN = 4  # machines of a format, where none was named
+
+
+def _tokens(text: str) -> int:
+    """`32768`, `32k`, `1M`: K is 1024 tokens and M 1024 K."""
+    match = re.fullmatch(r"(\d{1,15})([kKmM]?)", text)
+    if not match or not int(match[1]):
+        raise typer.BadParameter(f"{text!r} is no number of tokens: write 32768, 32K or 1M")
+    return int(match[1]) * _UNITS[match[2].lower()]
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,9})[xX×](\d{1,9})", text)
+    if not match:
+        raise typer.BadParameter(f"{text!r} is no size: write WIDTHxHEIGHT in pixels, as in 1344x1008")
+    return int(match[1]), int(match[2])
+
+
+GpusOption = Annotated[
+    str | None,
+    typer.Option(help="As in 8xH100-80GB; without it, the smallest machines that work.", show_default=False),
+]
+QuantizationOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Only this format: bf16, int8, fp8 or nf4; may be repeated.", show_default=False),
+]
+TokensOption = Annotated[str, typer.Option("--context", help="Tokens of each sequence: 32768, 32K, 1M.")]
+
+
+def plan(
+    model: Annotated[
+        str, typer.Argument(help="MiniMax-VL-01 or MiniMax-Text-01 (built in), nano, a folder, or a config.json.")
+    ] = "MiniMax-VL-01",
+    gpus: GpusOption = None,
+    quantization: QuantizationOption = None,
+    context: TokensOption = "32K",
+    batch: Annotated[int, typer.Option(min=1, help="Sequences that run at once.")] = 1,
+    images: Annotated[int, typer.Option(min=0, help="Images of each sequence; their tokens are added.")] = 0,
+    image_size: Annotated[str, typer.Option(help="Their width and height in pixels.")] = "1344x1008",
+    prefill_tokens: Annotated[int, typer.Option(min=1, help="Prompt tokens read in a pass.")] = 8192,
+    host_memory: Annotated[
+        float | None,
+        typer.Option(min=0, help="GiB of the host's memory that experts may be kept in.", show_default=False),
+    ] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(help="GiB of a GPU, instead of what is known.", show_default=False)
+    ] = None,
+    gpu_bandwidth: Annotated[float | None, typer.Option(help="TB/s of its memory.", show_default=False)] = None,
+    gpu_bf16: Annotated[float | None, typer.Option(help="Its dense bf16 TFLOP/s.", show_default=False)] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")] = False,
+) -> None:
+    """What fits where, and how fast: memory, context and speed, predicted. Nothing is downloaded.
+
+    Without [bold]--gpus[/bold], for each format the smallest machines that hold the model.
+    """
+    from vl.plan import Workload, image_cost, smallest
+    from vl.plan import plan as plan_on
+    from vl.plan.models import find_config
+    from vl.plan.record import as_json
+
+    tokens, size, formats = _tokens(context), _size(image_size), _formats(quantization or [])
+    if gpus is None and (gpu_memory, gpu_bandwidth, gpu_bf16) != (None, None, None):
+        raise typer.BadParameter("--gpu-memory, --gpu-bandwidth and --gpu-bf16 go with --gpus")
+    config = find_config(model)
+    cost = image_cost(config, *size) if images else (0, 0)
+    work = Workload(tokens, batch, images, *cost, prefill_tokens=prefill_tokens)
+    host = None if host_memory is None else int(host_memory * 2**30)
+    if gpus is None:
+        found = smallest(config, work, formats, host)
+    else:
+        found = plan_on(config, _machine(gpus, gpu_memory, gpu_bandwidth, gpu_bf16, host), work, formats)
+    if json:
+        stdout_console().out(jsonlib.dumps(as_json(model, config, found), indent=2))
+    else:
+        _show(model, config, found, _SHOWN if gpus is None and not quantization else None)
+    if found.best is None:
+        complain(_nothing_fits(config, gpus, work))
+        raise typer.Exit(EXIT_UNUSABLE)
+
+
+def _formats(names: list[str]) -> list[str]:
+    from vl.errors import ConfigError
+    from vl.plan import find_format
+
+    try:
+        return [find_format(name).name for name in dict.fromkeys(names)]
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="--quantization") from None
+
+
+def _machine(text: str, memory: float | None, bandwidth: float | None, bf16: float | None, host: int | None) -> Machine:
+    """A usage error says what is known."""
+    from vl.errors import ConfigError
+    from vl.plan import Machine, describe_gpu, parse_machine
+
+    try:
+        count, name = parse_machine(text)
+        return Machine(describe_gpu(name, memory=memory, bandwidth=bandwidth, bf16=bf16), count, host)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="--gpus") from None
+
+
+def _nothing_fits(config: VLConfig, gpus: str | None, work: Workload) -> str:
+    from vl.plan import smallest
+
+    if gpus is None:
+        return "no known machine holds this: lower --context or --batch"
+    best = smallest(config, work).best
+    if best is None:
+        return f"nothing fits on {gpus}, nor on any known machine: lower --context or --batch"
+    return f"nothing fits on {gpus}: the smallest that works is {best.machine.name} with {best.format}"
+
+
+def _show(name: str, config: VLConfig, plan: Plan, most: int | None) -> None:
+    """The table, and below it what its numbers mean."""
+    from vl.plan.sizes import parameters
+
+    console, work = stdout_console(), plan.workload
+    images = f", {work.images} images of {work.image_tokens:,} tokens each among them" if work.images else ""
+    console.print(
+        f"{printable(name)}: {parameters(config.text, config.vision) / 1e9:,.3g} B parameters; sequences at once: "
+        f"{work.batch:,}, each of {work.tokens:,} tokens{images}",
+        markup=False,
+    )
+    kept, left = _first_of_each(plan.options, most)
+    console.print(_table(kept))
+    console.print(
+        "GiB of the fullest GPU. other: activations, and what CUDA takes. prefill: tokens/s of one prompt of all these "
+        "tokens, images encoded too; decode: of all sequences together. Predicted; docs/plan.md says from what.",
+        markup=False,
+    )
+    if any(not option.loadable for option in kept):
+        console.print("not yet: planned for, but vl.load of this version takes one GPU only.", markup=False)
+    if any(option.loadable and not option.kernels for option in kept):
+        console.print("slower: it loads, but kernels of this format are yet to come.", markup=False)
+    if left:
+        console.print(f"{left} larger machines are left out: --quantization or --json show all.", markup=False)
+
+
+def _first_of_each(options: tuple[Option, ...], most: int | None) -> tuple[list[Option], int]:
+    """At most so many options of each format, and how many that leaves out."""
+    kept: list[Option] = []
+    for option in options:
+        if most is None or sum(other.format == option.format for other in kept) < most:
+            kept.append(option)
+    return kept, len(options) - len(kept)
+
+
+def _table(options: list[Option]) -> Table:
+    table = Table("machine", "format", "placement")
+    for column in ("weights", "cache", "other", "of", "max context", "prefill", "decode"):
+        table.add_column(column, justify="right")
+    table.add_column("host GiB", justify="right")
+    table.add_column("")
+    for option in options:
+        memory, speed = option.memory, option.speed
+        table.add_row(
+            option.machine.name,
+            option.format,
+            option.placement,
+            *(_gib(n) for n in (memory.weights, memory.states + memory.kv, memory.activations + memory.overhead)),
+            _gib(memory.available),
+            _context(option.max_context),
+            *(("-", "-") if speed is None else (_rate(speed.prefill_tokens), _rate(speed.decode_tokens))),
+            _gib(memory.host) if memory.host else "-",
+            _state(option),
+            style="dim" if option.problem else None,
+        )
+    return table
+
+
+def _state(option: Option) -> str:
+    if option.problem or not option.loadable:
+        return option.problem or "not yet"
+    return "" if option.kernels else "slower"
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:,.1f}"
+
+
+def _rate(tokens: float) -> str:
+    return f"{tokens:,.0f}" if tokens >= 20 else f"{tokens:.1f}"
+
+
+def _context(tokens: int) -> str:
+    """Rounded down, in the units of `--context`."""
+    if tokens >= 2**20:
+        return f"{tokens // (2**20 // 10) / 10:,.1f}M"
+    return f"{tokens // 2**10}K" if tokens else "-"

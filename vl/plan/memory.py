@@ -1,0 +1,140 @@
+"""The memory of a GPU: its weights, the cache, and what a pass allocates at its peak.
+
+The activations follow the code: which tensors are alive at once in `MiniMaxText.forward`, `DecoderLayer.forward` and
+the kernels of each sub-layer, of T tokens in bfloat16, when nothing is differentiated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from text_backbone.config import LIGHTNING, SOFTMAX, TextConfig
+from vision_encoder.config import VisionConfig
+from vl.plan.gpus import GIB
+from vl.plan.share import Share
+from vl.plan.sizes import VALUE, kv_bytes, layers_of, state_bytes
+from vl.plan.workload import TILES_AT_A_TIME, Workload
+
+# What a process takes of a GPU beside PyTorch's tensors: the CUDA context (0.6 GiB for a bare process in
+# the messages that torch's out-of-memory errors print on H200 and A100), and modules of cuBLAS, cuDNN and Triton with
+# the instances of CUDA graphs (an estimate).
+PROCESS = int(1.0 * GIB)
+COMMUNICATOR = int(0.5 * GIB)  # NCCL's buffers and symmetric memory, where several GPUs work together; an estimate
+FRAGMENTS = 0.02  # of the memory, which PyTorch's allocator cannot give out; chosen, not measured
+CUBLAS = 32 * 2**20  # the workspace that PyTorch gives cuBLAS on Hopper and later (docs: CUBLAS_WORKSPACE_CONFIG)
+
+SEGMENT = 512  # tokens at least between two states that lightning prefill keeps (kernels/lightning/triton.py)
+BLOCK = 65536  # cached tokens whose keys and values softmax attention copies at a time (kernels/softmax/cached.py)
+LOGIT = 4  # float32, as the output head makes them
+SAMPLING = 20  # bytes of a logit in a decode step: itself, a probability, and a float32 and an int64 of a sort
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on one GPU, the fullest of the placement.
+
+    Attributes:
+        weights: those that are on the GPU.
+        states, kv: the cache: lightning states, and pages of keys and values.
+        activations: at the peak of a pass.
+        overhead: of the process, beside PyTorch's tensors.
+        available: what may be taken of the GPU.
+        host: weights in the host's memory, of all GPUs together.
+    """
+
+    weights: int
+    states: int
+    kv: int
+    activations: int
+    overhead: int
+    available: int
+    host: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.states + self.kv + self.activations + self.overhead
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.available
+
+
+def overhead(gpus: int) -> int:
+    return PROCESS + (COMMUNICATOR if gpus > 1 else 0)
+
+
+def cache_memory(text: TextConfig, work: Workload, tokens: int) -> tuple[int, int]:
+    """States and pages of sequences of `tokens` tokens, with the engine's scratch slot and page."""
+    slots, pages = work.batch + 1, work.pages(tokens) + 1
+    return state_bytes(text, slots), kv_bytes(text, slots, pages, work.page_size)
+
+
+def activation_memory(share: Share, work: Workload, tokens: int) -> int:
+    """The peak over the passes of a workload of `tokens` tokens a sequence."""
+    chunk, text = min(work.prefill_tokens, work.batch * tokens), share.text
+    past = max(0, tokens - chunk)
+    peak = max(prefill_peak(text, chunk, past), decode_peak(text, work.batch))
+    if share.vision and work.images:
+        held, encoding = vision_peaks(share.vision, work)
+        embeds = VALUE * text.hidden_size * chunk
+        peak = max(peak + held, embeds + encoding + held)
+    return int(peak) + CUBLAS
+
+
+def prefill_peak(text: TextConfig, tokens: int, past: int) -> int:
+    """Bytes of a pass over `tokens` new tokens, after `past` cached ones of the same sequence."""
+    x = VALUE * text.hidden_size
+    # The embeddings and a layer's input; the rotary table, five columns of numbers, and the last layer's router logits.
+    alive = 2 * x + 4 * text.rotary_dim + 5 * 8 + 4 * text.num_local_experts
+    stages = [_moe_peak(text, tokens), LOGIT * text.vocab_size]
+    if layers_of(text, LIGHTNING):
+        stages.append(_lightning_peak(text, tokens))
+    if layers_of(text, SOFTMAX):
+        stages.append(_softmax_peak(text, tokens, past))
+    return alive * tokens + max(stages)
+
+
+def _lightning_peak(text: TextConfig, tokens: int) -> int:
+    """The fused projection and the output, with the states between segments; later output, gate and their product."""
+    heads = VALUE * text.num_attention_heads * text.head_dim
+    cells = -(-tokens // SEGMENT) * 4 * text.num_attention_heads * text.head_dim**2
+    return max(tokens * (3 + 1) * heads + cells, tokens * (3 * heads + VALUE * text.hidden_size))
+
+
+def _softmax_peak(text: TextConfig, tokens: int, past: int) -> int:
+    """Queries, keys, values and output; with a past also its copies, a float32 sum and the part to be added to it."""
+    heads, keys = (VALUE * n * text.head_dim for n in (text.num_attention_heads, text.num_key_value_heads))
+    alone = tokens * (2 * heads + 3 * keys)
+    if not past:
+        return alone
+    copies = (4 if past >= 2 * BLOCK else 2) * min(past, BLOCK) * keys  # the last block's live until the next are made
+    return max(alone, tokens * (5 * heads + 2 * keys) + copies)
+
+
+def _moe_peak(text: TextConfig, tokens: int) -> int:
+    """Attention's output and the normalised sum; router, sorted rows, both products' outputs, and their sum."""
+    x, chosen = VALUE * text.hidden_size, text.num_experts_per_tok
+    router = 4 * text.num_local_experts + chosen * (4 + 8 + 4 + 4)
+    return tokens * (2 * x + router + chosen * (VALUE * text.intermediate_size + x) + x)
+
+
+def decode_peak(text: TextConfig, batch: int) -> int:
+    """Bytes of a step of `batch` sequences: their logits and what sampling makes of them, beside a few rows."""
+    return batch * SAMPLING * text.vocab_size + prefill_peak(text, batch, 0)
+
+
+def vision_peaks(config: VisionConfig, work: Workload) -> tuple[int, int]:
+    """Features that wait to be read, and beside them what encoding takes at its peak."""
+    images = work.images * work.batch
+    together = min(images, max(1, TILES_AT_A_TIME // max(1, work.image_tiles)))
+    tiles = min(TILES_AT_A_TIME, together * work.image_tiles)
+    features = VALUE * config.text_hidden_size * together * work.image_tokens
+    tokens, hidden, inner = (
+        tiles * (config.patches**2 + 1),
+        VALUE * config.hidden_size,
+        VALUE * config.intermediate_size,
+    )
+    tower = tokens * max(6 * hidden, 2 * hidden + inner)  # stream, norm, q, k, v and output; or stream, norm and MLP
+    projector = tokens * (3 * hidden + 2 * VALUE * config.text_hidden_size)
+    pixels = 3 * config.image_size**2 * tiles
+    return features, max(tower, projector) + pixels

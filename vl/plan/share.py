@@ -1,0 +1,95 @@
+"""What one GPU holds of a model, and how a model is cut into such shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from text_backbone.config import TextConfig
+from vision_encoder.config import VisionConfig
+from vl.config import VLConfig
+
+ONE, TENSOR, LAYERS, SPILLED = "one GPU", "tensor", "layers", "spilled"
+PLACEMENTS = (ONE, TENSOR, LAYERS, SPILLED)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A GPU's part of a model.
+
+    Attributes:
+        text: its part of every layer that it has; `vocab_size` and the other sizes are its own.
+        embeds, head: whether it has rows of the embeddings, and of the output head.
+        vision: the tower, if it has it.
+    """
+
+    text: TextConfig
+    embeds: bool = True
+    head: bool = True
+    vision: VisionConfig | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A model on GPUs: the shares of those that differ, and how the GPUs work together.
+
+    Attributes:
+        kind: `one GPU`; `tensor`: each GPU has a part of every matrix (heads, inner units of every expert, vocabulary),
+            and sums go between them; `layers`: a run of layers each, one GPU working at a time; `spilled`: as `one GPU`
+            or `tensor`, with experts in host memory.
+        gpus: how many.
+        shares: one that stands for all but with `layers`.
+    """
+
+    kind: str
+    gpus: int
+    shares: tuple[Share, ...]
+
+
+def whole(config: VLConfig) -> Placement:
+    return Placement(ONE, 1, (Share(config.text, vision=config.vision),))
+
+
+def by_tensor(config: VLConfig, gpus: int) -> Placement | None:
+    """Every matrix in `gpus` parts, the tower on each; None if the heads do not divide, or if it is one GPU."""
+    text = config.text
+    heads, keys = text.num_attention_heads, text.num_key_value_heads
+    if gpus == 1 or heads % gpus or text.intermediate_size % gpus or (keys % gpus and gpus % keys):
+        return None
+    part = replace(
+        text,
+        num_attention_heads=heads // gpus,
+        num_key_value_heads=max(1, keys // gpus),  # more GPUs than these heads hold some of them twice
+        intermediate_size=text.intermediate_size // gpus,
+        vocab_size=-(-text.vocab_size // gpus),
+    )
+    return Placement(TENSOR, gpus, (Share(part, vision=config.vision),))
+
+
+def by_layers(config: VLConfig, gpus: int) -> Placement | None:
+    """Runs of layers, of equal lengths but for one layer; None if there are too few layers, or if it is one GPU."""
+    kinds = config.text.attn_type_list
+    if gpus == 1 or len(kinds) < gpus:
+        return None
+    ends = [len(kinds) * (i + 1) // gpus for i in range(gpus)]
+    shares = [
+        Share(
+            replace(config.text, attn_type_list=kinds[start:end]),
+            embeds=start == 0,
+            head=end == len(kinds),
+            vision=config.vision if start == 0 else None,
+        )
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+    return Placement(LAYERS, gpus, tuple(shares))
+
+
+def spilled(config: VLConfig, gpus: int) -> Placement | None:
+    """The experts partly in host memory, all else as on one GPU or by tensor; None where that cannot be."""
+    base = whole(config) if gpus == 1 else by_tensor(config, gpus)
+    return base and replace(base, kind=SPILLED)
+
+
+def placements(config: VLConfig, gpus: int) -> list[Placement]:
+    """All that are possible on so many GPUs."""
+    found = [whole(config)] if gpus == 1 else [by_tensor(config, gpus), by_layers(config, gpus)]
+    return [placement for placement in (*found, spilled(config, gpus)) if placement]

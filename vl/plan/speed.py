@@ -1,0 +1,196 @@
+"""Seconds to read a prompt and to write a token: the sum of the operations' times, and of what goes between GPUs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from text_backbone.config import LIGHTNING, TextConfig
+from vision_encoder.config import VisionConfig
+from vl.plan.efficiency import (
+    DENSE,
+    ELEMENTWISE,
+    EXPERTS,
+    LIGHTNING_DECODE,
+    LIGHTNING_PREFILL,
+    QUANTISED,
+    SOFTMAX_DECODE,
+    SOFTMAX_PREFILL,
+    VISION,
+    Efficiency,
+)
+from vl.plan.formats import Format, Storage
+from vl.plan.gpus import Gpu
+from vl.plan.share import LAYERS, Placement, Share
+from vl.plan.sizes import (
+    VALUE,
+    Matrix,
+    expert,
+    expert_bytes,
+    layers_of,
+    projections,
+    state_bytes,
+    stored,
+    table_bytes,
+    vision_values,
+)
+from vl.plan.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Predicted times.
+
+    Attributes:
+        prefill: seconds to read one sequence's prompt, of all its tokens.
+        vision: seconds to encode its images.
+        decode: seconds of one step, a token for each sequence.
+        prefill_tokens, decode_tokens: tokens a second, those of a step for all sequences together.
+    """
+
+    prefill: float
+    vision: float
+    decode: float
+    prefill_tokens: float
+    decode_tokens: float
+
+    @property
+    def first_token(self) -> float:
+        """Seconds until a sequence's first token, if it is alone."""
+        return self.vision + self.prefill
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One pass: `tokens` new ones of `sequences` sequences, each with `past` cached ones."""
+
+    tokens: int
+    past: float
+    sequences: int = 1
+
+    @property
+    def decode(self) -> bool:
+        return self.tokens == self.sequences
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Times of a placement of a model in one format on one kind of GPU.
+
+    `spilled`: the part of the experts that is in host memory.
+    """
+
+    placement: Placement
+    form: Format
+    gpu: Gpu
+    spilled: float = 0.0
+
+    def speed(self, work: Workload) -> Speed:
+        tokens, vision = work.tokens, 0.0
+        tower = self.placement.shares[0].vision
+        if tower and work.images:
+            vision = vision_seconds(self.gpu, tower, work.images * work.image_tiles)
+        prefill, decode = self.prefill(tokens, work.prefill_tokens), self.decode(tokens, work.batch)
+        return Speed(prefill, vision, decode, tokens / (prefill + vision), work.batch / decode)
+
+    def prefill(self, tokens: int, chunk: int) -> float:
+        """Seconds to read a prompt, in passes of `chunk` tokens. Attention grows evenly from pass to pass."""
+        chunk = min(chunk, tokens)
+        full, rest = divmod(tokens, chunk)
+        seconds = full * self.run(Pass(chunk, (full - 1) * chunk / 2))
+        return seconds + (self.run(Pass(rest, full * chunk)) if rest else 0.0)
+
+    def decode(self, context: int, batch: int) -> float:
+        """Seconds of a token for each of `batch` sequences, each with `context` tokens in the cache."""
+        return self.run(Pass(batch, context, batch))
+
+    def run(self, step: Pass) -> float:
+        """Seconds of a pass."""
+        compute = sum(self._share(share, step) for share in self.placement.shares)
+        moved = self._spilled_bytes(step) / self.gpu.host_bandwidth
+        # Reading a prompt needs all experts, which can come while others work; a step waits for those it chose.
+        local = compute + moved if step.decode else max(compute, moved)
+        return local + self._communication(step)
+
+    def _share(self, share: Share, step: Pass) -> float:
+        text = share.text
+        experts = self._experts(text, step)
+        kinds = set(text.attn_type_list)
+        seconds = sum(layers_of(text, kind) * (self._attention(text, kind, step) + experts) for kind in kinds)
+        if share.head:
+            seconds += DENSE.seconds(
+                self.gpu, table_bytes(text), 2 * step.sequences * text.vocab_size * text.hidden_size
+            )
+        return seconds
+
+    def _attention(self, text: TextConfig, kind: int, step: Pass) -> float:
+        heads, keys, d = text.num_attention_heads, text.num_key_value_heads, text.head_dim
+        x, inner = VALUE * text.hidden_size, VALUE * heads * d
+        seconds = self._products(projections(text, kind), step.tokens)
+        seconds += 2 * ELEMENTWISE.seconds(self.gpu, 3 * x * step.tokens)  # residual sums and norms
+        if kind == LIGHTNING:
+            seconds += ELEMENTWISE.seconds(self.gpu, 3 * inner * step.tokens)  # gate and norm
+            how = LIGHTNING_DECODE if step.decode else LIGHTNING_PREFILL
+            states = 2 * step.sequences * state_bytes(text) / layers_of(text, LIGHTNING)
+            return seconds + how.seconds(self.gpu, 4 * inner * step.tokens + states, 4 * step.tokens * heads * d * d)
+        seconds += ELEMENTWISE.seconds(self.gpu, 2 * (inner + 2 * VALUE * keys * d) * step.tokens)  # rotary to pages
+        cached = step.sequences * step.past + step.tokens
+        nbytes = 2 * VALUE * d * (cached * keys + step.tokens * heads)
+        if step.decode:
+            return seconds + SOFTMAX_DECODE.seconds(self.gpu, nbytes, 4 * cached * heads * d)
+        flops = 2 * step.tokens * (step.tokens + 2 * step.past) * heads * d
+        return seconds + SOFTMAX_PREFILL.seconds(self.gpu, nbytes, flops)
+
+    def _experts(self, text: TextConfig, step: Pass) -> float:
+        weights = stored(expert(text), self.form.experts) * used_experts(text, step.tokens)
+        rows = step.tokens * text.num_experts_per_tok
+        flops = 6 * rows * text.hidden_size * text.intermediate_size
+        moved = weights + 2 * VALUE * step.tokens * text.hidden_size
+        return self._quantised(EXPERTS, self.form.experts, moved, flops)
+
+    def _products(self, matrices: list[Matrix], tokens: int) -> float:
+        return sum(
+            self._quantised(DENSE, self.form.attention, self.form.attention.bytes(*m), 2 * tokens * m[0] * m[1])
+            for m in matrices
+        )
+
+    def _quantised(self, how: Efficiency, storage: Storage, nbytes: float, flops: float) -> float:
+        bandwidth, rate = QUANTISED[storage.name]
+        scaled = Efficiency(how.bandwidth * bandwidth, how.rate * rate, how.fixed)
+        return scaled.seconds(self.gpu, nbytes, flops, self.gpu.fp8 if storage.name == "fp8" else None)
+
+    def _spilled_bytes(self, step: Pass) -> float:
+        """Of the experts that a pass uses, what comes from host memory to each GPU."""
+        text = self.placement.shares[0].text
+        used = used_experts(text, step.tokens) / text.num_local_experts
+        return self.spilled * used * expert_bytes(text, self.form.experts)
+
+    def _communication(self, step: Pass) -> float:
+        """By layers: the activations, from GPU to GPU. By tensor: the sums of both sub-layers and of the embeddings,
+        the gated norm's mean square in lightning layers, and the logits of the last tokens."""
+        gpus, link = self.placement.gpus, self.gpu.link
+        if gpus == 1:
+            return 0.0
+        text = self.placement.shares[0].text
+        x = VALUE * step.tokens * text.hidden_size
+        if self.placement.kind == LAYERS:
+            return (gpus - 1) * (link.latency + x / link.bandwidth)
+        sums = [(2 * text.num_hidden_layers + 1, x), (layers_of(text, LIGHTNING), 4 * step.tokens)]
+        sums.append((1, VALUE * step.sequences * text.vocab_size * gpus))
+        hops = 2 * (gpus - 1) / gpus
+        return sum(count * (link.latency + hops * nbytes / link.bandwidth) for count, nbytes in sums)
+
+
+def used_experts(text: TextConfig, tokens: int) -> float:
+    """Experts of a layer that are expected to get one of so many tokens, if each is as likely."""
+    count = text.num_local_experts
+    return count * (1 - (1 - text.num_experts_per_tok / count) ** tokens)
+
+
+def vision_seconds(gpu: Gpu, config: VisionConfig, tiles: int) -> float:
+    """Seconds to encode so many tiles; without the projector, which is a hundredth of it."""
+    tokens = config.patches**2 + 1
+    products = config.hidden_size * (4 * config.hidden_size + 2 * config.intermediate_size)
+    attention = 2 * tokens * config.hidden_size
+    patches = 2 * config.patches**2 * 3 * config.patch_size**2 * config.hidden_size
+    flops = tiles * (2 * tokens * config.num_hidden_layers * (products + attention) + patches)
+    return VISION.seconds(gpu, VALUE * vision_values(config), flops)
