@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vl.cli.console import DeviceOption, DTypeOption, ModelOption, load_model
+from vl.cli.console import DeviceOption, DTypeOption, ModelOption, QuantizationOption, load_model
 
 
 def register(app: typer.Typer) -> None:
@@ -18,6 +18,7 @@ def demo(
     model: ModelOption = "nano",
     device: DeviceOption = None,
     dtype: DTypeOption = None,
+    quantization: QuantizationOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[
         int | None,
@@ -34,7 +35,7 @@ def demo(
     from demo.app import build
     from demo.serving import launch
 
-    page = build(load_model(model, device, dtype))
+    page = build(load_model(model, device, dtype, quantization=quantization))
     addresses = launch(page, host=host, port=chosen, share=share, browser=not no_browser)
     typer.echo(f"The page is at {' and '.join(addresses)} (Ctrl-C ends it)")
     page.block_thread()

@@ -167,11 +167,16 @@ def _weight_map(path: Path) -> dict[str, str]:
     return dict(weight_map)
 
 
+def read_header(path: Path) -> Header:
+    """The header of a file of weights. Raises SafetensorError or OSError if it is no such file, or cut short."""
+    with safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        return {name: (piece.get_dtype(), tuple(piece.get_shape())) for name, piece in slices.items()}
+
+
 def _header(path: Path, problems: Problems) -> Header:
     try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-            return {name: (piece.get_dtype(), tuple(piece.get_shape())) for name, piece in slices.items()}
+        return read_header(path)
     except (SafetensorError, OSError) as error:
         problems.add("unreadable files", "damaged", f"{path.name} ({error})")
         return {}

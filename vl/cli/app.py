@@ -25,7 +25,7 @@ from typing import Annotated
 import typer
 
 from vl import __version__
-from vl.cli import bench, caption, chat, evaluate, plan, train
+from vl.cli import bench, caption, chat, convert, evaluate, plan, train
 from vl.cli.console import EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_UNUSABLE, complain
 
 EPILOG = (
@@ -47,6 +47,7 @@ app.command("chat", epilog=EPILOG)(chat.chat)
 app.command("train", epilog=EPILOG)(train.train)
 app.command("eval", epilog=EPILOG)(evaluate.evaluate)
 app.command("plan", epilog=EPILOG)(plan.plan)
+app.command("convert", epilog=EPILOG)(convert.convert)
 app.add_typer(bench.app, name="bench")
 
 

@@ -20,6 +20,7 @@ from vl.cli.console import (
     DTypeOption,
     MaxNewTokensOption,
     ModelOption,
+    QuantizationOption,
     SeedOption,
     TemperatureOption,
     TopKOption,
@@ -70,6 +71,7 @@ def caption(
     seed: SeedOption = None,
     device: DeviceOption = None,
     dtype: DTypeOption = None,
+    quantization: QuantizationOption = None,
 ) -> None:
     """Caption images: a table for a few, [bold]--out captions.jsonl[/bold] for many.
 
@@ -91,7 +93,7 @@ def caption(
         model,
         DEFAULT_PROMPT if prompt is None else prompt,
         json,
-        {"device": device, "dtype": dtype, "max_batch_size": batch_size},
+        {"device": device, "dtype": dtype, "quantization": quantization, "max_batch_size": batch_size},
         {
             "batch_size": batch_size,
             "max_new_tokens": max_new_tokens,

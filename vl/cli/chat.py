@@ -19,6 +19,7 @@ from vl.cli.console import (
     DTypeOption,
     MaxNewTokensOption,
     ModelOption,
+    QuantizationOption,
     SeedOption,
     TemperatureOption,
     TopKOption,
@@ -57,6 +58,7 @@ def chat(
     seed: SeedOption = None,
     device: DeviceOption = None,
     dtype: DTypeOption = None,
+    quantization: QuantizationOption = None,
 ) -> None:
     """Ask about images; without a question, a dialogue.
 
@@ -75,7 +77,7 @@ def chat(
     }
     # Images first: a wrong path should not wait for the model.
     opened = [open_image(name) for name in images]
-    dialogue = Dialogue(load_model(model, device, dtype), opened, system, sampling)
+    dialogue = Dialogue(load_model(model, device, dtype, quantization=quantization), opened, system, sampling)
     if asked is None:
         if interact(dialogue):
             raise typer.Exit(EXIT_SOME_FAILED)

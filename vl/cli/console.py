@@ -23,6 +23,7 @@ EXIT_INTERRUPTED = 130
 _PIPED_WIDTH = 160
 
 DType = Literal["bfloat16", "float16", "float32", "float64"]
+Quantization = Literal["int8", "fp8", "nf4"]
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="nano (embedded), a folder in the released layout, or a hub id.")
@@ -33,6 +34,10 @@ DeviceOption = Annotated[
 DTypeOption = Annotated[
     DType | None,
     typer.Option(help="How weights are held; by default bfloat16 on a GPU, float32 on a CPU.", show_default=False),
+]
+QuantizationOption = Annotated[
+    Quantization | None,
+    typer.Option(help="Quantise the layers' matrices while they are read.", show_default="as in the files"),
 ]
 MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Tokens generated at most.")]
 TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token; more varies more.")]

@@ -20,6 +20,7 @@ from vl.cli.console import (
     DeviceOption,
     DTypeOption,
     ModelOption,
+    QuantizationOption,
     complain,
     load_model,
     plural,
@@ -88,6 +89,7 @@ def evaluate(
     ] = None,
     device: DeviceOption = None,
     dtype: DTypeOption = None,
+    quantization: QuantizationOption = None,
 ) -> None:
     """Score a model on built-in tasks, or on your own questions.
 
@@ -106,7 +108,7 @@ def evaluate(
             raise typer.BadParameter(
                 "goes with the options of the model and of answering alone", param_hint="--resolution"
             )
-        loaded = load_model(model, device, dtype, max_batch_size=batch_size)
+        loaded = load_model(model, device, dtype, quantization=quantization, max_batch_size=batch_size)
         _read_by_height(loaded, resolution, _Run(count, batch_size, None, max_new_tokens, None, None))
         return
     jobs = _jobs(names or [], everything, metric)
@@ -114,7 +116,7 @@ def evaluate(
     folder = None if out is None else OutFolder(out, overwrite=overwrite)
     run = _Run(count, batch_size, metric, max_new_tokens, mix, folder)
     totals = [run.total(job) for job in jobs]
-    loaded = load_model(model, device, dtype, max_batch_size=batch_size)
+    loaded = load_model(model, device, dtype, quantization=quantization, max_batch_size=batch_size)
     results: list[Result] = []
     try:
         with folder or nullcontext():

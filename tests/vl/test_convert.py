@@ -1,0 +1,264 @@
+"""`vl convert`: what it writes, what it keeps when it is killed, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import vl
+import vl.cli.app as vl_app
+import vl.convert
+from text_backbone.quantization import FORMATS
+from text_backbone.quantization.files import is_quantised
+from vl.convert import convert, plan_conversion
+from vl.quantization import stored_to_json
+
+PICTURE = np.arange(40 * 50 * 3, dtype=np.uint32).reshape(40, 50, 3).astype(np.uint8)
+MESSAGES = [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What?"}]}]
+INDEX = "model.safetensors.index.json"
+ROOT = Path(vl.__file__).parents[1]
+
+
+def shards(folder: Path) -> dict[str, dict[str, bytes]]:
+    """File -> tensor -> its bytes; a file's metadata are in no order, so that its own bytes vary."""
+    files = {path.name: load_file(path) for path in folder.glob("*.safetensors")}
+    return {file: {n: t.view(torch.uint8).numpy().tobytes() for n, t in held.items()} for file, held in files.items()}
+
+
+def converted(source: Path, target: Path, form: str = "nf4", **options: Any) -> Path:
+    return convert(plan_conversion(source, target, form), **options)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("text_only", [False, True])
+def test_it_is_what_loading_would_make_of_it(
+    form: str, text_only: bool, tiny_checkpoint: Path, tiny_text_checkpoint: Path, tmp_path: Path
+) -> None:
+    source = tiny_text_checkpoint if text_only else tiny_checkpoint
+    calls: list[tuple[int, int]] = []
+    folder = converted(source, tmp_path / "new", form, progress=lambda *numbers: calls.append(numbers))
+    model, there = vl.load(folder, device="cpu"), vl.load(source, device="cpu", quantization=form)
+    assert model.config == there.config
+    question: Any = [{"role": "user", "content": "What?"}] if text_only else MESSAGES
+    inputs = there.processor(question)
+    assert torch.equal(model.logits(inputs), there.logits(inputs))
+    assert model.chat(question, max_new_tokens=8) == there.chat(question, max_new_tokens=8)
+    assert json.loads((folder / "config.json").read_text()) == json.loads((source / "config.json").read_text()) | {
+        "quantization_config": stored_to_json(form)
+    }
+    assert {path.name for path in folder.iterdir()} == {path.name for path in source.iterdir()}
+    for path in source.glob("*.json"):
+        if path.name not in ("config.json", INDEX):
+            assert (folder / path.name).read_bytes() == path.read_bytes()
+    read = sum(t.nbytes for file in source.glob("*.safetensors") for t in load_file(file).values())
+    assert calls[-1] == (read, read)
+    assert calls == sorted(calls)
+
+
+def test_loading_it_quantises_nothing(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = converted(tiny_checkpoint, tmp_path / "new")
+    monkeypatch.setattr("text_backbone.quantization.stored.Quantized.load", None)
+    assert vl.load(folder, device="cpu").config.quantization == "nf4"
+
+
+def test_bitsandbytes_reads_a_tensor_of_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    bnb = pytest.importorskip("bitsandbytes.functional")
+    folder = converted(tiny_checkpoint, tmp_path / "new")
+    name = "language_model.model.layers.1.block_sparse_moe.experts.3.w2.weight"
+    file = json.loads((folder / INDEX).read_text())["weight_map"][name]
+    parts = {n.removeprefix(f"{name}."): t for n, t in load_file(folder / file).items() if n.startswith(f"{name}.")}
+    codes = load_file(folder / file)[name]
+    values = bnb.dequantize_4bit(codes, bnb.QuantState.from_dict(parts, device=torch.device("cpu")))
+    assert values.dtype == torch.bfloat16
+    ours = vl.load(folder, device="cpu", dtype="bfloat16").released_tensors()[name].read()
+    torch.testing.assert_close(values, ours, rtol=8e-3, atol=1e-6)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_stopped_at_every_file_and_finished(
+    threads: int, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = shards(converted(tiny_checkpoint, tmp_path / "whole"))
+    folder, written = tmp_path / "new", list[str]()
+
+    def write(tensors: Any, draft: Path, **options: Any) -> None:
+        if len(written) % 2:
+            written.append("")
+            raise Killed
+        save_file(tensors, draft, **options)
+        written.append(draft.name)
+
+    monkeypatch.setattr(vl.convert, "save_file", write)
+    runs = 0
+    while not (folder / "config.json").exists():
+        before = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+        plan = plan_conversion(tiny_checkpoint, folder, "nf4")
+        assert sorted(plan.finished) == sorted(path.name for path in before)
+        try:
+            convert(plan, threads=threads)
+        except Killed:
+            with pytest.raises(vl.Error):
+                vl.load(folder, device="cpu")
+        assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+        runs += 1
+        assert runs < 20
+    assert runs > 2
+    assert len([name for name in written if name]) == len(whole)
+    assert shards(folder) == whole
+    assert not list(folder.glob(".*"))
+
+
+SLOW = """
+import sys, time
+import vl.convert
+from vl.cli.app import main
+packed = vl.convert.packed
+def slow(*args):
+    time.sleep(0.01)
+    return packed(*args)
+vl.convert.packed = slow
+main()
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_process_that_is_ended_and_run_again(how: signal.Signals, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    options = [str(tiny_checkpoint), str(folder), "--quantization", "int8", "--device", "cpu", "--threads", "1"]
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLOW, "convert", *options],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("*.safetensors")):
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    child.send_signal(how)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == (-how if how == signal.SIGKILL else 130)
+    assert (b"run the same command again" in said) is (how == signal.SIGINT)
+    kept = shards(folder)
+    assert 0 < len(kept) < len(shards(tiny_checkpoint))
+    assert not (folder / "config.json").exists()
+    assert vl_app.run(["convert", *options]) == 0
+    assert kept.items() <= shards(folder).items()
+    assert shards(folder) == shards(converted(tiny_checkpoint, tmp_path / "whole", "int8"))
+    assert vl.load(folder, device="cpu").config.quantization == "int8"
+    assert not list(folder.glob(".*"))
+
+
+def test_what_was_not_made_of_these_files_is_made_again(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = converted(tiny_checkpoint, tmp_path / "new")
+    (folder / "config.json").unlink()
+    files = sorted(shards(folder))
+    assert sorted(plan_conversion(tiny_checkpoint, folder, "nf4").finished) == files
+    same = {file for file in files if not any(map(is_quantised, shards(tiny_checkpoint)[file]))}
+    assert set(plan_conversion(tiny_checkpoint, folder, "int8").finished) == same < set(files)
+    (folder / files[0]).write_bytes((folder / files[0]).read_bytes()[:-8])
+    save_file(load_file(folder / files[1]), folder / files[1])  # of an origin that nobody knows
+    assert sorted(plan_conversion(tiny_checkpoint, folder, "nf4").left) == files[:2]
+    other = Path(shutil.copytree(tiny_checkpoint, tmp_path / "other"))
+    held = load_file(other / files[2])
+    save_file({name: tensor * 2 for name, tensor in held.items()}, other / files[2], metadata={"format": "pt"})
+    assert files[2] not in plan_conversion(other, folder, "nf4").finished
+
+
+def test_values_that_are_not_finite_are_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+    name = "language_model.model.layers.3.self_attn.qkv_proj.weight"
+    file = source / json.loads((source / INDEX).read_text())["weight_map"][name]
+    held = load_file(file)
+    held[name][0, 0] = float("inf")
+    save_file(held, file)
+    with pytest.raises(vl.CheckpointError, match=r"NaN or infinite values.*layers\.3\.self_attn\.qkv_proj"):
+        converted(source, tmp_path / "new")
+    assert not (tmp_path / "new" / "config.json").exists()
+    assert file.name not in shards(tmp_path / "new")
+
+
+def test_what_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = converted(tiny_checkpoint, tmp_path / "new")
+    with pytest.raises(vl.CheckpointError, match="holds a model already"):
+        plan_conversion(tiny_checkpoint, folder, "nf4")
+    with pytest.raises(vl.CheckpointError, match="holds a model already"):
+        plan_conversion(tiny_checkpoint, tiny_checkpoint, "nf4")
+    with pytest.raises(vl.ConfigError, match="quantised to nf4 already"):
+        plan_conversion(folder, tmp_path / "again", "int8")
+    with pytest.raises(vl.ConfigError, match=r"'int4'.*'nf4'"):
+        plan_conversion(tiny_checkpoint, tmp_path / "again", "int4")
+    with pytest.raises(vl.CheckpointError, match="there is no folder"):
+        plan_conversion(tmp_path / "nothing", tmp_path / "again", "nf4")
+    (tmp_path / "file").touch()
+    with pytest.raises(vl.CheckpointError, match=r"file cannot be written"):
+        plan_conversion(tiny_checkpoint, tmp_path / "file", "nf4")
+
+
+def test_a_full_disk_keeps_what_is_finished(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vl.convert, "save_file", full)
+        with pytest.raises(vl.CheckpointError, match=r"No space left.*finished files"):
+            converted(tiny_checkpoint, tmp_path / "new")
+    converted(tiny_checkpoint, tmp_path / "new")
+
+
+def test_the_command_says_what_it_did(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vl.cli.convert._LOG_SECONDS", 0)
+    line = ["convert", str(tiny_checkpoint), str(tmp_path / "new"), "--quantization", "fp8", "--device", "cpu"]
+    assert vl_app.run(line) == 0
+    said = capsys.readouterr()
+    count = len(shards(tiny_checkpoint))
+    assert f"{count} files, " in said.out
+    assert "/s · " in said.err
+    assert "s left" in said.err
+    (tmp_path / "new" / "config.json").unlink()
+    (tmp_path / "new" / min(shards(tiny_checkpoint))).unlink()
+    assert vl_app.run(line) == 0
+    assert f"{count - 1} of {count} files were finished before" in capsys.readouterr().err
+    assert vl_app.run(line) == 3
+    assert "holds a model already" in capsys.readouterr().err
+    assert vl_app.run([*line[:3], "--quantization", "int3"]) == 2
+
+
+@pytest.mark.parametrize("command", ["caption", "chat"])
+def test_commands_take_quantization(
+    command: str, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    words = ["What?"] if command == "chat" else []
+    line = [command, str(tmp_path / "a.png"), *words, "--model", str(tiny_checkpoint), "--max-new-tokens", "6"]
+    line += ["--device", "cpu", "--json"]
+    key = "text" if command == "chat" else "caption"
+    prompt = "What?" if command == "chat" else None
+    for form in ("nf4", None):
+        assert vl_app.run([*line, *(["--quantization", form] if form else [])]) == 0
+        model = vl.load(tiny_checkpoint, device="cpu", quantization=form)
+        said = json.loads(capsys.readouterr().out)[key]
+        assert said == model.caption(tmp_path / "a.png", prompt, max_new_tokens=6)

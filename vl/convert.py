@@ -1,0 +1,190 @@
+"""From the released weights to a quantised checkpoint, file by file; what was finished before is not done again.
+
+Every file of weights becomes one of the same name. It appears under that name when it is whole, and `config.json`,
+without which nothing loads, appears last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from text_backbone.quantization.files import is_quantised, packed
+from vl.checkpoint import read_tensors
+from vl.config import read_config
+from vl.errors import CheckpointError, ConfigError
+from vl.files import replace_file, write_file
+from vl.hub import FILES, resolve_source
+from vl.manifest import Header, Layout, Manifest, Problems, expected_shapes, read_header, read_manifest, stored_layout
+from vl.quantization import FORMATS, stored_to_json
+from vl.saving import CONFIG, INDEX
+from vl.threads import merged
+
+_ORIGIN = "converted_from"  # in a file's metadata: a digest of what it was made of
+_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What there is to do. `finished` are the names of files that an earlier run wrote, `left` of those to write."""
+
+    manifest: Manifest
+    target: Path
+    format: str
+    finished: tuple[str, ...]
+    left: tuple[str, ...]
+
+    @property
+    def bytes_left(self) -> int:
+        """Bytes of weights to read."""
+        headers = (self.manifest.files[file] for file in self.left)
+        return sum(math.prod(shape) * _BYTES[dtype] for header in headers for dtype, shape in header.values())
+
+
+def plan_conversion(source: str | os.PathLike[str], target: str | os.PathLike[str], quantization: str) -> Conversion:
+    """Look at both folders; the target is made if need be.
+
+    Args:
+        source: as of `vl.load`, not quantised.
+        target: an empty folder, or what a conversion of the same files to the same format left behind.
+        quantization: "int8", "fp8" or "nf4".
+
+    Raises:
+        CheckpointError, ConfigError: if the source is not a checkpoint that can be converted, or the target is taken.
+    """
+    if quantization not in FORMATS:
+        raise ConfigError(f"quantization={quantization!r:.100} is not known: use {', '.join(map(repr, FORMATS))}")
+    folder = resolve_source(source)
+    config, place = read_config(folder), Path(target)
+    if config.quantization is not None:
+        raise ConfigError(f"{folder} is quantised to {config.quantization} already: convert the released bf16 weights")
+    manifest = read_manifest(folder, expected_shapes(config))
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        if (place / CONFIG).exists():
+            raise CheckpointError(f"{place} holds a model already: give another folder, or delete it first")
+        for draft in place.glob(".*.draft"):
+            draft.unlink()  # of a conversion that was killed
+        finished = [file for file in manifest.files if _is_finished(manifest, file, place, quantization)]
+    except OSError as error:
+        raise CheckpointError(f"{place} cannot be written ({error}): check the path and its permissions") from error
+    except ValueError as error:
+        raise ConfigError(f"{folder} cannot be quantised to {quantization}: {error}") from error
+    left = [file for file in manifest.files if file not in finished]
+    return Conversion(manifest, place, quantization, tuple(finished), tuple(left))
+
+
+def convert(
+    conversion: Conversion,
+    *,
+    device: torch.device | str = "cpu",
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Quantise what is left, and make the folder a checkpoint. Host memory: a file of quantised weights a thread.
+
+    Args:
+        conversion: of `plan_conversion`.
+        device: where to quantise.
+        threads: files at once; by default as many as there are CPUs, and at most 8.
+        progress: called with the bytes read so far and those of all files that were left.
+
+    Returns:
+        the target folder.
+
+    Raises:
+        CheckpointError: if a file cannot be read or written, or a value is not finite. What is finished stays.
+    """
+    done, total = 0, conversion.bytes_left
+    try:
+        for size in merged(lambda file: _convert_file(conversion, file, device), conversion.left, threads):
+            done += size
+            if progress is not None:
+                progress(done, total)
+        _finish(conversion)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{conversion.target} cannot be written ({error}): check free space and permissions, then convert again; "
+            "finished files are kept"
+        ) from error
+    return conversion.target
+
+
+def _convert_file(conversion: Conversion, file: str, device: torch.device | str) -> Iterator[int]:
+    """Quantise one file; yields the bytes of each tensor when it is done."""
+    manifest, problems = conversion.manifest, Problems(conversion.manifest.folder)
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in read_tensors(manifest.folder / file, manifest.files[file]):
+        if is_quantised(name):
+            try:
+                parts = packed(tensor.to(device), conversion.format)
+            except ValueError as error:
+                problems.add(str(error), "values", name)
+                problems.check()
+            tensors |= {name + suffix: part.cpu() for suffix, part in parts.items()}
+        else:
+            tensors[name] = tensor.clone()  # not a view of the file, which may be on a disk of its own
+        yield tensor.nbytes
+    with replace_file(conversion.target / file) as draft:
+        save_file(tensors, draft, metadata={"format": "pt", _ORIGIN: _origin(manifest.folder / file)})
+
+
+def _is_finished(manifest: Manifest, file: str, target: Path, quantization: str) -> bool:
+    """Whether the target has this file, whole and made of the very file in the source."""
+    path = target / file
+    try:
+        with safe_open(path, framework="pt") as opened:
+            origin = (opened.metadata() or {}).get(_ORIGIN)
+        header = read_header(path)
+    except (FileNotFoundError, SafetensorError):  # absent, or cut short
+        return False
+    wanted = _layout(manifest.files[file], quantization)
+    same = header.keys() == wanted.keys() and all(
+        dtype in wanted[name][0] and wanted[name][1] in (None, shape) for name, (dtype, shape) in header.items()
+    )
+    return same and origin == _origin(manifest.folder / file)
+
+
+def _layout(header: Header, quantization: str) -> Layout:
+    shapes = ((name, shape) for name, (_, shape) in header.items())
+    return {name: part for _, layout in stored_layout(shapes, quantization) for name, part in layout.items()}
+
+
+def _origin(path: Path) -> str:
+    """A digest of a file's header, size and time of change: what makes it another file than one of the same layout."""
+    with path.open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    status = path.stat()
+    return hashlib.sha256(header + f"{status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
+
+
+def _finish(conversion: Conversion) -> None:
+    """The files beside the weights: the index, what belongs to the processor, and the config, which comes last."""
+    folder, target = conversion.manifest.folder, conversion.target
+    if len(conversion.manifest.files) > 1:
+        names: dict[str, str] = {}
+        size = 0
+        for file in conversion.manifest.files:
+            names |= dict.fromkeys(read_header(target / file), file)
+            size += (target / file).stat().st_size
+        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(names.items()))}
+        write_file(target / INDEX, json.dumps(index, indent=2) + "\n")
+    for path in {path for pattern in FILES for path in folder.glob(pattern)}:
+        if path.suffix != ".safetensors" and path.name not in (CONFIG, INDEX):
+            with replace_file(target / path.name) as draft:
+                shutil.copyfile(path, draft)
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config["quantization_config"] = stored_to_json(conversion.format)
+    write_file(target / CONFIG, json.dumps(config, indent=2) + "\n")
