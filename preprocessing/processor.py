@@ -16,8 +16,9 @@ from preprocessing.alpha import Background, read_background
 from preprocessing.chat import Conversation, Messages, Tools
 from preprocessing.control import StandIns
 from preprocessing.errors import InputError
+from preprocessing.grid import Grid
 from preprocessing.images import load_image
-from preprocessing.patcher import Grid, Patcher
+from preprocessing.patcher import Patcher
 from preprocessing.resize import available_cpus
 from preprocessing.sources import ImageSource
 from preprocessing.template import END_OF_TURN, ChatTemplate, read_json

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from preprocessing.patcher import PINPOINTS
+from preprocessing.grid import PINPOINTS
 from vision_encoder.config import VisionConfig
 from vl.section import Section
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vl.errors import ConfigError
 from vl.section import Section
+
+if TYPE_CHECKING:
+    import torch
 
 FORMATS = ("int8", "fp8", "nf4")
 # What is never quantised; transformers' users may name any of these to be skipped.

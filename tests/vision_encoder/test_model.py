@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlavaNextConfig
 from transformers.models.llava_next.modeling_llava_next import LlavaNextMultiModalProjector
 
-from preprocessing.patcher import Grid, Patcher
+from preprocessing.grid import Grid
+from preprocessing.patcher import Patcher
 from vision_encoder import VisionConfig, VisionEncoder, init_weights, released_tensors
 
 SMALL = VisionConfig(

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel, unpad_image
 
-from preprocessing.patcher import PINPOINTS, Patcher
+from preprocessing.grid import PINPOINTS
+from preprocessing.patcher import Patcher
 from vision_encoder.packing import Grid, Plan, plan_packing
 
 P = 24

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPVisionConfig, MiniMaxConfig
 
-from preprocessing.patcher import PINPOINTS
+from preprocessing.grid import PINPOINTS
 from text_backbone.config import TextConfig, hybrid_layers
 from vision_encoder.config import VisionConfig
 from vl.config import VLConfig, config_to_json, read_config, write_config

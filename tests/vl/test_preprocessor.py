@@ -10,7 +10,7 @@ import pytest
 from transformers import LlavaNextImageProcessor, LlavaNextProcessor, PreTrainedTokenizerFast
 
 import vl
-from preprocessing.patcher import PINPOINTS
+from preprocessing.grid import PINPOINTS
 from vision_encoder.config import VisionConfig
 from vl.config import VLConfig, read_config, write_config
 from vl.errors import ConfigError

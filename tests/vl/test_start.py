@@ -39,11 +39,34 @@ def test_a_caption_needs_no_compiler(tiny_checkpoint: Path) -> None:
     assert in_a_fresh_process(code, tiny_checkpoint, *HEAVY).split() == []
 
 
+def test_a_plan_needs_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from vl.cli.app import run\n"
+        "assert run(['plan', '--gpus', '2xH200', '--json']) == 0\n"
+        "assert not {'torch', 'numpy', 'PIL'} & set(sys.modules)"
+    )
+    assert in_a_fresh_process(code)
+
+
+def test_names_of_the_packages_come_on_first_use() -> None:
+    code = (
+        "import preprocessing, text_backbone, vision_encoder, sys\n"
+        "assert 'torch' not in sys.modules\n"
+        "for package in (preprocessing, text_backbone, vision_encoder):\n"
+        "    for name in package.__all__:\n"
+        "        assert name in dir(package) and getattr(package, name) is not None, name\n"
+        "    assert not hasattr(package, 'absent')\n"
+        "print(text_backbone.TextConfig.__module__)"
+    )
+    assert in_a_fresh_process(code) == "text_backbone.config\n"
+
+
 def test_nothing_is_missing_afterwards() -> None:
     """The two functions that asked for the compiler get it when they are called, and torch has its own again."""
     code = (
         "import torch; own = torch.compiler.disable\n"
-        "import vision_encoder, sys\n"
+        "import vision_encoder.model, sys\n"
         "assert torch.compiler.disable is own and 'torch._dynamo' not in sys.modules\n"
         "from torchvision.ops import roi_align\n"
         "from timm.models.naflexvit import NaFlexVit\n"

@@ -47,7 +47,7 @@ def find_config(model: str) -> VLConfig:
 
 def released() -> VLConfig:
     """MiniMax-VL-01 as it was released."""
-    from preprocessing.patcher import PINPOINTS
+    from preprocessing.grid import PINPOINTS
 
     return VLConfig(TextConfig(), VisionConfig(), PINPOINTS, IMAGE_TOKEN)
 

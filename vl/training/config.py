@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from preprocessing.patcher import PINPOINTS
+from preprocessing.grid import PINPOINTS
 from text_backbone import TextConfig
 from text_backbone.config import hybrid_layers
 from vision_encoder import VisionConfig
