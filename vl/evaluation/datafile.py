@@ -12,10 +12,10 @@ from typing import Any
 from preprocessing import ImageSource
 from preprocessing.chat import Conversation
 from preprocessing.sources import seen_from
+from vl.conversations import TURNS, decode_record, read_conversation
 from vl.errors import InputError
 from vl.evaluation.examples import Example, Row
 from vl.evaluation.metrics import METRICS
-from vl.training.corpus import conversation
 
 _ANSWERS = '"answer": "...", "answers": ["...", ...] or a last message of the assistant'
 
@@ -43,7 +43,7 @@ def read_records(path: str | os.PathLike[str], metric: str | None = None) -> Ite
     for number, line in _lines(path):
         record: Any = None
         try:
-            record = _decode(line)
+            record = decode_record(line)
             yield _example(record, number, folder, metric)
         except InputError as error:
             known = record if isinstance(record, dict) else {}
@@ -68,26 +68,13 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
         raise InputError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from None
 
 
-def _decode(line: bytes) -> Any:
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 from byte {error.start + 1} on") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"not JSON: {error.msg} at column {error.colno}; a record is one line") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not usable JSON: {error}") from None
-    if not isinstance(record, dict | list):
-        raise InputError(f'a record is an object {{"messages": ..., "answer": ...}}, not {type(record).__name__}')
-    return record
-
-
 def _example(record: Any, number: int, folder: Path, metric: str | None) -> Example:
     fields = record if isinstance(record, dict) else {}
     references = _references(fields)
-    if references and "messages" not in fields and "image" in fields:
-        record = {"caption": "", **fields}  # the form of captions, whose caption is given as an answer
-    messages = conversation(record, partial(_resolve, folder))
+    if references and not any(key in fields for key in TURNS):
+        # The form of captions, whose caption is given as an answer that may be a number or several.
+        record = {**fields, "answer": references[0]}
+    messages = read_conversation(record, partial(_resolve, folder))
     checked = Conversation.of(messages)
     last = checked.messages[-1]
     if last["role"] == "assistant":

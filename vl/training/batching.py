@@ -10,7 +10,7 @@ from preprocessing import Processor
 from vl.errors import ConfigError, Error, InputError
 from vl.training.batch import Batch, Encoded, Skipped, encode, join
 from vl.training.config import DataConfig
-from vl.training.corpus import Records
+from vl.training.corpus import Corpus
 from vl.training.data import BatchSource, Key
 
 # Batches in a row of which not one record can be read, until the data is given up.
@@ -65,7 +65,7 @@ class RecordBatches(BatchSource):
     """The batches of a plan, read and preprocessed; the stage of a key has no meaning here."""
 
     def __init__(
-        self, config: DataConfig, processor: Processor, image_token: int | None, records: Records, plan: Batching
+        self, config: DataConfig, processor: Processor, image_token: int | None, records: Corpus, plan: Batching
     ) -> None:
         super().__init__(config, processor, image_token)
         self.records, self.plan = records, plan
@@ -85,7 +85,7 @@ class RecordBatches(BatchSource):
 
 
 def read(
-    records: Records, numbers: np.ndarray, processor: Processor, limit: int, skipped: list[Skipped]
+    records: Corpus, numbers: np.ndarray, processor: Processor, limit: int, skipped: list[Skipped]
 ) -> list[Encoded]:
     """The records of these numbers as sequences; those that cannot be read go to `skipped`."""
     sequences = []
@@ -101,7 +101,7 @@ def read(
 
 
 def read_held_out(
-    config: DataConfig, processor: Processor, image_token: int | None, records: Records, lengths: np.ndarray
+    config: DataConfig, processor: Processor, image_token: int | None, records: Corpus, lengths: np.ndarray
 ) -> list[Batch]:
     """Every usable record once, in the files' order, in batches of about the training's size."""
     usable = np.flatnonzero(lengths)

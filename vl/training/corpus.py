@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tarfile
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from glob import glob, has_magic
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from preprocessing import IMAGE_SUFFIXES
-from preprocessing.chat import IMAGE_PARTS, Messages, image_source
+from preprocessing.chat import Messages
 from preprocessing.sources import ImageSource, seen_from
+from vl.conversations import decode_record, read_conversation
 from vl.errors import ConfigError, InputError
-from vl.model import DEFAULT_PROMPT
-
-_FORMS = 'expected {"messages": [...]}, a list of messages, or {"image": ..., "caption": ...}'
 
 
 class RecordFile(Protocol):
@@ -37,7 +34,7 @@ class RecordFile(Protocol):
         ...
 
 
-class Records:
+class Corpus:
     """All records of some files, numbered through.
 
     Args:
@@ -116,7 +113,7 @@ class JsonlFile:
 
     def messages(self, index: int) -> Messages:
         _, start, size = self.places[index]
-        return conversation(_json(_bytes(self.path, start, size)), self._find_image)
+        return read_conversation(decode_record(_bytes(self.path, start, size)), self._find_image)
 
     def _find_image(self, source: Any) -> ImageSource:
         if source is None:
@@ -167,7 +164,8 @@ class TarShard:
         if index == len(self.groups):
             raise InputError(self.damage)
         members = self.groups[index]
-        images = iter([member for member in members if f".{member.suffix}" in IMAGE_SUFFIXES])
+        own = [member for member in members if f".{member.suffix}" in IMAGE_SUFFIXES]
+        images = iter(own)
 
         def find_image(source: Any) -> ImageSource:
             found: Member | None
@@ -181,13 +179,10 @@ class TarShard:
 
         text = {member.suffix: member for member in members}
         if "json" in text:
-            record = _json(self._read(text["json"]))
-            if isinstance(record, dict) and "messages" not in record and "image" not in record:
-                record |= {"image": None}  # a caption's image is the record's own
-            return conversation(record, find_image)
+            return read_conversation(decode_record(self._read(text["json"])), find_image, inside=len(own))
         if "txt" in text:
             caption = self._read(text["txt"]).decode("utf-8", "replace").strip()
-            return conversation({"image": None, "caption": caption}, find_image)
+            return read_conversation({"caption": caption}, find_image, inside=max(1, len(own)))
         raise InputError(f"the record has neither .json nor .txt; it has {', '.join(m.name for m in members)}")
 
     def _read(self, member: Member) -> bytes:
@@ -203,38 +198,6 @@ def _members(path: Path) -> Iterator[Member]:
                 yield Member(entry.name, suffix, entry.offset_data, entry.size)
 
 
-def conversation(record: Any, find_image: Callable[[Any], ImageSource]) -> Messages:
-    """The messages of a record, with each image's source replaced by what `find_image` makes of it.
-
-    Raises:
-        InputError: if the record has none of the known forms. What is wrong inside the messages, the processor says.
-    """
-    if isinstance(record, Mapping) and "messages" in record:
-        record = record["messages"]
-    elif isinstance(record, Mapping):
-        caption = next((record[key] for key in ("caption", "text") if isinstance(record.get(key), str)), None)
-        if caption is None:
-            raise InputError(f"{_FORMS}, got an object with {', '.join(map(str, record)) or 'nothing in it'}")
-        image = [{"type": "image", "image": record["image"]}] if "image" in record else []
-        question = {"type": "text", "text": str(record.get("prompt", DEFAULT_PROMPT))}
-        record = [{"role": "user", "content": [*image, question]}, {"role": "assistant", "content": caption}]
-    if not isinstance(record, list):
-        raise InputError(f"{_FORMS}, got {type(record).__name__}")
-    return [_with_images(message, find_image) for message in record]
-
-
-def _with_images(message: Any, find_image: Callable[[Any], ImageSource]) -> Any:
-    if not isinstance(message, Mapping) or not isinstance(message.get("content"), list):
-        return message
-    return {**message, "content": [_with_image(part, find_image) for part in message["content"]]}
-
-
-def _with_image(part: Any, find_image: Callable[[Any], ImageSource]) -> Any:
-    if not isinstance(part, Mapping) or part.get("type") not in IMAGE_PARTS:
-        return part
-    return {"type": "image", "image": find_image(image_source(part))}
-
-
 def _bytes(path: Path, start: int, size: int) -> bytes:
     try:
         with path.open("rb") as file:
@@ -242,10 +205,3 @@ def _bytes(path: Path, start: int, size: int) -> bytes:
             return file.read(size)
     except OSError as error:
         raise InputError(f"{path} cannot be read any more ({error})") from error
-
-
-def _json(text: bytes) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not JSON ({error})") from None

@@ -23,7 +23,7 @@ from preprocessing.chat import Messages
 from vl.errors import ConfigError, Error, ImageError
 from vl.training.batch import Skipped
 from vl.training.config import DataConfig
-from vl.training.corpus import Records
+from vl.training.corpus import Corpus
 from vl.training.data import count_spare_cpus, start_method
 
 LENGTHS = "lengths.npy"
@@ -46,7 +46,7 @@ class Lengths:
 
 
 def measure_records(
-    records: Records,
+    records: Corpus,
     processor: Processor,
     config: DataConfig,
     folder: Path,
@@ -78,7 +78,7 @@ def record_length(messages: Messages, processor: Processor) -> int:
     return tokens + sum(grid.tokens - 1 for grid in grids)
 
 
-def fingerprint(records: Records, processor: Processor, config: DataConfig) -> str:
+def fingerprint(records: Corpus, processor: Processor, config: DataConfig) -> str:
     """Changes when a data file, the processor or the length limit does."""
     files = [(str(file.path), os.stat(file.path).st_size, os.stat(file.path).st_mtime_ns) for file in records.files]
     patcher = processor.patcher
@@ -91,7 +91,7 @@ def fingerprint(records: Records, processor: Processor, config: DataConfig) -> s
 class _Lengths(Dataset[tuple[int, Cause, str]]):
     """For each record its length, or 0, the kind of cause and the cause."""
 
-    def __init__(self, records: Records, processor: Processor, limit: int) -> None:
+    def __init__(self, records: Corpus, processor: Processor, limit: int) -> None:
         self.records, self.processor, self.limit = records, processor, limit
 
     def __getitem__(self, index: int) -> tuple[int, Cause, str]:
@@ -109,7 +109,7 @@ class _Lengths(Dataset[tuple[int, Cause, str]]):
         return len(self.records)
 
 
-def _measure(records: Records, processor: Processor, config: DataConfig, tell: Callable[[str], None]) -> Lengths:
+def _measure(records: Corpus, processor: Processor, config: DataConfig, tell: Callable[[str], None]) -> Lengths:
     workers = count_spare_cpus() if config.workers is None else config.workers
     workers = min(workers, len(records) // _CHUNK)  # a few records are measured before a worker has started
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -19,7 +19,7 @@ from vl.training.batching import Batching, RecordBatches, read_held_out
 from vl.training.build import build_model
 from vl.training.compile import compile_blocks
 from vl.training.config import TrainConfig
-from vl.training.corpus import Records
+from vl.training.corpus import Corpus
 from vl.training.data import BatchSource, DrawnBatches, Key, draw_held_out, load_batches
 from vl.training.dense import PatchHead
 from vl.training.flops import StepFlops, measure_peak
@@ -316,9 +316,9 @@ class Trainer:
             totals["skipped"] = self.progress.skipped
         return totals
 
-    def _measure(self, files: tuple[str, ...], kind: str) -> tuple[Records, np.ndarray]:
+    def _measure(self, files: tuple[str, ...], kind: str) -> tuple[Corpus, np.ndarray]:
         """Records and their lengths; measured by the first process, whose result the others find."""
-        records = Records(files)
+        records = Corpus(files)
         folder = self.out / "data" / kind
         folder.mkdir(parents=True, exist_ok=True)
         if not self.world.first:

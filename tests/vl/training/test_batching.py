@@ -15,7 +15,7 @@ from preprocessing import Processor
 from vl.training.batch import IGNORE, Batch
 from vl.training.batching import Batching, RecordBatches, read_held_out
 from vl.training.config import IMAGE_ID, DataConfig
-from vl.training.corpus import Records
+from vl.training.corpus import Corpus
 from vl.training.data import load_batches
 from vl.training.lengths import measure_records
 
@@ -60,7 +60,7 @@ def source(tmp_path: Path, processor: Processor) -> RecordBatches:
     records.append({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]})
     (tmp_path / "cut.png").write_bytes(picture(64, 64)[:-40])
     records.append(talk("cut.png"))
-    loaded = Records([write_jsonl(tmp_path / "a.jsonl", records)])
+    loaded = Corpus([write_jsonl(tmp_path / "a.jsonl", records)])
     config = DataConfig(seed=3, workers=0, batch_tokens=300)
     lengths = measure_records(loaded, processor, config, tmp_path).lengths
     assert (lengths > 0).all()
@@ -110,7 +110,7 @@ def test_a_batch_of_broken_records_is_replaced(tmp_path: Path, processor: Proces
     (tmp_path / "good.png").write_bytes(picture(64, 64))
     config = DataConfig(workers=0, batch_tokens=250)
     for images, error in ((["cut.png", "good.png"], ""), (["cut.png"], "could be read; .*cut.png")):
-        records = Records([write_jsonl(tmp_path / "a.jsonl", [talk(image) for image in images])])
+        records = Corpus([write_jsonl(tmp_path / "a.jsonl", [talk(image) for image in images])])
         lengths = measure_records(records, processor, config, tmp_path).lengths
         source = RecordBatches(config, processor, IMAGE_ID, records, Batching(lengths, 250, 0))
         if error:

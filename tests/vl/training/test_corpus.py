@@ -12,7 +12,7 @@ from PIL import Image
 import vl
 from preprocessing import Processor, image_size
 from vl.training.config import DataConfig
-from vl.training.corpus import Records
+from vl.training.corpus import Corpus
 from vl.training.lengths import SKIPPED, measure_records, record_length
 
 from .conversations import picture, talk, write_jsonl, write_tar
@@ -25,7 +25,7 @@ def test_jsonl_images_count_from_the_file_and_every_form_gives_one_result(tmp_pa
     by_url = talk("images/a.png")
     by_url["messages"][0]["content"][0] = {"type": "image_url", "image_url": {"url": data_url}}
     caption = {"image": "images/a.png", "prompt": "What?", "caption": "A box."}
-    records = Records(
+    records = Corpus(
         [write_jsonl(tmp_path / "a.jsonl", [talk("images/a.png"), "", by_url, by_url["messages"], caption])]
     )
     assert len(records) == 4
@@ -55,7 +55,7 @@ def test_shards_give_what_jsonl_gives(tmp_path: Path, processor: Processor) -> N
             "d/four.json": json.dumps({"caption": "A box.", "prompt": "What?", "width": 40}).encode(),
         },
     )
-    records = Records([str(tmp_path / "s-*.tar")])
+    records = Corpus([str(tmp_path / "s-*.tar")])
     assert len(records) == 4
     assert records.name(1) == f"{shard}:d/two"
     sizes = [[(g.width, g.height) for g in processor.training(records.messages(i))[0].grids] for i in range(4)]
@@ -67,8 +67,8 @@ def test_shards_give_what_jsonl_gives(tmp_path: Path, processor: Processor) -> N
 def test_an_existing_file_goes_before_a_pattern(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "talks[1].jsonl", [talk("a.png")])
     write_jsonl(tmp_path / "talks1.jsonl", [talk("a.png")] * 2)
-    assert len(Records([tmp_path / "talks[1].jsonl"])) == 1
-    assert len(Records([tmp_path / "talks[12].jsonl"])) == 2
+    assert len(Corpus([tmp_path / "talks[1].jsonl"])) == 1
+    assert len(Corpus([tmp_path / "talks[12].jsonl"])) == 2
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_wrong_files_are_named(tmp_path: Path, name: str, data: bytes | None, ca
     if data is not None:
         (tmp_path / name).write_bytes(data)
     with pytest.raises(vl.ConfigError, match=cause) as caught:
-        Records([tmp_path / name])
+        Corpus([tmp_path / name])
     assert name in str(caught.value)
 
 
@@ -109,7 +109,7 @@ def test_bad_records_are_counted_with_their_cause(tmp_path: Path, processor: Pro
     (tmp_path / "a.png").write_bytes(picture())
     (tmp_path / "text.png").write_text("not an image at all")
     lines = [talk("a.png"), *(record for record, _, _ in BAD), *[talk("a.png")] * 80]
-    records = Records([write_jsonl(tmp_path / "a.jsonl", lines)])
+    records = Corpus([write_jsonl(tmp_path / "a.jsonl", lines)])
     config = DataConfig(workers=workers, max_tokens=900)
     found = measure_records(records, processor, config, tmp_path)
     assert found.lengths.tolist() == [found.lengths[0], *[0] * len(BAD), *[found.lengths[0]] * 80]
@@ -126,17 +126,17 @@ def test_bad_records_are_counted_with_their_cause(tmp_path: Path, processor: Pro
 def test_a_survey_is_found_again_until_the_data_changes(tmp_path: Path, processor: Processor) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"image": "a.png", "caption": "A box."}] * 2)
     (tmp_path / "a.png").write_bytes(picture())
-    first = measure_records(Records([path]), processor, DataConfig(workers=0), tmp_path)
+    first = measure_records(Corpus([path]), processor, DataConfig(workers=0), tmp_path)
     (tmp_path / "a.png").unlink()
-    again = measure_records(Records([path]), processor, DataConfig(workers=0), tmp_path)
+    again = measure_records(Corpus([path]), processor, DataConfig(workers=0), tmp_path)
     assert again.lengths.tolist() == first.lengths.tolist()
     write_jsonl(path, [{"messages": [{"role": "assistant", "content": "Hello"}]}])
-    changed = measure_records(Records([path]), processor, DataConfig(workers=0), tmp_path)
+    changed = measure_records(Corpus([path]), processor, DataConfig(workers=0), tmp_path)
     assert len(changed.lengths) == 1
 
 
 def test_nothing_usable_is_an_error(tmp_path: Path, processor: Processor) -> None:
-    records = Records([write_jsonl(tmp_path / "a.jsonl", [talk("gone.png")] * 3)])
+    records = Corpus([write_jsonl(tmp_path / "a.jsonl", [talk("gone.png")] * 3)])
     with pytest.raises(vl.ConfigError, match=r"none of the 3 records can be used; .*no such file"):
         measure_records(records, processor, DataConfig(workers=0), tmp_path)
 
@@ -145,7 +145,7 @@ def test_a_shard_that_was_cut_gives_what_is_whole(tmp_path: Path, processor: Pro
     members = {f"{i}.{kind}": picture() if kind == "png" else b"A box." for i in range(4) for kind in ("png", "txt")}
     path = write_tar(tmp_path / "a.tar", members)
     path.write_bytes(path.read_bytes()[: 5 * 512])
-    found = measure_records(Records([path]), processor, DataConfig(workers=0), tmp_path)
+    found = measure_records(Corpus([path]), processor, DataConfig(workers=0), tmp_path)
     assert 0 < np_count(found.lengths) < 4
     assert any("whole tar file" in item.cause for item in found.skipped)
 
