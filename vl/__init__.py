@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from preprocessing import Inputs, ToolCall
     from vl.config import VLConfig
     from vl.engine import Generation, SamplingParams, Timings, Usage
-    from vl.errors import CheckpointError, ConfigError, DeviceError, Error, ImageError, InputError
+    from vl.errors import CheckpointError, ConfigError, DeviceError, Error, ImageError, InputError, TrainingError
     from vl.loading import load
     from vl.model import DEFAULT_PROMPT, MiniMaxVL
 
@@ -36,6 +36,7 @@ __all__ = [
     "SamplingParams",
     "Timings",
     "ToolCall",
+    "TrainingError",
     "Usage",
     "VLConfig",
     "load",
@@ -45,7 +46,15 @@ _HOMES = {
     "preprocessing": ("Inputs", "ToolCall"),
     "vl.config": ("VLConfig",),
     "vl.engine": ("Generation", "SamplingParams", "Timings", "Usage"),
-    "vl.errors": ("CheckpointError", "ConfigError", "DeviceError", "Error", "ImageError", "InputError"),
+    "vl.errors": (
+        "CheckpointError",
+        "ConfigError",
+        "DeviceError",
+        "Error",
+        "ImageError",
+        "InputError",
+        "TrainingError",
+    ),
     "vl.loading": ("load",),
     "vl.model": ("DEFAULT_PROMPT", "MiniMaxVL"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from preprocessing.errors import Error, ImageError, InputError
 
-__all__ = ["CheckpointError", "ConfigError", "DeviceError", "Error", "ImageError", "InputError"]
+__all__ = ["CheckpointError", "ConfigError", "DeviceError", "Error", "ImageError", "InputError", "TrainingError"]
 
 
 class ConfigError(Error):
@@ -17,3 +17,7 @@ class CheckpointError(Error):
 
 class DeviceError(Error):
     """The device or dtype asked for is not available."""
+
+
+class TrainingError(Error):
+    """A training run cannot go on: its loss or gradient is not finite."""

@@ -41,6 +41,7 @@ def train(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run that --out holds.")] = False,
     device: DeviceOption = None,
     stop_after: Annotated[
         float | None,
@@ -62,7 +63,7 @@ def train(
     if os.environ.get("RANK", "0") == "0":
         console.print(recipe_table(recipe))
     try:
-        folder = train(recipe, out, resume=resume, device=device, stop_after=stop_after)
+        folder = train(recipe, out, resume=resume, overwrite=overwrite, device=device, stop_after=stop_after)
     except KeyboardInterrupt:
         complain("--resume continues from the newest checkpoint", kind="interrupted")
         raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -15,6 +15,7 @@ from vision_encoder import VisionConfig
 from vl.config import VLConfig
 from vl.errors import ConfigError
 from vl.plugins import find_folder, find_plugin, list_plugins
+from vl.training.checks import above_zero, at_least, build_table, share
 from vl.training.losses import REDUCTIONS
 from vl.training.source import DataSource
 
@@ -63,8 +64,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if isinstance(self.files, str) or isinstance(self.held_out, str):
             raise ConfigError('data.files and data.held_out are lists: files = ["my.jsonl"]')
-        if self.batch_tokens < 1 or self.limit < 1:
-            raise ConfigError("data.batch_tokens and data.max_tokens must be at least 1")
+        at_least("data", self, batch_tokens=1, max_tokens=1, workers=0)
+        share("data", self, "easy_share", "small_share")
         if not 0 <= self.seed < EVALUATION_SEED:
             raise ConfigError(f"data.seed {self.seed} must be in 0..{EVALUATION_SEED - 1}: the rest is for evaluation")
 
@@ -113,6 +114,11 @@ class OptimizerConfig:
     decay_share: float = 0.2
 
     def __post_init__(self) -> None:
+        above_zero("optimizer", self, "lr", "clip")
+        at_least("optimizer", self, final_lr=0, warmup_steps=0, weight_decay=0, balance=0, dense=0)
+        share("optimizer", self, "decay_share")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optimizer.betas = {self.betas} must be from 0 to below 1")
         if self.schedule not in ("cosine", "wsd"):
             raise ConfigError(f"optimizer.schedule {self.schedule!r} must be 'cosine' or 'wsd'")
         if self.reduction not in REDUCTIONS:
@@ -135,8 +141,7 @@ class LoRAConfig:
     merge: bool = True
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigError(f"lora.rank {self.rank} must be at least 1")
+        at_least("lora", self, rank=1)
         if isinstance(self.targets, str) or not self.targets or set(self.targets) - set(ADAPTABLE):
             raise ConfigError(f"lora.targets must be a list of some of {', '.join(ADAPTABLE)}")
 
@@ -184,8 +189,9 @@ class RunConfig:
             raise ConfigError(f"run.dtype {self.dtype!r} must be 'bfloat16' or 'float32'")
         if isinstance(self.train, str) or not self.train:
             raise ConfigError('run.train is a list of what learns: train = ["projector"]')
-        if min(self.steps, self.accumulate, self.epochs or 1) < 1:
-            raise ConfigError("run.steps, run.epochs and run.accumulate must be at least 1")
+        at_least("run", self, steps=1, accumulate=1, epochs=1, log_steps=1, max_tiles=1)
+        at_least("run", self, save_minutes=0, eval_minutes=0, eval_samples=0)
+        above_zero("run", self, "minutes", "peak_tflops")
 
 
 @dataclass(frozen=True)
@@ -249,12 +255,12 @@ class TrainConfig:
             text["attn_type_list"] = hybrid_layers(text.pop("layers"))
         vision = {"text_hidden_size": text.get("hidden_size", TextConfig.hidden_size)} | tables.get("vision", {})
         config = cls(
-            text=_build(TextConfig, text, "text") if "text" in tables else None,
-            vision=_build(VisionConfig, vision, "vision") if "vision" in tables else None,
-            data=_build(DataConfig, tables.get("data", {}), "data"),
-            optimizer=_build(OptimizerConfig, tables.get("optimizer", {}), "optimizer"),
-            run=_build(RunConfig, tables.get("run", {}), "run"),
-            lora=_build(LoRAConfig, tables["lora"], "lora") if "lora" in tables else None,
+            text=_shape(TextConfig, text, "text") if "text" in tables else None,
+            vision=_shape(VisionConfig, vision, "vision") if "vision" in tables else None,
+            data=build_table(DataConfig, tables.get("data", {}), "data"),
+            optimizer=build_table(OptimizerConfig, tables.get("optimizer", {}), "optimizer"),
+            run=build_table(RunConfig, tables.get("run", {}), "run"),
+            lora=build_table(LoRAConfig, tables["lora"], "lora") if "lora" in tables else None,
         )
         if config.data.mix and not config.data.files:
             config.data.open_source()  # so that what is wrong in the mix is said now
@@ -293,8 +299,8 @@ def find_recipes() -> dict[str, Path]:
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
 
 
-def _build(kind: type[T], values: Mapping[str, Any], table: str) -> T:
-    unknown = set(values) - {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    if unknown:
-        raise ConfigError(f"unknown key {', '.join(sorted(unknown))} in [{table}]")
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+def _shape(kind: type[T], values: Mapping[str, Any], table: str) -> T:
+    """A model's shape: all its numbers are above 0, but for the kinds of layers."""
+    shape = build_table(kind, values, table)
+    above_zero(table, shape, *(key for key, value in values.items() if isinstance(value, int | float)))
+    return shape

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -68,9 +68,12 @@ def load_state(out: Path) -> tuple[Progress, dict[str, Tensor]]:
         progress = Progress(**json.loads((found[-1] / _PROGRESS).read_text("utf-8")))
         with safe_open(found[-1] / _TENSORS, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"cannot resume from {found[-1]}: {error}; delete that folder or start anew") from error
-    torch.set_rng_state(tensors.pop("random/cpu"))
+        torch.set_rng_state(tensors.pop("random/cpu"))
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot resume from {found[-1]} ({error}): the checkpoint is damaged; begin anew, or from "
+            f"the last model in another folder: --init {out / 'model'}"
+        ) from error
     cuda = tensors.pop("random/cuda", None)
     if cuda is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(cuda)

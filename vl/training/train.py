@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from vl.errors import CheckpointError, ConfigError
-from vl.loading import first_line
+from vl.errors import CheckpointError, ConfigError, TrainingError
+from vl.loading import first_line, pick_device
 from vl.model import MiniMaxVL
 from vl.training.batch import Batch
 from vl.training.batching import Batching, RecordBatches, read_held_out
@@ -23,6 +24,7 @@ from vl.training.corpus import Corpus
 from vl.training.data import BatchSource, DrawnBatches, Key, draw_held_out, load_batches
 from vl.training.dense import PatchHead
 from vl.training.flops import StepFlops, measure_peak
+from vl.training.folder import begin_run, check_folder
 from vl.training.freeze import freeze
 from vl.training.lengths import SKIPPED, measure_records
 from vl.training.lora import load_adapter, new_adapters
@@ -45,6 +47,7 @@ def train(
     out: str | Path,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     device: torch.device | str | None = None,
     stop_after: float | None = None,
 ) -> Path:
@@ -57,6 +60,7 @@ def train(
     Args:
         config: the model and the recipe.
         resume: continue from the newest checkpoint in `out`; by the same steps as if there had been no break.
+        overwrite: delete the run that `out` holds, which is refused otherwise.
         device: the first GPU where there is one, else the CPU.
         stop_after: minutes after which this part of the run saves a checkpoint and ends, to be resumed later.
 
@@ -64,11 +68,17 @@ def train(
         The folder of the model; of the adapters where those are not merged.
 
     Raises:
-        CheckpointError: if there is nothing to resume or start from, or it is of another model.
-        ConfigError: if the config or its data cannot be trained.
+        CheckpointError: if there is nothing to resume or start from, it is of another model or recipe, or a file
+            cannot be written.
+        ConfigError: if the config or its data cannot be trained, or `out` holds another run.
+        DeviceError: if the device is not available.
+        TrainingError: if the loss or the gradient is not finite; the model and checkpoint from before stay.
     """
-    trainer = Trainer(config, Path(out), device, resume)
-    folder = trainer.run(stop_after)
+    trainer = Trainer(config, Path(out), device, resume, overwrite)
+    try:
+        folder = trainer.run(stop_after)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"the run cannot be written to {out} ({error}): make room, then --resume") from error
     trainer.world.leave()
     return folder
 
@@ -77,11 +87,17 @@ class Trainer:
     """A run in memory: model, optimizer, progress and report."""
 
     def __init__(
-        self, config: TrainConfig, out: Path, device: torch.device | str | None = None, resume: bool = False
+        self,
+        config: TrainConfig,
+        out: Path,
+        device: torch.device | str | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
     ) -> None:
         self.config, self.out = config, out
-        self.device = local_device(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        self.device = local_device(pick_device(device))
         self.world = World.join(self.device)
+        check_folder(out, config, self.world.size, resume=resume, overwrite=overwrite)
         # On CPUs only "medium" is faster, by bfloat16 products; what is bfloat16 already loses little by them.
         on_cpu = self.device.type == "cpu" and config.run.dtype == "bfloat16"
         torch.set_float32_matmul_precision("medium" if on_cpu else "high")
@@ -92,10 +108,14 @@ class Trainer:
         self.optimizer = self._build_optimizer()
         self.flops = StepFlops(self.model)
         self.progress = Progress()
-        out.mkdir(parents=True, exist_ok=True)
+        self.broken = torch.zeros((), dtype=torch.bool, device=self.device)  # whether a step was not finite
         if resume:
             self.progress, tensors = load_state(out)
             self._restore(tensors)
+        else:
+            self.world.barrier()  # all have looked at the folder before the first one writes to it
+            if self.world.first:
+                begin_run(out, config, self.world.size)
         self.report = Report(out, resume_step=self.progress.step, active=self.world.first)
         if config.run.compile:
             compile_blocks(self.model)
@@ -195,10 +215,13 @@ class Trainer:
             waiting = time.perf_counter()
             taken = [next(data) for _ in range(run.accumulate)]
             window.wait += time.perf_counter() - waiting
-            window.add(taken, *self.step(taken), sum(map(self.flops, taken)))
+            losses, norm = self.step(taken)
+            self.broken |= ~(losses.total.detach().isfinite() & norm.isfinite())
+            window.add(taken, losses, norm, sum(map(self.flops, taken)))
             self._count(taken)
             progress.seconds = before + self.world.slowest(time.perf_counter() - begun)
             if progress.step % run.log_steps == 0:
+                self._check_finite()
                 self.report.write("train", progress.step, **window.summary(), lr=self.lr(), **self._totals())
                 window = Meters(self.world, self.peak)
             if progress.seconds - evaluated >= 60 * run.eval_minutes:
@@ -254,7 +277,12 @@ class Trainer:
     # What is written
 
     def save(self) -> None:
-        """Writes a checkpoint and, in the released layout, the model as it is now; of adapters these alone."""
+        """Writes a checkpoint and, in the released layout, the model as it is now; of adapters these alone.
+
+        Raises:
+            TrainingError: if a step since the last one was not finite; nothing is written then.
+        """
+        self._check_finite()
         state = self.optimizer.state()
         if self.world.first:
             save_state(self.out, self.progress, state)
@@ -266,6 +294,14 @@ class Trainer:
             if self.world.first:
                 adapters.save(self.out / ADAPTER, matrices)
         self.world.barrier()
+
+    def _check_finite(self) -> None:
+        if not self.world.sum(float(self.broken)):
+            return
+        raise TrainingError(
+            f"the loss or its gradient was not finite at or before step {self.progress.step}: what was saved before "
+            f"stays in {self.out}. Lower optimizer.lr or clip, raise warmup_steps, or look for damaged records"
+        )
 
     def _finish(self) -> Path:
         """Where the result is. Adapters of a run that is over are merged, if the config asks for it."""

@@ -1,0 +1,118 @@
+"""Whose folder a run may take, what a resumed run is held to, and what ends one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import vl
+from vl.training.batch import Batch
+from vl.training.config import TrainConfig
+from vl.training.folder import begin_run, check_folder
+from vl.training.report import read_log
+from vl.training.state import load_state
+from vl.training.train import Trainer, train
+
+
+def losses_of(out: Path) -> dict[int, float]:
+    return {record["step"]: record["loss"] for record in read_log(out) if record["kind"] == "train"}
+
+
+def test_a_folder_that_holds_a_run_is_refused_or_overwritten(config: TrainConfig, tmp_path: Path) -> None:
+    long = replace(config, run=replace(config.run, steps=6))
+    train(long, tmp_path, device="cpu")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    short = replace(config, run=replace(config.run, steps=2))
+    with pytest.raises(vl.ConfigError, match=r"holds a run already.*--overwrite"):
+        train(short, tmp_path, device="cpu")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    (tmp_path / "notes.txt").write_text("mine")
+    train(short, tmp_path, device="cpu", overwrite=True)
+    assert load_state(tmp_path)[0].step == 2
+    assert sorted(losses_of(tmp_path)) == [1, 2]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("table", ["data", "optimizer", "run"])
+def test_a_resumed_run_is_held_to_its_recipe(config: TrainConfig, tmp_path: Path, table: str) -> None:
+    train(config, tmp_path, device="cpu", stop_after=0.0)
+    changes: dict[str, dict[str, Any]] = {"data": {"seed": 5}, "optimizer": {"lr": 1e-4}, "run": {"steps": 7}}
+    other = replace(config, **{table: replace(getattr(config, table), **changes[table])})
+    with pytest.raises(vl.CheckpointError, match=rf"{table}\.{next(iter(changes[table]))} was .* and is"):
+        train(other, tmp_path, device="cpu", resume=True)
+    watched = replace(config, run=replace(config.run, log_steps=3), data=replace(config.data, workers=0))
+    train(watched, tmp_path, device="cpu", resume=True)
+    assert load_state(tmp_path)[0].step == 6
+
+
+def test_data_that_changed_is_not_resumed(config: TrainConfig, tmp_path: Path) -> None:
+    data = tmp_path / "talks.jsonl"
+    line = {"messages": [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "B"}]}
+    data.write_text(json.dumps(line) + "\n")
+    recipe = replace(config, data=replace(config.data, files=(str(data),), mix={}))
+    begin_run(tmp_path / "run", recipe)
+    check_folder(tmp_path / "run", recipe, resume=True, overwrite=False)
+    data.write_text(2 * (json.dumps(line) + "\n"))
+    with pytest.raises(vl.CheckpointError, match="other data: bytes"):
+        check_folder(tmp_path / "run", recipe, resume=True, overwrite=False)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(config: TrainConfig, tmp_path: Path) -> None:
+    trainer = Trainer(replace(config, run=replace(config.run, save_minutes=0.0, log_steps=100)), tmp_path, "cpu")
+    step, taken = trainer.step, iter(range(6))
+
+    def breaks(batches: list[Batch]) -> Any:
+        losses, norm = step(batches)
+        return losses, norm * float("nan") if next(taken) == 2 else norm
+
+    trainer.step = breaks  # type: ignore[method-assign]
+    with pytest.raises(vl.TrainingError, match=r"not finite at or before step 3.*optimizer.lr"):
+        trainer.run()
+    assert load_state(tmp_path)[0].step == 2
+    assert vl.load(tmp_path / "model", device="cpu").caption(torch.zeros(9, 9, dtype=torch.uint8).numpy()) is not None
+
+
+def test_a_damaged_checkpoint_is_named(config: TrainConfig, tmp_path: Path) -> None:
+    train(config, tmp_path, device="cpu", stop_after=0.0)
+    state = next(tmp_path.glob("checkpoints/*/state.safetensors"))
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(vl.CheckpointError, match="the checkpoint is damaged"):
+        train(config, tmp_path, device="cpu", resume=True)
+
+
+def test_a_run_is_no_file(config: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(vl.ConfigError, match="a file is there"):
+            train(config, out, device="cpu")
+
+
+WRONG = {
+    "lr": ({"optimizer": {"lr": "a"}}, r"optimizer\.lr = 'a' must be a number"),
+    "rate": ({"optimizer": {"lr": -1.0}}, r"optimizer\.lr = -1\.0 must be above 0"),
+    "nan": ({"optimizer": {"lr": float("nan")}}, r"optimizer\.lr = nan must be a number"),
+    "betas": ({"optimizer": {"betas": [0.9]}}, r"optimizer\.betas = \[0\.9\] must be a list of 2"),
+    "workers": ({"data": {"workers": -3}}, r"data\.workers = -3 must be at least 0"),
+    "flag": ({"run": {"compile": 1}}, r"run\.compile = 1 must be true or false"),
+    "steps": ({"run": {"steps": True}}, r"run\.steps = True must be a whole number"),
+    "width": ({"text": {"hidden_size": -4}}, r"text\.hidden_size = -4 must be above 0"),
+    "share": ({"data": {"easy_share": 1.5}}, r"data\.easy_share = 1\.5 must be between 0 and 1"),
+    "files": ({"data": {"files": [3]}}, r"data\.files = \[3\] must be a list, each a text"),
+}
+
+
+@pytest.mark.parametrize(("tables", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_values_are_named_by_their_keys(tables: dict[str, Any], message: str) -> None:
+    with pytest.raises(vl.ConfigError, match=message):
+        TrainConfig.of(tables)
+
+
+def test_a_device_that_is_not_there(config: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(vl.DeviceError, match="cannot be used here"):
+        train(config, tmp_path / "run", device="cuda:97")
+    assert not (tmp_path / "run").exists()
