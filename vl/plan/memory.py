@@ -70,15 +70,16 @@ def cache_memory(text: TextConfig, work: Workload, tokens: int) -> tuple[int, in
 
 
 def activation_memory(share: Share, work: Workload, tokens: int) -> int:
-    """The peak over the passes of a workload of `tokens` tokens a sequence."""
+    """The peak over the passes of a workload of `tokens` tokens a sequence.
+
+    Steps of writing are CUDA graphs, whose pool of memory nothing else may use: theirs comes on top.
+    """
     chunk, text = min(work.prefill_tokens, work.batch * tokens), share.text
-    past = max(0, tokens - chunk)
-    peak = max(prefill_peak(text, chunk, past), decode_peak(text, work.batch))
+    peak = prefill_peak(text, chunk, max(0, tokens - chunk))
     if share.vision and work.images:
         held, encoding = vision_peaks(share.vision, work)
-        embeds = VALUE * text.hidden_size * chunk
-        peak = max(peak + held, embeds + encoding + held)
-    return int(peak) + CUBLAS
+        peak = held + max(peak, VALUE * text.hidden_size * chunk + encoding)
+    return peak + decode_peak(text, work.batch) + CUBLAS
 
 
 def prefill_peak(text: TextConfig, tokens: int, past: int) -> int:

@@ -17,7 +17,7 @@ from vision_encoder import VisionConfig
 from vl.config import VLConfig
 from vl.plan import FORMATS, Workload, find_gpu
 from vl.plan.gpus import GIB
-from vl.plan.memory import activation_memory, cache_memory
+from vl.plan.memory import CUBLAS, cache_memory, prefill_peak
 from vl.plan.share import Share, whole
 from vl.plan.sizes import weight_bytes
 from vl.plan.speed import Estimate, vision_seconds
@@ -79,9 +79,9 @@ def weights() -> float:
 
 
 def beside_weights(tokens: int, chunk: int) -> float:
-    """Cache and activations, in GiB."""
-    work = Workload(tokens, prefill_tokens=chunk)
-    return (sum(cache_memory(SLICE, work, tokens)) + activation_memory(Share(SLICE), work, tokens)) / GIB
+    """Cache, activations and workspace of reading a prompt, in GiB; nothing was written, so there were no graphs."""
+    cache = sum(cache_memory(SLICE, Workload(tokens), tokens))
+    return (cache + prefill_peak(SLICE, chunk, tokens - chunk) + CUBLAS) / GIB
 
 
 MEASUREMENTS = [
