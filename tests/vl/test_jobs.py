@@ -19,35 +19,69 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from preprocessing import Inputs, Patcher, load_image
-from vl.engine import Generation, Timings, Usage
-from vl.errors import InputError
+from vl.engine import Generation, SamplingParams, Timings, Usage
+from vl.errors import DeviceError, InputError
 from vl.jobs import JobError, RowFile, Tally, caption_images, caption_rows, expand_sources
 
 
-class FakeModel:
-    """Captions an image with its size. `trouble` is called with the sizes of each batch and may raise."""
+class FakeProcessor:
+    background = None
 
-    name = "fake"
-    config = SimpleNamespace(vision=object())
-
-    def __init__(self, trouble: Callable[[list[str]], None] = lambda sizes: None) -> None:
-        self.trouble = trouble
-        self.batches: list[int] = []
+    def __init__(self) -> None:
         self.prepared = 0
         self._lock = threading.Lock()
 
-    def processor(self, messages: Sequence[dict[str, Any]]) -> Inputs:
+    def __call__(self, messages: Sequence[dict[str, Any]]) -> Inputs:
         with self._lock:
             self.prepared += 1
         image = load_image(messages[0]["content"][0]["image"])
         grid = Patcher().grid(image.width, image.height)
         return Inputs(torch.zeros(7, dtype=torch.int64), torch.zeros(0, 3, 1, 1, dtype=torch.uint8), [grid])
 
-    def generate(self, batch: Sequence[Inputs], **sampling: Any) -> list[Generation]:
-        sizes = [f"{inputs.grids[0].width} by {inputs.grids[0].height}" for inputs in batch]
-        self.trouble(sizes)
-        self.batches.append(len(batch))
-        return [Generation(f" {size}\n", [1], "stop", Usage(7, 3, 1), Timings()) for size in sizes]
+
+class FakeRequest:
+    def __init__(self, inputs: Inputs) -> None:
+        self.size = f"{inputs.grids[0].width} by {inputs.grids[0].height}"
+        self.done = False
+        self.error: Exception | None = None
+
+    def result(self) -> Generation:
+        if self.error is not None:
+            raise self.error
+        return Generation(f" {self.size}\n", [1], "stop", Usage(7, 3, 1), Timings())
+
+
+class FakeModel:
+    """Its own engine: captions an image with its size. `trouble` is called with that size and may raise."""
+
+    name = "fake"
+    config = SimpleNamespace(vision=object())
+
+    def __init__(self, trouble: Callable[[str], None] = lambda size: None, check: Any = lambda params: None) -> None:
+        self.trouble = trouble
+        self.check = check
+        self.processor = FakeProcessor()
+        self.engine = self
+        self.queue: list[FakeRequest] = []
+        self.most = 0  # requests at once
+
+    def submit(self, inputs: Inputs, params: SamplingParams) -> FakeRequest:
+        self.queue.append(FakeRequest(inputs))
+        self.most = max(self.most, len(self.queue))
+        return self.queue[-1]
+
+    def step(self) -> None:
+        for request in self.queue:
+            try:
+                self.trouble(request.size)
+            except Exception as error:
+                request.error = error
+            request.done = True
+        self.queue.clear()
+
+    def cancel(self, request: FakeRequest) -> None:
+        if request in self.queue:
+            self.queue.remove(request)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +142,15 @@ def test_rows(archive: Path, tmp_path: Path) -> None:
         "finish_reason": "stop",
         "model": "fake",
         "prompt": "Describe this image.",
+        "settings": {
+            "max_new_tokens": 256,
+            "temperature": 0.0,
+            "top_p": 1.0,
+            "top_k": 0,
+            "seed": None,
+            "stop": [],
+            "background": None,
+        },
     }
     bad = next(row for row in rows if "error" in row)
     assert set(bad) == set(good) - {"caption"} | {"error"}
@@ -120,7 +163,7 @@ def test_a_second_run_does_nothing(archive: Path, tmp_path: Path) -> None:
     before = out.read_bytes()
     model = FakeModel()
     tally = run(archive, out, model)
-    assert (tally.images, tally.skipped, model.prepared) == (0, 13, 0)
+    assert (tally.images, tally.skipped, model.processor.prepared) == (0, 13, 0)
     assert out.read_bytes() == before
 
 
@@ -183,7 +226,7 @@ def test_killed_at_any_moment(archive: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     kills = 0
     for delay in (0.001, 0.004, 0.007, 0.011, 0.015, 0.02, 0.03, 0.04):
-        child = start_child(lambda: run(archive, out, FakeModel(lambda sizes: time.sleep(0.005)), batch_size=2))
+        child = start_child(lambda: run(archive, out, FakeModel(lambda size: time.sleep(0.005)), batch_size=2))
         time.sleep(delay)
         os.kill(child, signal.SIGKILL)
         kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -198,7 +241,7 @@ def test_killed_while_errors_are_retried(archive: Path, tmp_path: Path, limits: 
     out = tmp_path / "out.jsonl"
     out.unlink(missing_ok=True)
 
-    def all_bad(sizes: list[str]) -> None:
+    def all_bad(size: str) -> None:
         raise InputError("no luck")
 
     run(archive, out, FakeModel(all_bad))
@@ -269,6 +312,77 @@ def test_another_prompt_or_model_is_refused(archive: Path, tmp_path: Path) -> No
     assert_complete(archive, out)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"max_new_tokens": 16}, "max_new_tokens 256, not 16"),
+        ({"temperature": 0.5}, r"temperature 0\.0, not 0\.5"),
+        ({"top_p": 0.9}, r"top_p 1\.0, not 0\.9"),
+        ({"top_k": 3}, "top_k 0, not 3"),
+        ({"seed": 1}, "seed None, not 1"),
+        ({"stop": "."}, r"stop \[\], not \['\.'\]"),
+    ],
+)
+def test_other_sampling_is_another_run(archive: Path, tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    out = tmp_path / "out.jsonl"
+    run(archive, out)
+    before = out.read_bytes()
+    with pytest.raises(JobError, match=f"{message}.*--overwrite"):
+        run(archive, out, **changed)
+    assert out.read_bytes() == before
+    run(archive, out, temperature=0, max_new_tokens=256)  # the same, spelled out
+    assert out.read_bytes() == before
+    run(archive, out, overwrite=True, **changed)
+    run(archive, out, **changed)
+    assert_complete(archive, out)
+
+
+def test_another_background_is_another_run(archive: Path, tmp_path: Path) -> None:
+    out, white = tmp_path / "out.jsonl", FakeModel()
+    white.processor.background = (255, 255, 255)  # type: ignore[assignment]
+    run(archive, out, white)
+    assert {row["settings"]["background"] for row in read(out)} == {"#ffffff"}
+    with pytest.raises(JobError, match="background '#ffffff', not None"):
+        run(archive, out)
+    white.processor.background = "white"  # type: ignore[assignment]
+    assert run(archive, out, white).skipped == 13
+
+
+def test_rows_of_earlier_versions_are_continued(archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    run(archive / "shelf0", out)
+    rows = [{key: value for key, value in row.items() if key != "settings"} for row in read(out)]
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(archive, out).skipped == len(rows)
+    assert_complete(archive, out)
+
+
+def test_overwrite_cuts_nothing_before_there_are_new_rows(archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    run(archive, out)
+    before = out.read_bytes()
+
+    def refuse(params: SamplingParams) -> None:
+        raise InputError("no room")
+
+    def interrupt(size: str) -> None:
+        raise KeyboardInterrupt
+
+    for model, options in (
+        (FakeModel(), {"top_p": 0}),
+        (FakeModel(), {"batch_size": 0}),
+        (FakeModel(check=refuse), {}),
+        (FakeModel(interrupt), {}),
+    ):
+        with pytest.raises((InputError, KeyboardInterrupt)):
+            run(archive, out, model, overwrite=True, **options)
+        assert out.read_bytes() == before
+    run(archive / "shelf0", out, overwrite=True)
+    assert len(read(out)) == 4
+    caption_images(FakeModel(), [], out, overwrite=True)  # type: ignore[arg-type]
+    assert read(out) == []
+
+
 def test_two_runs_do_not_share_a_file(archive: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     with RowFile(out, model="fake", prompt="Describe this image."), pytest.raises(JobError, match="another run"):
@@ -277,10 +391,10 @@ def test_two_runs_do_not_share_a_file(archive: Path, tmp_path: Path) -> None:
     assert_complete(archive, out)
 
 
-def test_a_batch_that_fails_costs_only_the_image_at_fault(archive: Path, tmp_path: Path) -> None:
-    def trouble(sizes: list[str]) -> None:
-        if "6 by 5" in sizes:
-            raise torch.OutOfMemoryError("too large")
+def test_an_answer_that_fails_costs_its_row(archive: Path, tmp_path: Path) -> None:
+    def trouble(size: str) -> None:
+        if size == "6 by 5":
+            raise DeviceError("too large")
 
     run(archive, tmp_path / "out.jsonl", FakeModel(trouble))
     rows = read(tmp_path / "out.jsonl")
@@ -291,21 +405,23 @@ def test_a_batch_that_fails_costs_only_the_image_at_fault(archive: Path, tmp_pat
 
 
 def test_a_bug_while_generating_stops_the_job_with_what_is_done(archive: Path, tmp_path: Path) -> None:
-    def trouble(sizes: list[str]) -> None:
-        if "12 by 5" in sizes:
+    def trouble(size: str) -> None:
+        if size == "11 by 5":  # the last of 13: at most two others are answered with it
             raise AssertionError("a bug")
 
     out = tmp_path / "out.jsonl"
     with pytest.raises(AssertionError, match="a bug"):
         run(archive, out, FakeModel(trouble), batch_size=3)
-    assert [Path(row["image"]).stem for row in read(out)] == ["03", "06", "09"]
+    names = [row["image"] for row in read(out)]
+    assert names == list(expand_sources([archive]))[: len(names)]
+    assert len(names) >= 9
     run(archive, out)
     assert_complete(archive, out)
 
 
 def test_ctrl_c_leaves_whole_rows(archive: Path, tmp_path: Path) -> None:
-    def trouble(sizes: list[str]) -> None:
-        if "12 by 5" in sizes:
+    def trouble(size: str) -> None:
+        if size == "12 by 5":
             raise KeyboardInterrupt
 
     out = tmp_path / "out.jsonl"

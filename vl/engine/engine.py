@@ -70,6 +70,10 @@ class Engine:
 
     # Requests
 
+    def check(self, params: SamplingParams) -> None:
+        """Raises InputError if no prompt at all could be answered so: said once, instead of for each of a million."""
+        self._check_room(1, params.max_new_tokens)
+
     def prepare(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request:
         """Check all of a prompt. Nothing is queued yet: `stream` and `run` do that.
 
@@ -90,7 +94,7 @@ class Engine:
             key=params.key(),
             timings=timings or Timings(),
         )
-        self._check_room(request)
+        self._check_room(request.prompt_tokens, request.max_new_tokens)
         return request
 
     def submit(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request:
@@ -250,11 +254,11 @@ class Engine:
         self.runner = Runner(model, cache, recorder, self._vision_graphs)
         self.scheduler.memory = cache
 
-    def _check_room(self, request: Request) -> None:
+    def _check_room(self, prompt: int, new: int) -> None:
         """Refuse what no cache could hold, before it waits for one."""
-        if self._pages(request.most) > self.config.pages:
+        if self._pages(prompt + new - 1) > self.config.pages:
             room = memory.room(self.model, self.config, self._held())
-            memory.check_room(room, self.model.device, prompt=request.prompt_tokens, new=request.max_new_tokens)
+            memory.check_room(room, self.model.device, prompt=prompt, new=new)
 
     def _held(self) -> int:
         """Bytes of the present cache."""

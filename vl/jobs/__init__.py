@@ -7,7 +7,7 @@ Example:
     tally = caption_images(vl.load(), ["archive/"], "captions.jsonl", prompt="What is in this picture?")
 """
 
-from vl.jobs.captioning import OnRow, Tally, caption_images, caption_rows, write_rows
+from vl.jobs.captioning import OnRow, Tally, caption_images, caption_rows, settings_of, write_rows
 from vl.jobs.rowfile import JobError, Row, RowFile, check_out, encode_row
 from vl.jobs.sources import expand_sources, source_key
 
@@ -22,6 +22,7 @@ __all__ = [
     "check_out",
     "encode_row",
     "expand_sources",
+    "settings_of",
     "source_key",
     "write_rows",
 ]

@@ -1,22 +1,22 @@
-"""From sources to rows: images are prepared by threads while the model writes the captions of the batch before."""
+"""Captioning jobs: many images to rows of a file."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from preprocessing import Inputs
+from preprocessing.alpha import Background, read_background
 from vl.engine import Generation, SamplingParams
 from vl.errors import Error, InputError
+from vl.jobs.pipeline import answered
 from vl.jobs.rowfile import Row, RowFile
 from vl.jobs.sources import expand_sources, source_key
 from vl.model import DEFAULT_PROMPT
@@ -79,17 +79,21 @@ def caption_images(
         model: from `vl.load`, with a vision encoder.
         sources: files, folders and http(s) or data URLs; may be a generator of any length.
         out: the `.jsonl` file, created or continued.
-        batch_size: images per batch; about two batches are held in memory.
+        batch_size: images captioned at once; as many again are read ahead, and rows reach the file in such batches.
         workers: threads that read images; by default a few more than there are cores.
-        overwrite: start again instead of continuing.
+        overwrite: start again instead of continuing; what the file holds is cut when the first rows are there.
         retry_errors: try the images of error rows again.
         on_row: called after each row is safe on disk.
         sampling: as in `MiniMaxVL.generate`.
 
     Raises:
-        JobError: if `out` cannot be used. InputError: if the model is text-only or `sampling` is out of range.
+        JobError: if `out` cannot be used, or holds rows that were made with another model, prompt or setting.
+        InputError: if the model takes no images or `sampling` is out of range.
     """
-    with RowFile(out, model=model.name, prompt=prompt, overwrite=overwrite, retry_errors=retry_errors) as rows:
+    settings = settings_of(SamplingParams.of(sampling), model.processor.background)
+    with RowFile(
+        out, model=model.name, prompt=prompt, settings=settings, overwrite=overwrite, retry_errors=retry_errors
+    ) as rows:
         pending = rows.pending(expand_sources(sources))
         return write_rows(model, pending, rows, batch_size=batch_size, workers=workers, on_row=on_row, **sampling)
 
@@ -128,39 +132,37 @@ def caption_rows(
     workers: int | None = None,
     **sampling: Any,
 ) -> Generator[list[Row], None, None]:
-    """Rows of `sources`, a list per batch, in order.
+    """Rows of `sources`, up to `batch_size` at a time, in order.
 
     A row holds `image` (the source), then `caption`, or `error` if the image cannot be used; `width` and `height`
     (pixels), `resolution` (`[width, height]` of the chosen pinpoint), `tiles`, `prompt_tokens`, `image_tokens`,
-    `completion_tokens` and `finish_reason`, null where an error came first; `model` and `prompt`.
+    `completion_tokens` and `finish_reason`, null where an error came first; `model`, `prompt` and `settings`.
 
     Raises:
         InputError: at once if the model takes no images or `sampling` is out of range. A bad image never raises.
     """
-    SamplingParams(**sampling)
+    params = SamplingParams.of(sampling)
     if model.config.vision is None:
         raise InputError(f"{model.name} is a text-only checkpoint and cannot caption: use one with a vision encoder")
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, not {batch_size}")
-    return _caption_rows(model, sources, prompt, batch_size, workers, sampling)
+    model.engine.check(params)
+    known = {"model": model.name, "prompt": prompt, "settings": settings_of(params, model.processor.background)}
+    items = answered(model, sources, partial(_prepare, model, known), params, batch_size=batch_size, workers=workers)
+    return _batches(items, batch_size)
 
 
-def _caption_rows(
-    model: MiniMaxVL,
-    sources: Iterable[str],
-    prompt: str,
-    batch_size: int,
-    workers: int | None,
-    sampling: dict[str, Any],
-) -> Generator[list[Row], None, None]:
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="vl-images")
-    try:
-        prepared = _in_order(pool, lambda source: _prepare(model, source, prompt), sources, ahead=2 * batch_size)
-        while batch := list(islice(prepared, batch_size)):
-            _generate(model, batch, sampling)
+def settings_of(params: SamplingParams, background: Background) -> dict[str, Any]:
+    """What else than the model and the prompt decides a caption, as JSON: rows made otherwise are another run's."""
+    colour = read_background(background)
+    return dataclasses.asdict(params) | {
+        "stop": list(params.stops),
+        "background": None if colour is None else "#{:02x}{:02x}{:02x}".format(*colour),
+    }
+
+
+def _batches(items: Generator[_Item, None, None], size: int) -> Generator[list[Row], None, None]:
+    with contextlib.closing(items):
+        while batch := list(islice(items, size)):
             yield [item.row for item in batch]
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass
@@ -170,7 +172,7 @@ class _Item:
     row: Row
     inputs: Inputs | None = None
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: Exception) -> None:
         self._finish("error", str(error) or type(error).__name__)
 
     def succeed(self, generation: Generation) -> None:
@@ -189,18 +191,17 @@ class _Item:
         self.row = {"image": self.row["image"], key: text} | self.row
 
 
-def _prepare(model: MiniMaxVL, source: str, prompt: str) -> _Item:
+def _prepare(model: MiniMaxVL, known: Row, source: str) -> _Item:
     """Read and cut one image. Whatever goes wrong with it is its own row's error."""
     empty = ("width", "height", "resolution", "tiles", "prompt_tokens", "image_tokens", "completion_tokens")
-    row = {"image": source_key(source)} | dict.fromkeys((*empty, "finish_reason"))
-    item = _Item(row | {"model": model.name, "prompt": prompt})
-    content = [{"type": "image", "image": source}, {"type": "text", "text": prompt}]
+    item = _Item({"image": source_key(source)} | dict.fromkeys((*empty, "finish_reason")) | known)
+    content = [{"type": "image", "image": source}, {"type": "text", "text": known["prompt"]}]
     try:
         item.inputs = model.processor([{"role": "user", "content": content}])
     except Error as error:
         item.fail(error)
     except Exception as error:
-        item.fail(RuntimeError(f"cannot prepare {row['image']}: {type(error).__name__}: {error}"))
+        item.fail(RuntimeError(f"cannot prepare {item.row['image']}: {type(error).__name__}: {error}"))
     else:
         grid = item.inputs.grids[0]
         item.row.update(
@@ -212,34 +213,3 @@ def _prepare(model: MiniMaxVL, source: str, prompt: str) -> _Item:
             image_tokens=grid.tokens,
         )
     return item
-
-
-def _generate(model: MiniMaxVL, batch: list[_Item], sampling: dict[str, Any]) -> None:
-    """Caption what could be prepared; if the batch fails as a whole, one by one, to find whose fault it is."""
-    ready = [item for item in batch if item.inputs is not None]
-    if not ready:
-        return
-    try:
-        generations = model.generate([item.inputs for item in ready if item.inputs is not None], **sampling)
-    except (Error, MemoryError, torch.OutOfMemoryError) as error:
-        if len(ready) == 1:
-            ready[0].fail(error)
-        else:
-            for item in ready:
-                _generate(model, [item], sampling)
-        return
-    for item, generation in zip(ready, generations, strict=True):
-        item.succeed(generation)
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[str], _Item], sources: Iterable[str], *, ahead: int
-) -> Iterator[_Item]:
-    """`map(work, sources)` by threads, at most `ahead` sources ahead of the reader."""
-    running: deque[Future[_Item]] = deque()
-    for source in sources:
-        running.append(pool.submit(work, source))
-        if len(running) > ahead:
-            yield running.popleft().result()
-    while running:
-        yield running.popleft().result()

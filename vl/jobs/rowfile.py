@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,6 +35,8 @@ def check_out(path: str | os.PathLike[str]) -> Path:
     if suffix not in SUFFIXES:
         fix = f"name it like {Path(path).stem or 'captions'}{SUFFIXES[0]}"
         raise JobError(f"cannot write {os.fspath(path)}: this version writes JSON Lines only: {fix}")
+    if "\0" in os.fspath(path):
+        raise JobError("the name of the output file holds a NUL character: leave it out")
     return Path(os.path.realpath(path))
 
 
@@ -52,8 +54,9 @@ class RowFile:
 
     Args:
         path: the file; it and its folder are created when they are missing.
-        model, prompt: what the rows are made with; a file with rows of another model or prompt is refused.
-        overwrite: start from an empty file.
+        model, prompt, settings: what the rows are made with; a file with rows that name others is refused.
+        overwrite: start from an empty file. The old rows are cut when there are new ones, or on leaving the context
+            without an error: what fails before costs nothing.
         retry_errors: leave the images of error rows out of `done`. An old row stays until its image has a new one;
             leaving the context drops it then, by rewriting the file atomically.
 
@@ -67,16 +70,18 @@ class RowFile:
         *,
         model: str,
         prompt: str,
+        settings: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         retry_errors: bool = False,
     ) -> None:
         self.path = check_out(path)
         self.model = model
         self.prompt = prompt
+        self._settings = settings or {}
         self.done: set[str] = set()
         self.errors: set[str] = set()
         self.skipped = 0
-        self._overwrite = overwrite
+        self._uncut = overwrite  # the file still holds the old rows
         self._retry_errors = retry_errors
         self._fd = -1
         self._size = 0
@@ -87,9 +92,8 @@ class RowFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = _open_locked(self.path)
             try:
-                if self._overwrite:
-                    os.ftruncate(self._fd, 0)
-                self._repair()
+                if not self._uncut:
+                    self._repair()
                 _sync_folder(self.path)
             except BaseException:
                 self._close()
@@ -98,8 +102,10 @@ class RowFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
-            if self._superseded:
-                with self._explained():
+            with self._explained():
+                if self._uncut and kind is None:
+                    self._cut()
+                if self._superseded:
                     self._repair()
         except JobError:
             # Opening the file again repairs it too, so this must not hide what went wrong before.
@@ -127,6 +133,8 @@ class RowFile:
         batch = list(rows)
         data = b"".join(encode_row(row) for row in batch)
         with self._explained():
+            if self._uncut:
+                self._cut()
             try:
                 _write_all(self._fd, data)
                 os.fsync(self._fd)
@@ -140,6 +148,11 @@ class RowFile:
         for row in batch:
             self._count(row)
         self._superseded = self._superseded or self._retry_errors
+
+    def _cut(self) -> None:
+        """Drop what the file held before."""
+        os.ftruncate(self._fd, 0)
+        self._uncut = False
 
     def _repair(self) -> None:
         """Read all rows; drop a torn line at the end, and rows that a later row of the same image replaces."""
@@ -201,10 +214,15 @@ class RowFile:
         )
 
     def _check_run(self, row: Row) -> None:
-        for name, wanted in (("model", self.model), ("prompt", self.prompt)):
-            if row.get(name) != wanted:
+        """Rows of earlier versions have no settings, and pass."""
+        made = row.get("settings")
+        given = {"model": (row.get("model"), self.model), "prompt": (row.get("prompt"), self.prompt)}
+        if isinstance(made, dict):
+            given |= {name: (made[name], wanted) for name, wanted in self._settings.items() if name in made}
+        for name, (found, wanted) in given.items():
+            if found != wanted:
                 raise JobError(
-                    f"{self.path} holds captions made with {name} {row.get(name)!r}, not {wanted!r}. "
+                    f"{self.path} holds captions made with {name} {found!r}, not {wanted!r}. "
                     f"Use that {name} to continue it, choose another output file, or start again with --overwrite"
                 )
 

@@ -1,0 +1,112 @@
+"""The way from sources to results, with the real engine on the small model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+import vl
+from preprocessing import Inputs
+from vl.engine import Generation, SamplingParams
+from vl.jobs.pipeline import answered
+
+
+@dataclass
+class Item:
+    source: str
+    inputs: Inputs | None = None
+    text: str | None = None
+    error: Exception | None = field(default=None)
+
+    def succeed(self, generation: Generation) -> None:
+        self.inputs, self.text = None, generation.text
+
+    def fail(self, error: Exception) -> None:
+        self.inputs, self.error = None, error
+
+
+QUESTIONS = ["A red circle", "Two squares", "pass", "What is at the top left of the picture?", "bad", "Blue", "Why?"]
+
+
+def prepared(model: vl.MiniMaxVL, source: str) -> Item:
+    if source == "pass":
+        return Item(source)
+    inputs = model.processor([{"role": "user", "content": source}])
+    if source == "bad":
+        inputs.input_ids[0] = 10**6
+    return Item(source, inputs)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 20])
+def test_answers_are_the_models_and_in_order(tiny_model: vl.MiniMaxVL, batch_size: int) -> None:
+    params = SamplingParams(max_new_tokens=5)
+    items = list(answered(tiny_model, QUESTIONS, lambda s: prepared(tiny_model, s), params, batch_size=batch_size))
+    assert [item.source for item in items] == QUESTIONS
+    for item in items:
+        if item.source == "pass":
+            assert (item.text, item.error) == (None, None)
+        elif item.source == "bad":
+            assert isinstance(item.error, vl.InputError)
+        else:
+            expected = tiny_model.chat([{"role": "user", "content": item.source}], max_new_tokens=5)
+            assert (item.text, item.error) == (expected, None)
+    assert tiny_model.engine.scheduler.running == []  # type: ignore[attr-defined]
+
+
+def test_the_engine_is_kept_full(tiny_model: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that ends makes room for the next at once, not when all of its batch have ended."""
+    engine: Any = tiny_model.engine
+    step, running = engine.step, []
+
+    def counted() -> None:
+        step()
+        running.append(len(engine.scheduler.running))
+
+    monkeypatch.setattr(engine, "step", counted)
+    lengths = iter([2, 9, 2, 2, 2, 2])
+    submit = engine.submit
+
+    def submit_short(inputs: Inputs, params: SamplingParams) -> Any:
+        return submit(inputs, SamplingParams(max_new_tokens=next(lengths)))
+
+    monkeypatch.setattr(engine, "submit", submit_short)
+    sources = [f"Question {n}" for n in range(6)]
+    list(answered(tiny_model, sources, lambda s: prepared(tiny_model, s), SamplingParams(), batch_size=2, workers=1))
+    assert len(running) <= 11  # 9 for the longest, beside which the others go one after the other; batches need 14
+
+
+def test_leaving_early_leaves_nothing_behind(tiny_model: vl.MiniMaxVL) -> None:
+    taken = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield f"Question {taken}"
+
+    params = SamplingParams(max_new_tokens=3)
+    items = answered(tiny_model, endless(), lambda s: prepared(tiny_model, s), params, batch_size=2)
+    assert next(items).source == "Question 1"
+    assert taken <= 2 + 2 + 2
+    items.close()
+    engine: Any = tiny_model.engine
+    assert not engine.scheduler.running
+    assert not engine.scheduler.waiting
+    for thread in threading.enumerate():
+        if thread.name.startswith("vl-images"):
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def test_a_bug_ends_it(tiny_model: vl.MiniMaxVL) -> None:
+    def broken(source: str) -> Item:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(answered(tiny_model, ["a"], broken, SamplingParams(), batch_size=1))
+    with pytest.raises(vl.InputError, match="batch_size"):
+        answered(tiny_model, ["a"], broken, SamplingParams(), batch_size=0)
