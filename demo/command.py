@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from vl.cli.console import DeviceOption, DTypeOption, ModelOption, QuantizationOption, load_model
+from vl.cli.console import (
+    BackgroundOption,
+    DeviceOption,
+    DTypeOption,
+    ModelOption,
+    QuantizationOption,
+    check_options,
+    load_model,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -16,6 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     model: ModelOption = "nano",
+    background: BackgroundOption = None,
     device: DeviceOption = None,
     dtype: DTypeOption = None,
     quantization: QuantizationOption = None,
@@ -30,12 +39,13 @@ def demo(
     """Open a page to ask about images: answers stream, and the tiles that the model sees are drawn."""
     from demo.ports import free_port
 
+    check_options({}, background)
     chosen = free_port(host, port)  # before the model: a taken port should not wait for it
 
     from demo.app import build
     from demo.serving import launch
 
-    page = build(load_model(model, device, dtype, quantization=quantization))
+    page = build(load_model(model, device, dtype, background=background, quantization=quantization))
     addresses = launch(page, host=host, port=chosen, share=share, browser=not no_browser)
     typer.echo(f"The page is at {' and '.join(addresses)} (Ctrl-C ends it)")
     page.block_thread()

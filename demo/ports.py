@@ -18,9 +18,10 @@ def free_port(host: str, port: int | None = None) -> int:
         try:
             with socket.create_server((host, candidate), family=family_of(host)):
                 return candidate
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise Error(f"cannot listen on {host}:{candidate} ({error.strerror or error})") from error
+        except (OSError, ValueError, TypeError) as error:  # the latter two for what cannot be a host's name
+            if getattr(error, "errno", None) != errno.EADDRINUSE:
+                reason = getattr(error, "strerror", None) or error
+                raise Error(f"cannot listen on {host}:{candidate} ({reason})") from error
     if port is None:
         raise Error(f"ports {FIRST_PORT} to {candidates[-1]} of {host} are all in use: give a free one with --port")
     raise Error(f"port {port} of {host} is in use: give another with --port, or none to take the next free one")

@@ -96,6 +96,12 @@ def explain(error: Exception) -> int:
     if errors is not None and isinstance(error, errors.Error):
         complain(str(error))
         return EXIT_UNUSABLE
+    if isinstance(error, OSError):  # a full disk, a file that may not be read
+        complain(f"{error.filename or 'writing the output'}: {error.strerror or error}")
+        return EXIT_UNUSABLE
+    if isinstance(error, MemoryError):
+        complain("there is not enough memory: try a smaller --batch-size or --max-new-tokens")
+        return EXIT_UNUSABLE
     complain(f"unexpected {type(error).__name__}: {error}. Set VL_TRACEBACK=1 to see where it comes from")
     return EXIT_UNEXPECTED
 
@@ -110,10 +116,21 @@ def main() -> None:
         # A caption or file name that is not valid text here must not end the command.
         getattr(stream, "reconfigure", lambda **_: None)(errors=how)
     load_plugins()
-    code = run()
+    code = _flushed(run())
     if code == EXIT_INTERRUPTED and any(t.name.startswith("vl-images") for t in threading.enumerate()):
         # Threads that read images may be in the middle of a download, and a normal exit would wait for them.
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _flushed(code: int) -> int:
+    """The exit code once the output is written: a disk may be full, a reader may have gone."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python would try again at its exit, and then complain in words of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            return explain(error)
+        return code or 1
+    return code

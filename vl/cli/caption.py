@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -16,6 +17,7 @@ from rich.text import Text
 from vl.cli.console import (
     EXIT_INTERRUPTED,
     EXIT_SOME_FAILED,
+    BackgroundOption,
     DeviceOption,
     DTypeOption,
     MaxNewTokensOption,
@@ -25,16 +27,19 @@ from vl.cli.console import (
     TemperatureOption,
     TopKOption,
     TopPOption,
+    check_options,
     complain,
     load_model,
     plural,
     printable,
     stderr_console,
     stdout_console,
+    usage_errors,
 )
 from vl.cli.progress import CaptionProgress
 
 if TYPE_CHECKING:
+    from vl.engine import SamplingParams
     from vl.jobs import Row, Tally
 
 _STDIN = "-"
@@ -69,6 +74,7 @@ def caption(
     top_p: TopPOption = 1.0,
     top_k: TopKOption = 0,
     seed: SeedOption = None,
+    background: BackgroundOption = None,
     device: DeviceOption = None,
     dtype: DTypeOption = None,
     quantization: QuantizationOption = None,
@@ -80,27 +86,33 @@ def caption(
     """
     if (retry_errors or overwrite) and out is None:
         raise typer.BadParameter("--retry-errors and --overwrite go with --out")
-    from vl.jobs import JobError, check_out
+    from vl.jobs import check_out
     from vl.model import DEFAULT_PROMPT
 
+    sampling = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+    }
+    params = check_options(sampling, background)
     if out is not None:
-        try:
+        with usage_errors():
             check_out(out)
-        except JobError as error:
-            raise typer.BadParameter(str(error), param_hint="--out") from None
     run = _Run(
         sources,
         model,
         DEFAULT_PROMPT if prompt is None else prompt,
         json,
-        {"device": device, "dtype": dtype, "quantization": quantization, "max_batch_size": batch_size},
+        params,
+        batch_size,
         {
-            "batch_size": batch_size,
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "seed": seed,
+            "device": device,
+            "dtype": dtype,
+            "background": background,
+            "quantization": quantization,
+            "max_batch_size": batch_size,
         },
     )
     failed = run.table() if out is None else run.job(out, overwrite=overwrite, retry_errors=retry_errors)
@@ -117,15 +129,17 @@ class _Run:
         model: str,
         prompt: str,
         json: bool,
+        params: SamplingParams,
+        batch_size: int,
         loading: dict[str, Any],
-        options: dict[str, Any],
     ) -> None:
         self.sources = sources
         self.model = model
         self.prompt = prompt
         self.json = json
+        self.params = params
+        self.options = dataclasses.asdict(params) | {"batch_size": batch_size}
         self.loading = loading
-        self.options = options
         self.messages = stderr_console()
         self.results = stdout_console()
 
@@ -166,10 +180,17 @@ class _Run:
 
     def job(self, out: Path, *, overwrite: bool, retry_errors: bool) -> int:
         """Bring `out` up to date; returns how many of its rows are errors."""
-        from vl.jobs import RowFile, expand_sources, write_rows
+        from vl.jobs import RowFile, expand_sources, settings_of, write_rows
 
         names = self.names()
-        rows = RowFile(out, model=self.model, prompt=self.prompt, overwrite=overwrite, retry_errors=retry_errors)
+        rows = RowFile(
+            out,
+            model=self.model,
+            prompt=self.prompt,
+            settings=settings_of(self.params, self.loading["background"]),
+            overwrite=overwrite,
+            retry_errors=retry_errors,
+        )
         count = None if _STDIN in self.sources else lambda: sum(1 for _ in expand_sources(self.sources))
         try:
             with rows:

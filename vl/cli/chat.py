@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from vl.cli.console import (
     EXIT_SOME_FAILED,
+    BackgroundOption,
     DeviceOption,
     DTypeOption,
     MaxNewTokensOption,
@@ -24,6 +26,7 @@ from vl.cli.console import (
     TemperatureOption,
     TopKOption,
     TopPOption,
+    check_options,
     complain,
     load_model,
     printable,
@@ -34,6 +37,7 @@ from vl.cli.console import (
 if TYPE_CHECKING:
     from PIL import Image
 
+    from preprocessing.alpha import Background
     from vl.model import MiniMaxVL
 
 HELP = "/image PATH adds an image, /reset starts again, /quit (or Ctrl-D) ends"
@@ -56,6 +60,7 @@ def chat(
     top_p: TopPOption = 1.0,
     top_k: TopKOption = 0,
     seed: SeedOption = None,
+    background: BackgroundOption = None,
     device: DeviceOption = None,
     dtype: DTypeOption = None,
     quantization: QuantizationOption = None,
@@ -75,9 +80,12 @@ def chat(
         "top_k": top_k,
         "seed": seed,
     }
+    check_options(sampling, background)
     # Images first: a wrong path should not wait for the model.
-    opened = [open_image(name) for name in images]
-    dialogue = Dialogue(load_model(model, device, dtype, quantization=quantization), opened, system, sampling)
+    opened = [open_image(name, background) for name in images]
+    dialogue = Dialogue(
+        load_model(model, device, dtype, background=background, quantization=quantization), opened, system, sampling
+    )
     if asked is None:
         if interact(dialogue):
             raise typer.Exit(EXIT_SOME_FAILED)
@@ -109,15 +117,15 @@ def is_image(argument: str) -> bool:
     return has_image_suffix(argument) and len(argument.split()) == 1
 
 
-def open_image(name: str) -> Image.Image:
-    """Read an image once for all turns.
+def open_image(name: str, background: Background = None) -> Image.Image:
+    """Read an image once for all turns: a file if there is one of that name, whatever else it looks like.
 
     Raises:
         ImageError: if it cannot be read.
     """
     from preprocessing import load_image
 
-    return load_image(name)
+    return load_image(Path(name) if os.path.isfile(name) else name, background=background)
 
 
 class Dialogue:
@@ -136,6 +144,10 @@ class Dialogue:
         """Back to the start: the system message and the first images."""
         self._messages: list[dict[str, Any]] = [_message("system", self._system)] if self._system else []
         self._waiting = list(self.images)
+
+    def open(self, name: str) -> Image.Image:
+        """`open_image` with the model's background."""
+        return open_image(name, self._model.processor.background)
 
     def add(self, image: Image.Image) -> None:
         """Show `image` with the next question."""
@@ -243,7 +255,7 @@ def _obey(dialogue: Dialogue, line: str) -> bool:
     if command == "/reset":
         dialogue.reset()
     elif command == "/image" and argument:
-        image = open_image(argument)
+        image = dialogue.open(argument)
         dialogue.add(image)
         stderr_console().print(Text(f"{printable(argument)}: {dialogue.describe(image)}", style="dim"))
     else:

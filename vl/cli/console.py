@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -13,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from vl.engine import SamplingParams
     from vl.model import MiniMaxVL
 
 EXIT_SOME_FAILED = 1
@@ -46,6 +49,13 @@ TopPOption = Annotated[
 ]
 TopKOption = Annotated[int, typer.Option(min=0, help="Sample from this many of the most likely tokens; 0 from all.")]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.", show_default=False)]
+BackgroundOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What transparent images are laid on: white, #rrggbb; by default their transparency is dropped.",
+        show_default=False,
+    ),
+]
 
 
 def stdout_console() -> Console:
@@ -75,6 +85,27 @@ def printable(text: str) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 error`, `2,000 errors`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+@contextlib.contextmanager
+def usage_errors() -> Iterator[None]:
+    """What a `vl.Error` of this block says is said of the command line: exit code 2, before a model is loaded."""
+    from vl.errors import Error
+
+    try:
+        yield
+    except Error as error:
+        raise typer.BadParameter(printable(str(error))) from None
+
+
+def check_options(sampling: dict[str, Any], background: str | None) -> SamplingParams:
+    """The checked options that all commands share. Raises BadParameter."""
+    from preprocessing.alpha import read_background
+    from vl.engine import SamplingParams
+
+    with usage_errors():
+        read_background(background)
+        return SamplingParams.of(sampling)
 
 
 def load_model(name: str, device: str | None, dtype: str | None, **options: Any) -> MiniMaxVL:
