@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -118,14 +117,14 @@ def is_image(argument: str) -> bool:
 
 
 def open_image(name: str, background: Background = None) -> Image.Image:
-    """Read an image once for all turns: a file if there is one of that name, whatever else it looks like.
+    """Read an image once for all turns.
 
     Raises:
         ImageError: if it cannot be read.
     """
     from preprocessing import load_image
 
-    return load_image(Path(name) if os.path.isfile(name) else name, background=background)
+    return load_image(name, background=background)
 
 
 class Dialogue:
