@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20}
 _SHOWN = 4  # machines of a format, where none was named
+_WIDE = 120  # columns of a terminal that has room for the whole table
 
 
 def _tokens(text: str) -> int:
@@ -141,15 +142,16 @@ def _show(name: str, config: VLConfig, plan: Plan, most: int | None) -> None:
         markup=False,
     )
     kept, left = _first_of_each(plan.options, most)
-    console.print(_table(kept))
+    console.print(_table(kept, console.width))
     console.print(
-        "GiB of the fullest GPU. other: activations, and what CUDA takes. prefill: tokens/s of one prompt of all these "
-        "tokens, images encoded too; decode: of all sequences together. Predicted; docs/plan.md says from what.",
+        "GiB of the fullest GPU; other: activations, and what CUDA takes. context: the most tokens of a sequence. "
+        "prefill: tokens/s of one prompt of all these tokens, images encoded too; decode: of all sequences together. "
+        "Predicted; docs/plan.md says from what.",
         markup=False,
     )
-    if any(not option.loadable for option in kept):
+    if any(option.fits and not option.loadable for option in kept):
         console.print("not yet: planned for, but vl.load of this version takes one GPU only.", markup=False)
-    if any(option.loadable and not option.kernels for option in kept):
+    if any(option.fits and option.loadable and not option.kernels for option in kept):
         console.print("slower: it loads, but kernels of this format are yet to come.", markup=False)
     if left:
         console.print(f"{left} larger machines are left out: --quantization or --json show all.", markup=False)
@@ -164,23 +166,27 @@ def _first_of_each(options: tuple[Option, ...], most: int | None) -> tuple[list[
     return kept, len(options) - len(kept)
 
 
-def _table(options: list[Option]) -> Table:
-    table = Table("machine", "format", "placement")
-    for column in ("weights", "cache", "other", "of", "max context", "prefill", "decode"):
+def _table(options: list[Option], width: int) -> Table:
+    """What a GPU's memory is taken by, and the host's, are left out where there is no room for it."""
+    wide = width >= _WIDE
+    table = Table("machine", "format", "placement", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in (*(("weights", "cache", "other") if wide else ("total",)), "of", "context", "prefill", "decode"):
         table.add_column(column, justify="right")
-    table.add_column("host GiB", justify="right")
+    if wide:
+        table.add_column("host GiB", justify="right")
     table.add_column("")
     for option in options:
         memory, speed = option.memory, option.speed
+        parts = (memory.weights, memory.states + memory.kv, memory.activations + memory.overhead)
         table.add_row(
-            option.machine.name,
+            f"{option.machine.count}x{option.machine.gpu.name}",
             option.format,
             option.placement,
-            *(_gib(n) for n in (memory.weights, memory.states + memory.kv, memory.activations + memory.overhead)),
+            *(_gib(count) for count in (parts if wide else (memory.total,))),
             _gib(memory.available),
             _context(option.max_context),
             *(("-", "-") if speed is None else (_rate(speed.prefill_tokens), _rate(speed.decode_tokens))),
-            _gib(memory.host) if memory.host else "-",
+            *((_gib(memory.host) if memory.host else "-",) if wide else ()),
             _state(option),
             style="dim" if option.problem else None,
         )

@@ -62,8 +62,8 @@ class Machine:
     host_memory: int | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.count <= MOST_GPUS:
-            raise ConfigError(f"{self.count} GPUs: a plan is for 1 to {MOST_GPUS} GPUs of one host")
+        if not isinstance(self.count, int) or not 1 <= self.count <= MOST_GPUS:
+            raise ConfigError(f"{self.count!r:.40} GPUs: a plan is for 1 to {MOST_GPUS} GPUs of one host")
 
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from vl.config import VLConfig
 from vl.errors import ConfigError
-from vl.plan.formats import FORMATS, Format
+from vl.plan.formats import FORMATS, Format, find_format
 from vl.plan.gpus import Gpu, Machine, known_gpus
 from vl.plan.memory import FRAGMENTS, Memory, activation_memory, cache_memory, overhead
 from vl.plan.share import ONE, SPILLED, Placement, Share, placements
@@ -73,7 +73,7 @@ def plan(config: VLConfig, machine: Machine, work: Workload | None = None, forma
         formats: names of `FORMATS`; all if there are none, or the one that the checkpoint is stored in.
 
     Raises:
-        ConfigError: if the checkpoint is stored in another format.
+        ConfigError: if a format is not known, or the checkpoint is stored in another.
     """
     work = work or Workload()
     options = [
@@ -110,10 +110,10 @@ def smallest(
 
 
 def _possible(config: VLConfig, formats: Sequence[str]) -> Sequence[str]:
-    stored = config.quantization
+    stored, asked = config.quantization, [find_format(name).name for name in formats]
     if stored is None:
-        return formats or tuple(FORMATS)
-    others = [name for name in formats if name != stored]
+        return asked or tuple(FORMATS)
+    others = [name for name in asked if name != stored]
     if others:
         raise ConfigError(f"the checkpoint is stored in {stored}: leave {', '.join(others)} out, or name the bf16 one")
     return (stored,)
@@ -156,7 +156,7 @@ def _problem(form: Format, gpu: Gpu, memory: Memory, machine: Machine) -> str:
     if form.name == "fp8" and gpu.fp8 is None:
         return f"{gpu.name} has no FP8"
     if not memory.fits:
-        return "does not fit"
+        return "no room"
     if machine.host_memory is not None and memory.host > machine.host_memory:
         return "host memory"
     return ""

@@ -36,8 +36,8 @@ class Workload:
     def __post_init__(self) -> None:
         for name in ("context", "batch", "prefill_tokens", "page_size", "images"):
             least, value = int(name != "images"), getattr(self, name)
-            if not least <= value <= LIMIT:
-                raise ConfigError(f"{name} must be from {least} to {LIMIT:,}, not {value:,}")
+            if not isinstance(value, int) or not least <= value <= LIMIT:
+                raise ConfigError(f"{name} must be a whole number from {least} to {LIMIT:,}, not {value!r:.40}")
         if self.batch * self.tokens > LIMIT:
             raise ConfigError(f"{self.batch:,} sequences of {self.tokens:,} tokens are beyond any machine")
 

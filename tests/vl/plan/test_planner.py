@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -212,3 +213,18 @@ def test_a_described_gpu_is_planned_for(vl01: VLConfig) -> None:
     option = consider(whole(vl01), FORMATS["nf4"], Machine(gpu), Workload())
     assert option.fits
     assert option.speed is not None
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda config: plan(config, Machine(find_gpu("H200")), formats=["int3"]), "known are bf16, int8, fp8, nf4"),
+        (lambda _: Workload("1M"), "context must be a whole number"),
+        (lambda _: Workload(batch=0), "batch must be a whole number from 1"),
+        (lambda _: Workload(2**30, 2**20), "beyond any machine"),
+        (lambda _: Machine(find_gpu("H200"), "2"), "1 to 16 GPUs of one host"),
+    ],
+)
+def test_bad_input_is_a_config_error(vl01: VLConfig, make: Callable[[VLConfig], object], said: str) -> None:
+    with pytest.raises(vl.ConfigError, match=said):
+        make(vl01)
