@@ -11,6 +11,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from text_backbone.quantization.finite import checked
@@ -43,6 +44,13 @@ class NF4(NamedTuple):
 def levels(device: torch.device) -> Tensor:
     """float32 [16], what the codes stand for."""
     return torch.tensor(LEVELS, device=device)
+
+
+@cache
+def pairs(device: torch.device) -> Tensor:
+    """float32 [256, 2], what the two codes of every byte stand for."""
+    byte, table = torch.arange(256, device=device), levels(device)
+    return torch.stack((table[byte >> 4], table[byte & 15]), dim=1)
 
 
 @cache
@@ -102,17 +110,16 @@ def quantize(matrix: Tensor) -> NF4:
 
 def _normalised(values: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """Largest magnitudes [blocks], and the values over those of their blocks, flat and padded to whole blocks."""
-    parts = torch.nn.functional.pad(values, (0, -len(values) % block)).view(-1, block)
+    parts = F.pad(values, (0, -len(values) % block)).view(-1, block)
     largest = parts.abs().amax(dim=1)
     return largest, (parts * (1 / largest.clamp(min=1e-38))[:, None]).clamp(-1, 1).flatten()
 
 
 def dequantize(weight: NF4, columns: int, dtype: torch.dtype) -> Tensor:
     """[..., rows, columns] in `dtype`, from products taken in float32."""
-    device = weight.codes.device
-    values = torch.stack((weight.codes >> 4, weight.codes & 15), dim=-1).flatten(-2)  # [..., rows * columns]
-    scales = block_scales(weight).repeat_interleave(BLOCK, dim=-1)[..., : values.shape[-1]]
-    return (levels(device)[values.int()] * scales).to(dtype).unflatten(-1, (-1, columns))
+    values = F.embedding(weight.codes.int(), pairs(weight.codes.device)).flatten(-2)  # [..., rows * columns]
+    scales = block_scales(weight)[..., None].expand(*weight.scales.shape, BLOCK).flatten(-2)
+    return (values * scales[..., : values.shape[-1]]).to(dtype).unflatten(-1, (-1, columns))
 
 
 def block_scales(weight: NF4) -> Tensor:
