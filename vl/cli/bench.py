@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from vl.cli import quality
 from vl.cli.console import EXIT_SOME_FAILED, DeviceOption, complain, stderr_console, stdout_console
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ OnlyOption = Annotated[
 ]
 QuickOption = Annotated[bool, typer.Option("--quick", help="Less time per figure, and no PyTorch references.")]
 RepeatsOption = Annotated[int, typer.Option(min=1, help="Times each contender runs; the median counts.")]
+
+
+app.command("quality")(quality.quality)
 
 
 @app.callback()
