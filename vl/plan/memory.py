@@ -24,7 +24,9 @@ FRAGMENTS = 0.02  # of the memory, which PyTorch's allocator cannot give out; ch
 CUBLAS = 32 * 2**20  # the workspace that PyTorch gives cuBLAS on Hopper and later (docs: CUBLAS_WORKSPACE_CONFIG)
 
 SEGMENT = 512  # tokens at least between two states that lightning prefill keeps (kernels/lightning/triton.py)
-BLOCK = 65536  # cached tokens whose keys and values softmax attention copies at a time (kernels/softmax/cached.py)
+# Cached tokens whose keys and values softmax attention copies at a time, and below which it takes all that are left
+# (kernels/softmax/cached.py).
+BLOCK, FEWEST = 65536, 4096
 LOGIT = 4  # float32, as the output head makes them
 SAMPLING = 20  # bytes of a logit in a decode step: itself, a probability, and a float32 and an int64 of a sort
 
@@ -108,8 +110,18 @@ def _softmax_peak(text: TextConfig, tokens: int, past: int) -> int:
     alone = tokens * (2 * heads + 3 * keys)
     if not past:
         return alone
-    copies = (4 if past >= 2 * BLOCK else 2) * min(past, BLOCK) * keys  # the last block's live until the next are made
-    return max(alone, tokens * (5 * heads + 2 * keys) + copies)
+    return max(alone, tokens * (5 * heads + 2 * keys) + 2 * keys * copied_tokens(past))
+
+
+def copied_tokens(past: int) -> int:
+    """Cached tokens whose copies are alive at once: a block's live until those of the next are made."""
+    first = _block(past)
+    return first + _block(past - first)
+
+
+def _block(past: int) -> int:
+    """The largest block of so many cached tokens: a power of two, or all where they are few."""
+    return past if past < FEWEST else min(BLOCK, 1 << past.bit_length() - 1)
 
 
 def _moe_peak(text: TextConfig, tokens: int) -> int:
@@ -130,11 +142,8 @@ def vision_peaks(config: VisionConfig, work: Workload) -> tuple[int, int]:
     together = min(images, max(1, TILES_AT_A_TIME // max(1, work.image_tiles)))
     tiles = min(TILES_AT_A_TIME, together * work.image_tiles)
     features = VALUE * config.text_hidden_size * together * work.image_tokens
-    tokens, hidden, inner = (
-        tiles * (config.patches**2 + 1),
-        VALUE * config.hidden_size,
-        VALUE * config.intermediate_size,
-    )
+    tokens = tiles * (config.patches**2 + 1)
+    hidden, inner = VALUE * config.hidden_size, VALUE * config.intermediate_size
     tower = tokens * max(6 * hidden, 2 * hidden + inner)  # stream, norm, q, k, v and output; or stream, norm and MLP
     projector = tokens * (3 * hidden + 2 * VALUE * config.text_hidden_size)
     pixels = 3 * config.image_size**2 * tiles

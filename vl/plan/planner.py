@@ -11,7 +11,7 @@ from vl.plan.formats import FORMATS, Format, find_format
 from vl.plan.gpus import Gpu, Machine, known_gpus
 from vl.plan.memory import FRAGMENTS, Memory, activation_memory, cache_memory, overhead
 from vl.plan.share import ONE, SPILLED, Placement, Share, placements
-from vl.plan.sizes import expert_bytes, weight_bytes
+from vl.plan.sizes import expert, expert_bytes, stored, weight_bytes
 from vl.plan.speed import Estimate, Speed
 from vl.plan.workload import LIMIT, Workload
 
@@ -164,7 +164,7 @@ def _problem(form: Format, gpu: Gpu, memory: Memory, machine: Machine) -> str:
 
 def _memory(placement: Placement, form: Format, machine: Machine, work: Workload) -> tuple[Memory, float]:
     """Of the fullest GPU, and the part of the experts in host memory."""
-    rows = [_on_gpu(share, form, machine, work, work.tokens) for share in placement.shares]
+    rows = [_on_gpu(share, form, machine, work, placement.kind) for share in placement.shares]
     fullest = max(rows, key=lambda memory: memory.total)
     if placement.kind != SPILLED:
         return fullest, 0.0
@@ -174,16 +174,21 @@ def _memory(placement: Placement, form: Format, machine: Machine, work: Workload
     return memory, spilled / experts
 
 
-def _on_gpu(share: Share, form: Format, machine: Machine, work: Workload, tokens: int) -> Memory:
-    states, kv = cache_memory(share.text, work, tokens)
+def _on_gpu(share: Share, form: Format, machine: Machine, work: Workload, kind: str) -> Memory:
+    states, kv = cache_memory(share.text, work, work.tokens)
     return Memory(
         weights=int(weight_bytes(share, form)),
         states=states,
         kv=kv,
-        activations=activation_memory(share, work, tokens),
+        activations=activation_memory(share, work, work.tokens) + _staging(share, form, kind),
         overhead=overhead(machine.count),
         available=int((1 - FRAGMENTS) * machine.gpu.memory),
     )
+
+
+def _staging(share: Share, form: Format, kind: str) -> int:
+    """Room for an expert that comes from the host, while another is multiplied with."""
+    return int(2 * stored(expert(share.text), form.experts)) if kind == SPILLED else 0
 
 
 def _max_context(placement: Placement, form: Format, machine: Machine, work: Workload) -> int:
@@ -196,7 +201,7 @@ def _most_pages(share: Share, form: Format, machine: Machine, work: Workload, ki
     elsewhere = expert_bytes(share.text, form.experts) if kind == SPILLED else 0.0
     if machine.host_memory is not None:
         elsewhere = min(elsewhere, machine.host_memory / machine.count)
-    fixed = weight_bytes(share, form) - elsewhere + overhead(machine.count)
+    fixed = weight_bytes(share, form) - elsewhere + overhead(machine.count) + _staging(share, form, kind)
     available = (1 - FRAGMENTS) * machine.gpu.memory
 
     def fits(pages: int) -> bool:

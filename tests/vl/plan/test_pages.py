@@ -30,12 +30,16 @@ def row(config: VLConfig, label: str, count: int, gpu: str, form: str, kind: str
     assert option.speed is not None
     memory, speed = option.memory, option.speed
     host = f" + {memory.host / GIB:.0f} GiB of the host's" if memory.host else ""
-    decode = f"{speed.decode_tokens:.0f}" if speed.decode_tokens >= 10 else f"{speed.decode_tokens:.1f}"
     used = f"{memory.total / GIB:.0f} of {memory.available / GIB:.0f} GiB a GPU{host}"
     return (
         f"| {label} | {option.machine.name} | {used} | "
-        f"{option.max_context / 2**20:.1f} M | {speed.prefill_tokens:,.0f} | {decode} |"
+        f"{option.max_context / 2**20:.1f} M | {rounded(speed.prefill_tokens)} | {rounded(speed.decode_tokens)} |"
     )
+
+
+def rounded(value: float) -> str:
+    """Two digits: predictions are no better."""
+    return f"{float(f'{value:.2g}'):,.0f}" if value >= 10 else f"{value:.1f}"
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/plan.md"])

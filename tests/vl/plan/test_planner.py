@@ -100,6 +100,7 @@ def test_spilling_takes_what_does_not_fit(machine: Machine, work: Workload, form
     missing = spilled.memory.host / machine.count
     assert base.memory.weights == pytest.approx(spilled.memory.weights + missing, abs=1)
     assert 0 <= spilled.spilled <= 1
+    assert spilled.memory.activations > base.memory.activations  # room for what comes from the host
     if spilled.speed:
         placement = by_tensor(config, machine.count) or whole(config)
         ideal = Estimate(placement, FORMATS[form], machine.gpu).speed(work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from math import prod
 
 import pytest
@@ -17,7 +18,7 @@ from vl.config import VLConfig, read_config
 from vl.hub import NANO
 from vl.manifest import expected_shapes
 from vl.plan.formats import BF16, FORMATS, NF4
-from vl.plan.memory import cache_memory
+from vl.plan.memory import cache_memory, copied_tokens
 from vl.plan.share import Share, by_layers, by_tensor, placements
 from vl.plan.sizes import active_bytes, parameters, state_bytes, vision_values, weight_bytes
 from vl.plan.workload import Workload
@@ -115,3 +116,13 @@ def test_more_gpus_than_key_value_heads_hold_some_twice(vl01: VLConfig) -> None:
     assert placement is not None
     text = placement.shares[0].text
     assert (text.num_attention_heads, text.num_key_value_heads, text.intermediate_size) == (4, 1, 576)
+
+
+@pytest.mark.parametrize("past", [1, 4095, 4096, 8192, 12288, 20000, 65535, 65536, 98304, 122880, 131072, 2**20])
+def test_copied_blocks_are_the_kernels(past: int) -> None:
+    pytest.importorskip("triton")
+    from text_backbone.kernels.softmax.cached import blocks
+
+    sizes = [stop - start for start, stop in blocks(past)]
+    alive = max(a + b for a, b in pairwise([*sizes, 0]))  # a block's copies live until those of the next are made
+    assert copied_tokens(past) == alive
