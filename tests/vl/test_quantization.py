@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -247,3 +249,58 @@ def test_saved_files_say_how_they_are_stored(tiny_checkpoint: Path, tmp_path: Pa
     assert json.loads((tmp_path / "config.json").read_text())["quantization_config"] == stored_to_json("nf4")
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
+
+
+# Peak anonymous memory (file pages are the kernel's to drop) of loading 50 million values in 16-bit files.
+MEMORY = """
+import sys, threading, time
+from dataclasses import replace
+from pathlib import Path
+import torch, vl, vl.threads
+from text_backbone import MiniMaxText, released_tensors
+from vl.checkpoint import write_weights
+from vl.config import VLConfig, read_config, write_config
+
+def anonymous():
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) / 1024
+
+vl.threads.MOST = 2  # each holds a few tensors
+folder, source = map(Path, sys.argv[1:])
+small = vl.load(source, device="cpu")
+text = replace(small.config.text, hidden_size=512, intermediate_size=1024)
+config = VLConfig(text, eos_token_ids=(1,))
+write_config(config, folder)
+small.processor.save(folder)
+wide = MiniMaxText(text, dtype=torch.bfloat16)
+for parameter in wide.parameters():
+    torch.nn.init.ones_(parameter)
+write_weights(released_tensors(wide), folder, max_shard_bytes=2e7)
+del wide
+peak = start = anonymous()
+running = True
+
+def watch():
+    global peak
+    while running:
+        peak = max(peak, anonymous())
+        time.sleep(0.0003)
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+model = vl.load(folder, device="cpu", quantization="int8")
+running = False
+watcher.join()
+held = sum(t.nbytes for t in [*model.parameters(), *model.buffers()]) / 2**20
+print(held, peak - start)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's count of anonymous memory")
+def test_peak_memory_is_the_quantised_model_and_a_few_tensors(tiny_text_checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", MEMORY, str(tmp_path), str(tiny_text_checkpoint)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    held, peak = map(float, done.stdout.split())
+    assert held > 40
+    assert peak < held + 40, f"{peak:.0f} MiB for a model of {held:.0f}, which has {2 * held:.0f} in 16 bits"

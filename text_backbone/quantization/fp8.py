@@ -40,7 +40,7 @@ def quantize(matrix: Tensor) -> FP8:
 
 def dequantize(weight: FP8, columns: int, dtype: torch.dtype) -> Tensor:
     """[..., rows, columns] in `dtype`, from products taken in float32."""
-    return (weight.codes.float() * weight.scales[..., None]).to(dtype)
+    return weight.codes.float().mul_(weight.scales[..., None]).to(dtype)
 
 
 def rounded(x: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ def dequantize(weight: NF4, columns: int, dtype: torch.dtype) -> Tensor:
     """[..., rows, columns] in `dtype`, from products taken in float32."""
     values = F.embedding(weight.codes.int(), pairs(weight.codes.device)).flatten(-2)  # [..., rows * columns]
     scales = block_scales(weight)[..., None].expand(*weight.scales.shape, BLOCK).flatten(-2)
-    return (values * scales[..., : values.shape[-1]]).to(dtype).unflatten(-1, (-1, columns))
+    return values.mul_(scales[..., : values.shape[-1]]).to(dtype).unflatten(-1, (-1, columns))
 
 
 def block_scales(weight: NF4) -> Tensor:

@@ -134,6 +134,17 @@ def test_a_model_that_never_was_in_full(form: str, model: MiniMaxText) -> None:
 
 
 @FORMAT
+def test_gradients_reach_what_is_not_quantised(form: str, model: MiniMaxText) -> None:
+    """After a pass in inference mode, which makes the formats' tables."""
+    made = copy.deepcopy(model)
+    quantize_backbone(made, form)
+    logits(made)
+    ids = torch.arange(20)
+    made.logits(made(made.embed(ids), Packed.of([20]))).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in made.parameters())
+
+
+@FORMAT
 def test_casting_and_moving_keep_what_is_stored(form: str) -> None:
     linear = QuantizedLinear(torch.nn.Linear(64, 8, bias=False), form)
     before = {name: part.clone() for name, part in linear.named_buffers()}

@@ -187,6 +187,13 @@ def test_a_shape_that_is_not_the_checkpoints_is_refused(start: Path, data: Path,
         Trainer(other, tmp_path, "cpu")
 
 
+def test_a_quantised_checkpoint_is_no_start(start: Path, data: Path, tmp_path: Path) -> None:
+    small = vl.load(start, device="cpu", quantization="int8").save(tmp_path / "int8")
+    config = recipe(start, data)
+    with pytest.raises(vl.ConfigError, match=r"quantised to int8.*start from the one that it was made of"):
+        Trainer(replace(config, run=replace(config.run, init=str(small))), tmp_path, "cpu")
+
+
 def test_a_run_is_resumed_by_its_own_recipe(start: Path, data: Path, tmp_path: Path) -> None:
     train(recipe(start, data, train=("projector",), steps=1), tmp_path, device="cpu")
     other = recipe(start, data, train=("projector", "text"), steps=1)
