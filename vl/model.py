@@ -22,7 +22,7 @@ from vl.checkpoint import Slot, weight_dtype, write_weights
 from vl.config import VLConfig, write_config
 from vl.engine import Generation, Request, SamplingParams, TextStream, Timings
 from vl.engine.prompt import Prompt
-from vl.errors import ConfigError, InputError
+from vl.errors import ConfigError, DeviceError, InputError
 from vl.saving import replace_model
 
 DEFAULT_PROMPT = "Describe this image."
@@ -265,6 +265,8 @@ class MiniMaxVL(nn.Module):
 def _text_model(config: VLConfig, device: torch.device | str | None, dtype: torch.dtype | None) -> MiniMaxText:
     if config.quantization is None:
         return MiniMaxText(config.text, device=device, dtype=dtype)
+    if config.quantization == "fp8" and device is not None and torch.device(device).type == "mps":
+        raise DeviceError("mps has no 8-bit floating-point numbers, as fp8 needs: use int8 or nf4, or device='cpu'")
     try:
         return quantized_backbone(config.text, config.quantization, device=device, dtype=dtype)
     except ValueError as error:

@@ -135,6 +135,12 @@ def test_a_size_that_a_format_cannot_hold(tiny_checkpoint: Path) -> None:
         vl.MiniMaxVL(odd, processor, device="cpu")
 
 
+def test_a_device_without_such_numbers(tiny_model: vl.MiniMaxVL) -> None:
+    config = replace(tiny_model.config, quantization="fp8")
+    with pytest.raises(vl.DeviceError, match="mps has no 8-bit"):
+        vl.MiniMaxVL(config, tiny_model.processor, device="mps")
+
+
 # What users and files say
 
 
