@@ -92,6 +92,7 @@ def write_weights(
         dtype: to store as, but for tensors that are exact; by default each tensor's own.
 
     Raises:
+        CheckpointError: if values are not finite as they are stored.
         InputError: if `max_shard_bytes` is no number above 0.
         OSError, SafetensorError: if the files cannot be written.
     """
@@ -144,4 +145,6 @@ def _shards(slots: Mapping[str, Slot], limit: float, dtype: torch.dtype | None) 
             shard, size = {}, 0
         shard[name] = copy.copy_(tensor)
         size += copy.nbytes
+        if not slot.exact and copy.numel() and not torch.stack(torch.aminmax(copy)).isfinite().all():
+            raise CheckpointError(f"{name} has NaN or infinite values in {copy.dtype}: no such model is saved")
     yield shard

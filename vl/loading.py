@@ -53,7 +53,7 @@ def load(
     Raises:
         CheckpointError: if the files are missing, incomplete or damaged.
         ConfigError: if the config asks for what this family does not have, or an option is unknown or out of range.
-        DeviceError: if the device or dtype is not available.
+        DeviceError: if the device or dtype is not available, or the device's memory does not suffice.
         InputError: if `background` is not a colour.
     """
     if progress is not None and not callable(progress):
@@ -105,7 +105,7 @@ def load_folder(
         device, dtype, background, progress: as of `load`.
 
     Raises:
-        CheckpointError, ConfigError: as `load` does.
+        CheckpointError, ConfigError, DeviceError: as `load` does.
     """
     if quantization is not None and config.quantization not in (None, quantization):
         raise ConfigError(
@@ -120,7 +120,15 @@ def load_folder(
     processor = Processor.load(folder, patcher_of(config, threads), background=background)
     check_tokenizer(processor, config)
     config = replace(config, quantization=config.quantization or quantization)
-    model = MiniMaxVL(config, processor, name=name, device=device, dtype=dtype)
+    try:
+        model = MiniMaxVL(config, processor, name=name, device=device, dtype=dtype)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):  # as all of torch's allocators say
+            raise
+        raise DeviceError(
+            f"{device} has no room for {name} ({first_line(error)}): free memory, or use another device, a narrower "
+            "dtype or quantization"
+        ) from error
     load_weights(model.stored_tensors() if packed else model.released_tensors(), manifest, progress=progress)
     return model
 

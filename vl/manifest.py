@@ -220,7 +220,8 @@ def _warn_of_unused(folder: Path, names: list[str]) -> None:
     if names:
         kinds = Counter(re.sub(r"\.\d+\.", ".*.", name) for name in names)
         listed = ", ".join(_short(kind) if count == 1 else f"{_short(kind)} ({count})" for kind, count in kinds.items())
-        warnings.warn(f"{folder}: passed over what the model does not use: {listed}", stacklevel=2)
+        # Attributed to the line that calls `vl.load`.
+        warnings.warn(f"{folder}: passed over what the model does not use: {listed}", stacklevel=5)
 
 
 def _short(text: str) -> str:

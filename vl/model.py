@@ -250,7 +250,8 @@ class MiniMaxVL(nn.Module):
             the folder.
 
         Raises:
-            CheckpointError: if `folder` is not a path or cannot be written into; the old model is then as it was.
+            CheckpointError: if `folder` is not a path or cannot be written into, or a weight is not finite as it is
+                stored; the old model is then as it was.
             DeviceError: if weights cannot be stored as `dtype`.
             InputError: if `max_shard_bytes` is not a number above 0.
         """

@@ -51,21 +51,19 @@ def read_pixels(top: Section, tile: int, patch: int) -> Pixels:
     Raises:
         ConfigError: if a file is malformed, asks for another computation, or contradicts another.
     """
-    folder = top.file.parent
-    places = [Section.read(folder / PREPROCESSOR, optional=True)]
-    outer = Section.read(folder / PROCESSOR, optional=True)
-    if outer.has("image_processor"):
-        places.append(outer.child("image_processor"))
-    for place in (top, outer, *places):
+    places = []
+    for name in (PREPROCESSOR, PROCESSOR):
+        places.append(Section.read(top.file.parent / name, optional=True))
+        if places[-1].has("image_processor"):
+            places.append(places[-1].child("image_processor"))
+    for place in (top, *places):
         place.allow("process_image_mode", "anyres", None)
         place.allow("vision_feature_select_strategy", "default", None)
         place.allow("image_token", "<image>", None)
-    for place in (outer, *places):
-        place.allow("patch_size", patch, None, {"height": patch, "width": patch})
     for place in places:
+        place.allow("patch_size", patch, None, {"height": patch, "width": patch})
         _refuse_other_computations(place, tile)
-
-    listing = [place for place in (top, outer, *places) if place.has("image_grid_pinpoints")]
+    listing = [place for place in (top, *places) if place.has("image_grid_pinpoints")]
     return Pixels(
         pinpoints=_agreed(listing, "image_grid_pinpoints", lambda place, key: _pinpoints(place, key, tile), PINPOINTS),
         mean=_agreed(places, "image_mean", _channels, VisionConfig.image_mean),

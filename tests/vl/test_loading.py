@@ -141,6 +141,26 @@ def test_a_config_is_held_to_the_files_before_memory_is_asked_for(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_does_not_suffice(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("vl.loading.MiniMaxVL", full)
+    with pytest.raises(DeviceError, match=r"cpu has no room for .*free memory"):
+        vl.load(folder, device="cpu")
+    monkeypatch.setattr("vl.loading.MiniMaxVL", lambda *args, **kwargs: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):  # a fault of ours, not of the machine
+        vl.load(folder, device="cpu")
+
+
 def test_tokens_beyond_the_vocabulary(folder: Path) -> None:
     def add(tokenizer: dict[str, Any]) -> None:
         tokenizer["added_tokens"].append(

@@ -77,11 +77,13 @@ def test_one_size_in_many_forms(tmp_path: Path, size: Any) -> None:
     assert read(tmp_path, PREPROCESSOR | {"size": size, "crop_size": size}).vision == VisionConfig()
 
 
+@pytest.mark.parametrize("file", ["preprocessor_config", "processor_config"])
 @pytest.mark.parametrize("nested", [False, True])
-def test_mean_deviation_and_pinpoints_are_obeyed(tmp_path: Path, nested: bool) -> None:
+def test_mean_deviation_and_pinpoints_are_obeyed(tmp_path: Path, file: str, nested: bool) -> None:
     keys = {"image_mean": [0.5, 0.4, 0.3], "image_std": [1, 0.2, 0.1], "image_grid_pinpoints": [[336, 672]]}
     contents = PREPROCESSOR | keys
-    config = read(tmp_path, None, {"image_processor": contents}) if nested else read(tmp_path, contents)
+    (tmp_path / f"{file}.json").write_text(json.dumps({"image_processor": contents} if nested else contents))
+    config = read(tmp_path)
     assert normalisation(config) == ((0.5, 0.4, 0.3), (1.0, 0.2, 0.1))
     assert config.pinpoints == ((336, 672),)
 

@@ -214,6 +214,17 @@ def test_wrong_arguments_change_nothing(old: Path, new: vl.MiniMaxVL, options: d
     assert contents(old) == before
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(float("nan"), None), (float("inf"), "float32"), (1e5, "float16")])
+def test_values_that_would_not_load_are_not_saved(old: Path, value: float, dtype: str | None) -> None:
+    model, before = vl.load(old, device="cpu"), contents(old)
+    assert model.vision is not None
+    with torch.no_grad():
+        model.vision.image_newline[3] = value
+    with pytest.raises(CheckpointError, match="image_newline has NaN or infinite values"):
+        model.save(old, dtype=dtype)
+    assert contents(old) == before
+
+
 def test_a_model_saves_over_itself(old: Path) -> None:
     model = vl.load(old, device="cpu")
     model.save(old, dtype="bfloat16", max_shard_bytes=100_000)
