@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from text_backbone.kernels.device import capability
+
 _ROWS = 8192  # of the vocabulary that are widened at once where no product of 16-bit matrices gives float32
 
 
@@ -45,7 +47,7 @@ def logits(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
-    if x.is_cuda and torch.version.hip is None:
+    if capability(x.device) > (0, 0):  # NVIDIA's libraries have a product that is not rounded
         return torch.mm(x, weight.T, out_dtype=torch.float32)
     wide = x.float()
     return torch.cat([wide @ part.float().T for part in weight.split(_ROWS)], dim=1)
