@@ -11,6 +11,7 @@ import gradio as gr
 
 from demo.gallery import examples
 from demo.handlers import ASK, Handlers
+from demo.limits import MOST_CHARACTERS, MOST_NEW_TOKENS
 from demo.talk import Session
 from vl.model import DEFAULT_PROMPT
 
@@ -18,10 +19,17 @@ if TYPE_CHECKING:
     from vl.model import MiniMaxVL
 
 NANO = "The embedded nano model knows drawn shapes, emoji and printed text; it is not made for photographs."
+OF_THE_PAGE: dict[str, Any] = {"api_visibility": "private"}
+"""Events that are of no use without the page's session: clients are not offered them."""
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
+"""The model answers the page and clients of `/ask` in turn."""
 
 
 def build(model: MiniMaxVL) -> gr.Blocks:
-    """The page for `model`, to be launched. Raises InputError for a checkpoint that takes no images."""
+    """The page for `model`, to be launched, and the endpoint `/ask` for clients.
+
+    Raises InputError for a checkpoint that takes no images.
+    """
     handlers = Handlers(model)
     # Uploads are deleted after a day, or when the server ends.
     with gr.Blocks(title="MiniMax-VL", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
@@ -63,12 +71,18 @@ def build(model: MiniMaxVL) -> gr.Blocks:
                 )
                 status = gr.HTML(elem_id="status")
                 question = gr.Textbox(
-                    label="Question", placeholder=DEFAULT_PROMPT, max_lines=4, elem_id="question", **ASK
+                    label="Question",
+                    placeholder=DEFAULT_PROMPT,
+                    max_lines=4,
+                    max_length=MOST_CHARACTERS,
+                    elem_id="question",
+                    **ASK,
                 )
                 with gr.Accordion("Sampling", open=False):
                     sampling = sampling_settings()
 
-        progress: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": overlay}
+        progress: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": overlay} | OF_THE_PAGE
+        quiet: dict[str, Any] = {"show_progress": "hidden"} | OF_THE_PAGE
         shown = [image, overlay, layout, chat, status]
         gr.on(
             [image.upload, image.clear],
@@ -76,28 +90,38 @@ def build(model: MiniMaxVL) -> gr.Blocks:
             [image, session],
             shown,
             preprocess=False,  # Gradio would decode the file itself, with messages that show paths of the server
+            api_name="page_upload",
             **progress,
         )
-        for button, example in choices:
+        for number, (button, example) in enumerate(choices, 1):
             button.click(
                 partial(handlers.example, example),
                 session,
                 [question, *shown],
+                api_name=f"page_example_{number}",
                 **progress,
             )
-        chat.clear(handlers.clear, session, status, show_progress="hidden")
-        question.stop(handlers.stop, session, None, queue=False)
+        chat.clear(handlers.clear, session, status, api_name="page_clear", **quiet)
+        question.stop(handlers.stop, session, None, queue=False, api_name="page_stop", **quiet)
         asked = question.submit(
-            handlers.ask, [question, session], [question, chat, status], show_progress="hidden", trigger_mode="multiple"
+            handlers.ask,
+            [question, session],
+            [question, chat, status],
+            trigger_mode="multiple",
+            api_name="page_ask",
+            **quiet,
         )
         answered = asked.then(
             handlers.answer,
             [session, *sampling],
             [question, chat, status],
-            concurrency_limit=1,
-            show_progress="hidden",
+            preprocess=False,  # Gradio would refuse what is out of range before `answer` could give the question back
+            api_name="page_answer",
+            **quiet,
+            **ONE_AT_A_TIME,
         )
-        answered.then(handlers.rest, session, question, show_progress="hidden")
+        answered.then(handlers.rest, session, question, api_name="page_rest", **quiet)
+        gr.api(handlers.ask_once, api_name="ask", **ONE_AT_A_TIME)
     return page
 
 
@@ -112,7 +136,7 @@ def header(model: MiniMaxVL) -> str:
 def sampling_settings() -> list[gr.components.Component]:
     """In the order in which `Handlers.answer` takes them."""
     with gr.Row():
-        tokens = gr.Slider(1, 1024, 256, step=1, label="Max new tokens")
+        tokens = gr.Slider(1, MOST_NEW_TOKENS, 256, step=1, label="Max new tokens")
         temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0 takes the most likely token")
     with gr.Row():
         top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p")

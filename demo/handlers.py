@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,6 +13,7 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from demo.gallery import Example
+from demo.limits import check_length, sampling
 from demo.overlay import draw_tiles
 from demo.talk import Session, Talk
 from demo.text import count, describe_answer, describe_grid, note
@@ -40,6 +42,7 @@ class Handlers:
             raise InputError(f"{model.name} is a text-only checkpoint and the page is about images: use a VL one")
         self.model = model
         self.patcher = model.processor.patcher
+        self.background = model.processor.background
 
     # The image
 
@@ -58,7 +61,8 @@ class Handlers:
             return None, None, "", [], ""
         name = Path(path).name
         try:
-            image = load_image(Path(path).read_bytes(), name=name)  # bytes: messages then have no path of the server
+            # Bytes, for messages then have no path of the server.
+            image = load_image(Path(path).read_bytes(), name=name, background=self.background)
         except (Error, OSError) as error:
             reason = str(error) if isinstance(error, Error) else f"{name}: the file cannot be read"
             return None, None, note(reason, "error"), [], ""
@@ -81,14 +85,19 @@ class Handlers:
 
     # The answer
 
-    def ask(self, question: str, session: Session) -> Values:
-        """Accept a question, unless one is being answered. Results: question, chat, status."""
+    def ask(self, question: str | None, session: Session) -> Values:
+        """Accept a question, unless it is too long or one is being answered. Results: question, chat, status."""
         talk = session.talk
         if talk is None:
             return gr.skip(), gr.skip(), note("Add an image first, or click an example.", "error")
         if talk.asked is not None:
             return gr.skip(), gr.skip(), gr.skip()
-        talk.asked, talk.stopped = question.strip() or DEFAULT_PROMPT, False
+        question = (question or "").strip() or DEFAULT_PROMPT
+        try:
+            check_length(question, talk.length)
+        except InputError as error:
+            return gr.skip(), gr.skip(), note(str(error), "error")
+        talk.asked, talk.stopped = question, False
         return gr.update(value="", **STOP), talk.shown(), note("Waiting for the model…", "busy")
 
     def stop(self, session: Session) -> None:
@@ -101,10 +110,11 @@ class Handlers:
         return gr.skip() if answering else gr.update(**ASK)
 
     def answer(
-        self, session: Session, max_new_tokens: int, temperature: float, top_p: float, seed: int | None
+        self, session: Session, max_new_tokens: object, temperature: object, top_p: object, seed: object
     ) -> Iterator[Values]:
         """Answer the accepted question, piece by piece. Results: question, chat, status.
 
+        The settings are as `demo.limits.sampling` takes them.
         A question that cannot be answered goes back into its box, with the reason in the status line.
         """
         talk = session.talk
@@ -112,22 +122,42 @@ class Handlers:
             yield gr.skip(), gr.skip(), gr.skip()  # yielding nothing would clear the hint that `ask` has shown
             return
         try:
-            params = SamplingParams(max_new_tokens=int(max_new_tokens), temperature=temperature, top_p=top_p, seed=seed)
+            params = sampling(max_new_tokens, temperature, top_p, seed)
             for chat, status in self._write(talk, params):
                 if session.talk is not talk:
                     return
                 yield gr.skip(), chat, status
         except Exception as error:
-            reason = str(error)
-            if not isinstance(error, Error):
-                log.exception("the answer failed")
-                cause = (str(error).splitlines() or ["no message"])[0]
-                reason = f"The answer failed ({type(error).__name__}: {cause}). The page is still usable."
             question, talk.asked = talk.asked, None
             if session.talk is talk:
-                yield question, talk.shown(), note(reason, "error")
+                yield question, talk.shown(), note(reason_of(error), "error")
         finally:
             talk.asked = None
+
+    def ask_once(
+        self,
+        image: dict[str, Any],
+        question: str = DEFAULT_PROMPT,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> str:
+        """Ask one question about an image, such as `gradio_client.handle_file("photo.jpg")`, and get the answer."""
+        # The line above is what clients are shown. Every reason is a gr.Error: clients are given no other's message.
+        try:
+            params = sampling(max_new_tokens, temperature, top_p, seed)
+            if not isinstance(question, str):
+                raise InputError("question must be text")
+            question = question.strip() or DEFAULT_PROMPT
+            check_length(question)
+            path = path_of(image)
+            if path is None:
+                raise InputError("image must be an uploaded file: with gradio_client, handle_file(path or URL)")
+            picture = load_image(Path(path).read_bytes(), name=Path(path).name, background=self.background)
+            return self.model.caption(picture, question, **asdict(params))
+        except Exception as error:
+            raise gr.Error(reason_of(error), print_exception=False) from error
 
     def _write(self, talk: Talk, params: SamplingParams) -> Iterator[tuple[list[dict[str, str]], str]]:
         """Drive the model; yields the chat and the status line as they grow."""
@@ -151,6 +181,21 @@ class Handlers:
         talk.turns.append((talk.asked or "", request.text))
         talk.asked = None
         yield talk.shown(), note(describe_answer(request.finish_reason, request.usage, request.timings))
+
+
+def reason_of(error: Exception) -> str:
+    """What to tell the visitor; what was not meant to happen goes to the log too."""
+    if isinstance(error, Error):
+        return str(error)
+    log.error("the answer failed", exc_info=error)
+    cause = (str(error).splitlines() or ["no message"])[0]
+    return f"The answer failed ({type(error).__name__}: {cause}). The page is still usable."
+
+
+def path_of(image: object) -> str | None:
+    """Where the upload that a client's `FileData` stands for lies, None if it is none."""
+    path = image.get("path") if isinstance(image, dict) else None
+    return path if isinstance(path, str) and is_upload(path) else None
 
 
 def is_upload(path: str) -> bool:

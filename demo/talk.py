@@ -23,6 +23,11 @@ class Talk:
     asked: str | None = None
     stopped: bool = False
 
+    @property
+    def length(self) -> int:
+        """Characters of what was said so far."""
+        return sum(len(text) for turn in self.turns for text in turn)
+
     def prompt(self) -> list[dict[str, Any]]:
         """What the model is asked: the image, what was said, and the question."""
         messages: list[dict[str, Any]] = []

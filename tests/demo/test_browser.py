@@ -23,6 +23,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_play
 
 import vl
 from demo.app import build
+from demo.limits import MOST_CHARACTERS
 from demo.serving import launch
 
 SCREENSHOT = os.environ.get("VL_SCREENSHOT")
@@ -250,6 +251,36 @@ def test_question_without_an_image(open_page: OpenPage) -> None:
     expect(hint).to_be_visible()
     page.wait_for_timeout(1500)
     expect(hint).to_be_visible()  # and stays
+
+
+def test_a_setting_out_of_range_gives_the_question_back(open_page: OpenPage) -> None:
+    page = open_page()
+    page.get_by_role("button", name="Small").click()
+    layout(page).to_contain_text("tokens")
+    page.get_by_role("button", name="Sampling").click()
+    seed, question = page.get_by_label("Seed"), page.get_by_label("Question")
+    for value in ("-1", "0.5"):
+        seed.fill(value)
+        question.fill("What?")
+        question.press("Enter")
+        expect(
+            page.get_by_role("alert").filter(
+                has_text=f"seed must be a whole number, 0 or more, below 2^64, not {value}"
+            )
+        ).to_be_visible()
+        expect(question).to_have_value("What?")
+        is_idle(page)
+    seed.fill("")
+    page.get_by_label("number input for Max new tokens").fill("8")
+    question.press("Enter")
+    expect(page.locator("#status")).to_contain_text("decode")
+
+
+def test_a_question_ends_at_its_limit(open_page: OpenPage) -> None:
+    question = open_page().get_by_label("Question")
+    question.fill("x" * MOST_CHARACTERS)
+    question.press_sequentially("xyz")
+    assert question.input_value() == "x" * MOST_CHARACTERS
 
 
 def test_two_visitors_at_once(open_page: OpenPage) -> None:

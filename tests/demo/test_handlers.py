@@ -13,6 +13,7 @@ from PIL import Image
 import vl
 from demo.gallery import Example
 from demo.handlers import Handlers
+from demo.limits import MOST_CHARACTERS, MOST_CHARACTERS_OF_TALK
 from demo.talk import Session, Talk
 from demo.text import describe_answer, describe_grid, note
 from preprocessing import Patcher
@@ -112,6 +113,16 @@ def test_files_of_the_server_are_not_shown(
         shown, overlay, layout, *_ = handlers.upload({"path": path}, session)
         assert (shown, overlay, session.talk) == (None, None, None)
         assert is_error(layout)
+
+
+@pytest.mark.parametrize(("background", "pixel"), [("white", (255, 255, 255)), (None, (0, 0, 0))])
+def test_transparent_images_are_shown_on_the_models_background(
+    tiny_model: vl.MiniMaxVL, tmp_path: Path, monkeypatch: Any, background: Any, pixel: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(tiny_model.processor, "background", background)
+    Image.new("RGBA", (336, 336)).save(tmp_path / "clear.png")
+    overlay = Handlers(tiny_model).show(str(tmp_path / "clear.png"), Session())[1]
+    assert overlay["value"].getpixel((100, 100)) == pixel
 
 
 def test_removing_the_image_ends_the_talk(handlers: Handlers, photo: str) -> None:
@@ -230,13 +241,63 @@ def test_clearing_keeps_the_image(handlers: Handlers, photo: str) -> None:
     assert session.talk == Talk(photo)
 
 
-@pytest.mark.parametrize("settings", [(0, 0, 1, None), (8, -1, 1, None), (8, 1, 0, None), (8, 1, 1, -3)])
-def test_wrong_settings_give_the_question_back(handlers: Handlers, photo: str, settings: tuple[Any, ...]) -> None:
+GOOD: dict[str, Any] = {"max_new_tokens": TOKENS, "temperature": 0, "top_p": 1, "seed": None}
+NO_NUMBERS: list[Any] = [float("nan"), float("inf"), -float("inf"), "", "a", True, [], {}]
+OUT_OF_RANGE: dict[str, list[Any]] = {
+    "max_new_tokens": [None, 0, -1, 0.5, 1025, 10**30, *NO_NUMBERS],
+    "temperature": [None, -0.1, 1e300, *NO_NUMBERS],
+    "top_p": [None, 0, -1, 1.01, *NO_NUMBERS],
+    "seed": [-1, -3.0, 0.5, 2**64, *NO_NUMBERS],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in OUT_OF_RANGE.items() for value in values]
+)
+def test_a_setting_out_of_range_gives_the_question_back(handlers: Handlers, photo: str, name: str, value: Any) -> None:
     session = begin(handlers, photo)
-    [(question, chat, status)] = handlers.answer(session, *settings)
+    [(question, chat, status)] = handlers.answer(session, **GOOD | {name: value})
     assert (question, chat) == ("What?", [])
     assert is_error(status)
+    assert name in status
+    assert "answer failed" not in status
+    assert handlers.rest(session)["submit_btn"] == "Ask"
+    handlers.ask(question, session)
+    *_, (_, chat, _) = handlers.answer(session, **GOOD)
+    assert len(chat) == 2
+
+
+def test_whole_numbers_may_come_as_floats(handlers: Handlers, photo: str) -> None:
+    session = begin(handlers, photo)
+    *_, (_, _, status) = handlers.answer(session, **GOOD | {"max_new_tokens": 3.0, "temperature": 1, "seed": 7.0})
+    assert "3 tokens in" in status
+
+
+@pytest.mark.parametrize("length", [MOST_CHARACTERS + 1, 98_000])
+def test_a_question_that_is_too_long_stays_in_its_box(handlers: Handlers, photo: str, length: int) -> None:
+    session = Session()
+    handlers.show(photo, session)
+    question, chat, status = handlers.ask("x" * length, session)
+    assert (question, chat) == (gr.skip(), gr.skip())
+    assert is_error(status)
+    assert f"{length:,} characters" in status
+    assert f"{MOST_CHARACTERS:,}" in status
     assert session.talk == Talk(photo)
+    handlers.ask("x" * MOST_CHARACTERS, session)
+    assert session.talk.asked == "x" * MOST_CHARACTERS
+
+
+def test_a_conversation_that_is_too_long_can_be_cleared(handlers: Handlers, photo: str) -> None:
+    session = Session()
+    handlers.show(photo, session)
+    assert session.talk is not None
+    session.talk.turns = [("x" * MOST_CHARACTERS, "y")] * (MOST_CHARACTERS_OF_TALK // MOST_CHARACTERS)
+    _, _, status = handlers.ask("And now?", session)
+    assert is_error(status)
+    assert "clear it" in status
+    handlers.clear(session)
+    handlers.ask("And now?", session)
+    assert session.talk.asked == "And now?"
 
 
 def test_a_failing_model_gives_the_question_back(handlers: Handlers, photo: str, monkeypatch: Any) -> None:
