@@ -8,8 +8,11 @@ from typing import Any
 import gradio as gr
 
 from demo.gallery import FOLDER
+from demo.memory import bound_arenas
 from demo.ports import free_port
 
+MOST_SESSIONS = 1000
+"""Sessions that the server remembers. Gradio forgets none, each of 52 KiB and what was said, until there are more."""
 STYLE = Path(__file__).with_name("style.css")
 THEME = gr.themes.Base(
     primary_hue="amber",
@@ -51,6 +54,7 @@ def launch(
     Raises:
         Error: if the port is taken or the host is not an address of this machine.
     """
+    bound_arenas()
     settings: dict[str, Any] = {
         "server_name": host,
         "server_port": free_port(host, port),
@@ -60,6 +64,7 @@ def launch(
         "theme": THEME,
         "css_paths": STYLE,
         "footer_links": [],
+        "state_session_capacity": MOST_SESSIONS,
         "max_file_size": "100mb",
         "allowed_paths": [str(FOLDER)],
         "ssr_mode": False,
