@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import vl
 from vision_encoder.timm_parts import late_compiler
@@ -37,6 +38,42 @@ def test_a_caption_needs_no_compiler(tiny_checkpoint: Path) -> None:
         "print(*(name for name in sys.argv[2:] if name in sys.modules))"
     )
     assert in_a_fresh_process(code, tiny_checkpoint, *HEAVY).split() == []
+
+
+def test_a_command_does_not_look_for_garbage_among_modules(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """What imports made is frozen; what the command makes is collected as ever."""
+    picture = tmp_path / "one.png"
+    Image.new("RGB", (60, 40)).save(picture)
+    code = (
+        "import gc, sys, weakref\n"
+        "from vl.cli.app import run\n"
+        "assert run(['caption', sys.argv[2], '--model', sys.argv[1], '--max-new-tokens', '2', '--json']) == 0\n"
+        "class Loop: pass\n"
+        "loop = Loop(); loop.self = loop; gone = weakref.ref(loop); del loop\n"
+        "gc.collect()\n"
+        "print(gc.isenabled(), gc.get_freeze_count() > 100_000, gone() is None)"
+    )
+    assert in_a_fresh_process(code, tiny_checkpoint, picture).splitlines()[-1] == "True True True"
+
+
+def test_the_library_leaves_the_garbage_collector_alone(tiny_checkpoint: Path) -> None:
+    code = "import gc, sys, vl; vl.load(sys.argv[1]); print(gc.isenabled(), gc.get_freeze_count())"
+    assert in_a_fresh_process(code, tiny_checkpoint) == "True 0\n"
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_failed_import_leaves_the_collector_as_it_was(enabled: bool) -> None:
+    code = (
+        "import gc\n"
+        "from vl.cli.console import importing\n"
+        f"gc.enable() if {enabled} else gc.disable()\n"
+        "try:\n"
+        "    with importing():\n"
+        "        import no_module_of_this_name\n"
+        "except ImportError:\n"
+        "    print(gc.isenabled(), gc.get_freeze_count())"
+    )
+    assert in_a_fresh_process(code) == f"{enabled} 0\n"
 
 
 def test_a_plan_needs_no_torch() -> None:

@@ -29,6 +29,7 @@ from vl.cli.console import (
     TopPOption,
     check_options,
     complain,
+    importing,
     load_model,
     plural,
     printable,
@@ -86,9 +87,9 @@ def caption(
     """
     if (retry_errors or overwrite) and out is None:
         raise typer.BadParameter("--retry-errors and --overwrite go with --out")
-    from vl.jobs import check_out
-    from vl.model import DEFAULT_PROMPT
-
+    with importing():
+        from vl.jobs import check_out
+        from vl.model import DEFAULT_PROMPT
     sampling = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,

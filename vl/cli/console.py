@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -88,6 +89,25 @@ def plural(count: int, noun: str) -> str:
 
 
 @contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """The first imports of torch and what stands on it, without work for the garbage collector now or at the end.
+
+    It would look through half a million objects again and again for garbage, and through all of them once more when
+    the process ends. Modules live as long as the process, so they are frozen: counted out for good. That is for a
+    program to say, not for a library, so in a process that has torch already nothing is changed.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
+
+
+@contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
     """What a `vl.Error` of this block says is said of the command line: exit code 2, before a model is loaded."""
     from vl.errors import Error
@@ -100,9 +120,9 @@ def usage_errors() -> Iterator[None]:
 
 def check_options(sampling: dict[str, Any], background: str | None) -> SamplingParams:
     """The checked options that all commands share. Raises BadParameter."""
-    from preprocessing.alpha import read_background
-    from vl.engine import SamplingParams
-
+    with importing():
+        from preprocessing.alpha import read_background
+        from vl.engine import SamplingParams
     with usage_errors():
         read_background(background)
         return SamplingParams.of(sampling)
