@@ -3,7 +3,8 @@
 A resize takes two passes, along the rows and then along the columns, with 8 bits in between. Where the height shrinks
 far more than the width, newer versions of Pillow take the passes in the other order, which rounds differently, and the
 limit is theirs to move: slivers are left to Pillow. So are all images on processors whose C compilers fuse
-multiplications into additions, where Pillow's coefficients may differ in the last bit.
+multiplications into additions, where Pillow's coefficients may differ in the last bit; and the first small images of a
+process, which are done before the compiled loops would be loaded.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from preprocessing.bicubic import STRIP, taps, turn, turn_back
-
 MAX_THREADS = 4
 """More threads than this wait for memory."""
 
@@ -28,6 +27,12 @@ SLIVER = 10
 """Images longer than this many times their shorter side are slivers. Pillow 12.3 turns the passes round at 100."""
 
 COMPILED = platform.machine() in ("x86_64", "AMD64")
+
+UNCOMPILED_PIXELS = 1_000_000
+"""Source pixels that a process leaves to Pillow. It takes 40 ms for them, the loops 250 ms to be loaded from numba's
+cache, and seconds to be compiled where nothing is in it."""
+
+_seen = 0  # source pixels that this process has resized; threads may lose a few of one another's
 
 
 def available_cpus() -> int:
@@ -46,9 +51,18 @@ def resize_planes(image: Image.Image, sizes: Sequence[tuple[int, int]], threads:
     Returns:
         uint8 [3, height, width] per size.
     """
-    if not COMPILED or max(image.size) > SLIVER * min(image.size):
+    global _seen
+    _seen += image.width * image.height
+    if not COMPILED or max(image.size) > SLIVER * min(image.size) or _seen <= UNCOMPILED_PIXELS:
         resized = (np.asarray(image.resize(size, Image.Resampling.BICUBIC)) for size in sizes)
         return [np.ascontiguousarray(pixels.transpose(2, 0, 1)) for pixels in resized]
+    return _in_loops(image, sizes, threads)
+
+
+def _in_loops(image: Image.Image, sizes: Sequence[tuple[int, int]], threads: int | None) -> list[np.ndarray]:
+    """`resize_planes` in compiled loops."""
+    from preprocessing.bicubic import STRIP, taps, turn, turn_back  # imports numba
+
     if threads is None:
         threads = 1 if image.width * image.height <= SERIAL_PIXELS else min(available_cpus(), MAX_THREADS)
     image.load()  # before threads read it

@@ -16,6 +16,12 @@ SIX_BY_SIX = tuple((336 * i, 336 * j) for i in range(1, 7) for j in range(1, 7))
 SIZES = st.tuples(st.integers(1, 700), st.integers(1, 700))
 
 
+@pytest.fixture(autouse=True)
+def _compiled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compared with Pillow is not Pillow."""
+    monkeypatch.setattr("preprocessing.resize.UNCOMPILED_PIXELS", 0)
+
+
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     """Noise in blocks of prime sides: every pixel matters, and bicubic overshoots are clipped."""
     noise = np.random.default_rng(seed).integers(0, 256, (min(height, 499), min(width, 503), 3), dtype=np.uint8)
@@ -124,6 +130,22 @@ def test_other_processors_use_pillow_itself(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("preprocessing.resize.COMPILED", False)
     for ours, pillows in zip(compiled, resize_planes(image, [(336, 336), (470, 336)]), strict=True):
         assert np.array_equal(ours, pillows)
+
+
+def test_the_first_small_images_are_done_before_the_loops_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from preprocessing import resize
+
+    monkeypatch.setattr(resize, "UNCOMPILED_PIXELS", 200 * 300)
+    monkeypatch.setattr(resize, "_seen", 0)
+    compiled = []
+    loops = resize._in_loops
+    monkeypatch.setattr(resize, "_in_loops", lambda *given: compiled.append(given[0].size) or loops(*given))
+    images = [picture(200, 150, 1), picture(200, 150, 2), picture(20, 30, 3), picture(200, 150, 4)]
+    for image in images:
+        (planes,) = resize_planes(image, [(336, 252)])
+        expected = np.asarray(image.resize((336, 252), Image.Resampling.BICUBIC))
+        assert np.array_equal(planes.transpose(1, 2, 0), expected)
+    assert compiled == ([(20, 30), (200, 150)] if resize.COMPILED else [])
 
 
 def test_high_contrast_is_clipped_as_pillow_clips() -> None:

@@ -15,7 +15,7 @@ import vl
 from vision_encoder.timm_parts import late_compiler
 
 ROOT = Path(vl.__file__).parents[1]
-HEAVY = ("torch._dynamo", "torch._inductor", "sympy", "gradio", "pandas", "transformers")
+HEAVY = ("torch._dynamo", "torch._inductor", "sympy", "gradio", "pandas", "transformers", "numba")
 
 
 def in_a_fresh_process(code: str, *args: object) -> str:
