@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from text_backbone.kernels import row_scaled
+from text_backbone.kernels.row_scaled import reference
 from text_backbone.quantization.finite import checked
 
 MOST = 127  # the codes are symmetric: -128 is not used
@@ -41,4 +43,9 @@ def quantize(matrix: Tensor) -> Int8:
 
 def dequantize(weight: Int8, columns: int, dtype: torch.dtype) -> Tensor:
     """[..., rows, columns] in `dtype`, from products taken in float32."""
-    return (weight.codes * weight.scales[..., None]).to(dtype)
+    return reference.values(weight.codes, weight.scales, dtype)
+
+
+def linear(weight: Int8, columns: int, x: Tensor) -> Tensor:
+    """Rows x [T, columns] times the matrix, or the matrices one below the other: [T, rows] in x's dtype."""
+    return row_scaled.linear(x, weight.codes.flatten(0, -2), weight.scales.flatten())

@@ -122,6 +122,11 @@ def dequantize(weight: NF4, columns: int, dtype: torch.dtype) -> Tensor:
     return values.mul_(scales[..., : values.shape[-1]]).to(dtype).unflatten(-1, (-1, columns))
 
 
+def linear(weight: NF4, columns: int, x: Tensor) -> Tensor:
+    """Rows x [T, columns] times the matrix, or the matrices one below the other: [T, rows] in x's dtype."""
+    return F.linear(x, dequantize(weight, columns, x.dtype).flatten(0, -2))
+
+
 def block_scales(weight: NF4) -> Tensor:
     """float32 [..., blocks], the scale of every block."""
     nested = weight.nested.repeat_interleave(NESTED, dim=-1)[..., : weight.scales.shape[-1]]

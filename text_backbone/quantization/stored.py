@@ -8,7 +8,6 @@ from itertools import product
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from text_backbone.quantization import fp8, int8, nf4
@@ -24,6 +23,8 @@ class Format(Protocol):
     def quantize(self) -> Callable[[Tensor], Any]: ...
     @property
     def dequantize(self) -> Callable[..., Tensor]: ...
+    @property
+    def linear(self) -> Callable[..., Tensor]: ...
 
 
 FORMATS: dict[str, Format] = {"int8": int8, "fp8": fp8, "nf4": nf4}
@@ -90,10 +91,7 @@ class Quantized(nn.Module):
 
     def linear(self, index: tuple[int, ...], x: Tensor) -> Tensor:
         """Rows x [n, columns] times the matrix at a place, or those there one below the other: [n, rows], x's dtype."""
-        if self.format == "fp8":
-            x = fp8.rounded(x)
-        matrices = self._form.dequantize(self.at(index), self.columns, x.dtype)
-        return F.linear(x, matrices.flatten(0, -2))
+        return self._form.linear(self.at(index), self.columns, x)
 
     def products(self) -> Sequence[Callable[[Tensor], Tensor]]:
         """`linear` of every place in the first dimension."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 from torch import Tensor
 
 from text_backbone.kernels.device import use_gpu_kernels
@@ -22,8 +24,16 @@ def route(x: Tensor, gate: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def expert_mlp(x: Tensor, w13: Tensor | Stored, w2: Tensor | Stored, weights: Tensor, experts: Tensor) -> Tensor:
     """Same as `reference.expert_mlp`, which also computes with weights that no kernel reads as they are stored."""
-    if isinstance(w13, Tensor) and isinstance(w2, Tensor) and use_gpu_kernels(x) and x.dtype == w13.dtype == w2.dtype:
+    kernels = _kernels(x, w13, w2)
+    return (kernels or reference).expert_mlp(x, w13, w2, weights, experts)
+
+
+def _kernels(x: Tensor, w13: Tensor | Stored, w2: Tensor | Stored) -> ModuleType | None:
+    """The module of kernels for `x` and for weights stored as these are."""
+    if not use_gpu_kernels(x):
+        return None
+    if isinstance(w13, Tensor) and isinstance(w2, Tensor):
         from text_backbone.kernels.moe import triton
 
-        return triton.expert_mlp(x, w13, w2, weights, experts)
-    return reference.expert_mlp(x, w13, w2, weights, experts)
+        return triton if x.dtype == w13.dtype == w2.dtype else None
+    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -13,10 +13,13 @@ Product = Callable[[Tensor], Tensor]  # rows x [n, in] -> [n, out], in x's dtype
 class Stored(Protocol):
     """A matrix of every expert, stored in a way of its own, or two, one below the other.
 
-    `format` names the way: a kernel that reads it is chosen by this name.
+    `format` names the way: the kernels that read its tensors are chosen by this name.
     """
 
     format: str
+
+    def at(self, index: tuple[int, ...] = ()) -> Any:
+        """The tensors that hold it, in the order of the format: those of every matrix, or of the one at `index`."""
 
     def products(self) -> Sequence[Product]:
         """Per expert, the product of rows with its matrix; what is unpacked for one is gone before the next."""
