@@ -74,6 +74,21 @@ class ChartFacts:
         return tuple((series.name, series.rgb[0]) for series in self.series)
 
     @property
+    def mark(self) -> str:
+        """What shows a value, in a word; of line charts, what shows a series."""
+        return {"pie chart": "slice", "line chart": "line"}.get(self.kind, "bar")
+
+    @property
+    def motley(self) -> bool:
+        """Whether each bar or slice has its own colour."""
+        return len(set(self.series[0].colours)) == len(self.categories)
+
+    @property
+    def exact(self) -> bool:
+        """Whether values can be read exactly: printed, or off an axis."""
+        return self.printed or self.kind != "pie chart"
+
+    @property
     def sideways(self) -> bool:
         """Whether the value axis is the horizontal one."""
         return self.kind == "horizontal bar chart"

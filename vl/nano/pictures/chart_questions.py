@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 
-from vl.nano.pictures.asked import Asked
 from vl.nano.pictures.canvas import pick
 from vl.nano.pictures.chart_facts import ChartFacts
+from vl.nano.pictures.questions import Asked, Question, listed, say, say_any
 from vl.nano.pictures.tables import TableFacts, draw_words_apart
 
 GAP = 0.05  # by how much values differ that a question compares: of the axis, the pie, or a column's largest value
 _EASY = 100  # differences are asked of whole numbers up to this
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
-_NUMBER = ("Answer with a number.", "Give only the number.", "Reply with just the number.", "Answer with one number.")
-_NAME = ("Answer with its name.", "Give only the name.", "Reply with the name alone.")
-_YES_NO = ("Answer yes or no.", "Yes or no?", "Reply with yes or no.")
-_COLOUR = ("Answer with a color.", "Name the colour.", "Answer with one word.")
-_CELL = ("Answer as it is printed.", "Give only the entry.", "Reply with the entry alone.")
-_ROW = ("Answer with the first entry of the row.", "Give only the row's first entry.")
 
 _Facts = TypeVar("_Facts", ChartFacts, TableFacts)
-_Question = Callable[[np.random.Generator, _Facts], Asked | None]
 
 
 def ask_chart(rng: np.random.Generator, facts: ChartFacts) -> Asked:
@@ -41,59 +34,32 @@ def describe_chart(facts: ChartFacts) -> str:
     start = f"A {facts.kind}" + (f' titled "{facts.title}"' if facts.title else "")
     if len(facts.series) > 1 and facts.printed:
         return f"{start}: {'; '.join(f'{s.name}: {_with_values(facts, s.values)}' for s in facts.series)}."
-    named = f" of {_listed([s.name for s in facts.series])}" if len(facts.series) > 1 else ""
+    named = f" of {listed([s.name for s in facts.series])}" if len(facts.series) > 1 else ""
     return f"{start}{named}: {_with_values(facts, facts.series[0].values)}."
 
 
 def describe_table(facts: TableFacts) -> str:
     """The canonical caption: the title, then the names of columns and rows."""
     start = "A table" + (f' titled "{facts.title}"' if facts.title else "")
-    columns, rows = _listed(facts.header), _listed([row[0] for row in facts.rows])
+    columns, rows = listed(facts.header), listed([row[0] for row in facts.rows])
     return f"{start} with {len(facts.header)} columns, {columns}, and {len(facts.rows)} rows, {rows}."
 
 
 def _with_values(facts: ChartFacts, values: Sequence[float]) -> str:
     pairs = zip(facts.categories, values, strict=True)
-    return _listed([f"{name} {facts.write(value)}" if facts.printed else name for name, value in pairs])
+    return listed([f"{name} {facts.write(value)}" if facts.printed else name for name, value in pairs])
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:-1]) + " and " + names[-1]
-
-
-def _ask(rng: np.random.Generator, facts: _Facts, questions: Sequence[tuple[float, _Question[_Facts]]]) -> Asked:
+def _ask(rng: np.random.Generator, facts: _Facts, questions: Sequence[tuple[float, Question[_Facts]]]) -> Asked:
     shares = np.array([share for share, _ in questions])
     order = rng.choice(len(questions), size=len(questions), replace=False, p=shares / shares.sum())
     asked = (questions[int(index)][1](rng, facts) for index in order)
     return next(question for question in asked if question)  # counting is always possible
 
 
-def _phrased(
-    rng: np.random.Generator, questions: Sequence[str], forms: Sequence[str], answer: str, metric: str
-) -> Asked:
-    return Asked(f"{pick(rng, questions)} {pick(rng, forms)}", answer, metric)
-
-
 def _name_metric(metric: str, name: str) -> str:
     """Years are names: within 5% of each other, they are still different ones."""
     return "vqa" if name.isdigit() else metric
-
-
-def _mark(facts: ChartFacts) -> str:
-    return {"pie chart": "slice", "line chart": "line"}.get(facts.kind, "bar")
-
-
-def _motley(facts: ChartFacts) -> bool:
-    """Whether each bar or slice has its own colour."""
-    return len(set(facts.series[0].colours)) == len(facts.categories)
-
-
-def _noun(rng: np.random.Generator, facts: ChartFacts) -> str:
-    return facts.names if facts.names and rng.random() < 0.5 else "category"
-
-
-def _cell(rng: np.random.Generator, facts: ChartFacts) -> tuple[int, int]:
-    return int(rng.integers(len(facts.series))), int(rng.integers(len(facts.categories)))
 
 
 def _outstanding(values: Sequence[float], scale: float, *, highest: bool) -> int | None:
@@ -103,19 +69,37 @@ def _outstanding(values: Sequence[float], scale: float, *, highest: bool) -> int
     return int(order[0]) if apart else None
 
 
-def _chart_value(rng: np.random.Generator, facts: ChartFacts) -> Asked | None:
-    if facts.kind == "pie chart" and not facts.printed:
+def _compared(rng: np.random.Generator, first: str, second: str, more: float, least: float) -> Asked | None:
+    """Asks whether one thing is greater than another, which it is by `more`, unless they differ by under `least`."""
+    greater = bool(rng.random() < 0.5)
+    if abs(more) < least:
         return None
-    row, at = _cell(rng, facts)
-    series, name, mark = facts.series[row], facts.categories[at], _mark(facts)
-    questions = [f"What is the value of {name}?", f"How much is {name}?", f"What value does the chart show for {name}?"]
+    topic, answer = "values.greater" if greater else "values.smaller", "yes" if (more > 0) == greater else "no"
+    return say(rng, topic, answer, first=first, second=second)
+
+
+def _noun(rng: np.random.Generator, facts: ChartFacts) -> str:
+    return facts.names if facts.names and rng.random() < 0.5 else "category"
+
+
+def _cell(rng: np.random.Generator, facts: ChartFacts) -> tuple[int, int, dict[str, str]]:
+    """A series, a category, and what a question on them can name."""
+    row, at = int(rng.integers(len(facts.series))), int(rng.integers(len(facts.categories)))
+    series = facts.series[row]
+    named = {"name": facts.categories[at], "series": series.name, "colour": series.colours[at], "mark": facts.mark}
+    return row, at, named
+
+
+def _chart_value(rng: np.random.Generator, facts: ChartFacts) -> Asked | None:
+    if not facts.exact:
+        return None
+    row, at, named = _cell(rng, facts)
+    topic = "charts.value"
     if len(facts.series) > 1:
-        questions = [f"What is the value of {series.name} for {name}?", f"How much is {series.name} at {name}?"]
-        questions += [f"What value does the {series.colours[at]} {mark} have at {name}?"]
-    elif _motley(facts) and rng.random() < 0.5:
-        colour = series.colours[at]
-        questions = [f"How much is the {colour} {mark}?", f"What is the value of the {colour} {mark}?"]
-    return _phrased(rng, questions, _NUMBER, facts.write(series.values[at]), "chart")
+        topic = "charts.value-of-series"
+    elif facts.motley and rng.random() < 0.5:
+        topic = "charts.value-by-colour"
+    return say(rng, topic, facts.write(facts.series[row].values[at]), **named)
 
 
 def _chart_extreme(rng: np.random.Generator, facts: ChartFacts) -> Asked | None:
@@ -125,87 +109,60 @@ def _chart_extreme(rng: np.random.Generator, facts: ChartFacts) -> Asked | None:
         return None
     noun, word = _noun(rng, facts), "highest" if highest else "lowest"
     size = pick(rng, ("largest", "biggest") if highest else ("smallest",))
-    if len(facts.series) > 1:
-        questions = [f"For which {noun} is {series.name} {word}?", f"Where is {series.name} {word}?"]
-    else:
-        questions = [f"Which {noun} has the {word} value?", f"Which {noun} is the {size}?"]
-        questions += [f"Which {noun} has the {size} slice?"] if facts.kind == "pie chart" else []
-    name = facts.categories[at]
-    return _phrased(rng, questions, _NAME, name, _name_metric("chart", name))
+    topics = ["charts.extreme-of-series"] if len(facts.series) > 1 else ["charts.extreme"]
+    topics += ["charts.extreme-slice"] if facts.kind == "pie chart" else []
+    answers, metric = dict.fromkeys(topics, facts.categories[at]), _name_metric("chart", facts.categories[at])
+    return say_any(rng, answers, metric=metric, noun=noun, word=word, size=size, series=series.name)
 
 
 def _chart_extreme_value(rng: np.random.Generator, facts: ChartFacts) -> Asked | None:
-    if facts.kind == "pie chart" and not facts.printed:
+    if not facts.exact:
         return None
-    word, value = pick(rng, (("highest", max), ("lowest", min)))
-    values = [v for series in facts.series for v in series.values]
-    questions = [f"What is the {word} value in the chart?", f"How much is the {word} value?"]
-    return _phrased(rng, questions, _NUMBER, facts.write(value(values)), "chart")
+    word, extreme = pick(rng, (("highest", max), ("lowest", min)))
+    value = extreme(value for series in facts.series for value in series.values)
+    return say(rng, "charts.extreme-value", facts.write(value), word=word)
 
 
 def _chart_colour(rng: np.random.Generator, facts: ChartFacts) -> Asked:
-    row, at = _cell(rng, facts)
-    colour, mark = pick(rng, ("color", "colour")), _mark(facts)
-    series, name = facts.series[row], facts.categories[at]
+    row, at, named = _cell(rng, facts)
+    topic = "charts.colour-of-line" if facts.mark == "line" else "charts.colour-of-bars"
     if len(facts.series) > 1:
-        s = series.name
-        questions = [f"What {colour} stands for {s}?", f"Which {colour} is used for {s}?", f"In what {colour} is {s}?"]
-    elif _motley(facts):
-        questions = [f"What {colour} is the {name} {mark}?", f"Which {colour} has {name}?"]
-        questions += [f"What is the {colour} of the {mark} for {name}?"]
-    else:
-        marks = "is the line" if mark == "line" else "are the bars"
-        questions = [f"What {colour} {marks}?", f"Which {colour} {marks} in the chart?"]
-    return _phrased(rng, questions, _COLOUR, series.colours[at], "vqa")
+        topic = "charts.colour-of-series"
+    elif facts.motley:
+        topic = "charts.colour-of-mark"
+    spelling = pick(rng, ("color", "colour"))
+    return say(rng, topic, facts.series[row].colours[at], **(named | {"colour": spelling}))
 
 
 def _chart_by_colour(rng: np.random.Generator, facts: ChartFacts) -> Asked | None:
-    row, at = _cell(rng, facts)
-    colour, mark = facts.series[row].colours[at], _mark(facts)
+    _, _, named = _cell(rng, facts)
     if len(facts.series) > 1:
-        name = facts.series[row].name
-        questions = [
-            f"Which series is {colour}?",
-            f"Which name has the {colour} {mark}?",
-            f"What is drawn in {colour}?",
-        ]
-    elif _motley(facts):
-        name, noun = facts.categories[at], _noun(rng, facts)
-        questions = [f"Which {noun} does the {colour} {mark} show?", f"What does the {colour} {mark} stand for?"]
-    else:
+        return say(rng, "charts.series-by-colour", named["series"], **named)
+    if not facts.motley:
         return None
-    return _phrased(rng, questions, _NAME, name, _name_metric("chart", name))
+    name, noun = named["name"], _noun(rng, facts)
+    return say(rng, "charts.mark-by-colour", name, metric=_name_metric("chart", name), noun=noun, **named)
 
 
 def _chart_count(rng: np.random.Generator, facts: ChartFacts) -> Asked:
-    count, several, mark = len(facts.categories), len(facts.series), _mark(facts)
-    total = several if mark == "line" else count * several
-    options = [(total, f"How many {mark}s are there?"), (total, f"How many {mark}s does the chart have?")]
-    if mark != "slice":
-        options += [
-            (count, "How many categories are on the axis?"),
-            (count, "How many categories does the chart show?"),
-        ]
-    if several > 1:
-        options += [(several, "How many series does the legend name?")]
-    number, question = pick(rng, options)
-    return _phrased(rng, [question], _NUMBER, str(number), "counting")
+    count, several = len(facts.categories), len(facts.series)
+    answers = {"charts.marks": str(several if facts.mark == "line" else count * several)}
+    answers |= {"charts.categories": str(count)} if facts.mark != "slice" else {}
+    answers |= {"charts.series": str(several)} if several > 1 else {}
+    return say_any(rng, answers, mark=facts.mark)
 
 
 def _chart_count_beyond(rng: np.random.Generator, facts: ChartFacts) -> Asked | None:
     """How many bars pass a tick that none comes near."""
-    if len(facts.series) > 1 or _mark(facts) != "bar":
+    if len(facts.series) > 1 or facts.mark != "bar":
         return None
     values = np.array(facts.series[0].values)
     clear = [t for t in facts.ticks[1:-1] if np.abs(values - t[0]).min() >= GAP * facts.top]
     if not clear:
         return None
     limit, text = pick(rng, clear)
-    above = bool(rng.random() < 0.5)
-    number = int((values > limit).sum() if above else (values < limit).sum())
-    words = ("above", "more than", "greater than") if above else ("below", "less than", "under")
-    questions = [f"How many bars are {word} {text}?" for word in words]
-    return _phrased(rng, questions, _NUMBER, str(number), "counting")
+    topic, beyond = ("charts.above", values > limit) if rng.random() < 0.5 else ("charts.below", values < limit)
+    return say(rng, topic, str(beyond.sum()), limit=text)
 
 
 def _chart_compare(rng: np.random.Generator, facts: ChartFacts) -> Asked | None:
@@ -215,59 +172,35 @@ def _chart_compare(rng: np.random.Generator, facts: ChartFacts) -> Asked | None:
     first, second = facts.categories[a], facts.categories[b]
     if len(facts.series) > 1:
         first, second = (f"{facts.series[r].name} at {name}" for r, name in ((a_row, first), (b_row, second)))
-    elif _motley(facts) and rng.random() < 0.3:
-        first, second = (f"the {facts.series[0].colours[i]} {_mark(facts)}" for i in (a, b))
+    elif facts.motley and rng.random() < 0.3:
+        first, second = (f"the {facts.series[0].colours[i]} {facts.mark}" for i in (a, b))
     return _compared(rng, first, second, x - y, GAP * facts.top)
-
-
-def _compared(rng: np.random.Generator, first: str, second: str, more: float, least: float) -> Asked | None:
-    """Asks whether one thing is greater than another, which it is by `more`, unless they differ by under `least`."""
-    greater = bool(rng.random() < 0.5)
-    words = ("greater", "larger", "higher") if greater else ("smaller", "less", "lower")
-    questions = [f"Is {first} {word} than {second}?" for word in words]
-    answer = "yes" if (more > 0) == greater else "no"
-    return _phrased(rng, questions, _YES_NO, answer, "vqa") if abs(more) >= least else None
 
 
 def _chart_difference(rng: np.random.Generator, facts: ChartFacts) -> Asked | None:
     if not facts.printed or facts.decimals or len(facts.series) > 1:
         return None
-    a, b = (int(i) for i in rng.permutation(len(facts.categories))[:2])
-    values, names = facts.series[0].values, facts.categories
-    a, b = (a, b) if values[a] > values[b] else (b, a)
-    if values[a] > _EASY or values[a] == values[b]:
+    pairs = list(zip(facts.series[0].values, facts.categories, strict=True))
+    a, b = (pairs[int(i)] for i in rng.permutation(len(pairs))[:2])
+    (high, more), (low, less) = (a, b) if a[0] > b[0] else (b, a)
+    if high > _EASY or high == low:
         return None
-    questions = [f"What is the difference between {names[a]} and {names[b]}?"]
-    questions += [
-        f"By how much is {names[a]} greater than {names[b]}?",
-        f"How much more is {names[a]} than {names[b]}?",
-    ]
-    return _phrased(rng, questions, _NUMBER, facts.write(values[a] - values[b]), "chart")
+    return say(rng, "charts.difference", facts.write(high - low), more=more, less=less)
 
 
 def _chart_title(rng: np.random.Generator, facts: ChartFacts) -> Asked | None:
     if facts.label and (not facts.title or rng.random() < 0.4):
-        questions = ("What is the label of the value axis?", "What does the value axis say?")
-        return _phrased(rng, questions, ("Answer with its text.", "Give only the text."), facts.label, "chart")
-    return _titled(rng, facts.title, "chart")
-
-
-def _titled(rng: np.random.Generator, title: str, kind: str) -> Asked | None:
-    if not title:
-        return None
-    questions = (f"What is the title of the {kind}?", f"What is the {kind} called?", f"How is the {kind} titled?")
-    return _phrased(rng, questions, ("Give only the title.", "Reply with the title alone."), title, kind)
+        return say(rng, "charts.label", facts.label)
+    return say(rng, "charts.title", facts.title) if facts.title else None
 
 
 def _chart_kind(rng: np.random.Generator, facts: ChartFacts) -> Asked:
-    if _mark(facts) == "bar" and rng.random() < 0.5:
-        questions = ("Are the bars vertical or horizontal?", "Do the bars run vertical or horizontal?")
-        return _phrased(rng, questions, _COLOUR[-1:], "horizontal" if facts.sideways else "vertical", "vqa")
-    questions = ("Is this a bar, line or pie chart?", "What kind of chart is this: bar, line or pie?")
-    return _phrased(rng, questions, _COLOUR[-1:], facts.kind.split()[-2], "vqa")
+    if facts.mark == "bar" and rng.random() < 0.5:
+        return say(rng, "charts.direction", "horizontal" if facts.sideways else "vertical")
+    return say(rng, "charts.kind", facts.kind.split()[-2])
 
 
-_CHART_QUESTIONS: tuple[tuple[float, _Question[ChartFacts]], ...] = (
+_CHART_QUESTIONS: tuple[tuple[float, Question[ChartFacts]], ...] = (
     (6, _chart_value),
     (4, _chart_extreme),
     (2, _chart_extreme_value),
@@ -288,35 +221,42 @@ def _numeric(rng: np.random.Generator, facts: TableFacts) -> tuple[int, tuple[fl
     return pick(rng, columns) if columns else None
 
 
+def _two_of_column(
+    rng: np.random.Generator, facts: TableFacts
+) -> tuple[str, tuple[float, ...], tuple[int, int]] | None:
+    """The header of a column of numbers, its values, and two of its rows."""
+    if (numeric := _numeric(rng, facts)) is None:
+        return None
+    column, values = numeric
+    a, b = (int(i) for i in rng.permutation(len(values))[:2])
+    return facts.header[column], values, (a, b)
+
+
 def _table_cell(rng: np.random.Generator, facts: TableFacts) -> Asked:
     row, column = pick(rng, facts.rows), int(rng.integers(1, len(facts.header)))
-    name, head = row[0], facts.header[column]
-    questions = [f'What is the "{head}" of "{name}"?', f"What does the table show for {name} under {head}?"]
-    questions += [f"What is in the column {head} in the row {name}?", f"{head} of {name}: what is it?"]
-    return _phrased(rng, questions, _CELL, row[column], "table")
+    return say(rng, "tables.cell", row[column], name=row[0], head=facts.header[column])
 
 
 def _table_place(rng: np.random.Generator, facts: TableFacts) -> Asked:
     row, column = int(rng.integers(len(facts.rows))), int(rng.integers(len(facts.header)))
     answer = facts.rows[row][column]
-    questions = (f"What is in the {_ORDINALS[column]} column of the {_ORDINALS[row]} row below the header?",)
-    return _phrased(rng, questions, _CELL, answer, "table" if column else _name_metric("table", answer))
+    metric = "table" if column else _name_metric("table", answer)
+    return say(rng, "tables.place", answer, metric=metric, column=_ORDINALS[column], row=_ORDINALS[row])
 
 
 def _table_header(rng: np.random.Generator, facts: TableFacts) -> Asked:
     column = int(rng.integers(len(facts.header)))
     which = _ORDINALS[column] if column < len(facts.header) - 1 or rng.random() < 0.5 else "last"
-    questions = (f"What is the header of the {which} column?", f"What is the name of the {which} column?")
-    return _phrased(rng, questions, _CELL, facts.header[column], "table")
+    return say(rng, "tables.header", facts.header[column], which=which)
 
 
 def _table_lookup(rng: np.random.Generator, facts: TableFacts) -> Asked | None:
     row, column = pick(rng, facts.rows), int(rng.integers(1, len(facts.header)))
-    if [other[column] for other in facts.rows].count(row[column]) > 1:
+    name, value = row[0], row[column]
+    if [other[column] for other in facts.rows].count(value) > 1:
         return None
-    name, head, value = row[0], facts.header[column], row[column]
-    questions = (f"Which row has {value} under {head}?", f"In which row is {head} {value}?")
-    return _phrased(rng, questions, _ROW, name, _name_metric("table", name))
+    metric = _name_metric("table", name)
+    return say(rng, "tables.lookup", name, metric=metric, value=value, head=facts.header[column])
 
 
 def _table_extreme(rng: np.random.Generator, facts: TableFacts) -> Asked | None:
@@ -326,62 +266,50 @@ def _table_extreme(rng: np.random.Generator, facts: TableFacts) -> Asked | None:
     column, values = numeric
     if (at := _outstanding(values, max(values), highest=highest)) is None:
         return None
-    head, word = facts.header[column], "highest" if highest else "lowest"
+    named = {"head": facts.header[column], "word": "highest" if highest else "lowest"}
     if rng.random() < 0.3:
-        questions = (f"What is the {word} value under {head}?", f"What is the {word} {head} in the table?")
-        return _phrased(rng, questions, _NUMBER, facts.rows[at][column], "table")
+        return say(rng, "tables.extreme-value", facts.rows[at][column], **named)
     name = facts.rows[at][0]
-    questions = (f"Which row has the {word} {head}?", f"In which row is {head} {word}?")
-    return _phrased(rng, questions, _ROW, name, _name_metric("table", name))
+    return say(rng, "tables.extreme", name, metric=_name_metric("table", name), **named)
 
 
 def _table_count(rng: np.random.Generator, facts: TableFacts) -> Asked:
-    rows, columns = len(facts.rows), len(facts.header)
-    options = [
-        (columns, "How many columns does the table have?"),
-        (columns, "How many columns are there?"),
-        (rows, "How many rows does the table have, not counting the header?"),
-        (rows, "How many rows are below the header?"),
-    ]
-    number, question = pick(rng, options)
-    return _phrased(rng, (question,), _NUMBER, str(number), "counting")
+    return say_any(rng, {"tables.columns": str(len(facts.header)), "tables.rows": str(len(facts.rows))})
 
 
 def _table_compare(rng: np.random.Generator, facts: TableFacts) -> Asked | None:
-    if (numeric := _numeric(rng, facts)) is None:
+    if (found := _two_of_column(rng, facts)) is None:
         return None
-    column, values = numeric
-    a, b = (int(i) for i in rng.permutation(len(values))[:2])
-    first, second = f"the {facts.header[column]} of {facts.rows[a][0]}", f"that of {facts.rows[b][0]}"
+    head, values, (a, b) = found
+    first, second = f"the {head} of {facts.rows[a][0]}", f"that of {facts.rows[b][0]}"
     return _compared(rng, first, second, values[a] - values[b], GAP * max(values))
 
 
 def _table_has(rng: np.random.Generator, facts: TableFacts) -> Asked:
     column = int(rng.integers(len(facts.header)))
     if rng.random() < 0.5:
-        name, answer = facts.header[column], "yes"
-    else:
-        printed = {text.lower()[:3] for text in facts.header}
-        drawn = draw_words_apart(rng, len(printed) + 1)
-        name, answer = next(word.capitalize() for word in drawn if word[:3] not in printed), "no"
-    questions = (f"Is there a column named {name}?", f"Does the table have a column {name}?")
-    return _phrased(rng, questions, _YES_NO, answer, "vqa")
+        return say(rng, "tables.has", "yes", name=facts.header[column])
+    printed = {text.lower()[:3] for text in facts.header}
+    drawn = draw_words_apart(rng, len(printed) + 1)
+    return say(rng, "tables.has", "no", name=next(word.capitalize() for word in drawn if word[:3] not in printed))
 
 
 def _table_difference(rng: np.random.Generator, facts: TableFacts) -> Asked | None:
-    if (numeric := _numeric(rng, facts)) is None:
+    if (found := _two_of_column(rng, facts)) is None:
         return None
-    column, values = numeric
-    a, b = (int(i) for i in rng.permutation(len(values))[:2])
+    head, values, (a, b) = found
     whole = all(value.is_integer() and value <= _EASY for value in values)
     if not whole or values[a] == values[b]:
         return None
-    first, second = facts.rows[a][0], facts.rows[b][0]
-    questions = (f"What is the difference in {facts.header[column]} between {first} and {second}?",)
-    return _phrased(rng, questions, _NUMBER, str(round(abs(values[a] - values[b]))), "table")
+    answer = str(round(abs(values[a] - values[b])))
+    return say(rng, "tables.difference", answer, head=head, first=facts.rows[a][0], second=facts.rows[b][0])
 
 
-_TABLE_QUESTIONS: tuple[tuple[float, _Question[TableFacts]], ...] = (
+def _table_title(rng: np.random.Generator, facts: TableFacts) -> Asked | None:
+    return say(rng, "tables.title", facts.title) if facts.title else None
+
+
+_TABLE_QUESTIONS: tuple[tuple[float, Question[TableFacts]], ...] = (
     (6, _table_cell),
     (3, _table_place),
     (1.5, _table_header),
@@ -391,5 +319,5 @@ _TABLE_QUESTIONS: tuple[tuple[float, _Question[TableFacts]], ...] = (
     (3, _table_compare),
     (1.5, _table_has),
     (1, _table_difference),
-    (1, lambda rng, facts: _titled(rng, facts.title, "table")),
+    (1, _table_title),
 )

@@ -8,7 +8,7 @@ the canvas grows where not one would fit.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from vl.nano.pictures.asked import Asked
 from vl.nano.pictures.canvas import RGB, Background, Box, SizeRange, draw_size, pick
 from vl.nano.pictures.emoji_faces import (
     BITMAP_EM,
@@ -28,6 +27,7 @@ from vl.nano.pictures.emoji_faces import (
     emoji_list,
     find_emoji_faces,
 )
+from vl.nano.pictures.questions import Asked, Question, ask_one_of, listed, say
 from vl.nano.pictures.scenes import COUNTS, POSITIONS, draw_coordinate
 from vl.nano.pictures.words import draw_ink
 
@@ -43,40 +43,6 @@ _ASPECT = 2.2
 _COLOUR_SHARE = 0.7  # of the glyphs that a colour face has
 _VISIBLE, _MIN_CONTRAST = 0.6, 90.0  # this share of a colour glyph stands out from the backdrop by so much
 
-_WHICH_ONE = (
-    "Which emoji is this? Answer with its Unicode name.",
-    "What is this emoji called in Unicode?",
-    "Give the Unicode name of the emoji.",
-    "Name this emoji. Just the Unicode name, please.",
-)
-_WHICH_THERE = (
-    "Which emoji is {}? Answer with its Unicode name.",
-    "Give the Unicode name of the emoji {}.",
-    "What is the emoji {} called in Unicode?",
-    "Name the emoji {}. Just the Unicode name, please.",
-)
-_WHERE = (
-    'Where is the emoji "{}"? Answer with a phrase such as "at the top left".',
-    'In which part of the picture is the emoji "{}"? Answer with its place, such as "on the left".',
-    'Where do you see the emoji "{}"? Say "on the right", "in the center" and so on.',
-)
-_ALL = (
-    "How many emoji are there?",
-    "How many emoji are in the picture? Answer with a number.",
-    "Count the emoji and answer with a number.",
-    "What is the number of emoji in this image?",
-)
-_MANY = (
-    'How many times does the emoji "{}" appear?',
-    'How often do you see the emoji "{}"? Answer with a number.',
-    'Count the emoji "{}" and answer with a number.',
-)
-_PRESENT = (
-    'Is the emoji "{}" in the picture?',
-    'Do you see the emoji "{}"? Answer yes or no.',
-    'Does the image show the emoji "{}"?',
-    'Yes or no: the emoji "{}" is among those in this picture.',
-)
 _PLACES = "|".join(sorted((place for row in POSITIONS for place in row), key=len, reverse=True))
 _NAMED = re.compile(rf"(?:^[^:]*: |, | and )?(?P<name>.+?) (?P<place>{_PLACES})(?=,| and |\.|$)")
 
@@ -148,8 +114,7 @@ def draw_emoji(
 def caption_emoji(facts: EmojiFacts) -> str:
     """The canonical caption, such as "Two emoji: grinning face on the left and red heart at the bottom right."."""
     phrases = [f"{item.name} {item.position}" for item in facts.items]
-    listed = phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
-    return f"{COUNTS[len(phrases)]} emoji: {listed}."
+    return f"{COUNTS[len(phrases)]} emoji: {listed(phrases)}."
 
 
 def named_emoji(caption: str) -> list[tuple[str, str]]:
@@ -274,19 +239,13 @@ def ask_emoji(rng: np.random.Generator, facts: EmojiFacts, *, kinds: Sequence[st
         ValueError: for a kind that does not exist, or when the picture admits none: "place" wants an emoji that is
             there once.
     """
-    if unknown := sorted(set(kinds) - set(EMOJI_KINDS)):
-        raise ValueError(f"no such kind of question: {', '.join(unknown)}; there are {', '.join(EMOJI_KINDS)}")
-    for index in rng.permutation(len(kinds)):
-        if asked := _ASK[kinds[int(index)]](rng, facts):
-            return asked
-    raise ValueError(f"a picture of {len(facts.items)} emoji admits no question of {', '.join(kinds)}")
+    return ask_one_of(rng, facts, _ASK, kinds)
 
 
 def _ask_name(rng: np.random.Generator, facts: EmojiFacts) -> Asked:
     item = pick(rng, facts.items)
     alone = len(facts.items) == 1 and rng.random() < 0.7
-    prompt = pick(rng, _WHICH_ONE) if alone else pick(rng, _WHICH_THERE).format(item.position)
-    return Asked(prompt, item.name, "vqa")
+    return say(rng, "emoji.name-alone" if alone else "emoji.name", item.name, place=item.position)
 
 
 def _ask_place(rng: np.random.Generator, facts: EmojiFacts) -> Asked | None:
@@ -295,7 +254,7 @@ def _ask_place(rng: np.random.Generator, facts: EmojiFacts) -> Asked | None:
     if not single:
         return None
     item = pick(rng, single)
-    return Asked(pick(rng, _WHERE).format(item.name), item.position, "vqa")
+    return say(rng, "emoji.place", item.position, name=item.name)
 
 
 def _ask_count(rng: np.random.Generator, facts: EmojiFacts) -> Asked:
@@ -306,18 +265,18 @@ def _ask_count(rng: np.random.Generator, facts: EmojiFacts) -> Asked:
         if not _disputed(name, facts):
             counts.setdefault(names.count(name), []).append(name)
     if rng.random() < 0.5 or not counts:
-        return Asked(pick(rng, _ALL), str(len(names)), "counting")
+        return say(rng, "emoji.all", str(len(names)))
     name = _absent(rng, facts) if rng.random() < 0.2 else pick(rng, counts[pick(rng, sorted(counts))])
-    return Asked(pick(rng, _MANY).format(name), str(names.count(name)), "counting")
+    return say(rng, "emoji.counting", str(names.count(name)), name=name)
 
 
 def _ask_presence(rng: np.random.Generator, facts: EmojiFacts) -> Asked:
     yes = rng.random() < 0.5
     name = pick(rng, facts.items).name if yes else _absent(rng, facts)
-    return Asked(pick(rng, _PRESENT).format(name), "yes" if yes else "no", "vqa")
+    return say(rng, "emoji.presence", "yes" if yes else "no", name=name)
 
 
-_ASK: dict[str, Callable[[np.random.Generator, EmojiFacts], Asked | None]] = {
+_ASK: dict[str, Question[EmojiFacts]] = {
     "name": _ask_name,
     "place": _ask_place,
     "counting": _ask_count,

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from vl.nano.pictures import prose
-from vl.nano.pictures.asked import Asked
 from vl.nano.pictures.canvas import COLOURS, RGB, Box, SizeRange, draw_size, hsv, jitter, pick
 from vl.nano.pictures.fonts import Face, Fonts, find_faces
 from vl.nano.pictures.prose import MIN_SIZE, Entry, Line, Sheet, Slip, Type
+from vl.nano.pictures.questions import Asked, say, say_any
 
 MAX_WORDS = 120
 _LARGE = 1008  # px of the longer side from which a page may hold all its words, in type of 14 to 24 px
@@ -318,51 +318,12 @@ def _fill_chat(sheet: Sheet, window: _Window, limit: int) -> list[Entry]:
     return entries
 
 
-_READING_ANY = ("Read the text.", "What does the text say?", "Transcribe the text in this image.", "Read all the text.")
-_READING = {
-    "page": ("Read the page.", "Transcribe this page.", "What is written on the page?"),
-    "receipt": ("Read the receipt.", "Transcribe this receipt line by line.", "What is printed on the receipt?"),
-    "sign": ("Read the sign.", "What does the sign say?", "What is written on this sign?"),
-    "screen": ("Read all the text on the screen.", "Transcribe this screenshot.", "What text does the window show?"),
-}
-# The metric that judges the answer, and the phrasings.
-_QUESTIONS: dict[str, tuple[str, ...]] = {
-    "first": ("ocr", "Read the first line only.", "What does the first line say? Reply with that line only."),
-    "last": ("ocr", "Read the last line only.", "What does the last line say? Reply with that line only."),
-    "lines": ("counting", "How many lines of text are there?", "Count the lines of text. Reply with a number."),
-    "total": ("chart", "What is the total? Reply with the amount.", "How much is to be paid in all? Give the amount."),
-    "sum": ("chart", 'What amount is printed beside "{label}"?', 'Reply with the amount of "{label}".'),
-    "item": ("chart", 'What is the price of "{label}"?', 'How much does "{label}" cost? Reply with the amount.'),
-    "whose": ("vqa", "Which item costs {value}? Reply with its name.", "Name the item with the price {value}."),
-    "dearest": ("vqa", "Which item is the dearest? Reply with its name.", "Name the item with the highest price."),
-    "cheapest": ("vqa", "Which item is the cheapest? Reply with its name.", "Name the item with the lowest price."),
-    "items": ("counting", "How many items are listed? Reply with a number.", "Count the items on the receipt."),
-    "title": ("ocr", "What is the title of the window? Reply with the title only.", "Read the window's title only."),
-    "setting": ("vqa", 'What is "{label}" set to? Reply with the value.', 'Which value stands beside "{label}"?'),
-    "on": ("vqa", 'Is "{label}" switched on? Answer yes or no.', 'Is "{label}" set to On? Yes or no?'),
-    "button": (
-        "vqa",
-        'Is "{value}" a button at the bottom? Yes or no?',
-        'Does a button below say "{value}"? Yes or no?',
-    ),
-    "buttons": ("counting", "How many buttons are at the bottom?", "Count the buttons in the bottom row. How many?"),
-    "leftmost": ("vqa", "What does the leftmost button say?", "Read the button at the far left of the bottom row."),
-    "message": ("ocr", "What does the {label} message say? Reply with it only.", "Read the {label} message only."),
-    "side": (
-        "vqa",
-        "Is the {label} message on the left or right?",
-        "Which side is the {label} message on, left or right?",
-    ),
-}
-
-
 def ask_page(rng: np.random.Generator, facts: PageFacts) -> Asked:
     """Asks to read the whole text or, half of the time, for a part of it."""
     if rng.random() < 0.5:
-        return Asked(pick(rng, _READING_ANY + _READING[facts.kind]), caption_page(facts), "ocr")
+        return say_any(rng, dict.fromkeys(("pages.read", f"pages.read-{facts.kind}"), caption_page(facts)))
     topic, entry, answer = pick(rng, _line_topics(facts) if not facts.entries else _topics(rng, facts.entries))
-    metric, *phrasings = _QUESTIONS[topic]
-    return Asked(pick(rng, phrasings).format(label=entry.label, value=entry.value), answer, metric)
+    return say(rng, f"pages.{topic}", answer, label=entry.label, value=entry.value)
 
 
 _Topic = tuple[str, Entry, str]

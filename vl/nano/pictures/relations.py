@@ -13,27 +13,20 @@ A question is asked only where nobody could dispute its answer:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from itertools import permutations, product
 from typing import NamedTuple
 
 import numpy as np
 
-from vl.nano.pictures.asked import Asked
 from vl.nano.pictures.canvas import COLOURS, pick
+from vl.nano.pictures.questions import Asked, Question, ask_one_of, listed, say, topics
 from vl.nano.pictures.scenes import POSITIONS, SHAPES, SceneFacts, Shape, article
 
 TASK_KINDS = ("counting", "presence", "colour", "shape", "place", "relation", "extreme")
 """The kinds of question: how many, is there, what colour, what shape, where (or what is there), is A left of B, and
 which is left-most."""
-
-SHORT_PROMPTS = (
-    "Describe the image briefly, without saying where things are.",
-    "Which shapes are in this picture? Leave out where they are.",
-    "Write a short caption: colors and shapes only.",
-    "Name the shapes and their colours, but not their positions.",
-    "In a few words, which shapes do you see? No positions, please.",
-)
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _MARGIN = 0.15  # of the picture's side
@@ -41,56 +34,6 @@ _SLANT = 0.5  # how much of the difference along the other axis there has to be 
 _INSET = 0.1  # of a cell's side, from its borders
 _ALSO = {"rectangle": ("square",), "diamond": ("square",), "oval": ("circle",), "circle": ("ring",)}
 
-_MANY = (
-    "How many {} are there?",
-    "How many {} are in the picture?",
-    "How many {} do you see? Answer with a number.",
-    "Count the {} and answer with a number.",
-    "What is the number of {} in this image?",
-)
-_PRESENT = (
-    "Is there {} in the picture?",
-    "Is there {}? Answer yes or no.",
-    "Does the image show {}?",
-    "Do you see {}? Answer yes or no.",
-    "Yes or no: there is {} in this picture.",
-)
-_COLOUR = (
-    "What colour is the {}?",
-    "What color is the {}?",
-    "Which color does the {} have? Answer with one word.",
-    "Name the colour of the {}.",
-)
-_SHAPE = (
-    "What shape is {}? Answer with one word.",
-    "Which shape is {}? Just the shape, please.",
-    "What is the shape of the {} thing? Answer with one word.",
-    "Name the shape that is {}, in one word.",
-)
-_WHERE = (
-    'Where is the {}? Answer with a phrase such as "at the top left".',
-    'In which part of the picture is the {}? Answer with its place, such as "on the left".',
-    'Where in the image do you see the {}? Say "on the right", "in the center" and so on.',
-    "Say in which of the nine parts of the picture the {} is.",
-)
-_WHAT = (
-    "Which shape is {}? Name its colour and shape.",
-    "What is {} of the picture? Answer with color and shape.",
-    "Name the color and the shape of what is {}.",
-)
-_WHETHER = (
-    "Is the {} {} the {}?",
-    "Is the {} {} the {}? Answer yes or no.",
-    "Yes or no: the {} is {} the {}.",
-    "Is it true that the {} is {} the {}?",
-)
-_WHICH_SIDE = ("Is the {} {} the {}?", "Is the {} {} the {}? Answer with one word.")
-_WHICH_OF_TWO = ("Which is {}, the {} or the {}?", "Which one is {}: the {} or the {}?")
-_WHICH_OF_ALL = (
-    "Which shape is {}? Name its colour and shape.",
-    "Name the color and the shape of the one that is {}.",
-    "What is {} in the picture? Answer with colour and shape.",
-)
 # For each axis: what the one with the lower coordinate is to the other, and the other to it.
 _SIDES = ((("left of", "to the left of"), ("right of", "to the right of")), (("above",), ("below",)))
 _EITHER = (("left or right of", ("left", "right")), ("above or below", ("above", "below")))
@@ -141,27 +84,21 @@ def ask_scene(rng: np.random.Generator, facts: SceneFacts, *, kinds: Sequence[st
         ValueError: for a kind that does not exist, or when the scene admits none: a single shape has no neighbour to
             be left of. "counting" and "presence" are always admitted.
     """
-    if unknown := sorted(set(kinds) - set(TASK_KINDS)):
-        raise ValueError(f"no such kind of question: {', '.join(unknown)}; there are {', '.join(TASK_KINDS)}")
-    for index in rng.permutation(len(kinds)):
-        if asked := _ASK[kinds[int(index)]](rng, facts):
-            return asked
-    raise ValueError(f"a scene of {len(facts.shapes)} shapes admits no question of {', '.join(kinds)}")
+    return ask_one_of(rng, facts, _ASK, kinds)
 
 
 def short_caption(facts: SceneFacts) -> str:
     """Colours and shapes without positions, such as "A red circle and two blue stars.", in the order of the facts."""
-    kinds: dict[str, int] = {}
-    for shape in facts.shapes:
-        name = f"{shape.colour} {shape.shape}"
-        kinds[name] = kinds.get(name, 0) + 1
+    kinds = Counter(shape.name for shape in facts.shapes)
     phrases = [f"{_NUMBERS[n]} {_plural(name)}" if n > 1 else f"{article(name)} {name}" for name, n in kinds.items()]
-    listed = phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
-    return f"{listed[0].upper()}{listed[1:]}."
+    text = listed(phrases)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _ask_count(rng: np.random.Generator, facts: SceneFacts) -> Asked:
-    return Asked(pick(rng, _MANY).format((thing := _counted(rng, facts)).plural), str(thing.count(facts)), "counting")
+    topic = topics()["scenes.counting"]
+    phrasing, thing = pick(rng, topic.ask), _counted(rng, facts)
+    return Asked(phrasing.format(things=thing.plural), str(thing.count(facts)), topic.metric)
 
 
 def _counted(rng: np.random.Generator, facts: SceneFacts) -> _Thing:
@@ -194,8 +131,7 @@ def _ask_presence(rng: np.random.Generator, facts: SceneFacts) -> Asked:
         thing = pick(rng, [t for t in _BY_GRAIN[grain] if t.count(facts)])
     else:
         thing = _absent(rng, facts, _BY_GRAIN[grain])
-    prompt = pick(rng, _PRESENT).format(f"{article(thing.name)} {thing.name}")
-    return Asked(prompt, "yes" if yes else "no", "vqa")
+    return say(rng, "scenes.presence", "yes" if yes else "no", thing=f"{article(thing.name)} {thing.name}")
 
 
 def _ask_colour(rng: np.random.Generator, facts: SceneFacts) -> Asked | None:
@@ -204,7 +140,7 @@ def _ask_colour(rng: np.random.Generator, facts: SceneFacts) -> Asked | None:
     if not named:
         return None
     name, colour = pick(rng, named)
-    return Asked(pick(rng, _COLOUR).format(name), colour, "vqa")
+    return say(rng, "scenes.colour", colour, thing=name)
 
 
 def _ask_shape(rng: np.random.Generator, facts: SceneFacts) -> Asked | None:
@@ -212,7 +148,7 @@ def _ask_shape(rng: np.random.Generator, facts: SceneFacts) -> Asked | None:
     if not named:
         return None
     shape = pick(rng, named)
-    return Asked(pick(rng, _SHAPE).format(shape.colour), shape.shape, "vqa")
+    return say(rng, "scenes.shape", shape.shape, colour=shape.colour)
 
 
 def _ask_place(rng: np.random.Generator, facts: SceneFacts) -> Asked | None:
@@ -221,11 +157,11 @@ def _ask_place(rng: np.random.Generator, facts: SceneFacts) -> Asked | None:
     alone = [s for s in facts.shapes if _alone_in_place(s, facts)]
     if alone and (not named or rng.random() < 0.5):
         shape = pick(rng, alone)
-        return Asked(pick(rng, _WHAT).format(shape.position), f"{shape.colour} {shape.shape}", "vqa")
+        return say(rng, "scenes.what", shape.name, place=shape.position)
     if not named:
         return None
     shape, names = pick(rng, named)
-    return Asked(pick(rng, _WHERE).format(pick(rng, names)), shape.position, "vqa")
+    return say(rng, "scenes.where", shape.position, thing=names)
 
 
 def _ask_relation(rng: np.random.Generator, facts: SceneFacts) -> Asked | None:
@@ -247,12 +183,12 @@ def _ask_relation(rng: np.random.Generator, facts: SceneFacts) -> Asked | None:
     if form < 0.6:
         yes = rng.random() < 0.5
         side = pick(rng, _SIDES[axis][first if yes else 1 - first])
-        return Asked(pick(rng, _WHETHER).format(one, side, other), "yes" if yes else "no", "vqa")
+        return say(rng, "scenes.whether", "yes" if yes else "no", one=one, side=side, other=other)
     if form < 0.8:
         either, answers = _EITHER[axis]
-        return Asked(pick(rng, _WHICH_SIDE).format(one, either, other), answers[first], "vqa")
+        return say(rng, "scenes.which-side", answers[first], one=one, either=either, other=other)
     way = int(rng.integers(2))
-    return Asked(pick(rng, _WHICH_OF_TWO).format(_FURTHER[axis][way], one, other), pair[way], "vqa")
+    return say(rng, "scenes.which-of-two", pair[way], further=_FURTHER[axis][way], one=one, other=other)
 
 
 def _ask_extreme(rng: np.random.Generator, facts: SceneFacts) -> Asked | None:
@@ -260,11 +196,10 @@ def _ask_extreme(rng: np.random.Generator, facts: SceneFacts) -> Asked | None:
     if not found:
         return None
     shape, axis, way = pick(rng, found)
-    prompt = pick(rng, _WHICH_OF_ALL).format(pick(rng, _FURTHEST[axis][way]))
-    return Asked(prompt, f"{shape.colour} {shape.shape}", "vqa")
+    return say(rng, "scenes.extreme", shape.name, furthest=_FURTHEST[axis][way])
 
 
-_ASK: dict[str, Callable[[np.random.Generator, SceneFacts], Asked | None]] = {
+_ASK: dict[str, Question[SceneFacts]] = {
     "counting": _ask_count,
     "presence": _ask_presence,
     "colour": _ask_colour,

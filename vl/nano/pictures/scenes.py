@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vl.nano.pictures.canvas import COLOURS, RGB, Background, Box, SizeRange, draw_size, jitter
+from vl.nano.pictures.questions import listed
 
 POSITIONS = (
     ("at the top left", "at the top", "at the top right"),
@@ -104,6 +105,11 @@ class Shape:
     anchor: tuple[int, int]
 
     @property
+    def name(self) -> str:
+        """Its colour and form, such as "red circle"."""
+        return f"{self.colour} {self.shape}"
+
+    @property
     def middle(self) -> Box:
         """A square about as large as the shape."""
         half = 0.8 * self.radius
@@ -121,7 +127,7 @@ class SceneFacts:
     @property
     def boxes(self) -> tuple[tuple[str, Box], ...]:
         """("red circle", the middle of where it is) of each object."""
-        return tuple((f"{s.colour} {s.shape}", s.middle) for s in self.shapes)
+        return tuple((shape.name, shape.middle) for shape in self.shapes)
 
 
 def draw_scene(
@@ -152,9 +158,8 @@ def draw_scene(
 
 def caption_scene(facts: SceneFacts) -> str:
     """The canonical caption, such as "Two shapes: a red circle at the top and a blue star in the center."."""
-    phrases = [f"{article(s.colour)} {s.colour} {s.shape} {s.position}" for s in facts.shapes]
-    listed = phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
-    return f"{COUNTS[len(phrases)]} shape{'s' if len(phrases) > 1 else ''}: {listed}."
+    phrases = [f"{article(shape.name)} {shape.name} {shape.position}" for shape in facts.shapes]
+    return f"{COUNTS[len(phrases)]} shape{'s' if len(phrases) > 1 else ''}: {listed(phrases)}."
 
 
 def _places(

@@ -14,11 +14,11 @@ from PIL import Image
 
 from vl.evaluation.metrics import METRICS
 from vl.nano.pictures import plots
-from vl.nano.pictures.asked import Asked
 from vl.nano.pictures.canvas import COLOURS, SizeRange
 from vl.nano.pictures.chart_facts import KINDS, ChartFacts, Series
 from vl.nano.pictures.chart_questions import ask_chart, describe_chart
 from vl.nano.pictures.charts import SMALLEST, draw_chart
+from vl.nano.pictures.questions import Asked
 
 SIZES = (SizeRange(200, 420, 1.0),)
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from vl.evaluation.metrics import METRICS, named_shapes
 from vl.nano.pictures.canvas import COLOURS, SizeRange
 from vl.nano.pictures.counts import draw_counts
-from vl.nano.pictures.relations import SHORT_PROMPTS, TASK_KINDS, ask_scene, short_caption
+from vl.nano.pictures.questions import topics
+from vl.nano.pictures.relations import TASK_KINDS, ask_scene, short_caption
 from vl.nano.pictures.scenes import POSITIONS, SHAPES, SceneFacts, Shape, caption_scene, draw_scene
 
 SIZES = (SizeRange(64, 336, 1.0),)
@@ -238,7 +239,8 @@ def test_short_captions_agree_with_the_long_ones() -> None:
             named[colour, one] += numbers.get(many, 1)
         assert named == Counter(pair[:2] for pair in named_shapes(caption_scene(facts)))
         assert not any(place in short_caption(facts) for row in POSITIONS for place in row)
-    assert len(SHORT_PROMPTS) == len(set(SHORT_PROMPTS)) >= 4
+    prompts = topics()["scenes.short"].ask
+    assert len(prompts) == len(set(prompts)) >= 4
 
 
 def test_moving_a_shape_across_turns_the_answer() -> None:

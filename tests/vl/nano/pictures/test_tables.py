@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vl.evaluation.metrics import METRICS, parse_quantity
-from vl.nano.pictures.asked import Asked
 from vl.nano.pictures.canvas import SizeRange
 from vl.nano.pictures.chart_questions import ask_table, describe_table
+from vl.nano.pictures.questions import Asked
 from vl.nano.pictures.tables import MIN_SIZE, TableFacts, draw_table, write_number
 
 SIZES = (SizeRange(200, 420, 1.0),)
