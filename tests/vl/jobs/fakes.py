@@ -1,0 +1,100 @@
+"""A model without weights for jobs, a job on it, and what must then be in the file."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from PIL import Image
+
+from preprocessing import Inputs, Patcher, load_image
+from vl.engine import Generation, SamplingParams, Timings, Usage
+from vl.jobs import Tally, caption_images, expand_sources
+
+
+class FakeProcessor:
+    background = None
+
+    def __init__(self) -> None:
+        self.prepared = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, messages: Sequence[dict[str, Any]]) -> Inputs:
+        with self._lock:
+            self.prepared += 1
+        image = load_image(messages[0]["content"][0]["image"])
+        grid = Patcher().grid(image.width, image.height)
+        return Inputs(torch.zeros(7, dtype=torch.int64), torch.zeros(0, 3, 1, 1, dtype=torch.uint8), [grid])
+
+
+class FakeRequest:
+    def __init__(self, inputs: Inputs) -> None:
+        self.size = f"{inputs.grids[0].width} by {inputs.grids[0].height}"
+        self.done = False
+        self.error: Exception | None = None
+
+    def result(self) -> Generation:
+        if self.error is not None:
+            raise self.error
+        return Generation(f" {self.size}\n", [1], "stop", Usage(7, 3, 1), Timings())
+
+
+class FakeModel:
+    """Its own engine: captions an image with its size. `trouble` is called with that size and may raise."""
+
+    name = "fake"
+    config = SimpleNamespace(vision=object())
+
+    def __init__(self, trouble: Callable[[str], None] = lambda size: None, check: Any = lambda params: None) -> None:
+        self.trouble = trouble
+        self.check = check
+        self.processor = FakeProcessor()
+        self.engine = self
+        self.queue: list[FakeRequest] = []
+        self.most = 0  # requests at once
+
+    def submit(self, inputs: Inputs, params: SamplingParams) -> FakeRequest:
+        self.queue.append(FakeRequest(inputs))
+        self.most = max(self.most, len(self.queue))
+        return self.queue[-1]
+
+    def step(self) -> None:
+        for request in self.queue:
+            try:
+                self.trouble(request.size)
+            except Exception as error:
+                request.error = error
+            request.done = True
+        self.queue.clear()
+
+    def cancel(self, request: FakeRequest) -> None:
+        if request in self.queue:
+            self.queue.remove(request)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    text = path.read_bytes()
+    assert text == b"" or text.endswith(b"\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def run(archive: Path, out: Path, model: Any = None, **options: Any) -> Tally:
+    return caption_images(model or FakeModel(), [archive], out, **{"batch_size": 4} | options)
+
+
+def assert_complete(archive: Path, out: Path) -> None:
+    rows = read(out)
+    assert sorted(row["image"] for row in rows) == sorted(expand_sources([archive]))
+    for row in rows:
+        if row["image"].endswith("broken.jpg"):
+            assert "caption" not in row
+            assert "broken.jpg" in row["error"]
+        else:
+            width, height = Image.open(row["image"]).size
+            assert row["caption"] == f"{width} by {height}"
+            assert "error" not in row

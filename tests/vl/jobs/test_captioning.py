@@ -1,0 +1,127 @@
+"""Captioning jobs: a row for every source exactly once, and what a row holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from preprocessing import Patcher
+from vl.errors import DeviceError, InputError
+from vl.jobs import caption_images, caption_rows, expand_sources
+
+from .fakes import FakeModel, assert_complete, read, run
+
+
+def test_rows(archive: Path, tmp_path: Path) -> None:
+    seen = []
+    tally = run(archive, tmp_path / "new" / "out.jsonl", on_row=lambda row, tally: seen.append(row))
+    rows = read(tmp_path / "new" / "out.jsonl")
+    assert seen == rows
+    assert_complete(archive, tmp_path / "new" / "out.jsonl")
+    assert (tally.captions, tally.errors, tally.skipped) == (12, 1, 0)
+    good = rows[0]
+    assert good == {
+        "image": str(archive / "shelf0" / "03.png"),
+        "caption": "3 by 5",
+        "width": 3,
+        "height": 5,
+        "resolution": list(Patcher().resolution(3, 5)),
+        "tiles": Patcher().grid(3, 5).tiles,
+        "prompt_tokens": 7,
+        "image_tokens": 3,
+        "completion_tokens": 1,
+        "finish_reason": "stop",
+        "model": "fake",
+        "prompt": "Describe this image.",
+        "settings": {
+            "max_new_tokens": 256,
+            "temperature": 0.0,
+            "top_p": 1.0,
+            "top_k": 0,
+            "seed": None,
+            "stop": [],
+            "background": None,
+        },
+    }
+    bad = next(row for row in rows if "error" in row)
+    assert set(bad) == set(good) - {"caption"} | {"error"}
+    assert bad["width"] is None
+
+
+def test_duplicates_are_one_row(archive: Path, tmp_path: Path) -> None:
+    path = archive / "shelf0" / "03.png"
+    twice = [path, f"{archive}//shelf0/./03.png", archive / "shelf0"]
+    tally = caption_images(FakeModel(), twice, tmp_path / "out.jsonl", batch_size=2)
+    rows = read(tmp_path / "out.jsonl")
+    assert [row["image"] for row in rows] == [str(archive / "shelf0" / f"{n:02}.png") for n in (3, 6, 9, 12)]
+    assert tally.skipped == 2
+
+
+def test_an_answer_that_fails_costs_its_row(archive: Path, tmp_path: Path) -> None:
+    def trouble(size: str) -> None:
+        if size == "6 by 5":
+            raise DeviceError("too large")
+
+    run(archive, tmp_path / "out.jsonl", FakeModel(trouble))
+    rows = read(tmp_path / "out.jsonl")
+    errors = {Path(row["image"]).name: row["error"] for row in rows if "error" in row}
+    assert set(errors) == {"06.png", "broken.jpg"}
+    assert errors["06.png"] == "too large"
+    assert len(rows) == 13
+
+
+def test_a_bug_while_generating_stops_the_job_with_what_is_done(archive: Path, tmp_path: Path) -> None:
+    def trouble(size: str) -> None:
+        if size == "11 by 5":  # the last of 13: at most two others are answered with it
+            raise AssertionError("a bug")
+
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(AssertionError, match="a bug"):
+        run(archive, out, FakeModel(trouble), batch_size=3)
+    names = [row["image"] for row in read(out)]
+    assert names == list(expand_sources([archive]))[: len(names)]
+    assert len(names) >= 9
+    run(archive, out)
+    assert_complete(archive, out)
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    Image.new("RGB", (9, 4)).save(tmp_path / "ok.png")
+    os.rename(tmp_path / "ok.png", tmp_path / name)
+    out = tmp_path / "out.jsonl"
+    assert caption_images(FakeModel(), [tmp_path], out).captions == 1
+    assert caption_images(FakeModel(), [tmp_path], out).skipped == 1
+    assert read(out)[0]["image"] == str(tmp_path / name)
+
+
+def test_memory_is_bounded_by_the_batch(archive: Path) -> None:
+    """A stream of sources is read no further ahead than two batches."""
+    taken = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield str(archive / "shelf0" / "03.png")
+
+    batches = caption_rows(FakeModel(), endless(), batch_size=3)  # type: ignore[arg-type]
+    for done in range(1, 6):
+        assert len(next(batches)) == 3
+        assert taken <= 3 * done + 2 * 3 + 1
+
+
+def test_unusable_models_and_options_are_errors_of_the_job(archive: Path, tmp_path: Path) -> None:
+    text_only = FakeModel()
+    text_only.config = SimpleNamespace(vision=None)
+    with pytest.raises(InputError, match="text-only"):
+        run(archive, tmp_path / "out.jsonl", text_only)
+    with pytest.raises(InputError, match="temperature"):
+        run(archive, tmp_path / "out.jsonl", temperature=-1.0)
+    with pytest.raises(InputError, match="batch_size"):
+        run(archive, tmp_path / "out.jsonl", batch_size=0)
