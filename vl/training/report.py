@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vl.training.batch import Skipped
+from vl.training.curve import LOG, PICTURE, draw_curve, read_log
 from vl.training.lengths import SKIPPED
 
-LOG = "log.jsonl"
 EVENTS = "tensorboard"
 
 
@@ -62,9 +62,9 @@ class Report:
             print(f"skipped {record.record}: {record.cause}", flush=True)
 
     def close(self) -> None:
-        """Draws the loss curve and ends the event file."""
-        if self.active:
-            draw_curve(self.out)
+        """Has the loss curve drawn and ends the event file."""
+        if self.active and (cause := draw_curve(self.out)):
+            self.tell(f"{self.out / PICTURE} was not drawn: {cause}")
         if self.events is not None:
             self.events.close()
 
@@ -75,49 +75,3 @@ def _event_writer(folder: Path, step: int) -> Any:
     except ImportError:
         return None
     return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
-
-
-def read_log(out: Path) -> list[dict[str, Any]]:
-    """The records of a run, oldest first; a last line torn by a kill is dropped."""
-    path = out / LOG
-    records = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
-
-
-def draw_curve(out: Path) -> Path | None:
-    """Draws `out/loss.png` from the log: training and held-out loss, and the held-out exact-match rates.
-
-    Returns None where matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        return None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    records = read_log(out)
-    train = [r for r in records if r["kind"] == "train"]
-    evals = [r for r in records if r["kind"] == "eval"]
-    figure, (loss, exact) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-    loss.plot([r["step"] for r in train], [r["loss"] for r in train], linewidth=0.8, label="training")
-    for kind in dict.fromkeys(key.removesuffix("_loss") for r in evals for key in r if key.endswith("_loss")):
-        of_kind = [r for r in evals if f"{kind}_loss" in r]
-        steps = [r["step"] for r in of_kind]
-        loss.plot(steps, [r[f"{kind}_loss"] for r in of_kind], marker=".", label=f"held-out {kind}")
-        exact.plot(steps, [r[f"{kind}_exact"] for r in of_kind], marker=".", label=kind)
-    loss.set(xlabel="step", ylabel="loss (nats per token)", yscale="log")
-    exact.set(xlabel="step", ylabel="held-out captions exactly right", ylim=(0, 1))
-    for axes in (loss, exact):
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
-    path = out / "loss.png"
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path

@@ -231,8 +231,7 @@ class Trainer:
                 self.save()
                 saved = progress.seconds
             progress.seconds = before + self.world.slowest(time.perf_counter() - begun)
-        # Ends the workers: matplotlib, which draws the report, can keep this frame until the process is gone.
-        del data
+        del data  # ends the workers
         if progress.seconds > evaluated:
             self.evaluate()
         self.save()

@@ -13,8 +13,8 @@ import torch
 import vl
 from vl.training.batch import Batch
 from vl.training.config import TrainConfig
+from vl.training.curve import read_log
 from vl.training.folder import begin_run, check_folder
-from vl.training.report import read_log
 from vl.training.state import load_state
 from vl.training.train import Trainer, train
 

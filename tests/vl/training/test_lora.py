@@ -13,8 +13,8 @@ from torch import nn
 import vl
 from vl.training import load_adapter, train
 from vl.training.config import ADAPTABLE, LoRAConfig, TrainConfig
+from vl.training.curve import read_log
 from vl.training.lora import CONFIG, WEIGHTS, Adapters, adaptable, new_adapters
-from vl.training.report import read_log
 from vl.training.state import load_state
 from vl.training.train import Trainer
 

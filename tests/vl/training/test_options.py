@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 import vl
 from vl.nano.kinds import KINDS
 from vl.training.config import PARTS, LoRAConfig, TrainConfig, find_recipes
-from vl.training.report import read_log
+from vl.training.curve import read_log
 from vl.training.state import load_state
 from vl.training.train import Trainer, train
 
@@ -263,3 +264,21 @@ def test_a_preset_alone_says_what_is_missing(tmp_path: Path) -> None:
         Trainer(TrainConfig.of_file("align", changes), tmp_path, "cpu")
     with pytest.raises(vl.ConfigError, match=r"--data"):
         TrainConfig.read("align")
+
+
+def test_tuning_adapters_on_ones_own_data_imports_no_renderer(start: Path, data: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from vl.cli.app import run\n"
+        "start, data, out = sys.argv[1:]\n"
+        "args = ['train', 'lora', '--init', start, '--data', data, '--out', out, '--device', 'cpu']\n"
+        "assert run(args) == 0\n"
+        "renderers = ('matplotlib', 'fontTools', 'vl.nano.pictures', 'vl.nano.render')\n"
+        "print(*(name for name in sys.modules if name.startswith(renderers)))"
+    )
+    command = [sys.executable, "-c", code, str(start), str(data), str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=Path(vl.__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "run" / "loss.png").exists() == (find_spec("matplotlib") is not None)
+    assert done.stdout.splitlines()[-1] == "", "none of these modules"

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 import vl
 from vl.training.config import TrainConfig
+from vl.training.curve import read_log
 from vl.training.lora import WEIGHTS
 from vl.training.parallelize import World, gather, local, shard
-from vl.training.report import read_log
 from vl.training.state import load_state
 from vl.training.train import Trainer, train
 

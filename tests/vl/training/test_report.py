@@ -3,9 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vl.training.batch import Skipped
-from vl.training.report import EVENTS, Report, read_log
+from vl.training.curve import PICTURE, draw_curve, read_log
+from vl.training.report import EVENTS, Report
 
 
 def test_tensorboard_gets_what_the_log_gets(tmp_path: Path) -> None:
@@ -48,3 +50,27 @@ def test_skipped_records_are_kept_and_printed(tmp_path: Path, capsys: pytest.Cap
     Report(tmp_path).skip([Skipped("a.jsonl:3", "truncated")])
     assert capsys.readouterr().out == "skipped a.jsonl:3: truncated\n"
     assert (tmp_path / "skipped.jsonl").read_text("utf-8") == '{"record": "a.jsonl:3", "cause": "truncated"}\n'
+
+
+def test_the_curve_is_drawn_by_another_process(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    report = Report(tmp_path)
+    report.write("train", 1, loss=1.0)
+    assert draw_curve(tmp_path) is None
+    with Image.open(tmp_path / PICTURE) as picture:
+        assert picture.size == (1210, 440)
+
+
+def test_a_curve_that_cannot_be_drawn_is_told_and_ends_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / PICTURE).mkdir()
+    Report(tmp_path).close()
+    assert f"{tmp_path / PICTURE} was not drawn: IsADirectoryError" in capsys.readouterr().out
+
+
+def test_without_matplotlib_there_is_no_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vl.training.curve.find_spec", lambda name: None)
+    assert draw_curve(tmp_path) is None
+    assert not list(tmp_path.iterdir())
