@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from text_backbone.part import Part
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -18,24 +20,28 @@ class Slot:
         load: keeps the values of a tensor of that shape, of any float dtype and on any device: cast, packed, or the
             part of them that belongs here. Raises ValueError if a value is not finite as it is kept.
         read: the values as a tensor of that shape, in the dtype and on the device of the model; for a plain parameter
-            a view of it.
+            a view of it. With `part`, the values that are here.
         exact: whether its dtype is part of how the values are stored; files are then written in no other.
+        part: of a tensor of that shape, a view of what is here, where several processes share it; None for all of it.
     """
 
     shape: tuple[int, ...]
     load: Callable[[Tensor], None]
     read: Callable[[], Tensor]
     exact: bool = False
+    part: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
-    def of(cls, view: Tensor) -> Slot:
-        """The slot of a plain parameter or of a part of one."""
+    def of(cls, view: Tensor, part: Part | None = None) -> Slot:
+        """The slot of a plain parameter or of a slice of one; of a `part` that is stored there, the whole tensor's."""
         view = view.detach()
 
         def load(tensor: Tensor) -> None:
-            view.copy_(tensor)
+            view.copy_(tensor if part is None else part.of(tensor))
             # Extremes carry NaN along, and need no temporary the size of the tensor.
             if view.numel() and not view.is_meta and not torch.stack(torch.aminmax(view)).isfinite().all():
                 raise ValueError("NaN or infinite values")
 
-        return cls(tuple(view.shape), load, lambda: view)
+        if part is None or part.is_all:
+            return cls(tuple(view.shape), load, lambda: view)
+        return cls(part.whole, load, lambda: view, part=part.of)

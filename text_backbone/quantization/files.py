@@ -55,17 +55,21 @@ def stored_parts(format: str, rows: int, columns: int) -> Parts:
 
 def stored_slots(weight: Quantized, index: tuple[int, ...]) -> dict[str, Slot]:
     """Suffix to the place of a tensor of `stored_parts`; what is there is copied, not quantised again."""
-    parts = weight.at(index)
+    told = stored_parts(weight.format, *weight.part.whole)
+
+    def field(suffix: str, name: str) -> Slot:
+        return _field(weight, index, name, told[suffix][1] or ())
+
     if weight.format != "nf4":
-        return {"": _exact(parts.codes), "_scale": _exact(parts.scales.unsqueeze(-1))}
-    levels, steps = torch.tensor(nf4.LEVELS), nf4.scale_map(torch.device("cpu"))
+        return {"": field("", "codes"), "_scale": field("_scale", "scales")}
+    levels, steps, offset = torch.tensor(nf4.LEVELS), nf4.scale_map(torch.device("cpu")), weight.at(index).offset
     return {
-        "": _exact(parts.codes.unsqueeze(-1)),
-        ".absmax": _exact(parts.scales),
-        ".nested_absmax": _exact(parts.nested),
+        "": field("", "codes"),
+        ".absmax": field(".absmax", "scales"),
+        ".nested_absmax": field(".nested_absmax", "nested"),
         ".nested_quant_map": _constant(steps),
         ".quant_map": _constant(levels),
-        STATE: Slot((-1,), partial(_load_state, weight, parts.offset), partial(_state, weight, parts.offset), True),
+        STATE: Slot((-1,), partial(_load_state, weight, offset), partial(_state, weight, offset), True),
     }
 
 
@@ -75,13 +79,21 @@ def packed(matrix: Tensor, format: str) -> dict[str, Tensor]:
     return {suffix: slot.read() for suffix, slot in stored_slots(weight, ()).items()}
 
 
-def _exact(view: Tensor) -> Slot:
-    def load(tensor: Tensor) -> None:
-        if view.dtype in (torch.float32, torch.float8_e4m3fn):
-            checked(tensor)
-        view.copy_(tensor)
+def _field(weight: Quantized, index: tuple[int, ...], name: str, shape: tuple[int, ...]) -> Slot:
+    """The place of a field of a matrix that files hold as `shape`: with a last dimension of 1 more, or as it is."""
+    stored: Tensor = getattr(weight, name)[index]
+    column = stored.dim() < len(shape)
 
-    return Slot(tuple(view.shape), load, lambda: view, True)
+    def part(whole: Tensor) -> Tensor:
+        return weight.cut(name, whole.squeeze(-1) if column else whole)
+
+    def load(tensor: Tensor) -> None:
+        if stored.dtype in (torch.float32, torch.float8_e4m3fn):
+            checked(tensor)
+        stored.copy_(part(tensor).reshape(stored.shape))
+
+    view = stored.unsqueeze(-1) if column else stored
+    return Slot(shape, load, lambda: view, True, None if view.shape == shape else part)
 
 
 def _constant(values: Tensor) -> Slot:
@@ -97,7 +109,7 @@ def _state(weight: Quantized, offset: Tensor) -> Tensor:
         "quant_type": "nf4",
         "blocksize": nf4.BLOCK,
         "dtype": str(weight.dtype).removeprefix("torch."),
-        "shape": [weight.rows, weight.columns],
+        "shape": list(weight.part.whole),
         "nested_blocksize": nf4.NESTED,
         "nested_dtype": "float32",
         "nested_offset": offset.item(),
@@ -113,7 +125,7 @@ def _load_state(weight: Quantized, offset: Tensor, tensor: Tensor) -> None:
     wanted = {
         "quant_type": "nf4",
         "blocksize": nf4.BLOCK,
-        "shape": [weight.rows, weight.columns],
+        "shape": list(weight.part.whole),
         "nested_blocksize": nf4.NESTED,
     }
     for key, value in wanted.items():

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from text_backbone.kernels import row_scaled
 from text_backbone.kernels.row_scaled import reference
+from text_backbone.part import Part
 from text_backbone.quantization.finite import checked
 
 
@@ -33,6 +34,11 @@ def empty(lead: tuple[int, ...], rows: int, columns: int, device: torch.device |
 def quantize(matrix: Tensor) -> FP8:
     """One matrix [rows, columns] of any float dtype, on its device. ValueError if a value is not finite."""
     return FP8(*reference.row_codes(checked(matrix)))
+
+
+def cut(name: str, whole: Tensor, part: Part) -> Tensor:
+    """A view of what a part of a matrix has of the field `name` of the whole: a row's scale is that of its parts."""
+    return part.of(whole)
 
 
 def dequantize(weight: FP8, columns: int, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from text_backbone.kernels import row_scaled
 from text_backbone.kernels.row_scaled import reference
+from text_backbone.part import Part
 from text_backbone.quantization.finite import checked
 
 MOST = 127  # the codes are symmetric: -128 is not used
@@ -39,6 +40,11 @@ def quantize(matrix: Tensor) -> Int8:
     # A row of zeros has the scale 0 and codes of 0.
     codes = (values / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round_().clamp_(-MOST, MOST)
     return Int8(codes.to(torch.int8), scales)
+
+
+def cut(name: str, whole: Tensor, part: Part) -> Tensor:
+    """A view of what a part of a matrix has of the field `name` of the whole: a row's scale is that of its parts."""
+    return part.of(whole)
 
 
 def dequantize(weight: Int8, columns: int, dtype: torch.dtype) -> Tensor:

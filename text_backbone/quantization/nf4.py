@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from text_backbone.part import Part
 from text_backbone.quantization.finite import checked
 
 BLOCK, NESTED = 64, 256  # values to a scale, scales to a scale of scales
@@ -31,7 +32,8 @@ class NF4(NamedTuple):
 
     codes: uint8 [..., rows * columns / 2], two values a byte, the first in the upper four bits. scales: uint8
     [..., blocks], indices into `scale_map`. nested: float32 [..., blocks / 256], and offset: float32 [...]; the scale
-    of block b is `scale_map[scales[b]] * nested[b // 256] + offset`.
+    of block b is `scale_map[scales[b]] * nested[b // 256] + offset`. A part of a matrix has codes and scales of its
+    own blocks alone, and `nested` and `offset` of all: b then is a block's number in the whole, see `block_scales`.
     """
 
     codes: Tensor
@@ -115,19 +117,44 @@ def _normalised(values: Tensor, block: int) -> tuple[Tensor, Tensor]:
     return largest, (parts * (1 / largest.clamp(min=1e-38))[:, None]).clamp(-1, 1).flatten()
 
 
-def dequantize(weight: NF4, columns: int, dtype: torch.dtype) -> Tensor:
-    """[..., rows, columns] in `dtype`, from products taken in float32."""
+def cut(name: str, whole: Tensor, part: Part) -> Tensor:
+    """A view of what a part of a matrix has of the field `name` of the whole.
+
+    Raises:
+        ValueError: if the part does not consist of whole blocks of 64.
+    """
+    if part.is_all or name not in ("codes", "scales"):
+        return whole
+    blocks = part.coarser(BLOCK)  # of codes too: it refuses what would cut a block
+    fields = blocks if name == "scales" else part.coarser(2)
+    return fields.of(whole.view(fields.whole))
+
+
+def dequantize(weight: NF4, columns: int, dtype: torch.dtype, first: int = 0, stride: int = 0) -> Tensor:
+    """[..., rows, columns] in `dtype`, from products taken in float32; `first` and `stride` as of `block_scales`."""
     values = F.embedding(weight.codes.int(), pairs(weight.codes.device)).flatten(-2)  # [..., rows * columns]
-    scales = block_scales(weight)[..., None].expand(*weight.scales.shape, BLOCK).flatten(-2)
+    scales = block_scales(weight, columns, first, stride)[..., None].expand(*weight.scales.shape, BLOCK).flatten(-2)
     return values.mul_(scales[..., : values.shape[-1]]).to(dtype).unflatten(-1, (-1, columns))
 
 
-def linear(weight: NF4, columns: int, x: Tensor) -> Tensor:
+def linear(weight: NF4, columns: int, x: Tensor, first: int = 0, stride: int = 0) -> Tensor:
     """Rows x [T, columns] times the matrix, or the matrices one below the other: [T, rows] in x's dtype."""
-    return F.linear(x, dequantize(weight, columns, x.dtype).flatten(0, -2))
+    return F.linear(x, dequantize(weight, columns, x.dtype, first, stride).flatten(0, -2))
 
 
-def block_scales(weight: NF4) -> Tensor:
-    """float32 [..., blocks], the scale of every block."""
-    nested = weight.nested.repeat_interleave(NESTED, dim=-1)[..., : weight.scales.shape[-1]]
+def block_scales(weight: NF4, columns: int = 0, first: int = 0, stride: int = 0) -> Tensor:
+    """float32 [..., blocks], the scale of every block.
+
+    Args:
+        columns, first, stride: of a part of a matrix, its columns, the number of its first block in the whole, and the
+            blocks in a row of the whole. Block j of row r is then number `first + r * stride + j`. Without a stride
+            blocks have the numbers that they have here.
+    """
+    count = weight.scales.shape[-1]
+    if stride:
+        block = torch.arange(count, device=weight.scales.device)
+        across = columns // BLOCK
+        nested = weight.nested[..., (first + block // across * stride + block % across) // NESTED]
+    else:
+        nested = weight.nested.repeat_interleave(NESTED, dim=-1)[..., :count]
     return scale_map(weight.scales.device)[weight.scales.int()] * nested + weight.offset[..., None]

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from text_backbone.part import Part
 from text_backbone.quantization import fp8, int8, nf4
 from text_backbone.slot import Slot
 
@@ -22,6 +23,8 @@ class Format(Protocol):
     @property
     def quantize(self) -> Callable[[Tensor], Any]: ...
     @property
+    def cut(self) -> Callable[[str, Tensor, Part], Tensor]: ...
+    @property
     def dequantize(self) -> Callable[..., Tensor]: ...
     @property
     def linear(self) -> Callable[..., Tensor]: ...
@@ -33,15 +36,21 @@ FORMATS: dict[str, Format] = {"int8": int8, "fp8": fp8, "nf4": nf4}
 class Quantized(nn.Module):
     """Matrices [*lead, rows, columns] in a format, their tensors as buffers of the names that the format gives them.
 
-    Moves with the model, and keeps its dtypes when the model is cast.
+    Moves with the model, and keeps its dtypes when the model is cast. Of matrices that several processes share, each
+    holds a part, which is exactly that part of the whole matrix when it is quantised.
 
     Args:
         format: one of `FORMATS`.
         lead, rows, columns: the shape of what is stored.
         dtype: in which values are read out.
+        part: where `rows` and `columns` lie in the whole matrix; None if they are all of it.
+
+    Attributes:
+        first, stride: for NF4, whose scales are numbered through the whole matrix: the number of the first block of 64
+            columns that is stored, and blocks in a row of the whole. Block j of row r is `first + r * stride + j`.
 
     Raises:
-        ValueError: if the format cannot hold matrices of this size.
+        ValueError: if the format cannot hold matrices of this size, or such a part of one.
     """
 
     def __init__(
@@ -53,20 +62,33 @@ class Quantized(nn.Module):
         *,
         device: torch.device | str | None,
         dtype: torch.dtype,
+        part: Part | None = None,
     ) -> None:
         super().__init__()
         self.format, self.lead, self.rows, self.columns, self.dtype = format, lead, rows, columns, dtype
         self._form = FORMATS[format]
-        room = self._form.empty(lead, rows, columns, device)
-        self._tuple = type(room)
-        for name, part in room._asdict().items():
-            self.register_buffer(name, part)
+        self.part = part or Part.all_of((rows, columns))
+        if self.part.shape != (rows, columns):
+            raise ValueError(f"a part of {self.part.shape} is not of the {rows} x {columns} that are stored")
+        self.stride = self.part.whole[1] // nf4.BLOCK
+        self.first = self.part.ranges[0][0] * self.stride + self.part.ranges[1][0] // nf4.BLOCK
+        self._numbers = () if format != "nf4" or self.part.is_all else (self.first, self.stride)
+        whole = self._form.empty((), *self.part.whole, "meta")
+        self._tuple = type(whole)
+        for name, tensor in whole._asdict().items():
+            kept = self._form.cut(name, tensor, self.part)
+            shape = kept.flatten().shape if tensor.dim() == 1 else kept.shape  # as many dimensions as the whole's
+            self.register_buffer(name, torch.empty((*lead, *shape), dtype=tensor.dtype, device=device))
 
     @classmethod
-    def of(cls, tensor: Tensor, format: str) -> Quantized:
-        """A tensor [..., rows, columns], quantised on its device; of one on `meta`, the room for it."""
+    def of(cls, tensor: Tensor, format: str, part: Part | None = None) -> Quantized:
+        """A tensor [..., rows, columns], quantised on its device; of one on `meta`, the room for it.
+
+        With a `part` the tensor is on `meta`: a part's codes come from the whole matrix.
+        """
+        assert part is None or tensor.is_meta
         *lead, rows, columns = tensor.shape
-        stored = cls(format, tuple(lead), rows, columns, device=tensor.device, dtype=tensor.dtype)
+        stored = cls(format, tuple(lead), rows, columns, device=tensor.device, dtype=tensor.dtype, part=part)
         if not tensor.is_meta:
             for index in product(*map(range, lead)):
                 stored.load(index, tensor.detach()[index])
@@ -77,21 +99,27 @@ class Quantized(nn.Module):
         return self._tuple(*(getattr(self, name)[index] for name in self._tuple._fields))
 
     def load(self, index: tuple[int, ...], matrix: Tensor) -> None:
-        """Quantise a matrix [rows, columns] on this device. ValueError if a value is not finite."""
-        for part, value in zip(self.at(index), self._form.quantize(matrix.to(self.device)), strict=True):
-            part.copy_(value)
+        """Quantise a whole matrix on this device, and keep what is stored here. ValueError if a value is not finite."""
+        for name, value in self._form.quantize(matrix.to(self.device))._asdict().items():
+            stored = getattr(self, name)[index]
+            stored.copy_(self.cut(name, value).reshape(stored.shape))
+
+    def cut(self, name: str, whole: Tensor) -> Tensor:
+        """A view of what is stored here of the field `name` of a whole quantised matrix."""
+        return self._form.cut(name, whole, self.part)
 
     def read(self, index: tuple[int, ...] = ()) -> Tensor:
         """The matrix or matrices at a place, in `dtype`."""
-        return self._form.dequantize(self.at(index), self.columns, self.dtype)
+        return self._form.dequantize(self.at(index), self.columns, self.dtype, *self._numbers)
 
     def slot(self, index: tuple[int, ...] = ()) -> Slot:
         """The place of one matrix under its released name."""
-        return Slot((self.rows, self.columns), partial(self.load, index), partial(self.read, index))
+        part = None if self.part.is_all else self.part.of
+        return Slot(self.part.whole, partial(self.load, index), partial(self.read, index), part=part)
 
     def linear(self, index: tuple[int, ...], x: Tensor) -> Tensor:
         """Rows x [n, columns] times the matrix at a place, or those there one below the other: [n, rows], x's dtype."""
-        return self._form.linear(self.at(index), self.columns, x)
+        return self._form.linear(self.at(index), self.columns, x, *self._numbers)
 
     def products(self) -> Sequence[Callable[[Tensor], Tensor]]:
         """`linear` of every place in the first dimension."""
