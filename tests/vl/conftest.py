@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -10,18 +10,41 @@ import pytest
 import vl
 from preprocessing.chat import Conversation
 from preprocessing.images import load_image
+from vl.engine import SamplingParams
 
 Reply = Callable[[Conversation], str]
 
 
 @dataclass
+class Said:
+    """A request to a parrot."""
+
+    answer: str
+    done: bool = False
+    error: Exception | None = None
+
+    def result(self) -> Any:
+        return SimpleNamespace(text=self.answer, finish_reason="stop")
+
+
+@dataclass
 class Parrot:
-    """Stands in for a model: `reply` says what it answers to a conversation. Images are read, not looked at."""
+    """Stands in for a model and its engine: `reply` says what it answers to a conversation. Images are not looked at.
+
+    Attributes:
+        batches: how many were answered at once, step by step.
+        new_tokens: what was allowed.
+    """
 
     reply: Reply
     name: str = "parrot"
     batches: list[int] = field(default_factory=list)
     new_tokens: set[int] = field(default_factory=set)
+    queue: list[Said] = field(default_factory=list)
+
+    @property
+    def engine(self) -> Parrot:
+        return self
 
     def processor(self, messages: Any) -> Any:
         conversation = Conversation.of(messages)
@@ -29,13 +52,26 @@ class Parrot:
         grids = [SimpleNamespace(width=image.width, height=image.height) for image in images]
         return SimpleNamespace(conversation=conversation, images=images, grids=grids)
 
-    def generate(self, batch: Sequence[Any], max_new_tokens: int) -> list[Any]:
-        self.batches.append(len(batch))
-        self.new_tokens.add(max_new_tokens)
-        answers = [self.reply(inputs.conversation) for inputs in batch]
-        if "too long" in answers:
+    def check(self, params: SamplingParams) -> None:
+        self.new_tokens.add(params.max_new_tokens)
+
+    def submit(self, inputs: Any, params: SamplingParams) -> Said:
+        self.new_tokens.add(params.max_new_tokens)
+        answer = self.reply(inputs.conversation)
+        if answer == "too long":
             raise vl.InputError("this prompt has too many tokens")
-        return [SimpleNamespace(text=answer, finish_reason="stop") for answer in answers]
+        self.queue.append(Said(answer))
+        return self.queue[-1]
+
+    def step(self) -> None:
+        self.batches.append(len(self.queue))
+        for said in self.queue:
+            said.done = True
+        self.queue.clear()
+
+    def cancel(self, request: Said) -> None:
+        if request in self.queue:
+            self.queue.remove(request)
 
 
 @pytest.fixture

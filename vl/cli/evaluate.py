@@ -17,10 +17,12 @@ from rich.text import Text
 from vl.cli.console import (
     EXIT_INTERRUPTED,
     EXIT_SOME_FAILED,
+    BackgroundOption,
     DeviceOption,
     DTypeOption,
     ModelOption,
     QuantizationOption,
+    check_options,
     complain,
     load_model,
     plural,
@@ -28,13 +30,13 @@ from vl.cli.console import (
     stderr_console,
     stdout_console,
 )
+from vl.cli.scores import error_table, metric_table, mistake_table, score_table, task_table
 
 if TYPE_CHECKING:
-    from vl.evaluation import OutFolder, Result, Row, Target
+    from vl.evaluation import OutFolder, Result, Row
     from vl.model import MiniMaxVL
     from vl.nano.mix import Mix
 
-_EXAMPLES, _ERRORS = 5, 20
 _DATA_SUFFIXES = (".jsonl", ".ndjson")
 _LOG_SECONDS = 30.0
 _READINGS = 100  # texts of each height
@@ -90,6 +92,7 @@ def evaluate(
     device: DeviceOption = None,
     dtype: DTypeOption = None,
     quantization: QuantizationOption = None,
+    background: BackgroundOption = None,
 ) -> None:
     """Score a model on built-in tasks, or on your own questions.
 
@@ -103,12 +106,14 @@ def evaluate(
         return
     if overwrite and out is None:
         raise typer.BadParameter("--overwrite goes with --out")
+    check_options({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}, background)
+    loading = {"quantization": quantization, "background": background, "max_batch_size": batch_size}
     if resolution is not None:
         if names or everything or out or recipe:
             raise typer.BadParameter(
                 "goes with the options of the model and of answering alone", param_hint="--resolution"
             )
-        loaded = load_model(model, device, dtype, quantization=quantization, max_batch_size=batch_size)
+        loaded = load_model(model, device, dtype, **loading)
         _read_by_height(loaded, resolution, _Run(count, batch_size, None, max_new_tokens, None, None))
         return
     jobs = _jobs(names or [], everything, metric)
@@ -116,7 +121,7 @@ def evaluate(
     folder = None if out is None else OutFolder(out, overwrite=overwrite)
     run = _Run(count, batch_size, metric, max_new_tokens, mix, folder)
     totals = [run.total(job) for job in jobs]
-    loaded = load_model(model, device, dtype, quantization=quantization, max_batch_size=batch_size)
+    loaded = load_model(model, device, dtype, **loading)
     results: list[Result] = []
     try:
         with folder or nullcontext():
@@ -126,7 +131,7 @@ def evaluate(
                     if json:
                         print(jsonlib.dumps({"model": model, **result.to_json()}, ensure_ascii=False), flush=True)
             if folder:
-                folder.finish(model, results, gallery)
+                folder.finish(model, results, gallery, background=background)
     except KeyboardInterrupt:
         if folder:
             complain(f"the answers so far are in {folder.path}", kind="interrupted")
@@ -307,85 +312,3 @@ def _show(model: str, results: list[Result], folder: OutFolder | None) -> None:
         from vl.evaluation.output import FAILURES
 
         console.print(Text(f"what went wrong: {printable(str(folder.path / FAILURES))}"), soft_wrap=True)
-
-
-def score_table(results: list[Result], model: str) -> Table:
-    """The scores of every task; columns for errors and targets where there are any."""
-    from vl.evaluation import METRICS, label
-
-    with_errors, with_targets = any(r.errors for r in results), any(r.targets for r in results)
-    columns = ("task", "examples", *(("errors",) if with_errors else ()), "score", "value")
-    table = Table(*columns, *(("target",) if with_targets else ()), title=Text(f"scores of {printable(model)}"))
-    for column in table.columns:
-        column.justify = "right" if column.header in ("examples", "errors", "value") else "left"
-    for result in results:
-        head: list[str | Text] = [Text(printable(result.task)), f"{result.count:,}"]
-        if with_errors:
-            head.append(Text(f"{len(result.errors):,}", style="red") if result.errors else "")
-        if not result.scores:
-            table.add_row(*head)
-        for name, value in result.scores.items():
-            assert result.metric is not None
-            target = result.target(name)
-            value_cell = METRICS[result.metric].show(name, value)
-            table.add_row(*head, label(name), value_cell, *((_verdict(target, value),) if target else ()))
-            head = [""] * len(head)
-        table.add_section()
-    return table
-
-
-def _verdict(target: Target, value: float) -> Text:
-    met = target.met(value)
-    return Text(f"{target.show()} {'met' if met else 'missed'}", style="green" if met else "red")
-
-
-def mistake_table(result: Result) -> Table | None:
-    """The worst answers beside what was expected; None if all are right."""
-    wrong = result.failures[:_EXAMPLES]
-    if not wrong:
-        return None
-    table = Table("example", "size", "asked", "expected", "answer", title="worst mistakes", show_lines=True)
-    for row in wrong:
-        texts = (row.place, _sizes(row), row.prompt, "\n".join(row.references), row.answer or "")
-        table.add_row(*(Text(printable(text)) for text in texts))
-    return table
-
-
-def error_table(results: list[Result]) -> Table | None:
-    """The examples that could not be used, with line and cause; None if all could."""
-    errors = [(result, row) for result in results for row in result.errors]
-    if not errors:
-        return None
-    total = sum(len(result.rows) for result in results)
-    title = f"{len(errors):,} of {plural(total, 'example')} could not be used"
-    table = Table("task", "example", "cause", title=Text(title, style="red"))
-    for result, row in errors[:_ERRORS]:
-        table.add_row(*(Text(printable(text)) for text in (result.task, row.place, row.error or "")))
-    if len(errors) > _ERRORS:
-        table.add_row("", "", f"and {len(errors) - _ERRORS:,} more: --out DIR writes them all")
-    return table
-
-
-def task_table() -> Table:
-    """The built-in tasks."""
-    from vl.evaluation import find_tasks, label
-
-    table = Table("task", "what it asks", "metric", "target", title="built-in tasks")
-    for task in find_tasks().values():
-        targets = ", ".join(f"{label(target.score)} {target.show()}" for target in task.targets)
-        table.add_row(task.name, task.help, task.metric, targets)
-    return table
-
-
-def metric_table() -> Table:
-    """The metrics, as records name them."""
-    from vl.evaluation import METRICS
-
-    table = Table("metric", "what it measures", title='metrics, for --metric and the "task" of a record')
-    for name, metric in METRICS.items():
-        table.add_row(name, metric.help)
-    return table
-
-
-def _sizes(row: Row) -> str:
-    return ", ".join(f"{width} x {height}" for width, height in row.sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def evaluate(
     Args:
         task: a name of `find_tasks()`, or a task.
         count: pictures.
-        batch_size: conversations generated at once.
+        batch_size: answers written at once; the engine's own `max_batch_size` bounds it too.
         mix: what the task draws from, such as a `vl.nano.mix.Mix`; its own by default.
         max_new_tokens: tokens written at most; the task's own number by default.
         on_rows: called with the rows of each batch.
@@ -153,8 +154,9 @@ def _collect(
     on_rows: OnRows | None,
 ) -> list[Row]:
     rows: list[Row] = []
-    for batch in answer(model, examples, batch_size, max_new_tokens):
-        rows += batch
-        if on_rows:
-            on_rows(batch)
+    with contextlib.closing(answer(model, examples, batch_size, max_new_tokens)) as batches:
+        for batch in batches:
+            rows += batch
+            if on_rows:
+                on_rows(batch)
     return rows

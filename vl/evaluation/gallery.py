@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from preprocessing import ImageSource, load_image
+from preprocessing.alpha import Background
 from vl.evaluation.evaluate import Result
 from vl.evaluation.examples import Row
 from vl.evaluation.metrics import METRICS, label, read_text
@@ -37,25 +38,30 @@ class _Card:
     said: _Pieces
 
 
-def render_gallery(model: str, results: Sequence[Result], most: int = _MOST) -> str:
+def render_gallery(model: str, results: Sequence[Result], most: int = _MOST, *, background: Background = None) -> str:
     """The page, with at most `most` wrong answers to each result, the worst first, and its unusable records.
 
     Pictures are in it, at most 1024 px wide and high. Whatever comes from the data or the model is escaped.
+
+    Args:
+        background: what the model had transparent pictures laid on: its processor's `background`.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = resources.files("vl.evaluation").joinpath("gallery.html").read_text("utf-8")
-    sections = [(result, [_card(row) for row in result.failures[:most]]) for result in results]
+    sections = [(result, [_card(row, background) for row in result.failures[:most]]) for result in results]
     return environment.from_string(source).render(
         model=model, sections=sections, metrics=METRICS, label=label, listed=_LISTED
     )
 
 
-def _card(row: Row) -> _Card:
+def _card(row: Row, background: Background) -> _Card:
     assert row.metric is not None
     assert row.answer is not None
     metric = METRICS[row.metric]
     scores = [(label(name), metric.show(name, ratio.value)) for name, ratio in row.scores.items()]
-    return _Card(row, _pictures(row), scores, *_texts(row.references, row.answer, marked="cer" in row.scores))
+    return _Card(
+        row, _pictures(row, background), scores, *_texts(row.references, row.answer, marked="cer" in row.scores)
+    )
 
 
 def _texts(references: Sequence[str], answer: str, marked: bool) -> tuple[_Pieces, _Pieces]:
@@ -67,19 +73,19 @@ def _texts(references: Sequence[str], answer: str, marked: bool) -> tuple[_Piece
     return expected, [(before, False), *said, (after, False)]
 
 
-def _pictures(row: Row) -> list[str]:
+def _pictures(row: Row, background: Background) -> list[str]:
     """Data URLs of the question's images; an image that is gone since is left out."""
     urls = []
     for source in row.pictures():
         try:
-            urls.append(_data_url(source))
+            urls.append(_data_url(source, background))
         except Exception:  # a damaged page would be worse than a card without its picture
             urls.append("")
     return urls
 
 
-def _data_url(source: ImageSource) -> str:
-    image = load_image(source)
+def _data_url(source: ImageSource, background: Background) -> str:
+    image = load_image(source, background=background)
     if max(image.size) > MAX_SIDE:
         image = image.copy()
         image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from preprocessing.alpha import Background
 from vl.errors import ConfigError
 from vl.evaluation.evaluate import Result
 from vl.evaluation.examples import Row
@@ -62,8 +63,8 @@ class OutFolder:
         except OSError as error:
             raise self._unwritable(error) from None
 
-    def finish(self, model: str, results: Sequence[Result], most: int = 100) -> None:
-        """Write the scores and the page, with at most `most` failures of each result.
+    def finish(self, model: str, results: Sequence[Result], most: int = 100, *, background: Background = None) -> None:
+        """Write the scores and the page, with at most `most` failures of each result; see `render_gallery`.
 
         Raises:
             ConfigError: if they cannot be written.
@@ -71,7 +72,7 @@ class OutFolder:
         scores = {"model": model, "results": [result.summary() for result in results]}
         try:
             self._write(SCORES, json.dumps(scores, ensure_ascii=False, indent=2) + "\n")
-            self._write(FAILURES, render_gallery(model, results, most))
+            self._write(FAILURES, render_gallery(model, results, most, background=background))
         except OSError as error:
             raise self._unwritable(error) from None
 

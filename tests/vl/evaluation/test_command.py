@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
+import re
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -56,6 +60,19 @@ def test_from_a_file_to_a_page(run: Run, data: Path, tmp_path: Path) -> None:
     assert run(data, "--count", 1, "--out", tmp_path / "out", "--overwrite")[0] == 0
 
 
+@pytest.mark.parametrize(("option", "shown"), [((), 0), (("--background", "white"), 255)])
+def test_the_page_shows_transparent_pictures_as_the_model_saw_them(
+    run: Run, tmp_path: Path, option: tuple[str, ...], shown: int
+) -> None:
+    Image.new("RGBA", (64, 48), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    record = {"image": "clear.png", "prompt": "What colour?", "answer": "none of it", "task": "vqa"}
+    (tmp_path / "clear.jsonl").write_text(json.dumps(record))
+    assert run(tmp_path / "clear.jsonl", "--out", tmp_path / "out", *option)[0] == 0
+    (picture,) = re.findall(r"data:image/webp;base64,([^\"]+)", (tmp_path / "out" / "failures.html").read_text())
+    image = Image.open(BytesIO(base64.b64decode(html.unescape(picture))))
+    assert image.convert("RGB").getpixel((30, 20)) == (shown,) * 3
+
+
 def test_all_built_in_tasks_in_one_table(run: Run) -> None:
     code, out, err = run("--all", "--count", 2, "--batch-size", 2)
     assert code == 0
@@ -91,6 +108,7 @@ def test_usage_errors(run: Run, data: Path, tmp_path: Path) -> None:
         ([data, "--metric", "bleu"], "choose from caption"),
         (["words", "--metric", "ocr"], "has its own"),
         (["words", "--overwrite"], "goes with --out"),
+        (["words", "--background", "sky"], "is not a colour"),
     ):
         code, _, err = run(*args)
         assert code == 2
