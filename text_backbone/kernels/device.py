@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 AMPERE = (8, 0)  # the first with bfloat16 tensor cores and asynchronous copies
+ADA = (8, 9)  # the first that converts and multiplies e4m3
 HOPPER = (9, 0)
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _references_only: ContextVar[bool] = ContextVar("references_only", default=False)
@@ -45,6 +46,11 @@ def capability(device: torch.device) -> tuple[int, int]:
     if device.type not in ("cuda", "meta") or torch.version.hip is not None or not torch.cuda.is_available():
         return 0, 0
     return torch.cuda.get_device_capability(device if device.type == "cuda" else None)
+
+
+def has_e4m3(device: torch.device) -> bool:
+    """Whether kernels on a CUDA device can compute with FP8 (e4m3)."""
+    return capability(device) >= ADA
 
 
 @cache

@@ -72,6 +72,32 @@ INFERENCE_SMALL = (
     (1 << 31, TRAINING["up"], TRAINING["down"]),
 )
 
+# The same for codes of eight bits, by their type: int8 is multiplied in 16 bits, e4m3 as it is.
+INFERENCE_8 = {
+    torch.int8: (
+        (6, Tile(16, 64, 128, 4, 6, swap=True), Tile(16, 64, 128, 4, 6, swap=True)),
+        (14, Tile(32, 64, 128, 4, 6, swap=True), Tile(32, 64, 128, 4, 6, swap=True)),
+        (48, Tile(64, 128, 64, 4, 6, swap=True), Tile(64, 128, 64, 4, 6, swap=True)),
+        (1 << 31, Tile(128, 128, 64, 8, 4, swap=True), Tile(128, 128, 64, 8, 4, swap=True)),
+    ),
+    torch.float8_e4m3fn: (
+        (6, Tile(16, 64, 256, 4, 5, swap=True), Tile(16, 64, 256, 4, 5, swap=True)),
+        (14, Tile(32, 64, 256, 4, 5, swap=True), Tile(32, 64, 256, 4, 5, swap=True)),
+        (48, Tile(64, 128, 128, 4, 5, swap=True), Tile(64, 128, 128, 4, 5, swap=True)),
+        (1 << 31, Tile(128, 256, 128, 8, 4, tma=True, short=True), Tile(128, 256, 128, 8, 4, tma=True, short=True)),
+    ),
+}
+INFERENCE_8_SMALL = {
+    torch.int8: (
+        (14, Tile(16, 64, 64, 4, 4, swap=True), Tile(16, 64, 64, 4, 4, swap=True)),
+        (1 << 31, Tile(64, 128, 64, 4, 3, swap=True), Tile(64, 128, 64, 4, 3, swap=True)),
+    ),
+    torch.float8_e4m3fn: (
+        (14, Tile(16, 64, 128, 4, 4, swap=True), Tile(16, 64, 128, 4, 4, swap=True)),
+        (1 << 31, Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 3)),
+    ),
+}
+
 
 class Gemv(NamedTuple):
     """One token's block: n output units, k deep per step; `most` assignments (tokens * top_k) are worked this way."""
@@ -84,24 +110,33 @@ class Gemv(NamedTuple):
 
 GEMV_UP = Gemv(1, 1024, 8, 4)
 GEMV_DOWN = Gemv(8, 1024, 8, 4)
+# of codes of eight bits
+GEMV_UP_8 = Gemv(4, 1024, 8, 4)
+GEMV_DOWN_8 = Gemv(8, 1024, 8, 4)
 
 
 def training_tile(op: str, x: Tensor) -> Tile:
     """The tile of one of the products of a training step over x [T, hidden]."""
     if x.dtype == torch.float32:
         return TRAINING_FLOAT32[op]
-    return (TRAINING_WIDE if x.shape[1] >= WIDE and _large(x.device) else TRAINING)[op]
+    return (TRAINING_WIDE if x.shape[1] >= WIDE and large_shared_memory(x.device) else TRAINING)[op]
 
 
-def inference_tiles(rows: int, experts: int, dtype: torch.dtype, device: torch.device) -> tuple[Tile, Tile]:
-    """Tiles of the two products for `rows` assignments in all."""
-    if dtype == torch.float32:
+def inference_tiles(
+    rows: int, experts: int, dtype: torch.dtype, device: torch.device, codes: torch.dtype | None = None
+) -> tuple[Tile, Tile]:
+    """Tiles of the two products for `rows` assignments of x in `dtype` in all, with weights in it too or in `codes`."""
+    if dtype == torch.float32 and codes != torch.float8_e4m3fn:
         return TRAINING_FLOAT32["up"], TRAINING_FLOAT32["down"]
-    table = INFERENCE if _large(device) else INFERENCE_SMALL
+    if codes is None:
+        table = INFERENCE if large_shared_memory(device) else INFERENCE_SMALL
+    else:
+        table = (INFERENCE_8 if large_shared_memory(device) else INFERENCE_8_SMALL)[codes]
     return next((up, down) for most, up, down in table if rows <= most * experts)
 
 
-def _large(device: torch.device) -> bool:
+def large_shared_memory(device: torch.device) -> bool:
+    """Whether tiles for Hopper's shared memory fit."""
     return device.type == "cuda" and shared_memory(device) >= _LARGE_SHARED
 
 

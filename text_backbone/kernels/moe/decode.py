@@ -12,16 +12,17 @@ import triton.language as tl
 from torch import Tensor
 
 from text_backbone.kernels.moe.configs import Gemv
+from text_backbone.kernels.moe.grouped import UNSCALED, Scales
 from text_backbone.kernels.overlap import early, wait
 
 
 @triton.jit
 def _up_kernel(
-    x, w13, experts, h,
+    x, w13, scales, row_scales, experts, h,
     HIDDEN: tl.constexpr, INNER: tl.constexpr, TOP_K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """h[assignment] = SiLU(w1 x) * w3 x for BN inner units."""
+    """h[assignment] = SiLU(w1 x) * w3 x for BN inner units. `scales` [E, 2, I] and `row_scales` [T] as in `grouped`."""
     wait(EARLY)
     assignment = tl.program_id(0)
     expert = tl.load(experts + assignment)
@@ -40,17 +41,28 @@ def _up_kernel(
         a += left.to(tl.float32) * row
         b += right.to(tl.float32) * row
     gate, value = tl.sum(a, 1), tl.sum(b, 1)
+    if scales is not None:
+        ss = scales + expert * (2 * INNER) + unit
+        gate *= tl.load(ss, mask=unit < INNER, other=0.0)
+        value *= tl.load(ss + INNER, mask=unit < INNER, other=0.0)
+    if row_scales is not None:
+        scale = tl.load(row_scales + assignment // TOP_K)
+        gate *= scale
+        value *= scale
     out = gate * tl.sigmoid(gate) * value
     tl.store(h + assignment.to(tl.int64) * INNER + unit, out.to(h.dtype.element_ty), mask=unit < INNER)
 
 
 @triton.jit
 def _down_kernel(
-    h, w2, weights, experts, out,
+    h, w2, scales, row_scales, weights, experts, out,
     HIDDEN: tl.constexpr, INNER: tl.constexpr, TOP_K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """out[token] = sum over j of weights[token, j] w2 h[assignment j] for BN hidden units."""
+    """out[token] = sum over j of weights[token, j] w2 h[assignment j] for BN hidden units.
+
+    `scales` [E, hidden] and `row_scales` [T * k] as in `grouped`.
+    """
     wait(EARLY)
     token = tl.program_id(0)
     unit = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -59,35 +71,43 @@ def _down_kernel(
     for j in tl.static_range(TOP_K):
         assignment = token * TOP_K + j
         expert, weight = tl.load(experts + assignment), tl.load(weights + assignment)
+        if row_scales is not None:
+            weight *= tl.load(row_scales + assignment)
         hs = h + assignment.to(tl.int64) * INNER + depth
         ws = w2 + expert * (HIDDEN * INNER) + unit.to(tl.int64)[:, None] * INNER + depth[None, :]
+        part = total if scales is None else tl.zeros([BN, BK], tl.float32)
         for k in range(0, INNER, BK):
             deep = k + depth < INNER
             some = tl.load(ws + k, mask=(unit < HIDDEN)[:, None] & deep[None, :], other=0.0)
             row = tl.load(hs + k, mask=deep, other=0.0).to(tl.float32) * weight
-            total += some.to(tl.float32) * row[None, :]
+            part += some.to(tl.float32) * row[None, :]
+        if scales is None:
+            total = part
+        else:
+            total += part * tl.load(scales + expert * HIDDEN + unit, mask=unit < HIDDEN, other=0.0)[:, None]
     at = out + token.to(tl.int64) * HIDDEN + unit
     tl.store(at, tl.sum(total, 1).to(out.dtype.element_ty), mask=unit < HIDDEN)
 
 
-def up(x: Tensor, w13: Tensor, experts: Tensor, tile: Gemv) -> Tensor:
+def up(x: Tensor, w13: Tensor, experts: Tensor, tile: Gemv, scales: Scales = UNSCALED) -> Tensor:
     """h [T * k, I], in the order of `experts` [T, k], from x [T, hidden] and w13 [E, 2, I, hidden]."""
     _, _, inner, hidden = w13.shape
-    h = x.new_empty(experts.numel(), inner)
+    h = x.new_empty(experts.numel(), inner, dtype=scales.out or x.dtype)
     depth = min(tile.k, triton.next_power_of_2(hidden))
     _up_kernel[experts.numel(), triton.cdiv(inner, tile.n)](
-        x, w13, experts, h, hidden, inner, experts.shape[1], tile.n, depth, num_warps=tile.warps, **early(x.device)
-    )
+        x, w13, scales.weight, scales.x, experts, h, hidden, inner, experts.shape[1], tile.n, depth,
+        num_warps=tile.warps, **early(x.device),
+    )  # fmt: skip
     return h
 
 
-def down(h: Tensor, w2: Tensor, weights: Tensor, experts: Tensor, tile: Gemv) -> Tensor:
+def down(h: Tensor, w2: Tensor, weights: Tensor, experts: Tensor, tile: Gemv, scales: Scales = UNSCALED) -> Tensor:
     """[T, hidden]: the weighted sum of w2 h over every token's assignments."""
     _, hidden, inner = w2.shape
-    out = h.new_empty(len(experts), hidden)
+    out = h.new_empty(len(experts), hidden, dtype=scales.out or h.dtype)
     depth = min(tile.k, triton.next_power_of_2(inner))
     _down_kernel[len(experts), triton.cdiv(hidden, tile.n)](
-        h, w2, weights, experts, out, hidden, inner, experts.shape[1], tile.n, depth,
+        h, w2, scales.weight, scales.x, weights, experts, out, hidden, inner, experts.shape[1], tile.n, depth,
         num_warps=tile.warps, **early(h.device),
     )  # fmt: skip
     return out

@@ -7,6 +7,8 @@ those that share weights first, so that the weights come from memory once and fr
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -17,6 +19,20 @@ from text_backbone.kernels.device import float32_precision
 from text_backbone.kernels.moe.configs import Tile, fit, fit_inner
 from text_backbone.kernels.moe.sort import Groups
 from text_backbone.kernels.overlap import early, wait
+
+
+class Scales(NamedTuple):
+    """What products of codes are multiplied by: float32, one for every row of a weight, and of x where it is codes too.
+
+    out: the dtype of what comes out, where it is not that of x.
+    """
+
+    weight: Tensor | None = None
+    x: Tensor | None = None
+    out: torch.dtype | None = None
+
+
+UNSCALED = Scales()
 
 
 @triton.jit
@@ -48,8 +64,18 @@ def place_tile(local, rows, BM: tl.constexpr, ACROSS: tl.constexpr, GROUP: tl.co
 
 
 @triton.jit
+def scaled(total, scales, column, N: tl.constexpr, row_scales, row, live):
+    """total [BM, BN] times the scales of its columns, which begin at `scales`, and of its rows, where there are any."""
+    if scales is not None:
+        total *= tl.load(scales + column, mask=column < N, other=0.0)[None, :]
+    if row_scales is not None:
+        total *= tl.load(row_scales + row, mask=live, other=0.0)[:, None]
+    return total
+
+
+@triton.jit
 def _up_tile(
-    x, w13, h, ab, order, expert, top, last, n,
+    x, w13, scales, row_scales, h, ab, order, expert, top, last, n,
     HIDDEN: tl.constexpr, INNER: tl.constexpr, TOP_K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     SAVE: tl.constexpr, SWAP: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
@@ -77,6 +103,7 @@ def _up_tile(
             some = tl.load(ws + k)
         else:
             some = tl.load(ws + k, mask=deep, other=0.0)
+        some = some.to(rows.dtype)
         if SWAP:
             total = tl.dot(some, tl.trans(rows), total, input_precision=PRECISION)
         else:
@@ -85,6 +112,10 @@ def _up_tile(
         total = tl.trans(total)
     a, b = tl.split(tl.permute(tl.reshape(total, [BM, 2, HALF]), [0, 2, 1]))
     column = n * HALF + tl.arange(0, HALF)
+    if scales is not None:
+        scales += expert.to(tl.int64) * (2 * INNER)
+        a = scaled(a, scales, column, INNER, row_scales, token, live)
+        b = scaled(b, scales + INNER, column, INNER, row_scales, token, live)
     inside = live[:, None] & (column < INNER)[None, :]
     at = row.to(tl.int64)[:, None] * INNER + column[None, :]
     tl.store(h + at, (a * tl.sigmoid(a) * b).to(h.dtype.element_ty), mask=inside)
@@ -96,7 +127,7 @@ def _up_tile(
 
 @triton.jit
 def _up_kernel(
-    x, w13, h, ab, order, bounds,
+    x, w13, scales, row_scales, h, ab, order, bounds,
     HIDDEN: tl.constexpr, INNER: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, TOP_K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SHORT: tl.constexpr,
     SAVE: tl.constexpr, SWAP: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
@@ -105,7 +136,8 @@ def _up_kernel(
 
     The BN weight rows of one product are BN / 2 of w1 and the same BN / 2 of w3. SWAP multiplies weights by rows
     instead of rows by weights: tensor cores take at least 64 rows on the left but as few as 8 columns on the right, so
-    that few tokens waste little. SHORT: an expert's last tile is of half the rows if that is enough.
+    that few tokens waste little. SHORT: an expert's last tile is of half the rows if that is enough. `scales` [E, 2, I]
+    and `row_scales` [T] multiply the products of codes; codes of another type than x's are converted to it.
     """
     wait(EARLY)
     ACROSS: tl.constexpr = (2 * INNER + BN - 1) // BN
@@ -117,19 +149,19 @@ def _up_kernel(
     top = first + m * BM
     if SHORT and last - top <= BM // 2:
         _up_tile(
-            x, w13, h, ab, order, expert, top, last, n,
+            x, w13, scales, row_scales, h, ab, order, expert, top, last, n,
             HIDDEN, INNER, TOP_K, BM // 2, BN, BK, SAVE, SWAP, TMA, PRECISION,
         )  # fmt: skip
     else:
         _up_tile(
-            x, w13, h, ab, order, expert, top, last, n,
+            x, w13, scales, row_scales, h, ab, order, expert, top, last, n,
             HIDDEN, INNER, TOP_K, BM, BN, BK, SAVE, SWAP, TMA, PRECISION,
         )  # fmt: skip
 
 
 @triton.jit
-def _linear_tile(
-    x, weight, y, expert, top, last, n,
+def linear_tile(
+    x, weight, scales, row_scales, y, expert, top, last, n,
     K: tl.constexpr, N: tl.constexpr, TRANSPOSED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     SWAP: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -158,12 +190,15 @@ def _linear_tile(
             some = tl.load(ws + k)
         else:
             some = tl.load(ws + k, mask=deep[None, :], other=0.0)
+        some = some.to(rows.dtype)
         if SWAP:
             total = tl.dot(some, tl.trans(rows), total, input_precision=PRECISION)
         else:
             total = tl.dot(rows, tl.trans(some), total, input_precision=PRECISION)
     if SWAP:
         total = tl.trans(total)
+    if scales is not None:
+        total = scaled(total, scales + expert.to(tl.int64) * N, column, N, row_scales, row, live)
     inside = live[:, None] & (column < N)[None, :]
     at = row.to(tl.int64)[:, None] * N + column[None, :]
     tl.store(y + at, total.to(y.dtype.element_ty), mask=inside)
@@ -171,12 +206,14 @@ def _linear_tile(
 
 @triton.jit
 def _linear_kernel(
-    x, weight, y, bounds,
+    x, weight, scales, row_scales, y, bounds,
     K: tl.constexpr, N: tl.constexpr, TRANSPOSED: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SHORT: tl.constexpr,
     SWAP: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """y[row] = weight[e] x[row] for sorted rows; weight [E, N, K], or [E, K, N] if TRANSPOSED. SWAP, SHORT as there."""
+    """y[row] = weight[e] x[row] for sorted rows; weight [E, N, K], or [E, K, N] if TRANSPOSED. SWAP, SHORT as there,
+    and `scales` [E, N] and `row_scales` [rows].
+    """
     wait(EARLY)
     ACROSS: tl.constexpr = (N + BN - 1) // BN
     expert, local = find_expert(bounds, tl.program_id(0), E, EP, BM, ACROSS)
@@ -186,9 +223,15 @@ def _linear_kernel(
     m, n = place_tile(local, last - first, BM, ACROSS, GROUP)
     top = first + m * BM
     if SHORT and last - top <= BM // 2:
-        _linear_tile(x, weight, y, expert, top, last, n, K, N, TRANSPOSED, BM // 2, BN, BK, SWAP, TMA, PRECISION)
+        linear_tile(
+            x, weight, scales, row_scales, y, expert, top, last, n,
+            K, N, TRANSPOSED, BM // 2, BN, BK, SWAP, TMA, PRECISION,
+        )  # fmt: skip
     else:
-        _linear_tile(x, weight, y, expert, top, last, n, K, N, TRANSPOSED, BM, BN, BK, SWAP, TMA, PRECISION)
+        linear_tile(
+            x, weight, scales, row_scales, y, expert, top, last, n,
+            K, N, TRANSPOSED, BM, BN, BK, SWAP, TMA, PRECISION,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -243,16 +286,18 @@ def streamed(weight: Tensor, block: list[int]) -> TensorDescriptor:
     return TensorDescriptor(matrices, list(matrices.shape), list(matrices.stride()), block)
 
 
-def up(x: Tensor, w13: Tensor, groups: Groups, top_k: int, tile: Tile, save: bool) -> tuple[Tensor, Tensor]:
+def up(
+    x: Tensor, w13: Tensor, groups: Groups, top_k: int, tile: Tile, save: bool, scales: Scales = UNSCALED
+) -> tuple[Tensor, Tensor]:
     """Sorted h [T * k, I] from x [T, hidden] and w13 [E, 2, I, hidden]; with `save` also ab [T * k, 2, I]."""
     count, _, inner, hidden = w13.shape
     rows = len(groups.order)
-    h = x.new_empty(rows, inner)
+    h = x.new_empty(rows, inner, dtype=scales.out or x.dtype)
     ab = x.new_empty(rows, 2, inner) if save else h
     half, bk = fit(inner, tile.n // 2), fit_inner(hidden, tile.k)
     tma = tile.tma and reachable(w13)
     _up_kernel[(tiles_below(rows, count, tile.m) * triton.cdiv(inner, half),)](
-        x, streamed(w13, [2, half, bk]) if tma else w13, h, ab, groups.order, groups.bounds,
+        x, streamed(w13, [2, half, bk]) if tma else w13, scales.weight, scales.x, h, ab, groups.order, groups.bounds,
         hidden, inner, count, max(2, triton.next_power_of_2(count)), top_k,
         tile.m, 2 * half, bk, tile.group, tile.short, save, tile.swap, tma, precision(x.dtype),
         num_warps=tile.warps, num_stages=tile.stages, **early(x.device),
@@ -260,17 +305,19 @@ def up(x: Tensor, w13: Tensor, groups: Groups, top_k: int, tile: Tile, save: boo
     return h, ab
 
 
-def linear(x: Tensor, weight: Tensor, groups: Groups, tile: Tile, transposed: bool = False) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, groups: Groups, tile: Tile, transposed: bool = False, scales: Scales = UNSCALED
+) -> Tensor:
     """Sorted y [rows, N] from sorted x [rows, K] and weight [E, N, K], or [E, K, N] if `transposed`."""
     count, rows, k = len(weight), *x.shape
     n = weight[0].numel() // k
-    y = x.new_empty(rows, n)
+    y = x.new_empty(rows, n, dtype=scales.out or x.dtype)
     bn, bk = fit(n, tile.n), fit_inner(k, tile.k)
     tma = tile.tma and reachable(weight)
     matrices = weight.view(count, k, n) if transposed else weight.view(count, n, k)
     block = [1, bk, bn] if transposed else [1, bn, bk]
     _linear_kernel[(tiles_below(rows, count, tile.m) * triton.cdiv(n, bn),)](
-        x, streamed(matrices, block) if tma else weight, y, groups.bounds,
+        x, streamed(matrices, block) if tma else weight, scales.weight, scales.x, y, groups.bounds,
         k, n, transposed, count, max(2, triton.next_power_of_2(count)),
         tile.m, bn, bk, tile.group, tile.short, tile.swap, tma, precision(x.dtype),
         num_warps=tile.warps, num_stages=tile.stages, **early(x.device),

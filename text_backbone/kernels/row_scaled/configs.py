@@ -1,0 +1,61 @@
+"""Tile sizes of the products with a row-scaled matrix, as data."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from text_backbone.kernels.moe.configs import TRAINING_FLOAT32, Tile, large_shared_memory
+
+
+class Vector(NamedTuple):
+    """A block of one row: n output units, k deep per step; up to `most` rows are worked this way."""
+
+    n: int
+    k: int
+    warps: int
+    most: int
+
+
+VECTOR = Vector(4, 1024, 4, 2)
+UNPACK = 1024  # rows from which on int8 is unpacked first
+
+# By the number of rows: (at most so many, the tile). Hopper's shared memory.
+INT8 = (
+    (16, Tile(16, 64, 128, 4, 6, swap=True)),
+    (32, Tile(32, 64, 128, 4, 6, swap=True)),
+    (128, Tile(64, 64, 128, 4, 5, swap=True)),
+    (1 << 31, Tile(128, 128, 64, 8, 4, swap=True)),
+)
+FP8 = (
+    (16, Tile(16, 64, 256, 4, 5, swap=True)),
+    (32, Tile(32, 64, 256, 4, 5, swap=True)),
+    (128, Tile(64, 64, 128, 4, 5, swap=True)),
+    (1 << 31, Tile(128, 256, 128, 8, 4, tma=True)),
+)
+# The same on GPUs with less than 227 KiB of shared memory to a program.
+INT8_SMALL = (
+    (64, Tile(16, 64, 64, 4, 4, swap=True)),
+    (1 << 31, Tile(64, 128, 64, 4, 3, swap=True)),
+)
+FP8_SMALL = (
+    (64, Tile(16, 64, 128, 4, 4, swap=True)),
+    (1 << 31, Tile(128, 128, 64, 8, 3)),
+)
+
+
+def unpacks(rows: int, dtype: torch.dtype, codes: torch.dtype) -> bool:
+    """Whether rows of `dtype` are multiplied by unpacked values."""
+    return codes == torch.int8 and rows >= UNPACK and dtype != torch.float32
+
+
+def dense_tile(rows: int, dtype: torch.dtype, codes: torch.dtype, device: torch.device) -> Tile:
+    """The tile of a product of rows of `dtype` with a matrix of `codes`."""
+    if codes == torch.int8 and dtype == torch.float32:
+        return TRAINING_FLOAT32["down"]
+    if codes == torch.int8:
+        table = INT8 if large_shared_memory(device) else INT8_SMALL
+    else:
+        table = FP8 if large_shared_memory(device) else FP8_SMALL
+    return next(tile for most, tile in table if rows <= most)
