@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vision_encoder.config import VisionConfig
 from vision_encoder.inference import applies, encode
 from vision_encoder.packing import Grid, plan_packing
-from vision_encoder.patches import TilePatchEmbed, normalise
+from vision_encoder.patches import Normalisation, TilePatchEmbed
 from vision_encoder.projector import Projector
 from vision_encoder.timm_parts import QuickGELU, VisionTransformer
 
@@ -101,7 +101,7 @@ class VisionEncoder(nn.Module):
 
     def normalise(self, tiles: Tensor) -> Tensor:
         """What the ViT sees: `(x / 255 - mean) / std` per channel in float32, cast to the model's dtype."""
-        return normalise(tiles, (self.config.image_mean, self.config.image_std), self.image_newline.dtype)
+        return self.vit.patch_embed.normalisation(tiles, self.image_newline.dtype)
 
     def _check(self, tiles: Tensor, grids: Sequence[Grid], max_tiles: int) -> None:
         side = self.config.image_size
@@ -138,7 +138,7 @@ def build_vit(config: VisionConfig, dtype: torch.dtype | None = None) -> VisionT
         num_heads=config.num_attention_heads,
         # timm truncates embed_dim * mlp_ratio; the half keeps rounding errors from losing one unit.
         mlp_ratio=(config.intermediate_size + 0.5) / config.hidden_size,
-        embed_layer=partial(TilePatchEmbed, statistics=(config.image_mean, config.image_std)),
+        embed_layer=partial(TilePatchEmbed, normalisation=Normalisation(config.image_mean, config.image_std)),
         pre_norm=True,
         final_norm=False,
         norm_layer=partial(nn.LayerNorm, eps=config.layer_norm_eps),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -61,11 +60,15 @@ def plan_packing(grids: Sequence[Grid], patches: int) -> Plan:
     Raises:
         ValueError: if a grid's window leaves its map, or its counts contradict each other.
     """
+    plans: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # a batch repeats a few shapes
     sources, targets = [], []
     first_feature = first_token = 0
     for index, grid in enumerate(grids):
         check_grid(grid, patches, index)
-        source, target = _image_plan(grid.tile_cols, grid.top, grid.left, grid.rows, grid.cols, patches)
+        shape = (grid.tile_rows, grid.tile_cols, grid.top, grid.left, grid.rows, grid.cols)
+        if shape not in plans:
+            plans[shape] = _image_plan(*shape, patches)
+        source, target = plans[shape]
         sources.append(first_feature + source)
         targets.append(first_token + target)
         first_feature += grid.tiles * patches**2
@@ -75,16 +78,18 @@ def plan_packing(grids: Sequence[Grid], patches: int) -> Plan:
     return Plan(torch.cat(sources), torch.cat(targets), first_token)
 
 
-@lru_cache(maxsize=1024)  # batches repeat a few shapes, and a training step has better things to do
-def _image_plan(tile_cols: int, top: int, left: int, rows: int, cols: int, patches: int) -> tuple[Tensor, Tensor]:
+def _image_plan(
+    tile_rows: int, tile_cols: int, top: int, left: int, rows: int, cols: int, patches: int
+) -> tuple[Tensor, Tensor]:
     """One image's `source` and `target` int64 [kept], counted from its first feature and its first token."""
-    y, x = torch.arange(top, top + rows)[:, None], torch.arange(left, left + cols)
-    tile = 1 + (y // patches) * tile_cols + x // patches  # after the thumbnail
-    window = tile * patches**2 + (y % patches) * patches + x % patches  # [rows, cols]
-    token = patches**2 + torch.arange(rows * (cols + 1)).view(rows, cols + 1)
-    source, order = window.flatten().sort()
+    # Row and column in the window of each feature in its order, [tile_rows, tile_cols, patches, patches] broadcast.
+    y = torch.arange(tile_rows * patches).view(-1, 1, patches, 1) - top
+    x = torch.arange(tile_cols * patches).view(1, -1, 1, patches) - left
+    kept = (y >= 0) & (y < rows) & (x >= 0) & (x < cols)
     thumbnail = torch.arange(patches**2)
-    return torch.cat((thumbnail, source)), torch.cat((thumbnail, token[:, :-1].flatten()[order]))
+    source = patches**2 + kept.flatten().nonzero().flatten()
+    target = (patches**2 + y * (cols + 1) + x)[kept]
+    return torch.cat((thumbnail, source)), torch.cat((thumbnail, target))
 
 
 def check_grid(grid: Grid, patches: int, index: int) -> None:

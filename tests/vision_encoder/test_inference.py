@@ -12,7 +12,7 @@ from vision_encoder import VisionConfig, VisionEncoder, init_weights
 from vision_encoder.inference import applies, encode, padded
 from vision_encoder.kernels.norm import shifted_norm
 from vision_encoder.kernels.norm import triton as triton_norm
-from vision_encoder.patches import TilePatchEmbed, folded_embedding, normalise
+from vision_encoder.patches import Normalisation, TilePatchEmbed, folded_embedding
 
 SMALL = VisionConfig(
     hidden_size=32,
@@ -23,7 +23,7 @@ SMALL = VisionConfig(
     patch_size=7,
     text_hidden_size=24,
 )
-STATISTICS = (SMALL.image_mean, SMALL.image_std)
+NORMALISATION = Normalisation(SMALL.image_mean, SMALL.image_std)
 
 
 def encoder(
@@ -51,7 +51,10 @@ def random_tiles(count: int, side: int, device: str = "cpu") -> Tensor:
 
 def convolved(tiles: Tensor, weight: Tensor) -> Tensor:
     """The embedding as it is defined, in float64: [n, patches**2, hidden]."""
-    mean, std = (torch.tensor(v, dtype=torch.float64, device=tiles.device).view(3, 1, 1) for v in STATISTICS)
+    mean, std = (
+        torch.tensor(v, dtype=torch.float64, device=tiles.device).view(3, 1, 1)
+        for v in (SMALL.image_mean, SMALL.image_std)
+    )
     pixels = (tiles.double() / 255 - mean) / std
     return nn.functional.conv2d(pixels, weight.double(), stride=weight.shape[-1]).flatten(2).mT
 
@@ -65,7 +68,7 @@ def test_folded_embedding_in_float32(patch: int) -> None:
     weight = torch.randn(40, 3, patch, patch)
     tiles = random_tiles(6, 4 * patch)
     expected = convolved(tiles, weight)
-    torch.testing.assert_close(folded_embedding(tiles, weight, STATISTICS).double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(folded_embedding(tiles, weight, NORMALISATION).double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -73,8 +76,8 @@ def test_folding_rounds_less_than_normalised_pixels_do(dtype: torch.dtype) -> No
     weight = (torch.randn(40, 3, 14, 14) * 0.04).to(dtype)
     tiles = random_tiles(6, 56)
     expected = convolved(tiles, weight)
-    usual = nn.functional.conv2d(normalise(tiles, STATISTICS, dtype), weight, stride=14).flatten(2).mT
-    ours = folded_embedding(tiles, weight, STATISTICS)
+    usual = nn.functional.conv2d(NORMALISATION(tiles, dtype), weight, stride=14).flatten(2).mT
+    ours = folded_embedding(tiles, weight, NORMALISATION)
     assert ours.dtype == dtype
     assert distance(ours, expected) < distance(usual, expected)
     # No more than the rounding of the result, but for black tiles the constant is rounded as well.
@@ -88,7 +91,7 @@ def test_folded_gradient(dtype: torch.dtype, limit: float) -> None:
     tiles = random_tiles(5, 56)
     grad = torch.randn(5, 16, 24).to(dtype)
     convolved(tiles, exact).backward(grad.double())
-    folded_embedding(tiles, weight, STATISTICS).backward(grad)
+    folded_embedding(tiles, weight, NORMALISATION).backward(grad)
     assert exact.grad is not None
     assert weight.grad is not None
     assert weight.grad.dtype == dtype
@@ -134,7 +137,7 @@ def test_the_whole_way_of_a_gpu(monkeypatch: pytest.MonkeyPatch, inner: int) -> 
             monkeypatch.setattr(f"vision_encoder.kernels.{module}.is_hopper", lambda device: True)
         monkeypatch.setattr("vision_encoder.kernels.mlp._LARGE", 1)
         monkeypatch.setattr(
-            TilePatchEmbed, "forward", lambda self, x: folded_embedding(x, self.proj.weight, self.statistics)
+            TilePatchEmbed, "forward", lambda self, x: folded_embedding(x, self.proj.weight, self.normalisation)
         )
         ours = encode(model.vit, tiles)
         monkeypatch.undo()
