@@ -114,7 +114,7 @@ def patcher(repeats: RepeatsOption = 15, json: JsonOption = None) -> None:
 
 @app.command("tune")
 def tune(
-    op: Annotated[str, typer.Argument(help="moe or lightning.")],
+    op: Annotated[str, typer.Argument(help="moe, row-scaled (int8 and FP8) or lightning.")],
     only: Annotated[str, typer.Option(help="Only the sweeps that have this in their name.")] = "",
 ) -> None:
     """Time an op's candidate tile configurations on this GPU, and print the fastest as Python data."""

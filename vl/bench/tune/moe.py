@@ -119,14 +119,14 @@ def _maker(device: torch.device) -> Make:
     return make
 
 
-def _routed(make: Make, x: Tensor, experts: int) -> tuple[Tensor, Tensor, sort.Groups]:
-    """Weights and experts [T, k] of tokens that spread evenly, and their sorted assignments."""
+def routed(x: Tensor, experts: int) -> tuple[Tensor, Tensor, sort.Groups]:
+    """Weights and experts [T, k] of tokens x that spread evenly, and their sorted assignments; shapes only on meta."""
     count = len(x) * TOP_K
     if x.is_meta:
-        short = partial(make, dtype=torch.int32)
-        groups = sort.Groups(short(count), short(count), short(experts + 1))
-        return make(len(x), TOP_K, dtype=torch.float32), make(len(x), TOP_K, dtype=torch.int64), groups
-    weights, chosen, _ = router.route_forward(x, make(experts, x.shape[1]), TOP_K)
+        order, place, bounds = (x.new_empty(n, dtype=torch.int32) for n in (count, count, experts + 1))
+        chosen = x.new_empty(len(x), TOP_K, dtype=torch.int64)
+        return x.new_empty(len(x), TOP_K, dtype=torch.float32), chosen, sort.Groups(order, place, bounds)
+    weights, chosen, _ = router.route_forward(x, x.new_empty(experts, x.shape[1]).normal_(std=0.02), TOP_K)
     return weights, chosen, sort.group(chosen, experts)
 
 
@@ -137,13 +137,13 @@ def _inference(device: torch.device) -> Iterator[Sweep]:
     for tokens, tiles in ((16384, LARGE), (4096, LARGE), (512, MIDDLE), (64, FEW + MIDDLE[-2:]), (8, FEW)):
         x = make(tokens, HIDDEN)
         h = make(tokens * TOP_K, INNER)
-        _, _, groups = _routed(make, x, EXPERTS)
+        _, _, groups = routed(x, EXPERTS)
         up, down = inference_tiles(tokens * TOP_K, EXPERTS, x.dtype, gpu)
         rows, graph = f"{tokens * TOP_K / EXPERTS:g} rows an expert", tokens <= 64
         yield Sweep(f"INFERENCE up, {rows}", tiles, partial(_up, x, w13, groups), up, graph)
         yield Sweep(f"INFERENCE down, {rows}", tiles, partial(grouped.linear, h, w2, groups), down, graph)
     x, h = make(1, HIDDEN), make(TOP_K, INNER)
-    weights, chosen, _ = _routed(make, x, EXPERTS)
+    weights, chosen, _ = routed(x, EXPERTS)
     yield Sweep("GEMV up, 1 token", VECTOR, partial(decode.up, x, w13, chosen), GEMV_UP, True)
     yield Sweep("GEMV down, 1 token", VECTOR, partial(decode.down, h, w2, weights, chosen), GEMV_DOWN, True)
 
@@ -160,7 +160,7 @@ def _training(device: torch.device) -> Iterator[Sweep]:
     ):
         w13, w2 = make(experts, 2, inner, hidden), make(experts, hidden, inner)
         x, dout = make(tokens, hidden), make(tokens, hidden)
-        weights, _, groups = _routed(make, x, experts)
+        weights, _, groups = routed(x, experts)
         count = tokens * TOP_K
         h, ab, dab = make(count, inner), make(count, 2, inner), make(count, 2, inner)
         runs: dict[str, Callable[[Any], object]] = {

@@ -11,7 +11,11 @@ import torch
 
 from vl.errors import InputError
 
-OPS = {"moe": "vl.bench.tune.moe", "lightning": "vl.bench.tune.lightning"}
+OPS = {
+    "moe": "vl.bench.tune.moe",
+    "row-scaled": "vl.bench.tune.row_scaled",
+    "lightning": "vl.bench.tune.lightning",
+}
 
 
 @dataclass(frozen=True, slots=True)
