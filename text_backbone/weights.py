@@ -12,7 +12,9 @@ from torch import Tensor
 
 from text_backbone.config import SOFTMAX, TextConfig
 from text_backbone.model import MiniMaxText
-from text_backbone.quantization.files import stored_slots
+from text_backbone.parallel.model import SplitText
+from text_backbone.parallel.slots import whole_slots
+from text_backbone.quantization.files import is_quantised, stored_parts, stored_slots
 from text_backbone.quantization.stored import Quantized
 from text_backbone.slot import Slot
 
@@ -45,11 +47,17 @@ def released_shapes(config: TextConfig) -> Iterator[tuple[str, tuple[int, ...]]]
 
 
 def released_tensors(model: MiniMaxText) -> dict[str, Slot]:
-    """Every tensor of a released checkpoint: its name -> the place that holds it. A quantised one packs in `load`."""
-    return {
-        name: Slot.of(weight[index]) if isinstance(weight, Tensor) else weight.slot(index)
+    """Every tensor of a released checkpoint: its name -> the place that holds it. A quantised one packs in `load`.
+
+    Of a model that is split over ranks they are the whole model's; `parallel.slots` says who may read them when.
+    """
+    here = {
+        name: _plain(model, name, weight[index]) if isinstance(weight, Tensor) else weight.slot(index)
         for name, weight, index in _places(model)
     }
+    if not isinstance(model, SplitText):
+        return here
+    return whole_slots(model, here, ((*named, False) for named in released_shapes(model.layout.config)))
 
 
 def stored_tensors(model: MiniMaxText) -> dict[str, Slot]:
@@ -57,17 +65,40 @@ def stored_tensors(model: MiniMaxText) -> dict[str, Slot]:
 
     Each is then a few tensors, as `quantization.files` says.
     """
-    slots: dict[str, Slot] = {}
+    here: dict[str, Slot] = {}
+    format = None
     for name, weight, index in _places(model):
         if isinstance(weight, Tensor):
-            slots[name] = Slot.of(weight[index])
+            here[name] = _plain(model, name, weight[index])
         else:
-            slots |= {name + suffix: slot for suffix, slot in stored_slots(weight, index).items()}
-    return slots
+            here |= {name + suffix: slot for suffix, slot in stored_slots(weight, index).items()}
+            format = weight.format
+    return whole_slots(model, here, _stored(model.layout.config, format)) if isinstance(model, SplitText) else here
+
+
+def _stored(config: TextConfig, format: str | None) -> Iterator[tuple[str, tuple[int, ...], bool]]:
+    """Name and shape of every tensor of a checkpoint in a format, and whether it is part of a quantised matrix."""
+    for name, shape in released_shapes(config):
+        if format is None or not is_quantised(name):
+            yield name, shape, False
+        else:
+            parts = stored_parts(format, *shape)
+            yield from ((name + suffix, size or (-1,), True) for suffix, (_, size) in parts.items())
+
+
+def _plain(model: MiniMaxText, name: str, view: Tensor) -> Slot:
+    part = model.layout.part(name, tuple(view.shape)) if isinstance(model, SplitText) else None
+    return Slot.of(view, part)
 
 
 def _places(model: MiniMaxText) -> Iterator[tuple[str, Tensor | Quantized, tuple[int, ...]]]:
     """Released name, what holds it, and where in that it lies."""
+    whole = model.layout.whole_name if isinstance(model, SplitText) else str
+    return ((whole(name), weight, index) for name, weight, index in _own_places(model))
+
+
+def _own_places(model: MiniMaxText) -> Iterator[tuple[str, Tensor | Quantized, tuple[int, ...]]]:
+    """`_places` by the numbers that layers and experts have in this model, which may be a part of one."""
     places: dict[str, Tensor | Quantized] = dict(model.named_parameters())
     places |= {name: module for name, module in model.named_modules() if isinstance(module, Quantized)}
     for name, weight in places.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -10,15 +12,16 @@ from text_backbone.kernels.moe import expert_mlp
 from text_backbone.layer import DecoderLayer
 from text_backbone.model import MiniMaxText
 from text_backbone.moe import Experts
+from text_backbone.part import Part
 from text_backbone.quantization.stored import Quantized
 
 
 class QuantizedLinear(nn.Module):
     """In the place of a bias-free `nn.Linear`."""
 
-    def __init__(self, linear: nn.Linear, format: str) -> None:
+    def __init__(self, linear: nn.Linear, format: str, part: Part | None = None) -> None:
         super().__init__()
-        self.weight = Quantized.of(linear.weight, format)
+        self.weight = Quantized.of(linear.weight, format, part)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [T, in] -> [T, out]."""
@@ -28,17 +31,19 @@ class QuantizedLinear(nn.Module):
 class QuantizedExperts(nn.Module):
     """In the place of `Experts`: `w13` of [E, 2, I, hidden] (w1 then w3) and `w2` of [E, hidden, I]."""
 
-    def __init__(self, experts: Experts, format: str) -> None:
+    def __init__(self, experts: Experts, format: str, up: Part | None = None, down: Part | None = None) -> None:
         super().__init__()
-        self.w13 = Quantized.of(experts.w13, format)
-        self.w2 = Quantized.of(experts.w2, format)
+        self.w13 = Quantized.of(experts.w13, format, up)
+        self.w2 = Quantized.of(experts.w2, format, down)
 
     def forward(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
         """x [T, hidden], weights float32 [T, k] and experts int64 [T, k] of `route` -> [T, hidden]."""
         return expert_mlp(x, self.w13, self.w2, weights, experts)
 
 
-def quantize_backbone(model: MiniMaxText, format: str) -> None:
+def quantize_backbone(
+    model: MiniMaxText, format: str, part: Callable[[str, tuple[int, ...]], Part | None] | None = None
+) -> None:
     """Quantise the projections of both attentions and the experts, in place and one at a time.
 
     The router, the norms, the embeddings and `lm_head` stay as they are. Of a model on `meta` only the shapes change.
@@ -46,17 +51,24 @@ def quantize_backbone(model: MiniMaxText, format: str) -> None:
     Args:
         model: not quantised yet.
         format: "int8", "fp8" or "nf4".
+        part: of a model on `meta` that is a part of another: which part of a whole matrix, by the name of its module
+            ("w1" of `w13`) and its shape here, is in the model; None for all of it.
 
     Raises:
-        ValueError: if a value is not finite, or the format cannot hold a matrix of that size.
+        ValueError: if a value is not finite, or the format cannot hold a matrix of that size, or such a part of one.
     """
+
+    def of(name: str, weight: Tensor) -> Part | None:
+        return part(name, tuple(weight.shape[-2:])) if part is not None else None
+
     for layer in model.layers:
         assert isinstance(layer, DecoderLayer)
         attention, moe = layer.self_attn, layer.block_sparse_moe
         for name, child in list(attention.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(attention, name, QuantizedLinear(child, format))
-        moe.set_submodule("experts", QuantizedExperts(moe.experts, format))
+                setattr(attention, name, QuantizedLinear(child, format, of(name, child.weight)))
+        parts = of("w1", moe.experts.w13), of("w2", moe.experts.w2)
+        moe.set_submodule("experts", QuantizedExperts(moe.experts, format, *parts))
 
 
 def quantized_backbone(

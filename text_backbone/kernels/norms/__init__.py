@@ -6,8 +6,9 @@ from torch import Tensor
 
 from text_backbone.kernels.device import use_gpu_kernels
 from text_backbone.kernels.norms import reference
+from text_backbone.kernels.norms.reference import gated_norm_of, row_squares
 
-__all__ = ["gated_norm", "residual_norm", "rms_norm"]
+__all__ = ["gated_norm", "gated_norm_of", "residual_norm", "rms_norm", "row_squares"]
 
 _MAX_HIDDEN = 16384  # a row has to fit in the registers of one program
 

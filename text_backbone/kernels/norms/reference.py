@@ -33,3 +33,15 @@ def gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`sigmoid(gate) * rms_norm(x)`; `x` and `gate` [tokens, heads * d], `weight` [heads * d]."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return (torch.sigmoid(gate.to(wide)) * F.rms_norm(x.to(wide), weight.shape, weight.to(wide), eps)).to(x.dtype)
+
+
+def row_squares(x: Tensor) -> Tensor:
+    """The sum of squares of each row of `x` [tokens, n]: float32 [tokens], float64 for float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).square().sum(dim=-1)
+
+
+def gated_norm_of(x: Tensor, gate: Tensor, weight: Tensor, eps: float, squares: Tensor, width: int) -> Tensor:
+    """`gated_norm` of some columns: `x` and `gate` [tokens, n], `weight` [n]; `squares` sums all `width` columns'."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    inverse = torch.rsqrt(squares.to(wide) / width + eps).unsqueeze(-1)
+    return (torch.sigmoid(gate.to(wide)) * (x.to(wide) * inverse * weight.to(wide))).to(x.dtype)

@@ -1,0 +1,152 @@
+"""Modules of a split decoder, in the place of those whose names and parameters they have."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from text_backbone.cache import PagedKV
+from text_backbone.head import OutputHead
+from text_backbone.kernels.lightning import lightning_attention
+from text_backbone.kernels.moe import route
+from text_backbone.kernels.norms import gated_norm_of, row_squares
+from text_backbone.lightning import LightningAttention, decay_slopes
+from text_backbone.moe import SparseMoE
+from text_backbone.norms import ResidualNorm
+from text_backbone.packed import Packed
+from text_backbone.parallel.collectives import Collectives
+from text_backbone.parallel.layout import Layout
+from text_backbone.softmax import SoftmaxAttention
+
+_STATIC = 256  # assignments up to which experts on a GPU run on all of them, without asking the device which are theirs
+
+
+class SplitEmbedding(nn.Module):
+    """Some rows of the embedding: every rank looks its own tokens up, and the sum of all is the embeddings."""
+
+    def __init__(self, layout: Layout, group: Collectives, *, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.group = group
+        self.start, self.stop = layout.share(layout.config.vocab_size)
+        rows = torch.empty(self.stop - self.start, layout.config.hidden_size, device="meta", dtype=dtype)
+        self.weight = nn.Parameter(rows)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """int64 [T] -> [T, hidden]."""
+        elsewhere = (input_ids < self.start) | (input_ids >= self.stop)
+        rows = F.embedding((input_ids - self.start).masked_fill(elsewhere, 0), self.weight)
+        return self.group.all_reduce(rows.masked_fill_(elsewhere.unsqueeze(-1), 0))
+
+
+class SplitHead(OutputHead):
+    """Some rows of the output head: each rank makes the logits of its tokens, and all get all."""
+
+    def __init__(self, layout: Layout, group: Collectives, *, dtype: torch.dtype | None) -> None:
+        vocab = layout.config.vocab_size
+        shares = [layout.share(vocab, rank) for rank in range(layout.ranks)]
+        self.sizes = [stop - start for start, stop in shares]
+        super().__init__(layout.config.hidden_size, self.sizes[layout.rank], device="meta", dtype=dtype)
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., hidden] -> float32 [..., vocab]."""
+        own = super().forward(x)
+        own = F.pad(own, (0, max(self.sizes) - own.shape[-1]))  # messages are of one length
+        every = self.group.all_gather(own.contiguous())
+        return torch.cat([part[..., :size] for part, size in zip(every, self.sizes, strict=True)], dim=-1)
+
+
+class SplitSoftmaxAttention(SoftmaxAttention):
+    """Some heads: `o_proj` has their columns, and the sum over ranks is the output."""
+
+    def __init__(self, layout: Layout, group: Collectives, *, dtype: torch.dtype | None) -> None:
+        super().__init__(layout.local, device="meta", dtype=dtype)
+        self.group = group
+
+    def forward(self, x: Tensor, packed: Packed, table: Tensor, pages: PagedKV | None) -> Tensor:
+        return self.group.all_reduce(super().forward(x, packed, table, pages))
+
+
+class SplitLightningAttention(LightningAttention):
+    """Some heads: `out_proj` has their columns, and the sum over ranks is the output.
+
+    The norm before `out_proj` is over the heads of all ranks, which first sum their squares: one float32 a token.
+    """
+
+    def __init__(self, layout: Layout, group: Collectives, layer: int, *, dtype: torch.dtype | None) -> None:
+        super().__init__(layout.local, layer, device="meta", dtype=dtype)
+        self.layers, self.all_heads = layout.config.num_hidden_layers, layout.config.num_attention_heads
+        self.first_head, self.width = layout.heads[0], self.all_heads * layout.config.head_dim
+        self.group = group
+
+    def forward(self, x: Tensor, packed: Packed, table: Tensor, states: Tensor | None) -> Tensor:
+        slopes = decay_slopes(self.all_heads, self.layer, self.layers, x.device)
+        slopes = slopes[self.first_head : self.first_head + self.heads]
+        out = lightning_attention(self.qkv_proj(x), slopes, packed, states)  # [T, heads * d]
+        squares = self.group.all_reduce(row_squares(out))
+        normed = gated_norm_of(out, self.output_gate(x), self.norm.weight, self.norm.eps, squares, self.width)
+        return self.group.all_reduce(self.out_proj(normed))
+
+
+class SplitMoE(SparseMoE):
+    """Some inner units of every expert, or some experts; every rank routes, and the sum over ranks is the output."""
+
+    def __init__(self, layout: Layout, group: Collectives, *, dtype: torch.dtype | None) -> None:
+        super().__init__(layout.local, device="meta", dtype=dtype)
+        self.group, self.all_experts = group, layout.config.num_local_experts
+        self.first, self.stop = layout.experts
+        if self.stop - self.first < self.all_experts:
+            self.experts.w13 = nn.Parameter(self.experts.w13.detach()[self.first : self.stop])
+            self.experts.w2 = nn.Parameter(self.experts.w2.detach()[self.first : self.stop])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights, experts, logits = route(x, self.gate.weight, self.top_k)
+        if self.stop - self.first == self.all_experts:
+            out = self.experts(x, weights, experts)
+        elif x.is_cuda and experts.numel() <= _STATIC:
+            out = self._all_assignments(x, weights, experts)
+        else:
+            out = self._own_assignments(x, weights, experts)
+        return self.group.all_reduce(out), logits
+
+    def _all_assignments(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
+        """Those of other ranks' experts go to experts of this one, with a weight of 0: always the same work."""
+        elsewhere = (experts < self.first) | (experts >= self.stop)
+        own = torch.where(elsewhere, experts % (self.stop - self.first), experts - self.first)
+        return self.experts(x, weights.masked_fill(elsewhere, 0), own)
+
+    def _own_assignments(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
+        """Each of this rank's as a token with one expert. The host waits for their number."""
+        token, place = ((experts >= self.first) & (experts < self.stop)).nonzero(as_tuple=True)
+        out = x.new_zeros(x.shape)
+        if len(token):
+            own = (experts[token, place] - self.first).unsqueeze(-1)
+            out.index_add_(0, token, self.experts(x[token], weights[token, place].unsqueeze(-1), own))
+        return out
+
+
+class Received(nn.Module):
+    """In the place of the first input norm of a run of layers, but of the very first: what the rank before normed."""
+
+    def __init__(self, group: Collectives) -> None:
+        super().__init__()
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [T, hidden], of which the shape alone is used -> [T, hidden]."""
+        return self.group.receive(torch.empty_like(x), self.group.rank - 1)
+
+
+class Sent(ResidualNorm):
+    """The norm that ends a run of layers. It sends to the rank after, and gives every rank what the last one has."""
+
+    def __init__(self, layout: Layout, group: Collectives, *, dtype: torch.dtype | None) -> None:
+        super().__init__(layout.config.hidden_size, layout.config.rms_norm_eps, device="meta", dtype=dtype)
+        self.group = group
+
+    def forward(self, x: Tensor, y: Tensor | None = None, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
+        out, last = super().forward(x, y, alpha, beta), self.group.ranks - 1
+        if self.group.rank < last:
+            self.group.send(out, self.group.rank + 1)
+        return self.group.broadcast(out, last)
