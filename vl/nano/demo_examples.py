@@ -103,11 +103,11 @@ def _fits(sample: Sample, example: DemoPicture) -> bool:
 
 
 def _has_things(facts: Facts, example: DemoPicture) -> bool:
+    if isinstance(facts, PageFacts):
+        return len(facts.text.split()) >= (example.things or 1)
     if isinstance(facts, WordsFacts):
         plain = facts.size >= example.side / 16 and facts.text.replace(" ", "").isalpha()
         return plain and len(facts.text.split()) == example.things
-    if isinstance(facts, PageFacts):
-        return len(facts.text.split()) >= (example.things or 1)
     if isinstance(facts, SceneFacts):
         return len(facts.shapes) == example.things
     return not isinstance(facts, EmojiFacts) or len(facts.items) == example.things

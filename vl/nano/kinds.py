@@ -11,17 +11,17 @@ import numpy as np
 from PIL import Image
 
 from vl.nano.mix import Mix
+from vl.nano.pictures.canvas import Boxes
 from vl.nano.pictures.chart_questions import ask_chart, ask_table, describe_chart, describe_table
 from vl.nano.pictures.charts import draw_chart
 from vl.nano.pictures.counts import draw_counts
-from vl.nano.pictures.damage import Boxes
 from vl.nano.pictures.emoji import ask_emoji, caption_emoji, draw_emoji
-from vl.nano.pictures.pages import ask_page, caption_page, draw_pages
+from vl.nano.pictures.pages import ask_page, draw_pages
 from vl.nano.pictures.questions import Asked, say, topics
 from vl.nano.pictures.relations import ask_scene, short_caption
 from vl.nano.pictures.scenes import SceneFacts, caption_scene, draw_scene
 from vl.nano.pictures.tables import draw_table
-from vl.nano.pictures.words import caption_words, draw_words
+from vl.nano.pictures.words import caption_text, draw_words
 
 _DESCRIBE = (
     "Describe the image.",
@@ -107,11 +107,11 @@ def _ask_scene(rng: np.random.Generator, facts: SceneFacts) -> Asked:
 
 
 KINDS: dict[str, Kind] = {
-    "words": Kind(_words, caption_words, "ocr", (*_READ, *_DESCRIBE)),
+    "words": Kind(_words, caption_text, "ocr", (*_READ, *_DESCRIBE)),
     "scenes": Kind(_scene, caption_scene, "scenes", ask=_ask_scene),
     "counts": Kind(_counts, short_caption, "scenes", topics()["scenes.short"].ask, ask=ask_scene, default=False),
     "emoji": Kind(_emoji, caption_emoji, "caption", ask=ask_emoji),
-    "pages": Kind(_pages, caption_page, "ocr", (*_READ, *_DESCRIBE), ask=ask_page),
+    "pages": Kind(_pages, caption_text, "ocr", (*_READ, *_DESCRIBE), ask=ask_page),
     "charts": Kind(_charts, describe_chart, "caption", ask=ask_chart),
     "tables": Kind(_tables, describe_table, "caption", ask=ask_table),
 }

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from preprocessing import Grid
-from vl.nano.pictures.canvas import COLOURS
-from vl.nano.pictures.damage import Boxes
+from vl.nano.pictures.canvas import COLOURS, Boxes
 from vl.nano.pictures.emoji_faces import emoji_list
 from vl.nano.pictures.scenes import SHAPES
 from vl.training.dense import POINTS

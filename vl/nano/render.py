@@ -14,8 +14,8 @@ from vl.model import DEFAULT_PROMPT
 from vl.nano.kinds import KINDS, Facts, Kind
 from vl.nano.mix import Mix
 from vl.nano.patches import patch_labels
-from vl.nano.pictures.canvas import pick
-from vl.nano.pictures.damage import Boxes, damage
+from vl.nano.pictures.canvas import Boxes, pick
+from vl.nano.pictures.damage import damage
 from vl.nano.pictures.questions import Asked
 
 

@@ -16,7 +16,8 @@ from vl.nano.kinds import KINDS
 from vl.nano.mix import KIND_NAMES, SMALL, Mix
 from vl.nano.patches import CLASSES, patch_labels
 from vl.nano.pictures.canvas import COLOURS
-from vl.nano.pictures.scenes import POSITIONS, SHAPES
+from vl.nano.pictures.placing import POSITIONS
+from vl.nano.pictures.scenes import SHAPES
 from vl.nano.render import Sample, render
 from vl.nano.source import NanoSource
 

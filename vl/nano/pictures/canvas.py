@@ -14,6 +14,9 @@ _T = TypeVar("_T")
 RGB = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom, in pixels."""
+NamedBox = tuple[str, Box]
+Boxes = tuple[NamedBox, ...]
+"""Where each thing, or each printed character but the spaces, of a picture is."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ def pick(rng: np.random.Generator, options: Sequence[_T]) -> _T:
 
 
 TEXTURES = ("stripes", "checks", "dots")
+_MIN_CONTRAST = 230.0  # of print against a backdrop
+_MIN_LUMINANCE = 130.0  # the same on plain paper, of luminance, 0 to 255: blue on black is seen but hardly read
 
 
 def jitter(colour: str, rng: np.random.Generator) -> RGB:
@@ -71,6 +76,47 @@ def contrast(a: RGB, b: RGB) -> float:
     red = (a[0] + b[0]) / 2
     dr, dg, db = (float(x - y) for x, y in zip(a, b, strict=True))
     return ((2 + red / 256) * dr * dr + 4 * dg * dg + (2 + (255 - red) / 256) * db * db) ** 0.5
+
+
+def blend(a: RGB, b: RGB, share: float) -> RGB:
+    """`share` of the way from colour `a` to colour `b`."""
+    red, green, blue = (round(x + (y - x) * share) for x, y in zip(a, b, strict=True))
+    return red, green, blue
+
+
+def readable(colour: RGB) -> RGB:
+    """Black or white, whichever can be read better on `colour`."""
+    return (0, 0, 0) if _luminance(colour) > 130 else (255, 255, 255)
+
+
+def _luminance(colour: RGB) -> float:
+    """Brightness as the eye weighs it, 0 to 255."""
+    red, green, blue = colour
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+@dataclass(frozen=True)
+class Tones:
+    """Colours that go together: of the page, of print on it, of a shaded part of it and of rules."""
+
+    paper: RGB
+    ink: RGB
+    shade: RGB
+    rule: RGB
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Tones:
+        dark = rng.random() < 0.25
+        if dark:
+            paper = hsv(rng.uniform(0, 360), rng.uniform(0, 0.6), rng.uniform(0.03, 0.24))
+        elif rng.random() < 0.35:
+            paper = (255, 255, 255)
+        else:
+            paper = hsv(rng.uniform(0, 360), rng.uniform(0, 0.14), rng.uniform(0.88, 1.0))
+        best = (255, 255, 255) if dark else (0, 0, 0)
+        drawn = hsv(rng.uniform(0, 360), rng.uniform(0, 1), rng.uniform(0.7, 1.0) if dark else rng.uniform(0, 0.5))
+        ink = drawn if abs(_luminance(drawn) - _luminance(paper)) >= _MIN_LUMINANCE else best
+        return cls(paper, ink, blend(paper, ink, rng.uniform(0.03, 0.1)), blend(paper, ink, rng.uniform(0.18, 0.6)))
 
 
 @dataclass(frozen=True)
@@ -120,6 +166,14 @@ class Background:
     def contrast(self, colour: RGB) -> float:
         """The least contrast that `colour` has against either end of the backdrop."""
         return min(contrast(colour, self.start), contrast(colour, self.end))
+
+    def draw_ink(self, rng: np.random.Generator) -> RGB:
+        """A colour that stands out from the backdrop: random, or else the better of black and white."""
+        for _ in range(4):
+            colour = hsv(rng.uniform(0, 360), rng.uniform(0, 1), rng.uniform(0, 1))
+            if self.contrast(colour) >= _MIN_CONTRAST:
+                return colour
+        return max(((0, 0, 0), (255, 255, 255)), key=self.contrast)
 
     def paint(self, width: int, height: int, rng: np.random.Generator) -> Image.Image:
         if self.texture:

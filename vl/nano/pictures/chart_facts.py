@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vl.nano.pictures.canvas import RGB, Box
-from vl.nano.pictures.fonts import Face
-from vl.nano.pictures.tables import Tones, measure, write_number
+from vl.nano.pictures.canvas import RGB, Box, Boxes, Tones
+from vl.nano.pictures.labels import write_number
+from vl.nano.pictures.pen import Type
 
 KINDS = ("bar chart", "horizontal bar chart", "line chart", "pie chart")
 
@@ -51,7 +51,7 @@ class ChartFacts:
     top: float
     step: float
     plot: Box
-    boxes: tuple[tuple[str, Box], ...]
+    boxes: Boxes
 
     def write(self, value: float) -> str:
         """A value as the chart prints it, or with as few digits as it takes where it does not."""
@@ -109,17 +109,15 @@ class ChartFacts:
 class Look:
     """The form of a chart, lengths in pixels.
 
-    `size`, `title_size`: px per em. `grid`: its colour. `boxed`: frames have four sides. `centred`: the title is.
-    `legend`: "", "right", "top" or "bottom". `turned`: the value axis' label runs upwards. `thick`: bars' share of
-    their room. `line`: width of lines. `marker`: "", "o" or "s". `edges`: bars and slices have some. `start`: a pie's
-    first edge in degrees clockwise from the right. `hole`: the share of its radius left out. `reach`: the radius at
-    which its values are printed, as a share. `outside`: slices are named beside them. `panel`: `plot` and the room
-    above values.
+    `grid`: its colour. `boxed`: frames have four sides. `centred`: the title is. `legend`: "", "right", "top" or
+    "bottom". `turned`: the value axis' label runs upwards. `thick`: bars' share of their room. `line`: width of lines.
+    `marker`: "", "o" or "s". `edges`: bars and slices have some. `start`: a pie's first edge in degrees clockwise from
+    the right. `hole`: the share of its radius left out. `reach`: the radius at which its values are printed, as a
+    share. `outside`: slices are named beside them. `panel`: `plot` and the room above values.
     """
 
-    face: Face
-    size: int
-    title_size: int
+    type: Type
+    title_type: Type
     tones: Tones
     fill: RGB
     grid: RGB | None
@@ -139,12 +137,12 @@ class Look:
     legend_box: Box = (0, 0, 0, 0)
 
     @property
+    def size(self) -> int:
+        return self.type.size
+
+    @property
     def margin(self) -> float:
         return 2 + 0.6 * self.size
-
-    def wide(self, texts: Sequence[str]) -> float:
-        """The width of the widest text."""
-        return max(measure(self.face, self.size, text) for text in texts)
 
     def above(self, values: Sequence[float], at: int) -> bool:
         """Whether a point's value is printed above it, away from the lines that leave it."""

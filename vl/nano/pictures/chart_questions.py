@@ -9,8 +9,9 @@ import numpy as np
 
 from vl.nano.pictures.canvas import pick
 from vl.nano.pictures.chart_facts import ChartFacts
+from vl.nano.pictures.labels import draw_words_apart
 from vl.nano.pictures.questions import Asked, Question, listed, say, say_any
-from vl.nano.pictures.tables import TableFacts, draw_words_apart
+from vl.nano.pictures.tables import TableFacts
 
 GAP = 0.05  # by how much values differ that a question compares: of the axis, the pie, or a column's largest value
 _EASY = 100  # differences are asked of whole numbers up to this

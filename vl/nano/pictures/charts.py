@@ -9,19 +9,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vl.nano.pictures.canvas import COLOURS, Box, SizeRange, contrast, draw_size, jitter
+from vl.nano.pictures.canvas import COLOURS, Box, SizeRange, Tones, blend, contrast, draw_size, jitter, pick
 from vl.nano.pictures.chart_facts import KINDS, ChartFacts, Look, Series
 from vl.nano.pictures.fonts import Face, Fonts, find_faces
-from vl.nano.pictures.plots import names_clash, paint_chart, plot_chart
-from vl.nano.pictures.tables import (
-    Tones,
-    blend,
-    draw_names,
-    draw_title,
-    draw_words_apart,
-    measure,
-    smallest_size,
-)
+from vl.nano.pictures.labels import MIN_SIZE, draw_names, draw_title, draw_words_apart
+from vl.nano.pictures.pen import Type, smallest_size
+from vl.nano.pictures.plots import names_clash, paint_chart
+from vl.nano.pictures.words import phrases
 
 _SHARES = (0.3, 0.2, 0.25, 0.25)
 SMALLEST = (160, 120)  # width and height in px; below them a chart is not legible
@@ -30,7 +24,6 @@ _MIN_CONTRAST = 210.0
 _ATTEMPTS = 12
 # Distances of ticks; an axis has 3 to 8 of them, and values that are not printed lie on or halfway between them.
 _STEPS = (0.2, 0.5, 1, 1, 2, 2, 4, 5, 10, 10, 10, 20, 20, 50, 100, 100, 200, 500, 1000, 2000, 5000)
-_UNITS = ("", "", "", "", "%", "%", "$", "$", "kg", "km", "tons", "hours", "people", "points", "units", "miles")
 
 
 def draw_chart(
@@ -54,9 +47,9 @@ def draw_chart(
         for attempt in range(_ATTEMPTS):
             ease = 1 - attempt / (_ATTEMPTS - 1)
             facts = _draw_contents(rng, kind, width, height, ease)
-            look = _draw_look(rng, facts, faces[int(rng.integers(len(faces)))], ease, plotted=plotted)
+            look = _draw_look(rng, facts, pick(rng, faces), ease, plotted=plotted)
             if (placed := _lay_out(facts, look)) and (filled := _fill(rng, *placed)):
-                image, boxes = plot_chart(*filled) if plotted else paint_chart(*filled)
+                image, boxes = paint_chart(*filled, plotted=plotted)
                 return image, replace(filled[0], boxes=boxes)
         side = round(1.15 * min(width, height))
         width, height = max(width, side), max(height, side)
@@ -68,12 +61,13 @@ def _draw_contents(rng: np.random.Generator, kind: str, width: int, height: int,
     count = int(rng.integers(3, 4 + round((3 if pie else 5) * ease**0.5)))
     ordered = 0.1 if pie else 0.6 if kind == "line chart" else 0.4
     # Short names where many stand side by side: a letter is about 0.6 em wide.
-    letters = (0.85 * width / count - smallest_size(width, height)) / (0.6 * smallest_size(width, height))
+    size = smallest_size(MIN_SIZE, width, height)
+    letters = (0.85 * width / count - size) / (0.6 * size)
     longest = round(letters) if kind in ("bar chart", "line chart") else 9
     names, categories = draw_names(rng, count, ordered=ordered, longest=min(9, longest))
     several = 1 if pie or rng.random() < 0.6 else int(rng.integers(2, 4 if kind == "line chart" else 3))
     printed = bool(rng.random() < (0.75 if pie else 0.5)) and (kind != "line chart" or several == 1)
-    unit = str(rng.choice(_UNITS)) if not pie or rng.random() < 0.4 else "%"
+    unit = str(rng.choice(phrases()["units"])) if not pie or rng.random() < 0.4 else "%"
     step = float(rng.choice((5, 10, 20)) if unit == "%" else rng.choice(_STEPS))
     top = step * int(rng.integers(3, 9))
     if unit == "%":
@@ -105,7 +99,7 @@ def _draw_contents(rng: np.random.Generator, kind: str, width: int, height: int,
 
 
 def _draw_look(rng: np.random.Generator, facts: ChartFacts, face: Face, ease: float, *, plotted: bool) -> Look:
-    smallest = smallest_size(facts.width, facts.height)
+    smallest = smallest_size(MIN_SIZE, facts.width, facts.height)
     largest = max(smallest, round(0.075 * min(facts.width, facts.height)))
     size = round(smallest * (largest / smallest) ** (rng.uniform(0, 1) * ease**2))
     tones = Tones.draw(rng)
@@ -114,9 +108,8 @@ def _draw_look(rng: np.random.Generator, facts: ChartFacts, face: Face, ease: fl
     gridded = 0.5 if facts.printed else 0.85
     needs_legend = len(facts.series) > 1 or (pie and not outside)
     return Look(
-        face=face,
-        size=size,
-        title_size=round(size * rng.uniform(1.0, 1.0 + 0.5 * ease)),
+        type=Type(face, size),
+        title_type=Type(face, round(size * rng.uniform(1.0, 1.0 + 0.5 * ease))),
         tones=tones,
         fill=tones.paper if pie or rng.random() < 0.5 else tones.shade,
         grid=blend(tones.paper, tones.ink, rng.uniform(0.15, 0.4)) if rng.random() < gridded else None,
@@ -139,12 +132,12 @@ def _lay_out(facts: ChartFacts, look: Look) -> tuple[ChartFacts, Look] | None:
     size, margin = look.size, look.margin
     left, right, top, bottom = margin, facts.width - margin, margin, facts.height - margin
     if facts.title:
-        if measure(look.face, look.title_size, facts.title) > right - left:
+        if look.title_type.width(facts.title) > right - left:
             return None
-        top += 1.5 * look.title_size
+        top += 1.5 * look.title_type.size
     if look.legend:
         named = facts.categories if facts.kind == "pie chart" else [series.name for series in facts.series]
-        widths = [measure(look.face, size, name) + 2.6 * size for name in named]
+        widths = [look.type.width(name) + 2.6 * size for name in named]
         upright = look.legend == "right"
         wide, high = (max(widths), 1.5 * size * len(named)) if upright else (sum(widths), 1.5 * size)
         if wide > (right - left) * (0.45 if upright else 1) or high > bottom - top:
@@ -162,8 +155,8 @@ def _lay_out(facts: ChartFacts, look: Look) -> tuple[ChartFacts, Look] | None:
 def _place_axes(facts: ChartFacts, look: Look, inside: Box) -> tuple[ChartFacts, Look] | None:
     size, (left, top, right, bottom) = look.size, inside
     ticks = [text for _, text in facts.ticks]
-    name, tick = look.wide(facts.categories), look.wide(ticks)
-    value = look.wide([facts.write(facts.top)]) if facts.printed else 0.0
+    name, tick = look.type.widest(facts.categories), look.type.widest(ticks)
+    value = look.type.width(facts.write(facts.top)) if facts.printed else 0.0
     count, several = len(facts.categories), len(facts.series)
     sideways = facts.sideways
     left += (name if sideways else tick) + 0.7 * size
@@ -186,19 +179,19 @@ def _place_axes(facts: ChartFacts, look: Look, inside: Box) -> tuple[ChartFacts,
         fits = slot >= name + 0.5 * size and apart >= max(1.15 * value, 0.5 * size) and top < bottom
         fits = fits and along > max((len(ticks) - 1) * 1.35 * size, 0.3 * facts.height)
     room = panel[2] - panel[0] if sideways else along if look.turned else facts.width - 2 * look.margin
-    if not fits or (facts.label and look.wide([facts.label]) > room):
+    if not fits or (facts.label and look.type.width(facts.label) > room):
         return None
     return replace(facts, plot=(left, top, right, bottom)), replace(look, panel=panel)
 
 
 def _place_circle(facts: ChartFacts, look: Look, inside: Box) -> tuple[ChartFacts, Look] | None:
     size, (left, top, right, bottom) = look.size, inside
-    beside = (look.wide(facts.categories) + 0.8 * size, 1.3 * size) if look.outside else (0.0, 0.0)
+    beside = (look.type.widest(facts.categories) + 0.8 * size, 1.3 * size) if look.outside else (0.0, 0.0)
     radius = min((right - left) / 2 - beside[0], (bottom - top) / 2 - beside[1])
     if radius < 2.7 * size or radius < 0.18 * min(facts.width, facts.height):
         return None
     x, y = (left + right) / 2, (top + bottom) / 2
-    value = look.wide([facts.write(facts.top * 0.88)])
+    value = look.type.width(facts.write(facts.top * 0.88))
     hole = look.hole if (1 - look.hole) * radius > 1.2 * value else 0.0
     reach = (1 + hole) / 2 if hole else min(0.68, 0.93 - value / 2 / radius)
     look = replace(look, hole=hole, reach=max(0.4, reach))
@@ -248,7 +241,7 @@ def _draw_values(rng: np.random.Generator, facts: ChartFacts) -> np.ndarray:
 def _draw_shares(rng: np.random.Generator, facts: ChartFacts, look: Look) -> np.ndarray:
     """[categories] whole numbers that add up to `top`; zeros where slices could not hold what is printed."""
     radius = (facts.plot[2] - facts.plot[0]) / 2
-    value = look.wide([facts.write(facts.top * 0.88)]) if facts.printed else look.size
+    value = look.type.width(facts.write(facts.top * 0.88)) if facts.printed else look.size
     least = max(0.05, 1.2 * value / (2 * np.pi * look.reach * radius))
     count = len(facts.categories)
     if count * least > 0.9:

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from vl.nano.pictures.canvas import COLOURS, RGB, Background, SizeRange, draw_size
-from vl.nano.pictures.scenes import POSITIONS, SHAPES, SceneFacts, Shape, paint_shape, rotation, visible_colour
+from vl.nano.pictures.placing import Disc, throw
+from vl.nano.pictures.scenes import MIN_RADIUS, SHAPES, SceneFacts, paint_shape, visible_colour
 
 MAX_COUNT = 9
-_MIN_RADIUS = 9.0  # px; below it a hexagon is a circle
 _MIN_SHARE = 0.03  # of the longer side: the largest canvases are shrunk before they are seen
 _GAP = 3.0  # px between two shapes
 _COVER = 0.3  # the share of the canvas that discs thrown at random can be made to cover
 _ASPECT = 2.2
 
 _Kind = tuple[str, str, RGB]  # shape, colour and the colour's value
-_Disc = tuple[float, float, float]  # x, y, radius
-
-
-@dataclass(frozen=True)
-class CountFacts(SceneFacts):
-    """Ground truth of a scene to count: its shapes, the most frequent kind first, each kind from top to bottom.
-
-    `position` names the cell of the 3 x 3 grid that holds a centre; several may share a cell or lie near its border.
-    """
 
 
 def draw_counts(
@@ -38,9 +29,11 @@ def draw_counts(
     shapes: Sequence[str] = tuple(SHAPES),
     colours: Sequence[str] = tuple(COLOURS),
     textures: float = 0.0,
-) -> tuple[Image.Image, CountFacts]:
+) -> tuple[Image.Image, SceneFacts]:
     """Draws 1 to `max_objects` shapes that do not overlap, any number as likely.
 
+    The facts name the most frequent kind first, and each kind from top to bottom; several shapes may share a cell of
+    the 3 x 3 grid or lie near its border.
     The canvas grows where it is too small to hold them at a radius of 9 px: nine of them want about 90 x 90 px.
     """
     count = int(rng.integers(1, max_objects + 1))
@@ -48,21 +41,10 @@ def draw_counts(
     background = Background.draw(rng, textures)
     image = background.paint(width, height, rng)
     kinds = _kinds(rng, background, count, shapes, colours)
-    objects = []
-    for (x, y, radius), (shape, colour, rgb) in zip(discs, kinds, strict=True):
-        outline = SHAPES[shape]
-        angle = float(rng.uniform(-outline.turn, outline.turn))
-        anchor = np.array((x, y)) + radius * (np.array(outline.anchor) @ rotation(angle))
-        position = POSITIONS[int(3 * y / height)][int(3 * x / width)]
-        pixel = (int(anchor[0]), int(anchor[1]))
-        objects.append(Shape(shape, colour, position, x, y, radius, angle, rgb, pixel))
-        paint_shape(image, objects[-1])
-    return image, CountFacts(width, height, _sorted(objects))
-
-
-def _sorted(objects: list[Shape]) -> tuple[Shape, ...]:
-    names = [(s.colour, s.shape) for s in objects]
-    return tuple(sorted(objects, key=lambda s: (-names.count((s.colour, s.shape)), s.colour, s.shape, s.y, s.x)))
+    objects = [paint_shape(rng, image, disc, *kind) for disc, kind in zip(discs, kinds, strict=True)]
+    often = Counter(shape.name for shape in objects)
+    objects.sort(key=lambda s: (-often[s.name], s.colour, s.shape, s.y, s.x))
+    return image, SceneFacts(width, height, tuple(objects))
 
 
 def _kinds(
@@ -85,7 +67,7 @@ def _kinds(
     return [palette[int(i)] for i in rng.integers(varieties, size=count)]
 
 
-def _lay_out(rng: np.random.Generator, width: int, height: int, count: int) -> tuple[int, int, list[_Disc]]:
+def _lay_out(rng: np.random.Generator, width: int, height: int, count: int) -> tuple[int, int, list[Disc]]:
     """Width and height of a canvas that holds `count` discs, and the discs."""
     in_rows = rng.random() < 0.35
     while True:
@@ -96,10 +78,10 @@ def _lay_out(rng: np.random.Generator, width: int, height: int, count: int) -> t
 
 
 def _smallest(width: int, height: int) -> float:
-    return max(_MIN_RADIUS, _MIN_SHARE * max(width, height))
+    return max(MIN_RADIUS, _MIN_SHARE * max(width, height))
 
 
-def _rows(rng: np.random.Generator, width: int, height: int, count: int) -> list[_Disc] | None:
+def _rows(rng: np.random.Generator, width: int, height: int, count: int) -> list[Disc] | None:
     """Discs of one size in one to `count` rows, a little off their places; None where they would be too small."""
     layouts, smallest = [], _smallest(width, height)
     for rows in range(1, count + 1):
@@ -114,17 +96,13 @@ def _rows(rng: np.random.Generator, width: int, height: int, count: int) -> list
     radius = smallest + (largest - smallest) * float(rng.uniform(0.2, 0.95))
     slack = largest - radius
     shifts = rng.uniform(-slack, slack, size=(count, 2)) * (rng.random() < 0.5)
-    return [
-        (
-            float((i % cols + 0.5) * width / cols + shifts[i, 0]),
-            float((i // cols + 0.5) * height / rows + shifts[i, 1]),
-            radius,
-        )
-        for i in range(count)
-    ]
+    discs = []
+    for (row, col), (dx, dy) in zip((divmod(i, cols) for i in range(count)), shifts.tolist(), strict=True):
+        discs.append(Disc((col + 0.5) * width / cols + dx, (row + 0.5) * height / rows + dy, radius, radius))
+    return discs
 
 
-def _heap(rng: np.random.Generator, width: int, height: int, count: int) -> list[_Disc] | None:
+def _heap(rng: np.random.Generator, width: int, height: int, count: int) -> list[Disc] | None:
     """Discs of one or several sizes thrown at random into the canvas or a part of it; None where they do not fit."""
     smallest = _smallest(width, height)
     shares = rng.uniform(0.55, 1.0, size=2) if rng.random() < 0.4 else np.ones(2)
@@ -135,16 +113,11 @@ def _heap(rng: np.random.Generator, width: int, height: int, count: int) -> list
         return None
     base = smallest + (largest - smallest) * float(rng.uniform(0.1, 1.0))
     spread = float(rng.choice((0.0, 0.4)))
-    discs: list[_Disc] = []
-    for _ in range(count):
-        for attempt in range(40):
-            radius = max(smallest, base * (1 - spread * rng.random()) * (1 - attempt / 80))
-            inset = radius + 1
-            x = left + float(rng.uniform(inset, wide - inset))
-            y = top + float(rng.uniform(inset, high - inset))
-            if all(np.hypot(x - px, y - py) > radius + pr + _GAP for px, py, pr in discs):
-                discs.append((x, y, float(radius)))
-                break
-        else:
-            return None
-    return discs
+    discs: list[Disc] = []
+
+    def draw(attempt: int) -> Disc:
+        radius = max(smallest, base * (1 - spread * float(rng.random())) * (1 - attempt / 80))
+        x, y = (float(rng.uniform(radius + 1, extent - radius - 1)) for extent in (wide, high))
+        return Disc(left + x, top + y, radius, radius)
+
+    return discs if all(throw(draw, 40, discs, _GAP) for _ in range(count)) else None

@@ -7,9 +7,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
-from vl.nano.pictures.canvas import RGB, Box
-
-Boxes = tuple[tuple[str, Box], ...]
+from vl.nano.pictures.canvas import RGB, Box, Boxes
 
 _MAX_TURN = 2.5  # degrees: more, and words would change their lines, and shapes maybe their cells
 _MAX_BLUR = 0.8  # px of standard deviation: letters of 14 px stay legible

@@ -7,17 +7,16 @@ the canvas grows where not one would fit.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from vl.nano.pictures.canvas import RGB, Background, Box, SizeRange, draw_size, pick
+from vl.nano.pictures.canvas import RGB, Background, Box, Boxes, SizeRange, draw_size, pick
 from vl.nano.pictures.emoji_faces import (
     BITMAP_EM,
     Emoji,
@@ -27,9 +26,9 @@ from vl.nano.pictures.emoji_faces import (
     emoji_list,
     find_emoji_faces,
 )
+from vl.nano.pictures.placing import Disc, place_in_cells
 from vl.nano.pictures.questions import Asked, Question, ask_one_of, listed, say
-from vl.nano.pictures.scenes import COUNTS, POSITIONS, draw_coordinate
-from vl.nano.pictures.words import draw_ink
+from vl.nano.pictures.scenes import COUNTS
 
 MAX_EMOJI = 5
 EMOJI_KINDS = ("name", "place", "counting", "presence")
@@ -42,9 +41,6 @@ _TURN = 15.0  # degrees
 _ASPECT = 2.2
 _COLOUR_SHARE = 0.7  # of the glyphs that a colour face has
 _VISIBLE, _MIN_CONTRAST = 0.6, 90.0  # this share of a colour glyph stands out from the backdrop by so much
-
-_PLACES = "|".join(sorted((place for row in POSITIONS for place in row), key=len, reverse=True))
-_NAMED = re.compile(rf"(?:^[^:]*: |, | and )?(?P<name>.+?) (?P<place>{_PLACES})(?=,| and |\.|$)")
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ class EmojiFacts:
     items: tuple[Item, ...]
 
     @property
-    def boxes(self) -> tuple[tuple[str, Box], ...]:
+    def boxes(self) -> Boxes:
         """(name, the middle of where it is) of each emoji."""
         return tuple((item.name, item.middle) for item in self.items)
 
@@ -107,7 +103,9 @@ def draw_emoji(
     room = 2 * round(chosen[0].reach * chosen[0].smallest(width, height)) + 6
     width, height = max(width, room), max(height, room)
     image = background.paint(width, height, rng)
-    items = [_paint(rng, image, *placed) for placed in _places(rng, width, height, chosen)]
+    largest = _LARGEST[min(len(chosen), len(_LARGEST)) - 1] * min(width, height)
+    placed = place_in_cells(rng, width, height, [partial(one.room, width, height, largest) for one in chosen])
+    items = [_paint(rng, image, chosen[which], disc) for which, disc in placed]
     return image, EmojiFacts(width, height, tuple(items))
 
 
@@ -115,11 +113,6 @@ def caption_emoji(facts: EmojiFacts) -> str:
     """The canonical caption, such as "Two emoji: grinning face on the left and red heart at the bottom right."."""
     phrases = [f"{item.name} {item.position}" for item in facts.items]
     return f"{COUNTS[len(phrases)]} emoji: {listed(phrases)}."
-
-
-def named_emoji(caption: str) -> list[tuple[str, str]]:
-    """The (name, position) pairs that a caption names, in its order; a name without a position is none."""
-    return [(found["name"], found["place"]) for found in _NAMED.finditer(caption)]
 
 
 class _Chosen(NamedTuple):
@@ -141,15 +134,11 @@ class _Chosen(NamedTuple):
     def smallest(self, width: int, height: int) -> float:
         return max(_MIN_COLOUR if self.face.colour else _MIN_OUTLINE, _MIN_SHARE * max(width, height))
 
-
-class _Placed(NamedTuple):
-    row: int
-    col: int
-    x: float
-    y: float
-    radius: float
-    size: int
-    chosen: _Chosen
+    def room(self, width: int, height: int, largest: float, share: float) -> tuple[float, float]:
+        """Size and radius between those of the smallest and `largest`, as `place_in_cells` asks for them."""
+        smallest = self.smallest(width, height)
+        size = round(smallest + max(0.0, largest - smallest) * share)
+        return size, self.reach * size + 1
 
 
 def _choose(
@@ -163,7 +152,7 @@ def _choose(
         having = [face for face in faces if drawn.code in face.codes]
         colour, plain = [face for face in having if face.colour], [face for face in having if not face.colour]
         if plain and not (colour and rng.random() < _COLOUR_SHARE):
-            return _Chosen(drawn, pick(rng, plain), draw_ink(rng, background))
+            return _Chosen(drawn, pick(rng, plain), background.draw_ink(rng))
         chosen = _Chosen(drawn, colour[0], None)
         samples = chosen.glyph(0).colours
         share = sum(background.contrast(sample) >= _MIN_CONTRAST for sample in samples) / max(1, len(samples))
@@ -181,55 +170,22 @@ def _drawable(faces: tuple[EmojiFace, ...]) -> tuple[Emoji, ...]:
     return tuple(emoji for emoji in emoji_list() if emoji.code in codes)
 
 
-def _places(rng: np.random.Generator, width: int, height: int, chosen: Sequence[_Chosen]) -> list[_Placed]:
-    """Where the emoji go, as discs apart from each other, in reading order; those that find no room are left out."""
-    largest = _LARGEST[min(len(chosen), len(_LARGEST)) - 1] * min(width, height)
-    waiting = list(chosen)
-    placed: list[_Placed] = []
-    for cell in rng.permutation(9):
-        if not waiting:
-            break
-        row, col = divmod(int(cell), 3)
-        smallest = waiting[0].smallest(width, height)
-        for attempt in range(12):
-            # Smaller at each attempt. The smallest of the first fits the middle cell, so no picture is empty.
-            size = round(smallest + max(0.0, largest - smallest) * rng.random() * (1 - attempt / 11))
-            radius = waiting[0].reach * size + 1
-            x, y = draw_coordinate(rng, col, width, radius), draw_coordinate(rng, row, height, radius)
-            if x is None or y is None:
-                continue
-            if all(np.hypot(x - other.x, y - other.y) > radius + other.radius + 2 for other in placed):
-                placed.append(_Placed(row, col, x, y, radius, size, waiting.pop(0)))
-                break
-    return sorted(placed, key=lambda place: place[:2])
-
-
-def _paint(
-    rng: np.random.Generator,
-    image: Image.Image,
-    row: int,
-    col: int,
-    x: float,
-    y: float,
-    _: float,
-    size: int,
-    what: _Chosen,
-) -> Item:
+def _paint(rng: np.random.Generator, image: Image.Image, what: _Chosen, disc: Disc) -> Item:
+    size = int(disc.size)
     picture = what.glyph(size).picture
     scale = size / max(picture.size)
-    picture = picture.resize(
-        (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.BICUBIC
-    )
+    wide, high = (max(1, round(side * scale)) for side in picture.size)
+    picture = picture.resize((wide, high), Image.Resampling.BICUBIC)
     angle = float(rng.uniform(-_TURN, _TURN)) if rng.random() < 0.7 else 0.0
     if angle:
         picture = picture.rotate(-angle, Image.Resampling.BILINEAR, expand=True)
-    left, top = round(x - picture.width / 2), round(y - picture.height / 2)
+    left, top = round(disc.x - picture.width / 2), round(disc.y - picture.height / 2)
     mask = picture.getchannel("A") if what.ink is None else picture
     image.paste(picture if what.ink is None else what.ink, (left, top), mask)
     x0, y0, x1, y1 = mask.point(lambda value: 255 * (value > 64)).getbbox() or (0, 0, *mask.size)
     ink = (float(left + x0), float(top + y0), float(left + x1), float(top + y1))
     middle = left + picture.width / 2, top + picture.height / 2
-    return Item(what.emoji.name, POSITIONS[row][col], *middle, size, angle, what.face.name, ink)
+    return Item(what.emoji.name, disc.position(*image.size), *middle, size, angle, what.face.name, ink)
 
 
 def ask_emoji(rng: np.random.Generator, facts: EmojiFacts, *, kinds: Sequence[str] = EMOJI_KINDS) -> Asked:

@@ -92,11 +92,6 @@ def advance(font: ImageFont.FreeTypeFont, letter: str) -> float:
     return font.getlength(letter)
 
 
-def line_width(font: ImageFont.FreeTypeFont, text: str) -> float:
-    """The width of a line in pixels, kerning aside: measuring whole lines takes longer than drawing them."""
-    return sum(advance(font, letter) for letter in text)
-
-
 def _in_folder(folder: str | None) -> Iterator[Path]:
     if folder is not None:
         yield from (path for path in sorted(Path(folder).rglob("*")) if _has_letters(path))

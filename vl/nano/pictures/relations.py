@@ -21,8 +21,9 @@ from typing import NamedTuple
 import numpy as np
 
 from vl.nano.pictures.canvas import COLOURS, pick
+from vl.nano.pictures.placing import POSITIONS
 from vl.nano.pictures.questions import Asked, Question, ask_one_of, listed, say, topics
-from vl.nano.pictures.scenes import POSITIONS, SHAPES, SceneFacts, Shape, article
+from vl.nano.pictures.scenes import SHAPES, SceneFacts, Shape, article
 
 TASK_KINDS = ("counting", "presence", "colour", "shape", "place", "relation", "extreme")
 """The kinds of question: how many, is there, what colour, what shape, where (or what is there), is A left of B, and

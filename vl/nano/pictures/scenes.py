@@ -8,17 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vl.nano.pictures.canvas import COLOURS, RGB, Background, Box, SizeRange, draw_size, jitter
+from vl.nano.pictures.canvas import COLOURS, RGB, Background, Box, Boxes, SizeRange, draw_size, jitter
+from vl.nano.pictures.placing import Disc, place_in_cells
 from vl.nano.pictures.questions import listed
 
-POSITIONS = (
-    ("at the top left", "at the top", "at the top right"),
-    ("on the left", "in the center", "on the right"),
-    ("at the bottom left", "at the bottom", "at the bottom right"),
-)
 COUNTS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six")
 MAX_OBJECTS = len(COUNTS) - 1
-_MIN_RADIUS = 9.0  # px; below it a hexagon is a circle
+MIN_RADIUS = 9.0  # px; below it a hexagon is a circle
+_LARGEST = (0.42, 0.28, 0.22, 0.19, 0.17, 0.15)  # radii, of the shorter side, by how many there are
 _MIN_CONTRAST = 150.0
 _ASPECT = 2.2
 
@@ -27,13 +24,12 @@ _ASPECT = 2.2
 class Outline:
     """A shape inside the unit circle, y pointing down.
 
-    `points` is the outer polygon and `hole` one cut out of it, `anchor` a point well inside the ink, and `turn` the
-    largest rotation, in degrees, that leaves the name right.
+    `points` is the outer polygon and `hole` one cut out of it; `turn` is the largest rotation, in degrees, that leaves
+    the name right.
     """
 
     points: np.ndarray  # [n, 2]
     hole: np.ndarray | None = None
-    anchor: tuple[float, float] = (0.0, 0.0)
     turn: float = 15.0
 
 
@@ -85,14 +81,14 @@ SHAPES: dict[str, Outline] = {
     "star": Outline(_star(), turn=36),
     "heart": Outline(_heart()),
     "cross": Outline(_cross(), turn=12),
-    "ring": Outline(_regular(64), hole=_regular(64, 0.55), anchor=(0.0, -0.78)),
-    "crescent": Outline(_crescent(), anchor=(-0.73, 0.0), turn=25),
+    "ring": Outline(_regular(64), hole=_regular(64, 0.55)),
+    "crescent": Outline(_crescent(), turn=25),
 }
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One object of a scene. `x`, `y` (centre), `radius` in pixels, `angle` in degrees; `anchor`: a pixel of it."""
+    """One object of a scene: `x`, `y` (its centre) and `radius` in pixels, `angle` in degrees."""
 
     shape: str
     colour: str
@@ -102,7 +98,6 @@ class Shape:
     radius: float
     angle: float
     rgb: RGB
-    anchor: tuple[int, int]
 
     @property
     def name(self) -> str:
@@ -125,7 +120,7 @@ class SceneFacts:
     shapes: tuple[Shape, ...]
 
     @property
-    def boxes(self) -> tuple[tuple[str, Box], ...]:
+    def boxes(self) -> Boxes:
         """("red circle", the middle of where it is) of each object."""
         return tuple((shape.name, shape.middle) for shape in self.shapes)
 
@@ -143,16 +138,17 @@ def draw_scene(
     width, height = draw_size(sizes, _ASPECT, rng)
     background = Background.draw(rng, textures)
     image = background.paint(width, height, rng)
+    count, side = int(rng.integers(1, max_objects + 1)), min(width, height)
+    smallest = max(MIN_RADIUS, 0.07 * side)
+    largest = max(smallest, side * _LARGEST[count - 1])
+
+    def radius(share: float) -> tuple[float, float]:
+        return (smallest + (largest - smallest) * share,) * 2
+
     objects = []
-    for row, col, x, y, radius in _places(rng, width, height, int(rng.integers(1, max_objects + 1))):
+    for _, disc in place_in_cells(rng, width, height, [radius] * count):
         colour, rgb = visible_colour(rng, background, colours)
-        shape = str(rng.choice(shapes))
-        outline = SHAPES[shape]
-        angle = float(rng.uniform(-outline.turn, outline.turn))
-        anchor = np.array((x, y)) + radius * (np.array(outline.anchor) @ rotation(angle))
-        pixel = (int(anchor[0]), int(anchor[1]))
-        objects.append(Shape(shape, colour, POSITIONS[row][col], x, y, radius, angle, rgb, pixel))
-        paint_shape(image, objects[-1])
+        objects.append(paint_shape(rng, image, disc, str(rng.choice(shapes)), colour, rgb))
     return image, SceneFacts(width, height, tuple(objects))
 
 
@@ -162,40 +158,6 @@ def caption_scene(facts: SceneFacts) -> str:
     return f"{COUNTS[len(phrases)]} shape{'s' if len(phrases) > 1 else ''}: {listed(phrases)}."
 
 
-def _places(
-    rng: np.random.Generator, width: int, height: int, count: int
-) -> list[tuple[int, int, float, float, float]]:
-    """(row, col, x, y, radius) of up to `count` discs apart from each other, in reading order."""
-    side = min(width, height)
-    smallest = max(_MIN_RADIUS, 0.07 * side)
-    largest = max(smallest, side * (0.42, 0.28, 0.22, 0.19, 0.17, 0.15)[count - 1])
-    placed: list[tuple[int, int, float, float, float]] = []
-    for cell in rng.permutation(9):
-        if len(placed) == count:
-            break
-        row, col = divmod(int(cell), 3)
-        for attempt in range(12):
-            # Smaller at each attempt. The smallest fits the middle cell of any canvas, so no scene is empty.
-            radius = float(smallest + (largest - smallest) * rng.random() * (1 - attempt / 11))
-            # Keep off the cell's borders, so that a position's name is never a matter of opinion.
-            x = draw_coordinate(rng, col, width, radius)
-            y = draw_coordinate(rng, row, height, radius)
-            if x is None or y is None:
-                continue
-            if all(np.hypot(x - px, y - py) > radius + pr + 2 for _, _, px, py, pr in placed):
-                placed.append((row, col, x, y, radius))
-                break
-    return sorted(placed, key=lambda place: place[:2])
-
-
-def draw_coordinate(rng: np.random.Generator, cell: int, extent: int, radius: float) -> float | None:
-    """A centre within the cell at which a disc is whole; None where the disc is too large for that."""
-    inset = 0.12
-    low = max((cell + inset) * extent / 3, radius + 1)
-    high = min((cell + 1 - inset) * extent / 3, extent - radius - 1)
-    return float(rng.uniform(low, high)) if low <= high else None
-
-
 def visible_colour(rng: np.random.Generator, background: Background, colours: Sequence[str]) -> tuple[str, RGB]:
     """A colour that stands out from the backdrop, or the one that does so best."""
     drawn = [(str(name), jitter(str(name), rng)) for name in rng.permutation(list(colours))]
@@ -203,23 +165,23 @@ def visible_colour(rng: np.random.Generator, background: Background, colours: Se
     return next(seen, max(drawn, key=lambda pair: background.contrast(pair[1])))
 
 
-def paint_shape(image: Image.Image, shape: Shape) -> None:
-    """Paints with antialiased edges: the mask is drawn enlarged, around the shape only, and averaged down."""
-    scale = 4 if shape.radius < 80 else 2
-    left, top = int(shape.x - shape.radius) - 1, int(shape.y - shape.radius) - 1
-    side = int(2 * shape.radius) + 4
+def paint_shape(rng: np.random.Generator, image: Image.Image, disc: Disc, shape: str, colour: str, rgb: RGB) -> Shape:
+    """Paints a shape, somewhat turned, with antialiased edges: the mask is drawn enlarged and averaged down."""
+    (x, y, radius, _), outline = disc, SHAPES[shape]
+    angle = float(rng.uniform(-outline.turn, outline.turn))
+    scale = 4 if radius < 80 else 2
+    left, top, side = int(x - radius) - 1, int(y - radius) - 1, int(2 * radius) + 4
     mask = Image.new("L", (side * scale, side * scale))
     draw = ImageDraw.Draw(mask)
-    outline = SHAPES[shape.shape]
-    centre = np.array((shape.x - left, shape.y - top))
     for points, ink in ((outline.points, 255), (outline.hole, 0)):
         if points is not None:
-            polygon = (centre + shape.radius * points @ rotation(shape.angle)) * scale
+            polygon = (np.array((x - left, y - top)) + radius * points @ _rotation(angle)) * scale
             draw.polygon(polygon.ravel().tolist(), fill=ink)
-    image.paste(shape.rgb, (left, top), mask.reduce(scale))
+    image.paste(rgb, (left, top), mask.reduce(scale))
+    return Shape(shape, colour, disc.position(*image.size), x, y, radius, angle, rgb)
 
 
-def rotation(degrees: float) -> np.ndarray:
+def _rotation(degrees: float) -> np.ndarray:
     """Matrix that turns row vectors clockwise on screen (y down)."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return np.array(((c, s), (-s, c)))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vl.evaluation.metrics import METRICS
-from vl.nano.pictures import plots
+from vl.nano.pictures import chart_pens
 from vl.nano.pictures.canvas import COLOURS, SizeRange
 from vl.nano.pictures.chart_facts import KINDS, ChartFacts, Series
 from vl.nano.pictures.chart_questions import ask_chart, describe_chart
@@ -344,7 +344,7 @@ def test_drawing_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    spec = importlib.util.spec_from_file_location("plots_alone", plots.__file__)
+    spec = importlib.util.spec_from_file_location("pens_alone", chart_pens.__file__)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

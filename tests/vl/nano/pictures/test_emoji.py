@@ -26,10 +26,9 @@ from vl.nano.pictures.emoji import (
     ask_emoji,
     caption_emoji,
     draw_emoji,
-    named_emoji,
 )
 from vl.nano.pictures.emoji_faces import BITMAP_EM, EmojiFace, draw_glyph, emoji_list, find_emoji_faces
-from vl.nano.pictures.scenes import POSITIONS
+from vl.nano.pictures.placing import POSITIONS
 
 FOLDER = os.environ.get("VL_EMOJI_FONTS")
 FACES = {face.name: face for face in find_emoji_faces(FOLDER)}
@@ -183,6 +182,13 @@ def test_what_is_drawn_is_what_is_named(name: str, monkeypatch: pytest.MonkeyPat
         if checked == 12:
             break
     assert checked == 12
+
+
+def named_emoji(caption: str) -> list[tuple[str, str]]:
+    """The (name, position) pairs that a caption names, in its order."""
+    places = "|".join(sorted(sum(POSITIONS, ()), key=len, reverse=True))
+    one = rf"(?:^[^:]*: |, | and )?(?P<name>.+?) (?P<place>{places})(?=,| and |\.|$)"
+    return [(found["name"], found["place"]) for found in re.finditer(one, caption)]
 
 
 def test_captions_parse_back_to_their_facts() -> None:

@@ -17,7 +17,8 @@ from vl.evaluation.metrics import METRICS, read_text
 from vl.nano.pictures import pages
 from vl.nano.pictures.canvas import SizeRange
 from vl.nano.pictures.fonts import Face, find_faces, open_face
-from vl.nano.pictures.pages import PageFacts, ask_page, caption_page, draw_pages
+from vl.nano.pictures.pages import PageFacts, ask_page, draw_pages
+from vl.nano.pictures.words import caption_text
 
 KINDS = ("page", "receipt", "sign", "screen")
 SMALL = (SizeRange(64, 336, 1.0),)
@@ -76,7 +77,7 @@ def test_the_text_is_the_lines_and_the_boxes_are_its_letters() -> None:
         assert facts.text == " ".join(facts.lines) == " ".join(facts.text.split())
         assert set(facts.text) <= {chr(code) for code in range(32, 127)} - {'"'}
         assert "".join(letter for letter, _ in facts.boxes) == facts.text.replace(" ", "")
-        assert read_text(caption_page(facts)) == facts.text
+        assert read_text(caption_text(facts)) == facts.text
         assert facts.size >= 14
 
 
@@ -280,7 +281,7 @@ def test_lines_are_asked_of_pages_and_signs() -> None:
                 elif metric == "counting":
                     assert int(answer) == len({box[1] for _, box in facts.boxes}) <= 9
                 else:
-                    assert answer == caption_page(facts)
+                    assert answer == caption_text(facts)
                 seen.add(prompt)
     assert len(seen) >= 14
 

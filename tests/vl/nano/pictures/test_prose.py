@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vl.nano.pictures.fonts import find_faces
-from vl.nano.pictures.prose import Type, paragraph
+from vl.nano.pictures.pen import Type
+from vl.nano.pictures.prose import paragraph
 from vl.nano.pictures.words import word_list
 
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from vl.evaluation.metrics import METRICS, named_shapes
 from vl.nano.pictures.canvas import COLOURS, SizeRange
 from vl.nano.pictures.counts import draw_counts
+from vl.nano.pictures.placing import POSITIONS
 from vl.nano.pictures.questions import topics
 from vl.nano.pictures.relations import TASK_KINDS, ask_scene, short_caption
-from vl.nano.pictures.scenes import POSITIONS, SHAPES, SceneFacts, Shape, caption_scene, draw_scene
+from vl.nano.pictures.scenes import SHAPES, SceneFacts, Shape, caption_scene, draw_scene
 
 SIZES = (SizeRange(64, 336, 1.0),)
 SCENES = [draw_scene(np.random.default_rng((5, i)), SIZES)[1] for i in range(150)]
@@ -38,7 +39,7 @@ SIDES: dict[str, Callable[[Shape, Shape], bool]] = {
 
 def shape(name: str, x: float, y: float, radius: float = 10, position: str = "in the center") -> Shape:
     colour, form = name.split()
-    return Shape(form, colour, position, x, y, radius, 0.0, (0, 0, 0), (int(x), int(y)))
+    return Shape(form, colour, position, x, y, radius, 0.0, (0, 0, 0))
 
 
 def meant(facts: SceneFacts, name: str) -> list[Shape]:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from vl.evaluation.metrics import METRICS, parse_quantity
 from vl.nano.pictures.canvas import SizeRange
 from vl.nano.pictures.chart_questions import ask_table, describe_table
+from vl.nano.pictures.labels import MIN_SIZE, write_number
 from vl.nano.pictures.questions import Asked
-from vl.nano.pictures.tables import MIN_SIZE, TableFacts, draw_table, write_number
+from vl.nano.pictures.tables import TableFacts, draw_table
 
 SIZES = (SizeRange(200, 420, 1.0),)
 TABLES = [draw_table(np.random.default_rng((1, i)), SIZES) for i in range(200)]

@@ -1,0 +1,65 @@
+"""What charts and tables say: names, titles and numbers."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from vl.nano.pictures.canvas import COLOURS, pick
+from vl.nano.pictures.words import phrases, word_list
+
+MIN_SIZE = 12  # px per em of their smallest type
+# Colours would name things of other colours, the next four head columns, and questions begin with the others.
+_UNFIT = {*COLOURS, "month", "weekday", "quarter", "year", "what", "how", "which", "where", "for", "does", "are"}
+
+
+def write_number(value: float, decimals: int, unit: str = "", *, grouped: bool = False) -> str:
+    """A number as it is printed: "1,250", "$3.50", "12%". Units other than "$" and "%" are not printed with it."""
+    text = f"{value:,.{decimals}f}" if grouped else f"{value:.{decimals}f}"
+    return f"${text}" if unit == "$" else f"{text}%" if unit == "%" else text
+
+
+@lru_cache(maxsize=16)
+def _vocabulary(longest: int) -> tuple[str, ...]:
+    return tuple(word for word in word_list() if 3 <= len(word) <= longest and word not in _UNFIT)
+
+
+def draw_words_apart(rng: np.random.Generator, count: int, longest: int = 9) -> list[str]:
+    """Draws `count` words of 3 to `longest` letters that no one takes for each other: all begin differently."""
+    found: dict[str, str] = {}
+    while len(found) < count:
+        word = pick(rng, _vocabulary(max(4, longest)))
+        found.setdefault(word[:3], word)
+    return list(found.values())
+
+
+def draw_names(
+    rng: np.random.Generator, count: int, *, ordered: float = 0.4, longest: int = 9
+) -> tuple[str, tuple[str, ...]]:
+    """Draws what the categories are and their names, such as ("month", ("Mar", "Apr", "May")).
+
+    `ordered` is the share of months, weekdays, quarters and years; the others are capitalised words. Names have up to
+    `longest` letters, or 4 if that is less.
+    """
+    if rng.random() >= ordered:
+        return "", tuple(word.capitalize() for word in draw_words_apart(rng, count, longest))
+    kind = str(rng.choice(("month", "month", "weekday", "quarter", "year", "year")))
+    if kind == "year":
+        first = int(rng.integers(1960, 2031 - count))
+        return kind, tuple(str(first + i) for i in range(count))
+    if kind == "quarter" and count <= 4:
+        return kind, tuple(f"Q{i + 1}" for i in range(count))
+    kind = "weekday" if kind == "weekday" and count <= 7 else "month"
+    names = phrases()[f"{kind}s"]
+    first = int(rng.integers(len(names) - count + 1))
+    short = longest < 9 or rng.random() < 0.6
+    return kind, tuple(name[:3] if short else name for name in names[first : first + count])
+
+
+def draw_title(rng: np.random.Generator, kind: str) -> str:
+    """Draws a title of one to four words; `kind` is what the categories are, "" for nothing in particular."""
+    a, b, c = draw_words_apart(rng, 3)
+    title = pick(rng, phrases()["titles-by" if kind else "titles"]).format(a=a, b=b, c=c, kind=kind)
+    style = rng.random()
+    return title.title() if style < 0.45 else title.upper() if style < 0.55 else title[0].upper() + title[1:]
