@@ -112,6 +112,25 @@ def patcher(repeats: RepeatsOption = 15, json: JsonOption = None) -> None:
         _write(json, figures)
 
 
+@app.command("head")
+def head(
+    tokens: Annotated[int, typer.Option(min=1, help="Random tokens to choose for.")] = 4096,
+    scale: ScaleOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """How often the output head chooses the token that float64 sums do, beside one that rounds logits to bfloat16."""
+    from vl.bench.agreement import agreement
+    from vl.loading import pick_device
+
+    place = pick_device(device)
+    small = place.type != "cuda" if scale is None else scale == "small"
+    ours, rounded = agreement(place, tokens=tokens, small=small)
+    table = Table("logits", "best token as by float64", title=f"output head, {tokens:,} tokens")
+    table.add_row("float32 (ours)", f"{ours:.2%}")
+    table.add_row("rounded to bfloat16", f"{rounded:.2%}")
+    stdout_console().print(table)
+
+
 @app.command("tune")
 def tune(
     op: Annotated[str, typer.Argument(help="moe, row-scaled (int8 and FP8) or lightning.")],

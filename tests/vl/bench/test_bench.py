@@ -12,6 +12,7 @@ from PIL import Image
 
 import vl.cli.app as vl_app
 from vl.bench import model, vision
+from vl.bench.agreement import agreement
 from vl.bench.ops import moe
 from vl.bench.records import Ceilings, Report, Setting
 from vl.bench.runner import Options, run_suite, start
@@ -213,3 +214,11 @@ def test_what_waits_for_the_device_is_timed_without_a_graph() -> None:
     x = torch.randn(1024, device=device)
     assert measure([lambda: x.sum().item()], device, how="graph", budget=0.01).method == "events"
     assert measure([lambda: x.mul(2)], device, how="graph", budget=0.01).method == "graph"
+
+
+def test_the_head_chooses_as_float64_does(capsys: pytest.CaptureFixture[str]) -> None:
+    ours, rounded = agreement(torch.device("cpu"), tokens=1000, small=True)
+    assert ours == 1
+    assert 0.9 < rounded < 1
+    assert vl_app.run(["bench", "head", "--tokens", "1000", "--device", "cpu"]) == 0
+    assert f"{rounded:.2%}" in capsys.readouterr().out
