@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from text_backbone.kernels.nf4.reference import LEVELS, scale_map
 from text_backbone.quantization import nf4
 from text_backbone.quantization.finite import checked
 from text_backbone.quantization.stored import Quantized
@@ -62,7 +63,7 @@ def stored_slots(weight: Quantized, index: tuple[int, ...]) -> dict[str, Slot]:
 
     if weight.format != "nf4":
         return {"": field("", "codes"), "_scale": field("_scale", "scales")}
-    levels, steps, offset = torch.tensor(nf4.LEVELS), nf4.scale_map(torch.device("cpu")), weight.at(index).offset
+    levels, steps, offset = torch.tensor(LEVELS), scale_map(torch.device("cpu")), weight.at(index).offset
     return {
         "": field("", "codes"),
         ".absmax": field(".absmax", "scales"),

@@ -7,24 +7,17 @@ of 256, to eight bits of a map whose steps grow with the magnitude. That comes t
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from text_backbone.kernels import nf4 as kernels
+from text_backbone.kernels.nf4 import reference
+from text_backbone.kernels.nf4.reference import BLOCK, NESTED, levels, scale_map
 from text_backbone.part import Part
 from text_backbone.quantization.finite import checked
-
-BLOCK, NESTED = 64, 256  # values to a scale, scales to a scale of scales
-
-# Appendix E of the paper: the means of quantiles of N(0, 1), scaled to [-1, 1], zero included.
-LEVELS = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
 
 
 class NF4(NamedTuple):
@@ -40,34 +33,6 @@ class NF4(NamedTuple):
     scales: Tensor
     nested: Tensor
     offset: Tensor
-
-
-@cache
-def levels(device: torch.device) -> Tensor:
-    """float32 [16], what the codes stand for."""
-    return torch.tensor(LEVELS, device=device)
-
-
-@cache
-def pairs(device: torch.device) -> Tensor:
-    """float32 [256, 2], what the two codes of every byte stand for."""
-    byte, table = torch.arange(256, device=device), levels(device)
-    return torch.stack((table[byte >> 4], table[byte & 15]), dim=1)
-
-
-@cache
-def scale_map(device: torch.device) -> Tensor:
-    """float32 [256], ascending: the dynamic map of arXiv:1511.04561 with seven exponents and a sign.
-
-    Exponent e has 2^e values of each sign, the middles of as many equal parts of [0.1, 1], times 10^(e - 6); and there
-    are 0 and 1.
-    """
-    values = [0.0, 1.0]
-    for exponent in range(7):
-        edges = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
-        middles = (10 ** (exponent - 6) * ((edges[:-1] + edges[1:]) / 2)).tolist()
-        values += [*middles, *(-middle for middle in middles)]
-    return torch.tensor(sorted(values), dtype=torch.float32, device=device)
 
 
 def sizes(rows: int, columns: int) -> tuple[int, int, int]:
@@ -132,29 +97,9 @@ def cut(name: str, whole: Tensor, part: Part) -> Tensor:
 
 def dequantize(weight: NF4, columns: int, dtype: torch.dtype, first: int = 0, stride: int = 0) -> Tensor:
     """[..., rows, columns] in `dtype`, from products taken in float32; `first` and `stride` as of `block_scales`."""
-    values = F.embedding(weight.codes.int(), pairs(weight.codes.device)).flatten(-2)  # [..., rows * columns]
-    scales = block_scales(weight, columns, first, stride)[..., None].expand(*weight.scales.shape, BLOCK).flatten(-2)
-    return values.mul_(scales[..., : values.shape[-1]]).to(dtype).unflatten(-1, (-1, columns))
+    return reference.dequantize(*weight, columns, dtype, first, stride)
 
 
 def linear(weight: NF4, columns: int, x: Tensor, first: int = 0, stride: int = 0) -> Tensor:
     """Rows x [T, columns] times the matrix, or the matrices one below the other: [T, rows] in x's dtype."""
-    return F.linear(x, dequantize(weight, columns, x.dtype, first, stride).flatten(0, -2))
-
-
-def block_scales(weight: NF4, columns: int = 0, first: int = 0, stride: int = 0) -> Tensor:
-    """float32 [..., blocks], the scale of every block.
-
-    Args:
-        columns, first, stride: of a part of a matrix, its columns, the number of its first block in the whole, and the
-            blocks in a row of the whole. Block j of row r is then number `first + r * stride + j`. Without a stride
-            blocks have the numbers that they have here.
-    """
-    count = weight.scales.shape[-1]
-    if stride:
-        block = torch.arange(count, device=weight.scales.device)
-        across = columns // BLOCK
-        nested = weight.nested[..., (first + block // across * stride + block % across) // NESTED]
-    else:
-        nested = weight.nested.repeat_interleave(NESTED, dim=-1)[..., :count]
-    return scale_map(weight.scales.device)[weight.scales.int()] * nested + weight.offset[..., None]
+    return kernels.linear(x, *weight, first, stride)

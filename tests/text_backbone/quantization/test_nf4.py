@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from text_backbone.kernels.nf4 import reference
 from text_backbone.quantization import nf4
 
 CPU = torch.device("cpu")
@@ -19,8 +20,8 @@ def bnb() -> object:
 
 
 def test_the_map_of_the_scales(bnb) -> None:  # type: ignore[no-untyped-def]
-    assert torch.equal(nf4.scale_map(CPU), bnb.create_dynamic_map())
-    assert torch.equal(nf4.levels(CPU), bnb.get_4bit_type("nf4", device="cpu"))
+    assert torch.equal(reference.scale_map(CPU), bnb.create_dynamic_map())
+    assert torch.equal(reference.levels(CPU), bnb.get_4bit_type("nf4", device="cpu"))
 
 
 @settings(max_examples=40, deadline=None)
@@ -53,8 +54,8 @@ def by_hand(weight: nf4.NF4, shape: tuple[int, int]) -> Tensor:
     for i in range(values.numel()):
         code = int(weight.codes[i // 2]) >> (0 if i % 2 else 4) & 15
         block = i // 64
-        step = float(nf4.scale_map(CPU)[int(weight.scales[block])])
-        values[i] = nf4.LEVELS[code] * (step * float(weight.nested[block // 256]) + float(weight.offset))
+        step = float(reference.scale_map(CPU)[int(weight.scales[block])])
+        values[i] = reference.LEVELS[code] * (step * float(weight.nested[block // 256]) + float(weight.offset))
     return values.view(shape)
 
 

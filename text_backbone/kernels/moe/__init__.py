@@ -44,4 +44,8 @@ def _kernels(x: Tensor, w13: Tensor | Stored, w2: Tensor | Stored, weights: Tens
         from text_backbone.kernels.moe import row_scaled
 
         return row_scaled
+    if formats == {"nf4"}:
+        from text_backbone.kernels.moe import nf4
+
+        return nf4
     return None

@@ -287,12 +287,22 @@ def streamed(weight: Tensor, block: list[int]) -> TensorDescriptor:
 
 
 def up(
-    x: Tensor, w13: Tensor, groups: Groups, top_k: int, tile: Tile, save: bool, scales: Scales = UNSCALED
+    x: Tensor,
+    w13: Tensor,
+    groups: Groups,
+    top_k: int,
+    tile: Tile,
+    save: bool,
+    scales: Scales = UNSCALED,
+    h: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sorted h [T * k, I] from x [T, hidden] and w13 [E, 2, I, hidden]; with `save` also ab [T * k, 2, I]."""
+    """Sorted h [T * k, I], or those rows of a given one that `groups.bounds` speaks of.
+
+    From x [T, hidden] and w13 [E, 2, I, hidden]; with `save` also ab [T * k, 2, I].
+    """
     count, _, inner, hidden = w13.shape
     rows = len(groups.order)
-    h = x.new_empty(rows, inner, dtype=scales.out or x.dtype)
+    h = x.new_empty(rows, inner, dtype=scales.out or x.dtype) if h is None else h
     ab = x.new_empty(rows, 2, inner) if save else h
     half, bk = fit(inner, tile.n // 2), fit_inner(hidden, tile.k)
     tma = tile.tma and reachable(w13)
@@ -306,12 +316,21 @@ def up(
 
 
 def linear(
-    x: Tensor, weight: Tensor, groups: Groups, tile: Tile, transposed: bool = False, scales: Scales = UNSCALED
+    x: Tensor,
+    weight: Tensor,
+    groups: Groups,
+    tile: Tile,
+    transposed: bool = False,
+    scales: Scales = UNSCALED,
+    y: Tensor | None = None,
 ) -> Tensor:
-    """Sorted y [rows, N] from sorted x [rows, K] and weight [E, N, K], or [E, K, N] if `transposed`."""
+    """Sorted y [rows, N] from sorted x [rows, K] and weight [E, N, K], or [E, K, N] if `transposed`.
+
+    Of a given y, the rows that `groups.bounds` speaks of.
+    """
     count, rows, k = len(weight), *x.shape
     n = weight[0].numel() // k
-    y = x.new_empty(rows, n, dtype=scales.out or x.dtype)
+    y = x.new_empty(rows, n, dtype=scales.out or x.dtype) if y is None else y
     bn, bk = fit(n, tile.n), fit_inner(k, tile.k)
     tma = tile.tma and reachable(weight)
     matrices = weight.view(count, k, n) if transposed else weight.view(count, n, k)

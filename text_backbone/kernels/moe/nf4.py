@@ -1,0 +1,105 @@
+"""Experts whose weights are NF4: few rows from the codes themselves, many with what they are written out to."""
+
+from __future__ import annotations
+
+import triton
+from torch import Tensor
+
+from text_backbone.kernels.device import multiprocessors
+from text_backbone.kernels.moe import grouped, reference
+from text_backbone.kernels.moe.configs import inference_tiles
+from text_backbone.kernels.moe.sort import Groups, group
+from text_backbone.kernels.moe.stored import Stored
+from text_backbone.kernels.nf4 import few
+from text_backbone.kernels.nf4.triton import (
+    Launch,
+    Weight,
+    arrange,
+    column_tiles,
+    directly,
+    few_linear,
+    options,
+    reads,
+    table,
+    unpack,
+)
+
+_SCRATCH = 4 << 30  # bytes of matrices written out at a time
+_FEW_EACH = 32  # mean rows of an expert up to which its codes are read directly
+_ALONE = 8  # assignments up to which each is worked by itself, unsorted
+UP = Launch(4, 4)
+DOWN = Launch(8, 3, 80)
+
+
+def expert_mlp(x: Tensor, w13: Stored, w2: Stored, weights: Tensor, experts: Tensor) -> Tensor:
+    """Same as `reference.expert_mlp`, without gradients."""
+    ups, downs = _weight(w13), _weight(w2)
+    count, hidden = len(downs.offset), x.shape[1]
+    inner = downs.codes.numel() * 2 // (count * hidden)
+    if not len(x) or not (reads(hidden) and reads(inner)):
+        return reference.expert_mlp(x, w13, w2, weights, experts)
+    x, weights, experts = x.contiguous(), weights.contiguous(), experts.contiguous()
+    if not (directly(x.dtype, hidden) and directly(x.dtype, inner)) or experts.numel() > _FEW_EACH * count:
+        return _many(x, ups, downs, weights, experts, (count, hidden, inner))
+    if experts.numel() <= _ALONE and DOWN.warps % experts.shape[1] == 0:
+        h = x.new_empty(experts.numel(), inner)
+        _up(x, ups, experts, None, h, inner, 1, 1)
+        return _down(h, downs, weights, experts, hidden)
+    groups = group(experts, count)
+    columns = column_tiles(2 * experts.numel() // count)  # most experts have less than twice the mean
+    h, y = x.new_empty(experts.numel(), inner), x.new_empty(experts.numel(), hidden)
+    _up(arrange(x), ups, groups.order, groups.bounds, h, inner, experts.shape[1], columns)
+    few_linear(h, downs, y, groups.bounds, count, True, columns)
+    return grouped.combine(y, weights, groups)[0]
+
+
+def _weight(stored: Stored) -> Weight:
+    codes, scales, nested, offset = stored.at()
+    return Weight(codes, scales, nested, offset, stored.first, stored.stride)
+
+
+def _up(
+    x: Tensor, weight: Weight, experts: Tensor, bounds: Tensor | None, h: Tensor, inner: int, top_k: int, columns: int
+) -> None:
+    codes, scales, nested, offset, first, stride = weight
+    count, values = len(offset), table(x.device, x.dtype)
+    few.up_kernel[(UP.programs * multiprocessors(x.device),)](
+        x, codes, scales, nested, offset, values, experts, values if bounds is None else bounds, h,
+        len(h), first, stride, x.shape[1], inner, nested.shape[-1], len(h) // len(x), count,
+        max(2, triton.next_power_of_2(count)), columns, bounds is not None, **options(UP, x.device),
+    )  # fmt: skip
+
+
+def _down(h: Tensor, weight: Weight, weights: Tensor, experts: Tensor, hidden: int) -> Tensor:
+    codes, scales, nested, offset, first, stride = weight
+    out = h.new_empty(len(experts), hidden)
+    few.down_kernel[(DOWN.programs * multiprocessors(h.device),)](
+        h, codes, scales, nested, offset, table(h.device, h.dtype), weights, experts, out, len(experts), first, stride,
+        hidden, h.shape[1], nested.shape[-1], experts.shape[1], **options(DOWN, h.device),
+    )  # fmt: skip
+    return out
+
+
+def _many(x: Tensor, w13: Weight, w2: Weight, weights: Tensor, experts: Tensor, sizes: tuple[int, int, int]) -> Tensor:
+    """The matrices of some experts at a time are written out for the kernels of plain weights."""
+    count, hidden, inner = sizes
+    groups = group(experts, count)
+    rows, top_k = experts.numel(), experts.shape[1]
+    first, second = inference_tiles(rows, count, x.dtype, x.device)
+    part = max(1, min(count, _SCRATCH // (2 * inner * hidden * x.element_size())))
+    scratch = x.new_empty(part * 2 * inner * hidden)
+    h, y = x.new_empty(rows, inner), x.new_empty(rows, hidden)
+    for begin in range(0, count, part):
+        some = w13.matrices(begin, begin + part)
+        matrices = unpack(some, x.dtype, (len(some.codes), 2, inner, hidden), scratch)
+        grouped.up(x, matrices, _some(groups, begin, begin + part), top_k, first, save=False, h=h)
+    for begin in range(0, count, 2 * part):
+        some = w2.matrices(begin, begin + 2 * part)
+        matrices = unpack(some, x.dtype, (len(some.codes), hidden, inner), scratch)
+        grouped.linear(h, matrices, _some(groups, begin, begin + 2 * part), second, y=y)
+    return grouped.combine(y, weights, groups)[0]
+
+
+def _some(groups: Groups, begin: int, end: int) -> Groups:
+    """The rows of some experts alone."""
+    return Groups(groups.order, groups.place, groups.bounds[begin : end + 1])

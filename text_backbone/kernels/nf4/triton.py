@@ -1,0 +1,122 @@
+"""Products with NF4 matrices in Triton: few rows read the codes themselves, many read what they are written out to."""
+
+from __future__ import annotations
+
+from functools import cache
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from text_backbone.kernels.device import multiprocessors
+from text_backbone.kernels.nf4 import few
+from text_backbone.kernels.nf4.reference import BLOCK, levels, pairs, scale_map
+from text_backbone.kernels.nf4.unpack import unpack_kernel
+from text_backbone.kernels.overlap import early
+
+_PAIR = 512  # columns that a warp of the few-row kernels takes at a time
+_FEW_ROWS = 32  # of a dense product, up to which its codes are read directly
+
+
+class Weight(NamedTuple):
+    """One matrix or several: the tensors of `reference.dequantize`, and where a part lies in the whole."""
+
+    codes: Tensor
+    scales: Tensor
+    nested: Tensor
+    offset: Tensor
+    first: int
+    stride: int
+
+    def matrices(self, begin: int, end: int) -> Weight:
+        """Those from `begin` to `end` of the first dimension."""
+        codes, scales, nested, offset, first, stride = self
+        cut = slice(begin, end)
+        return Weight(codes[cut], scales[cut], nested[cut], offset[cut], first, stride)
+
+
+class Launch(NamedTuple):
+    """Warps of a program, programs of a multiprocessor, and the most registers of a thread that let so many fit."""
+
+    warps: int
+    programs: int
+    registers: int | None = None
+
+
+LINEAR = Launch(4, 4)
+
+
+def reads(columns: int) -> bool:
+    """Whether matrices of so many columns have kernels: blocks must not run from one row into the next."""
+    return columns % BLOCK == 0
+
+
+def linear(
+    x: Tensor, codes: Tensor, scales: Tensor, nested: Tensor, offset: Tensor, first: int = 0, stride: int = 0
+) -> Tensor:
+    """Same as `reference.linear`, of one matrix, without gradients."""
+    x = x.contiguous()
+    (rows, k), n = x.shape, codes.numel() * 2 // x.shape[1]
+    weight = Weight(codes, scales, nested, offset, first, stride or k // BLOCK)
+    if not rows:
+        return x.new_empty(0, n)
+    if not directly(x.dtype, k) or rows > _FEW_ROWS:
+        return F.linear(x, unpack(weight, x.dtype, (n, k)))
+    y = x.new_empty(rows, n)
+    wide = rows > 2
+    few_linear(arrange(x) if wide else x, weight, y, None, 1, wide, column_tiles(rows))
+    return y
+
+
+def unpack(weight: Weight, dtype: torch.dtype, shape: tuple[int, ...], scratch: Tensor | None = None) -> Tensor:
+    """Matrices of `shape` [..., rows, columns] in `dtype`, to the bit as `reference.dequantize` does; in `scratch`."""
+    codes, scales, nested, offset, first, stride = weight
+    size = prod(shape)
+    out = torch.empty(size, dtype=dtype, device=codes.device) if scratch is None else scratch[:size]
+    blocks = scales.shape[-1]
+    unpack_kernel[triton.cdiv(blocks, 64), max(1, offset.numel())](
+        codes, scales, nested, offset, levels(codes.device), scale_map(codes.device), out, blocks, nested.shape[-1],
+        first, stride, shape[-1] // BLOCK, 64, num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
+    return out.view(shape)
+
+
+def arrange(x: Tensor) -> Tensor:
+    """Rows in the order in which the few-row kernels load them fastest."""
+    out = torch.empty_like(x)
+    few.arrange_kernel[(triton.cdiv(x.numel(), 2048),)](x, out, x.numel(), x.shape[1], 2048, **early(x.device))
+    return out
+
+
+def directly(dtype: torch.dtype, columns: int) -> bool:
+    return dtype != torch.float32 and columns % _PAIR == 0
+
+
+def column_tiles(rows: int) -> int:
+    """Column tiles of four rows that a program multiplies a tile of the matrix by."""
+    return 1 if rows <= 4 else 2 if rows <= 8 else 4
+
+
+@cache
+def table(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """int32 [256]: the two values of every byte, the first in the lower bits."""
+    return pairs(device).to(dtype).view(torch.int32).flatten()
+
+
+def options(launch: Launch, device: torch.device) -> dict[str, Any]:
+    return {"WARPS": launch.warps, "num_warps": launch.warps, "maxnreg": launch.registers, **early(device)}
+
+
+def few_linear(
+    x: Tensor, weight: Weight, y: Tensor, bounds: Tensor | None, count: int, arranged: bool, columns: int
+) -> None:
+    codes, scales, nested, offset, first, stride = weight
+    values = table(x.device, x.dtype)
+    few.linear_kernel[(LINEAR.programs * multiprocessors(x.device),)](
+        x, codes, scales, nested, offset, values, values if bounds is None else bounds, y,
+        len(x), first, stride, x.shape[1], y.shape[1], nested.shape[-1], count,
+        max(2, triton.next_power_of_2(count)), columns, bounds is not None, arranged, **options(LINEAR, x.device),
+    )  # fmt: skip
