@@ -16,9 +16,9 @@ import pytest
 import torch
 
 WORKER = Path(__file__).parent / "worker.py"
-TIMEOUT = 120  # seconds
+TIMEOUT = 250  # seconds
 
-Run = Callable[[int, Mapping[str, dict[str, Any]], Path], list[dict[str, Any]]]
+Run = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,7 @@ def worker() -> ModuleType:
 def run_ranks() -> Run:
     """What each of so many ranks has for every case. A rank that fails, or all if they hang, end the others."""
 
-    def run(ranks: int, cases: Mapping[str, dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    def run(ranks: int, cases: Mapping[str, dict[str, Any]], folder: Path, device: str = "cpu") -> list[dict[str, Any]]:
         torch.save(dict(cases), folder / "cases.pt")
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, str(WORKER)]
@@ -45,7 +45,9 @@ def run_ranks() -> Run:
             for rank in range(ranks):
                 log = (folder / f"{rank}.log").open("w")
                 processes.append(
-                    subprocess.Popen([*command, str(rank), str(ranks), str(folder)], env=environment, stderr=log)
+                    subprocess.Popen(
+                        [*command, str(rank), str(ranks), str(folder), device], env=environment, stderr=log
+                    )
                 )
                 log.close()
             end = time.monotonic() + TIMEOUT
@@ -61,6 +63,6 @@ def run_ranks() -> Run:
                 process.wait()
         logs = [(folder / f"{rank}.log").read_text() for rank in range(ranks)]
         assert all(process.returncode == 0 for process in processes), "\n".join(logs)
-        return [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
+        return [torch.load(folder / f"{rank}.pt", map_location="cpu") for rank in range(ranks)]
 
     return run

@@ -7,28 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from text_backbone import MiniMaxText, TextConfig, init_weights, released_tensors, stored_tensors
+from text_backbone import MiniMaxText, released_tensors, stored_tensors
 from text_backbone.parallel import PLACEMENTS
-from text_backbone.quantization import quantize_backbone
 
-CONFIG: dict[str, Any] = {
-    "vocab_size": 51,  # not a multiple of the ranks, as are not the layers nor the experts
-    "hidden_size": 64,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 32,
-    "intermediate_size": 256,
-    "num_local_experts": 5,
-    "num_experts_per_tok": 2,
-    "rotary_dim": 8,
-    "rope_theta": 1e4,
-    "attn_type_list": (0, 1, 0, 0, 1),
-    "linear_attention_alpha": 1.7,
-    "full_attention_beta": 1.1,
-    "mlp_alpha": 1.3,
-}
 # placement, quantization, whether it is loaded as it is stored, dtype
 CASES: dict[str, tuple[str, str | None, bool, torch.dtype]] = {
     **{placement: (placement, None, False, torch.float32) for placement in PLACEMENTS},
@@ -41,47 +23,12 @@ CASES: dict[str, tuple[str, str | None, bool, torch.dtype]] = {
     "tensor-bfloat16": ("tensor", None, False, torch.bfloat16),
 }
 RUNS = [(2, name) for name in CASES] + [(4, name) for name in ("tensor", "expert", "layers", "tensor-nf4-stored")]
-LENGTHS, CUTS = (37, 1, 12), [[20, 15, 1, 1], [1], [11, 1]]
-
-
-def case(
-    placement: str, quantization: str | None, stored: bool, dtype: torch.dtype
-) -> tuple[dict[str, Any], MiniMaxText]:
-    """A case for the ranks, and the model in one process."""
-    # Rounding, where it differs, is not to change which experts a token goes to.
-    fields = CONFIG | ({"num_experts_per_tok": 5} if quantization == "fp8" or dtype != torch.float32 else {})
-    model = MiniMaxText(TextConfig(**fields), dtype=dtype)
-    generator = torch.Generator().manual_seed(1)
-    init_weights(model, std=0.1, generator=generator)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.uniform_(0.5, 1.5, generator=generator)
-    tensors = {name: slot.read().clone() for name, slot in released_tensors(model).items()}
-    if quantization is not None:
-        quantize_backbone(model, quantization)
-    if stored:
-        tensors = {name: slot.read().clone() for name, slot in stored_tensors(model).items()}
-    generator = torch.Generator().manual_seed(2)
-    told = {
-        "config": fields,
-        "placement": placement,
-        "quantization": quantization,
-        "dtype": dtype,
-        "stored": stored,
-        "tensors": tensors,
-        "ids": [torch.randint(0, 51, (n,), generator=generator) for n in LENGTHS],
-        "cuts": CUTS,
-    }
-    return told, model
-
-
 Found = dict[int, list[dict[str, dict[str, Any]]]]
 
 
 @pytest.fixture(scope="module")
-def cases() -> dict[str, tuple[dict[str, Any], MiniMaxText]]:
-    return {name: case(*fields) for name, fields in CASES.items()}
+def cases(worker: ModuleType) -> dict[str, tuple[dict[str, Any], MiniMaxText]]:
+    return {name: worker.case(*fields) for name, fields in CASES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -98,35 +45,11 @@ def found(cases: Any, run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) 
 EACH = pytest.mark.parametrize(("ranks", "name"), RUNS)
 
 
-def relative(got: Tensor, want: Tensor) -> float:
-    return ((got.double() - want.double()).norm() / want.double().norm()).item()
-
-
 @EACH
 def test_every_rank_computes_what_one_process_does(
     cases: Any, found: Found, ranks: int, name: str, worker: ModuleType
 ) -> None:
-    told, model = cases[name]
-    want = worker.results(model, told)
-    exact = dict[str, Tensor]()
-    if told["dtype"] != torch.float32 or told["quantization"] == "fp8":  # which round otherwise, but not worse
-        wide = MiniMaxText(model.config)
-        for key, slot in released_tensors(model).items():
-            released_tensors(wide)[key].load(slot.read())
-        exact = worker.results(wide, told)
-    for key, tensor in want.items():
-        got = found[ranks][0][name][key]
-        assert got.dtype == tensor.dtype
-        for rank in found[ranks]:
-            assert torch.equal(rank[name][key], got), key
-        if key == "embeds":
-            assert torch.equal(got, tensor)
-        elif key == "last":
-            assert relative(got, found[ranks][0][name]["logits"][-1]) < 1e-5
-        elif exact:
-            assert relative(got, exact[key]) < 1.3 * relative(tensor, exact[key]) < 0.3, key
-        else:
-            assert relative(got, tensor) < 1e-5, key
+    worker.compare([rank[name] for rank in found[ranks]], *cases[name])
 
 
 @EACH
