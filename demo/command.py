@@ -15,6 +15,8 @@ from vl.cli.console import (
     check_options,
     load_model,
 )
+from vl.cli.engine import engine_options
+from vl.engine.config import EngineConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +24,7 @@ def register(app: typer.Typer) -> None:
     app.command("demo")(demo)
 
 
+@engine_options()
 def demo(
     model: ModelOption = "nano",
     background: BackgroundOption = None,
@@ -35,6 +38,8 @@ def demo(
     ] = None,
     share: Annotated[bool, typer.Option("--share", help="Also make a public link through Gradio's servers.")] = False,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the page in a browser.")] = False,
+    *,
+    engine: EngineConfig,
 ) -> None:
     """Open a page to ask about images: answers stream, and the tiles that the model sees are drawn."""
     from demo.ports import free_port
@@ -45,7 +50,7 @@ def demo(
     from demo.app import build
     from demo.serving import launch
 
-    page = build(load_model(model, device, dtype, background=background, quantization=quantization))
+    page = build(load_model(model, device, dtype, engine, background=background, quantization=quantization))
     addresses = launch(page, host=host, port=chosen, share=share, browser=not no_browser)
     typer.echo(f"The page is at {' and '.join(addresses)} (Ctrl-C ends it)")
     page.block_thread()

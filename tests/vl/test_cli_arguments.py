@@ -8,15 +8,18 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from PIL import Image
 
 import preprocessing.processor as processor_module
 import vl
 import vl.cli.app as vl_app
+from vl.engine import EngineConfig
 
 ROOT = Path(vl.__file__).parents[1]
 HUGE = "9" * 20
@@ -75,6 +78,31 @@ def test_wrong_options(
         assert message in said, said
         assert "unexpected" not in said
     assert out.read_text() == before
+
+
+@pytest.mark.parametrize(("command", "own"), [("caption", 8), ("chat", None), ("eval", 32), ("demo", None)])
+def test_commands_that_load_a_model_have_the_engines_options(command: str, own: int | None) -> None:
+    vl_app.load_plugins()
+    options = {option.name: option for option in typer.main.get_command(vl_app.app).commands[command].params}
+    for setting in fields(EngineConfig):
+        option = options[setting.name]
+        assert f"--{setting.name.replace('_', '-')}" in option.opts
+        assert option.help == setting.metadata["help"]
+        assert option.default == (own if own and setting.name == "max_batch_size" else setting.default)
+
+
+def test_the_engine_is_as_the_options_say(
+    red: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded: list[vl.MiniMaxVL] = []
+    real = vl.load
+    monkeypatch.setattr(vl, "load", lambda *args, **options: loaded.append(real(*args, **options)) or loaded[-1])
+    options = ["--batch-size", 3, "--prefill-tokens", 70, "--cache-tokens", 640, "--page-size", 64]
+    assert caption(red, "--max-new-tokens", 2, *options, model=tiny_checkpoint) == 0
+    assert loaded[0].engine.config == EngineConfig(3, 70, 640, 64)
+    for option in ("--batch-size", "--max-batch-size", "--prefill-tokens", "--cache-tokens", "--page-size"):
+        assert caption(red, option, 0, model=tiny_checkpoint) == 2
+        assert f"{option}" in capsys.readouterr().err
 
 
 def test_batch_size_beyond_the_memory(red: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

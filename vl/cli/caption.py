@@ -37,7 +37,9 @@ from vl.cli.console import (
     stdout_console,
     usage_errors,
 )
+from vl.cli.engine import engine_options
 from vl.cli.progress import CaptionProgress
+from vl.engine.config import EngineConfig
 
 if TYPE_CHECKING:
     from vl.engine import SamplingParams
@@ -47,6 +49,7 @@ _STDIN = "-"
 _MANY = 200
 
 
+@engine_options(max_batch_size=8)
 def caption(
     sources: Annotated[
         list[str],
@@ -69,7 +72,6 @@ def caption(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="With --out: start the file again.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON object per image, and nothing else.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images captioned at once.")] = 8,
     max_new_tokens: MaxNewTokensOption = 256,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
@@ -79,6 +81,8 @@ def caption(
     device: DeviceOption = None,
     dtype: DTypeOption = None,
     quantization: QuantizationOption = None,
+    *,
+    engine: EngineConfig,
 ) -> None:
     """Caption images: a table for a few, [bold]--out captions.jsonl[/bold] for many.
 
@@ -107,13 +111,12 @@ def caption(
         DEFAULT_PROMPT if prompt is None else prompt,
         json,
         params,
-        batch_size,
+        engine,
         {
             "device": device,
             "dtype": dtype,
             "background": background,
             "quantization": quantization,
-            "max_batch_size": batch_size,
         },
     )
     failed = run.table() if out is None else run.job(out, overwrite=overwrite, retry_errors=retry_errors)
@@ -131,7 +134,7 @@ class _Run:
         prompt: str,
         json: bool,
         params: SamplingParams,
-        batch_size: int,
+        engine: EngineConfig,
         loading: dict[str, Any],
     ) -> None:
         self.sources = sources
@@ -139,8 +142,8 @@ class _Run:
         self.prompt = prompt
         self.json = json
         self.params = params
-        self.options = dataclasses.asdict(params) | {"batch_size": batch_size}
-        self.loading = loading
+        self.options = dataclasses.asdict(params) | {"batch_size": engine.max_batch_size}
+        self.loading = loading | {"engine": engine}
         self.messages = stderr_console()
         self.results = stdout_console()
 

@@ -32,6 +32,8 @@ from vl.cli.console import (
     stderr_console,
     stdin_is_terminal,
 )
+from vl.cli.engine import engine_options
+from vl.engine.config import EngineConfig
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 HELP = "/image PATH adds an image, /reset starts again, /quit (or Ctrl-D) ends"
 
 
+@engine_options()
 def chat(
     arguments: Annotated[
         list[str] | None,
@@ -63,6 +66,8 @@ def chat(
     device: DeviceOption = None,
     dtype: DTypeOption = None,
     quantization: QuantizationOption = None,
+    *,
+    engine: EngineConfig,
 ) -> None:
     """Ask about images; without a question, a dialogue.
 
@@ -82,9 +87,8 @@ def chat(
     check_options(sampling, background)
     # Images first: a wrong path should not wait for the model.
     opened = [open_image(name, background) for name in images]
-    dialogue = Dialogue(
-        load_model(model, device, dtype, background=background, quantization=quantization), opened, system, sampling
-    )
+    loaded = load_model(model, device, dtype, engine, background=background, quantization=quantization)
+    dialogue = Dialogue(loaded, opened, system, sampling)
     if asked is None:
         if interact(dialogue):
             raise typer.Exit(EXIT_SOME_FAILED)

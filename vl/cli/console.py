@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import os
 import sys
@@ -16,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from vl.engine import SamplingParams
+    from vl.engine import EngineConfig, SamplingParams
     from vl.model import MiniMaxVL
 
 EXIT_SOME_FAILED = 1
@@ -128,7 +129,7 @@ def check_options(sampling: dict[str, Any], background: str | None) -> SamplingP
         return SamplingParams.of(sampling)
 
 
-def load_model(name: str, device: str | None, dtype: str | None, **options: Any) -> MiniMaxVL:
+def load_model(name: str, device: str | None, dtype: str | None, engine: EngineConfig, **options: Any) -> MiniMaxVL:
     """`vl.load` with a progress bar on stderr, as large models take minutes."""
     import vl
 
@@ -140,7 +141,7 @@ def load_model(name: str, device: str | None, dtype: str | None, **options: Any)
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        return vl.load(name, device=device, dtype=dtype, progress=show, **options)
+        return vl.load(name, device=device, dtype=dtype, progress=show, **dataclasses.asdict(engine), **options)
 
 
 def stdin_is_terminal() -> bool:

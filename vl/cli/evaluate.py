@@ -6,7 +6,7 @@ import json as jsonlib
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -30,7 +30,9 @@ from vl.cli.console import (
     stderr_console,
     stdout_console,
 )
+from vl.cli.engine import engine_options
 from vl.cli.scores import error_table, metric_table, mistake_table, score_table, task_table
+from vl.engine.config import EngineConfig
 
 if TYPE_CHECKING:
     from vl.evaluation import OutFolder, Result, Row
@@ -42,6 +44,7 @@ _LOG_SECONDS = 30.0
 _READINGS = 100  # texts of each height
 
 
+@engine_options(max_batch_size=32)
 def evaluate(
     names: Annotated[
         list[str] | None,
@@ -64,7 +67,6 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Examples of each task or file.", show_default="500 pictures, all records"),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples answered at once.")] = 32,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens generated at most.", show_default="the task's, 256 for a file")
     ] = None,
@@ -93,6 +95,8 @@ def evaluate(
     dtype: DTypeOption = None,
     quantization: QuantizationOption = None,
     background: BackgroundOption = None,
+    *,
+    engine: EngineConfig,
 ) -> None:
     """Score a model on built-in tasks, or on your own questions.
 
@@ -107,7 +111,8 @@ def evaluate(
     if overwrite and out is None:
         raise typer.BadParameter("--overwrite goes with --out")
     check_options({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}, background)
-    loading = {"quantization": quantization, "background": background, "max_batch_size": batch_size}
+    loading: dict[str, Any] = {"engine": engine, "quantization": quantization, "background": background}
+    batch_size = engine.max_batch_size
     if resolution is not None:
         if names or everything or out or recipe:
             raise typer.BadParameter(

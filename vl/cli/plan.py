@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from vl.cli.console import EXIT_UNUSABLE, complain, printable, stdout_console
+from vl.engine.config import EngineConfig
 
 if TYPE_CHECKING:
     from vl.config import VLConfig
@@ -56,7 +57,9 @@ def plan(
     batch: Annotated[int, typer.Option(min=1, help="Sequences that run at once.")] = 1,
     images: Annotated[int, typer.Option(min=0, help="Images of each sequence; their tokens are added.")] = 0,
     image_size: Annotated[str, typer.Option(help="Their width and height in pixels.")] = "1344x1008",
-    prefill_tokens: Annotated[int, typer.Option(min=1, help="Prompt tokens read in a pass.")] = 8192,
+    prefill_tokens: Annotated[
+        int, typer.Option(min=1, help="Prompt tokens read in a pass.")
+    ] = EngineConfig.prefill_tokens,
     host_memory: Annotated[
         float | None,
         typer.Option(min=0, help="GiB of the host's memory that experts may be kept in.", show_default=False),

@@ -1,11 +1,20 @@
-"""Generation: requests share packed forward passes over one hybrid cache."""
+"""Generation: requests share packed forward passes over one hybrid cache.
 
-from vl.engine.config import EngineConfig
-from vl.engine.driven import TextStream
-from vl.engine.engine import Engine
-from vl.engine.request import Request
-from vl.engine.results import FinishReason, Generation, Timings, Usage
-from vl.engine.sampling import SamplingParams
+The names below are imported on first use, so that what reads a config alone does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vl.engine.config import EngineConfig
+    from vl.engine.driven import TextStream
+    from vl.engine.engine import Engine
+    from vl.engine.request import Request
+    from vl.engine.results import FinishReason, Generation, Timings, Usage
+    from vl.engine.sampling import SamplingParams
 
 __all__ = [
     "Engine",
@@ -18,3 +27,23 @@ __all__ = [
     "Timings",
     "Usage",
 ]
+
+_HOMES = {
+    "config": ("EngineConfig",),
+    "driven": ("TextStream",),
+    "engine": ("Engine",),
+    "request": ("Request",),
+    "results": ("FinishReason", "Generation", "Timings", "Usage"),
+    "sampling": ("SamplingParams",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"vl.engine.{module}"), name)
+    raise AttributeError(f"module 'vl.engine' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

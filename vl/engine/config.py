@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, SupportsIndex
 
 from vl.errors import ConfigError
 
+LEAST = 1  # of every setting
+
+
+def _setting(default: int, help: str) -> int:
+    """A field, with what the command line says of it."""
+    value: int = field(default=default, metadata={"help": help})
+    return value
+
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """The settings of an engine; none of them changes an answer.
+    """The settings of an engine; none of them changes an answer. The command line's options are made from the fields.
 
     Attributes:
         max_batch_size: sequences that run at once; each holds one lightning state (`heads * head_dim^2` floats per
@@ -26,26 +34,26 @@ class EngineConfig:
         ConfigError: if a value is not a whole number of at least 1.
     """
 
-    max_batch_size: int = 16
-    prefill_tokens: int = 8192
-    cache_tokens: int = 65536
-    page_size: int = 256
+    max_batch_size: int = _setting(16, "Sequences that run at once.")
+    prefill_tokens: int = _setting(8192, "Prompt tokens read in a pass.")
+    cache_tokens: int = _setting(65536, "Tokens that the cache has room for.")
+    page_size: int = _setting(256, "Tokens in a page of the cache.")
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            given = getattr(self, field.name)
+        for setting in fields(self):
+            given = getattr(self, setting.name)
             value = whole(given)
-            if value is None or value < 1:
+            if value is None or value < LEAST:
                 raise ConfigError(
-                    f"{field.name} must be a whole number of at least 1, not {shown(given)}: "
-                    f"leave it out for {field.default}"
+                    f"{setting.name} must be a whole number of at least {LEAST}, not {shown(given)}: "
+                    f"leave it out for {setting.default}"
                 )
-            object.__setattr__(self, field.name, value)
+            object.__setattr__(self, setting.name, value)
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> EngineConfig:
         """The config with these fields set. Raises ConfigError, also for a name that is no field."""
-        names = [field.name for field in fields(cls)]
+        names = [setting.name for setting in fields(cls)]
         unknown = sorted(set(options) - set(names))
         if unknown:
             raise ConfigError(f"unknown option {', '.join(unknown)}: the options are {', '.join(names)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vl.config import VLConfig
+from vl.engine.config import EngineConfig
 from vl.errors import ConfigError
 
 LIMIT = 2**40  # tokens, beyond which nothing could be meant
@@ -30,8 +31,8 @@ class Workload:
     images: int = 0
     image_tokens: int = 0
     image_tiles: int = 0
-    prefill_tokens: int = 8192
-    page_size: int = 256
+    prefill_tokens: int = EngineConfig.prefill_tokens
+    page_size: int = EngineConfig.page_size
 
     def __post_init__(self) -> None:
         for name in ("context", "batch", "prefill_tokens", "page_size", "images"):
