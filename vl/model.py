@@ -262,6 +262,9 @@ class MiniMaxVL(nn.Module):
             write_weights(self.stored_tensors(), draft, max_shard_bytes=max_shard_bytes, dtype=stored)
         return Path(folder)
 
+    def close(self) -> None:
+        """End the processes of a model over several devices; it answers no more. One in this process has none."""
+
 
 def _text_model(config: VLConfig, device: torch.device | str | None, dtype: torch.dtype | None) -> MiniMaxText:
     if config.quantization is None:

@@ -11,7 +11,8 @@ import os
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import torch
 
@@ -26,9 +27,29 @@ from vl.engine.request import Request
 from vl.engine.results import Generation, Timings
 from vl.engine.runner import Runner
 from vl.engine.sampling import SamplingParams
-from vl.engine.scheduler import Scheduler
+from vl.engine.scheduler import Memory, Scheduler
 from vl.engine.vision_graphs import VisionGraphs
 from vl.errors import DeviceError, InputError
+
+
+class Cache(Memory, Protocol):
+    """What the requests' slots and pages are taken from. `pages`: all of them; `nbytes`: memory that it takes here."""
+
+    @property
+    def pages(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Steps(Protocol):
+    """What runs steps over a cache: `vl.engine.runner.Runner`, or what has others run them."""
+
+    @property
+    def cache(self) -> Cache: ...
+    def follow(self) -> bool: ...
+    def __call__(
+        self, batch: Sequence[tuple[Request, int]], running: Sequence[Request]
+    ) -> list[tuple[Request, int]]: ...
 
 
 class Engine:
@@ -51,12 +72,12 @@ class Engine:
     def __init__(self, model: Model, config: EngineConfig | None = None) -> None:
         self.model = model
         self.config = config or EngineConfig()
-        memory.check_config(model, self.config)
+        self._check_config()
         self._start()
 
     def _start(self) -> None:
         self.scheduler = Scheduler[Request](self.config.max_batch_size, self.config.prefill_tokens)
-        self.runner: Runner | None = None
+        self.runner: Steps | None = None
         self._vision_graphs = VisionGraphs()
         self._lock = threading.RLock()
         self._process: int | None = None
@@ -155,7 +176,7 @@ class Engine:
             DeviceError: if this process was forked from one that uses the engine.
         """
         self.stay_in_process()
-        with self._lock, torch.cuda.device_of(self.model.language_model.lm_head.weight):
+        with self._lock, self._on_device():
             self._prepare()
             batch = self.scheduler.schedule()
             if not batch:
@@ -233,7 +254,7 @@ class Engine:
             return
         pages = max(needed, self.config.pages)
         if runner is not None and follows:
-            room, most = memory.room(self.model, self.config, self._held()), self._pages(request.most)
+            room, most = self._room(), self._pages(request.most)
             twice = 2 * runner.cache.pages if room is None else min(2 * runner.cache.pages, self._pages(room))
             pages = max(pages, min(most, twice))
         self.runner = self.scheduler.memory = None  # frees the old one before the new one is allocated
@@ -257,8 +278,11 @@ class Engine:
     def _check_room(self, prompt: int, new: int) -> None:
         """Refuse what no cache could hold, before it waits for one."""
         if self._pages(prompt + new - 1) > self.config.pages:
-            room = memory.room(self.model, self.config, self._held())
-            memory.check_room(room, self.model.device, prompt=prompt, new=new)
+            memory.check_room(self._room(), self.model.device, prompt=prompt, new=new)
+
+    def _room(self) -> int | None:
+        """Tokens that a cache could hold in place of the present one; None if that cannot be told."""
+        return memory.room(self.model, self.config, self._held())
 
     def _held(self) -> int:
         """Bytes of the present cache."""
@@ -271,6 +295,15 @@ class Engine:
     def _recorder(self) -> Recorder | None:
         """Makes graphs of the decode step where there are such things."""
         return GraphRecorder(self.model.device) if self.model.device.type == "cuda" else None
+
+    # The device
+
+    def _check_config(self) -> None:
+        memory.check_config(self.model, self.config)
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Steps run on the model's device, whichever is current."""
+        return torch.cuda.device_of(self.model.language_model.lm_head.weight)
 
     # Processes
 

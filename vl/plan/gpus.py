@@ -93,6 +93,18 @@ def find_gpu(name: str) -> Gpu:
     raise ConfigError(f"GPU {name!r} {which}: known are {', '.join(known)}; {HOW_TO_DESCRIBE}")
 
 
+def recognise_gpu(name: str, memory: int) -> Gpu | None:
+    """The GPU that a driver calls `name` ("NVIDIA H100 80GB HBM3") and gives `memory` bytes; None if it is not known."""
+    words = set(re.split(r"[\s-]+", name.lower()))
+    alike = [
+        (len(wanted), known)
+        for known in known_gpus().values()
+        if (wanted := {word for word in known.name.lower().split("-") if not word.endswith("gb")}) <= words
+        and abs(memory - known.memory) < 0.05 * known.memory
+    ]
+    return max(alike, key=lambda found: found[0], default=(0, None))[1]
+
+
 def describe_gpu(
     name: str, *, memory: float | None = None, bandwidth: float | None = None, bf16: float | None = None
 ) -> Gpu:

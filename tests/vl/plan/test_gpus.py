@@ -6,7 +6,7 @@ import pytest
 
 import vl
 from vl.plan import Machine, describe_gpu, find_gpu, known_gpus, parse_machine
-from vl.plan.gpus import GIB
+from vl.plan.gpus import GIB, recognise_gpu
 
 
 def test_every_gpu_is_plausible() -> None:
@@ -42,6 +42,20 @@ def test_others_take_the_measured_shares() -> None:
 )  # fmt: skip
 def test_machines_as_users_write_them(text: str, expected: tuple[int, str]) -> None:
     assert parse_machine(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "expected"),
+    [
+        ("NVIDIA H200", 139.8, "H200"), ("NVIDIA H100 80GB HBM3", 79.2, "H100-80GB"), ("NVIDIA H100 NVL", 93.1, "H100-NVL"),
+        ("NVIDIA H100 PCIe", 79.1, "H100-PCIe"), ("NVIDIA A100-SXM4-40GB", 39.4, "A100-40GB"),
+        ("NVIDIA A100-SXM4-80GB", 79.3, "A100-80GB"), ("NVIDIA GeForce RTX 4090", 23.5, "RTX-4090"),
+        ("NVIDIA RTX A6000", 47.5, "RTX-A6000"), ("NVIDIA H100 80GB HBM3 MIG 3g.40gb", 39.5, None), ("Tesla T4", 14.6, None),
+    ],
+)  # fmt: skip
+def test_gpus_as_drivers_name_them(name: str, gib: float, expected: str | None) -> None:
+    found = recognise_gpu(name, int(gib * GIB))
+    assert (found and found.name) == expected
 
 
 @pytest.mark.parametrize("text", ["", "x", "8x", "eight H200 ! ", "-1xH200"])

@@ -1,0 +1,184 @@
+"""Which devices a model is put on, and how it is cut: what `devices=` and `placement=` of `vl.load` ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from text_backbone.parallel import PLACEMENTS, Layout
+from vl.config import VLConfig
+from vl.engine.config import EngineConfig, shown, whole
+from vl.errors import ConfigError, DeviceError
+from vl.plan import Machine, Option, Workload, plan
+from vl.plan.gpus import recognise_gpu
+
+AUTO = "auto"
+TENSOR = "tensor"
+MOST = 16  # processes of one host
+
+Device = int | str | torch.device
+Devices = int | str | Sequence[Device] | None  # what `vl.load` takes
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where the parts of a model go. One device: the model is whole, in the caller's process."""
+
+    devices: tuple[torch.device, ...]
+    placement: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user asked for, as far as that can be checked without a model.
+
+    Attributes:
+        devices: several, or one; None: as many of this host's as are best.
+        placement: how to cut a model over several, or "auto".
+    """
+
+    devices: tuple[torch.device, ...] | None
+    placement: str
+
+    def place(self, config: VLConfig, format: str | None, engine: EngineConfig) -> Placed:
+        """Settle what was left open, by `vl.plan`, and check that the model can be cut so.
+
+        Args:
+            format: in which the weights will be; None: as 16-bit numbers.
+
+        Raises:
+            ConfigError: if the model cannot be cut into so many parts, or nothing is known of this host's GPUs.
+            DeviceError: if the model fits on no number of them.
+        """
+        devices, placement = self.devices, self.placement
+        if devices is None or (placement == AUTO and len(devices) > 1):
+            counts = range(1, torch.cuda.device_count() + 1) if devices is None else (len(devices),)
+            best = _fastest(config, format or config.quantization or "bf16", engine, counts)
+            devices = devices or tuple(torch.device("cuda", i) for i in range(best.machine.count))
+            placement = best.placement
+        if len(devices) > 1:
+            try:
+                Layout(config.text, placement, 0, len(devices))
+            except ValueError as error:
+                raise ConfigError(f"devices={len(devices)}: {error}") from error
+        return Placed(devices, placement)
+
+
+def read_devices(devices: Any, placement: Any, device: torch.device | str | None) -> Asked | None:
+    """What the arguments of `vl.load` ask for; None if it is one device, as `device` says.
+
+    Args:
+        devices: None, how many, "auto", or a list of devices ("cuda:1", or 1 for short).
+        placement: None, "tensor", "expert", "layers" or "auto".
+        device: "cpu" makes `devices` processes on the CPU; of GPUs it may say "cuda" only.
+
+    Raises:
+        ConfigError: if an argument is something else, or they contradict each other.
+        DeviceError: if this host has not so many devices.
+    """
+    if placement is not None and placement not in (*PLACEMENTS, AUTO):
+        choices = ", ".join(map(repr, (*PLACEMENTS, AUTO)))
+        raise ConfigError(f"placement={shown(placement)} is not known: use {choices}")
+    if devices is None:
+        if placement is not None:
+            raise ConfigError(f"placement={placement!r} is how a model is cut over several devices: give devices= too")
+        return None
+    kind = _kind(device)
+    placement = placement or (AUTO if devices == AUTO else TENSOR)
+    if isinstance(devices, str):
+        if devices != AUTO:
+            raise ConfigError(
+                f"devices={devices!r:.80} is not known: give a number, 'auto' or a list such as ['cuda:0', 'cuda:1']"
+            )
+        return Asked(None, placement) if kind == "cuda" else Asked((torch.device(kind),), placement)
+    count = whole(devices)
+    if count is not None:
+        return Asked(_first(count, kind), placement)
+    if not isinstance(devices, Sequence) or isinstance(devices, bytes):
+        raise ConfigError(f"devices={shown(devices)} is not a number, 'auto' or a list of devices")
+    if device is not None:
+        raise ConfigError(f"devices={shown(devices)} says where the model goes: leave device={str(device)!r} out")
+    return Asked(_listed(devices), placement)
+
+
+def _kind(device: torch.device | str | None) -> str:
+    """Of the devices that a number counts."""
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if str(device) not in ("cuda", "cpu"):
+        raise ConfigError(
+            f"device={str(device)!r} with devices=: devices are counted of 'cuda' or of 'cpu'; list any others, as in "
+            "devices=['cuda:1', 'cuda:2'] without device="
+        )
+    return str(device)
+
+
+def _first(count: int, kind: str) -> tuple[torch.device, ...]:
+    there = torch.cuda.device_count() if kind == "cuda" else MOST
+    if not 1 <= count <= there:
+        if kind == "cuda" and count > there:
+            raise DeviceError(
+                f"devices={count}, but PyTorch sees {there} GPU{'s' * (there != 1)} on this host: give devices={there} "
+                "or 'auto'" + (", or device='cpu' for processes on the CPU" if not there else "")
+            )
+        raise ConfigError(f"devices={count}: a model is put on 1 to {there} devices")
+    return tuple(torch.device(kind, i) if kind == "cuda" else torch.device(kind) for i in range(count))
+
+
+def _listed(devices: Sequence[Device]) -> tuple[torch.device, ...]:
+    found = []
+    for device in devices:
+        try:
+            number = whole(device)
+            place = torch.device("cuda", number) if number is not None else torch.device(device)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ConfigError(f"devices: {shown(device)} is no device: write 'cuda:1', or 1 for short") from error
+        found.append(place)
+    if not 1 <= len(found) <= MOST:
+        raise ConfigError(f"devices lists {len(found)}: a model is put on 1 to {MOST} devices")
+    if len(found) == 1:
+        return tuple(found)
+    kinds = sorted({place.type for place in found})
+    if kinds not in (["cpu"], ["cuda"]):
+        raise ConfigError(f"devices are of the kinds {', '.join(kinds)}: a model is put on several GPUs, or CPU processes")
+    if kinds == ["cuda"]:
+        there = torch.cuda.device_count()
+        for i, place in enumerate(found):
+            if place.index is None or place in found[:i]:
+                raise ConfigError(f"devices names {place} {'twice' if place.index is not None else 'without a number'}")
+            if place.index >= there:
+                raise DeviceError(f"devices names {place}, but PyTorch sees {there} GPUs on this host")
+    return tuple(found)
+
+
+def _fastest(config: VLConfig, format: str, engine: EngineConfig, counts: Sequence[int]) -> Option:
+    """The placement that is predicted to write fastest, with as many sequences as the engine runs at once."""
+    if not torch.cuda.is_available():
+        raise ConfigError("placement='auto' is predicted for GPUs: name 'tensor', 'expert' or 'layers' on the CPU")
+    seen = torch.cuda.get_device_properties(0)
+    known = recognise_gpu(seen.name, seen.total_memory)
+    if known is None:
+        raise ConfigError(
+            f"nothing is known of the speed of {seen.name}, so 'auto' cannot choose: give devices= a number, and "
+            "placement= a name"
+        )
+    work = Workload(
+        context=max(1, engine.cache_tokens // engine.max_batch_size),
+        batch=engine.max_batch_size,
+        prefill_tokens=engine.prefill_tokens,
+        page_size=engine.page_size,
+    )
+    options = [
+        option for count in counts for option in plan(config, Machine(known, count), work, (format,)).options
+        if option.fits and option.loadable and option.speed
+    ]
+    if not options:
+        raise DeviceError(
+            f"this model does not fit on {max(counts)} x {known.name} in {format}, with room for "
+            f"{engine.cache_tokens:,} tokens in {engine.max_batch_size} sequences: quantise it further, or lower "
+            "cache_tokens or max_batch_size (`vl plan` shows what fits)"
+        )
+    return min(options, key=lambda option: option.speed.decode if option.speed else 0.0)

@@ -1,0 +1,139 @@
+"""An engine whose steps are run by ranks: who runs when is decided here, once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+from text_backbone.allocator import Allocator
+from vl.engine import Engine, EngineConfig, Request
+from vl.engine.driven import Model
+from vl.ranks.messages import Asked, Row, Step, Written
+from vl.ranks.processes import Ranks, uninterrupted
+
+
+class SplitEngine(Engine):
+    """`Engine` over the parts of a model that ranks hold.
+
+    Args:
+        model: what the requests are for; its weights are not read.
+        ranks: the processes, each of which has checked its memory against `config`.
+    """
+
+    def __init__(self, model: Model, ranks: Ranks, config: EngineConfig) -> None:
+        self._ranks = ranks
+        self._mirror = _Mirror()
+        super().__init__(model, config)
+
+    def _check_config(self) -> None:
+        """Each rank has, by its own device."""
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def _room(self) -> int | None:
+        """The least of the ranks'."""
+        rooms = [room for room in self._ranks.call("room") if room is not None]
+        return min(rooms, default=None)
+
+    def _make_cache(self, pages: int) -> None:
+        self._ranks.call("drop_cache")  # of every rank, before any makes a new one
+        self._ranks.call("make_cache", pages)
+        cache = CacheLikeness(self.config.max_batch_size, pages, self.config.page_size)
+        self.runner, self.scheduler.memory = RanksRunner(self._ranks, cache, self._mirror), cache
+
+    def _end(self, request: Request) -> None:
+        super()._end(request)
+        self._mirror.end(request)
+
+
+class CacheLikeness(Allocator):
+    """The slots and pages of every rank's cache, which do later what was done here.
+
+    Attributes:
+        calls: that the ranks have not heard of: name, arguments and, of `acquire`, the slot got.
+    """
+
+    nbytes = 0  # here; the ranks know what they hold
+
+    def __init__(self, slots: int, pages: int, page_size: int) -> None:
+        super().__init__(slots, pages, page_size)
+        self.calls: list[tuple[str, tuple[int, ...], int | None]] = []
+
+    def acquire(self) -> int:
+        with uninterrupted():
+            slot = super().acquire()
+            self.calls.append(("acquire", (), slot))
+        return slot
+
+    def reserve(self, slot: int, tokens: int) -> list[int]:
+        with uninterrupted():
+            new = super().reserve(slot, tokens)
+            if new:
+                self.calls.append(("reserve", (slot, tokens), None))
+        return new
+
+    def release(self, slot: int) -> None:
+        with uninterrupted():
+            super().release(slot)
+            self.calls.append(("release", (slot,), None))
+
+
+class _Mirror:
+    """What the ranks know of the requests. `numbers`: of those that they have heard of and that go on."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[Request, int] = {}
+        self._heard: dict[Request, int] = {}  # of how many written tokens
+        self._ended: list[int] = []
+        self._next = 0
+
+    def end(self, request: Request) -> None:
+        """It is over; harmless if the ranks have never heard of it."""
+        if request in self.numbers:
+            self._ended.append(self.numbers.pop(request))
+            del self._heard[request]
+
+    def step(self, batch: Sequence[tuple[Request, int]], running: Sequence[Request], cache: CacheLikeness) -> Step:
+        """What to tell the ranks of a step."""
+        asked = [self._introduce(request) for request in running if request not in self.numbers]
+        rows = []
+        for request, tokens in batch:
+            assert request.slot is not None
+            new = request.token_ids[self._heard[request] :]
+            rows.append(Row(self.numbers[request], tokens, request.slot, request.computed, new))
+            self._heard[request] = len(request.token_ids)
+        step = Step(cache.calls, self._ended, asked, rows, [self.numbers[request] for request in running])
+        cache.calls, self._ended = [], []
+        return step
+
+    def _introduce(self, request: Request) -> Asked:
+        self.numbers[request], self._heard[request] = self._next, 0
+        self._next += 1
+        return Asked(self.numbers[request], request.prompt, request.params, request.key)
+
+
+class RanksRunner:
+    """`vl.engine.runner.Runner` over the parts that ranks hold.
+
+    What counts are the tokens that the first rank has chosen: the others hear of them with the next step.
+    """
+
+    def __init__(self, ranks: Ranks, cache: CacheLikeness, mirror: _Mirror) -> None:
+        self.cache = cache
+        self._ranks, self._mirror = ranks, mirror
+
+    def follow(self) -> bool:
+        """A model that is split stays where it is."""
+        return True
+
+    def __call__(self, batch: Sequence[tuple[Request, int]], running: Sequence[Request]) -> list[tuple[Request, int]]:
+        """As `Runner`'s."""
+        written: Written = self._ranks.call_with("step", lambda: (self._mirror.step(batch, running, self.cache),))[0]
+        requests = {self._mirror.numbers[request]: request for request, _ in batch}
+        for request, tokens in batch:
+            request.computed += tokens
+        for number, seconds in written.vision.items():
+            requests[number].watches.append(partial(float, seconds))
+        return [(requests[number], token) for number, token in written.tokens]

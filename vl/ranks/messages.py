@@ -1,0 +1,131 @@
+"""What the caller's process and the ranks send each other, through a pipe of their own."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vl.engine import EngineConfig, SamplingParams
+from vl.engine.prompt import Prompt
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The first message to a rank: who it is.
+
+    Attributes:
+        rank, ranks: which, of how many.
+        device: the device that is its own.
+        meeting: a file through which the ranks find each other.
+        timeout: seconds after which what a rank waits for from another counts as lost.
+        build: makes its part of the model; called once `torch.distributed` connects all ranks. Pickled by its name.
+        config: the engine's.
+    """
+
+    rank: int
+    ranks: int
+    device: str
+    meeting: str
+    timeout: float
+    build: Callable[[torch.device, Progress | None], Any]
+    config: EngineConfig
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that the ranks have not seen yet."""
+
+    number: int
+    prompt: Prompt
+    params: SamplingParams
+    key: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A request in a step, and what has become of it since the last one.
+
+    Attributes:
+        number: of its `Asked`.
+        tokens: to be read in this step.
+        slot: in the cache.
+        computed: tokens of it that are in the cache.
+        written: ids that it was given since the ranks last heard of it.
+    """
+
+    number: int
+    tokens: int
+    slot: int
+    computed: int
+    written: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the ranks do in one step of the engine.
+
+    Attributes:
+        memory: calls of the cache's methods since the last step: name, arguments and, of `acquire`, the slot got.
+        ended: numbers of requests that are over.
+        asked: requests that are new.
+        batch: who runs.
+        running: numbers of all requests that have begun, in order.
+    """
+
+    memory: Sequence[tuple[str, tuple[int, ...], int | None]]
+    ended: Sequence[int]
+    asked: Sequence[Asked]
+    batch: Sequence[Row]
+    running: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a step gave.
+
+    Attributes:
+        tokens: number of each request that was read to its end, and the token that comes next.
+        vision: seconds that the vision encoder took for a request whose prompt is read.
+    """
+
+    tokens: Sequence[tuple[int, int]]
+    vision: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """An error of a rank. `kind`: the name of its class; `told`: whether it is one of `vl.errors`, made for users."""
+
+    kind: str
+    message: str
+    told: bool
+
+
+class _Pickler(pickle.Pickler):
+    """Tensors go as arrays: their own elements and no more, through the pipe and through no shared memory."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return torch.from_numpy, (value.numpy(),)
+        return NotImplemented
+
+
+def encode(message: object) -> bytes:
+    """A message in which tensors are on the host."""
+    out = io.BytesIO()
+    _Pickler(out, protocol=5).dump(message)
+    return out.getvalue()
+
+
+def receive(connection: Connection) -> Any:
+    """The next message. Raises EOFError or OSError if the other side is gone."""
+    return pickle.loads(connection.recv_bytes())

@@ -1,0 +1,122 @@
+"""What a rank does with its part of the model. Every method is called on all ranks with the same arguments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from text_backbone import HybridCache, Packed
+from vl.engine import EngineConfig, Request, Timings, memory
+from vl.engine.graphs import GraphRecorder
+from vl.engine.prompt import Prompt
+from vl.engine.runner import Runner
+from vl.engine.vision_graphs import VisionGraphs
+from vl.model import MiniMaxVL
+from vl.ranks.messages import Asked, Step, Written
+
+
+class _Silent:
+    """Tokens become text in the caller's process."""
+
+    def push(self, token_id: int) -> str:
+        return ""
+
+    def flush(self) -> str:
+        return ""
+
+
+class Part:
+    """A part of a model with its part of the cache, and what is known here of the requests.
+
+    Raises:
+        ConfigError: if the device could never hold the cache.
+    """
+
+    def __init__(self, model: MiniMaxVL, config: EngineConfig) -> None:
+        self._model, self._config = model.eval(), config
+        memory.check_config(model, config)
+        self._runner: Runner | None = None
+        self._vision_graphs = VisionGraphs()
+        self._requests: dict[int, Request] = {}
+
+    def room(self) -> int | None:
+        """Tokens that this device's cache could hold; None if that cannot be told."""
+        return memory.room(self._model, self._config, self._runner.cache.nbytes if self._runner else 0)
+
+    def drop_cache(self) -> None:
+        """Let the cache go, before another is made."""
+        self._runner = None
+
+    def make_cache(self, pages: int) -> None:
+        """A cache of so many pages, and what runs steps over it."""
+        model, device = self._model, self._model.device
+        recorder = GraphRecorder(device) if device.type == "cuda" else None
+        cache = HybridCache(
+            model.language_model.config,
+            slots=self._config.max_batch_size,
+            pages=pages,
+            page_size=self._config.page_size,
+            device=device,
+            dtype=model.dtype,
+            scratch=recorder is not None,
+        )
+        self._runner = Runner(model, cache, recorder, self._vision_graphs)
+
+    @torch.inference_mode()
+    def step(self, step: Step) -> Written:
+        """One forward pass, as the caller's scheduler has it."""
+        assert self._runner is not None, "a step before there is a cache"
+        for number in step.ended:
+            self._requests.pop(number, None)
+        for asked in step.asked:
+            self._requests[asked.number] = _request(asked)
+        self._follow(step)
+        batch = []
+        for row in step.batch:
+            request = self._requests[row.number]
+            request.slot, request.computed = row.slot, row.computed
+            request.token_ids += row.written
+            request.written = len(request.token_ids)
+            batch.append((request, row.tokens))
+        running = [self._requests[number] for number in step.running]
+        numbers = {id(request): row.number for (request, _), row in zip(batch, step.batch, strict=True)}
+        tokens, vision = [], {}
+        for request, token in self._runner(batch, running):
+            number = numbers[id(request)]
+            tokens.append((number, token))
+            if request.watches:
+                vision[number] = sum(watch() for watch in request.watches)
+                request.watches.clear()
+        return Written(tokens, vision)
+
+    def _follow(self, step: Step) -> None:
+        """Do with the cache what was done with its likeness in the caller's process."""
+        assert self._runner is not None
+        cache = self._runner.cache
+        for name, args, expected in step.memory:
+            found = getattr(cache, name)(*args)
+            if name == "acquire" and found != expected:
+                raise RuntimeError(
+                    f"slot {found} of the cache was free next, and not {expected}: ranks are out of step"
+                )
+
+    @torch.inference_mode()
+    def logits(self, prompt: Prompt) -> Tensor | None:
+        """As of `MiniMaxVL.logits`, on the host; from the first rank only, as all have the same."""
+        model = self._model
+        packed = Packed.of([len(prompt)], device=model.device)
+        hidden = model(prompt.input_ids, prompt.tiles, prompt.grids, packed)
+        logits = model.language_model.logits(hidden)
+        return logits.cpu() if torch.distributed.get_rank() == 0 else None
+
+
+def _request(asked: Asked) -> Request:
+    return Request(
+        prompt_tokens=len(asked.prompt),
+        max_new_tokens=asked.params.max_new_tokens,
+        prompt=asked.prompt,
+        params=asked.params,
+        stream=_Silent(),
+        key=asked.key,
+        timings=Timings(),
+    )

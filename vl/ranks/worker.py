@@ -1,0 +1,92 @@
+"""The process of one rank: `main` is called by the command that `vl.ranks.processes` starts it with.
+
+It ends when it is told to, when something fails whose end the other ranks wait for, and with the caller's process,
+however that ended.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import warnings
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from vl.errors import Error
+from vl.ranks.messages import Hello, Trouble, encode, receive
+from vl.ranks.part import Part
+
+# After an error in one of these the ranks are still in step: nobody waits for another in them.
+APART = frozenset({"room", "make_cache", "drop_cache"})
+
+
+def main(pipe: int, lifeline: int) -> None:
+    """Serve the caller's process.
+
+    Args:
+        pipe: file descriptor of a socket, for messages.
+        lifeline: one of a pipe whose other end the caller's process has open while it lives.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to act on
+    threading.Thread(target=_end_with_caller, args=(lifeline,), daemon=True).start()
+    connection = Connection(pipe)
+    hello: Hello = receive(connection)
+    number = 0
+
+    def answer(kind: str, value: object) -> None:
+        connection.send_bytes(encode((number, kind, value)))
+
+    try:
+        part = _join(hello, answer)
+        answer("done", None)
+        while True:
+            number, command, args = receive(connection)
+            try:
+                value = getattr(part, command)(*args)
+            except Exception as error:
+                if command not in APART:
+                    raise
+                answer("refused", _trouble(error))
+            else:
+                answer("done", value)
+    except EOFError:
+        return
+    except BaseException as error:
+        answer("failed", _trouble(error))
+    finally:
+        os._exit(1)  # without waiting for what other ranks, or a GPU, may never do
+
+
+def _join(hello: Hello, answer: Any) -> Part:
+    """Meet the other ranks and build this one's part."""
+    device = torch.device(hello.device)
+    if hello.rank:
+        warnings.simplefilter("ignore")  # rank 0 says it
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // hello.ranks))
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=dist.FileStore(hello.meeting, hello.ranks),
+        rank=hello.rank,
+        world_size=hello.ranks,
+        timeout=timedelta(seconds=hello.timeout),
+        device_id=device if device.type == "cuda" else None,
+    )
+    progress = None if hello.rank else lambda done, total: answer("progress", (done, total))
+    return Part(hello.build(device, progress), hello.config)
+
+
+def _end_with_caller(lifeline: int) -> None:
+    os.read(lifeline, 1)  # nothing is ever written: it returns when the other end is closed
+    os._exit(1)
+
+
+def _trouble(error: BaseException) -> Trouble:
+    return Trouble(type(error).__name__, str(error).strip(), isinstance(error, Error))
