@@ -6,8 +6,10 @@ import math
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,9 +20,12 @@ from vl.config import VLConfig, read_config
 from vl.engine import Engine, EngineConfig
 from vl.errors import ConfigError, DeviceError
 from vl.hub import resolve_source
-from vl.manifest import expected_shapes, read_manifest
+from vl.manifest import Manifest, expected_shapes, read_manifest
 from vl.model import MiniMaxVL
 from vl.quantization import Quantization, read_quantization
+from vl.ranks.devices import Devices, Placed, check_timeout, read_devices
+from vl.ranks.model import SplitVL
+from vl.ranks.processes import Ranks
 
 _LARGE = 1_000_000_000  # parameters
 
@@ -31,6 +36,9 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
     quantization: Quantization = None,
+    devices: Devices = None,
+    placement: str | None = None,
+    step_timeout: float = 600.0,
     background: Background = None,
     progress: Callable[[int, int], None] | None = None,
     **options: int,
@@ -45,6 +53,13 @@ def load(
         quantization: "int8", "fp8" or "nf4" quantises the layers' matrices as they are read, whose 16-bit values are
             never all in memory. transformers' `BitsAndBytesConfig` or its dictionary is understood. A checkpoint that
             is quantised needs nothing here.
+        devices: put the model on several: a number of this host's GPUs (of processes, with device="cpu" or without a
+            GPU), a list such as ["cuda:0", "cuda:1"] or [0, 1], or "auto": the number that `vl plan` predicts to be
+            fastest of those that it fits. Each has a process of its own, which ends with the model (`close`), with this
+            process, or with an error of one of them. Such a model generates; it is not trained, moved or saved.
+        placement: how it is cut over them: "tensor" (a part of every matrix; the default), "expert" (whole experts),
+            "layers" (runs of layers), or "auto".
+        step_timeout: seconds after which a step of several devices that has not ended counts as hung.
         background: what transparent images are laid on: a colour such as "white", "#rrggbb" or (r, g, b). None drops
             the transparency, as the released recipe does.
         progress: called after each tensor with the numbers of values loaded and in all.
@@ -60,11 +75,29 @@ def load(
         raise ConfigError(f"progress={progress!r} cannot be called: give a function of two numbers, or None")
     settings = EngineConfig.of(options)
     read_background(background)
-    place = pick_device(device)
+    asked = read_devices(devices, placement, device)
+    check_timeout(step_timeout)
+    place = pick_device(device if asked is None or asked.devices is None else asked.devices[0])
     kind = pick_dtype(dtype, place)
     stored_as = read_quantization(quantization, kind)
     folder = resolve_source(source)
     config, name = read_config(folder), os.fspath(source)
+    if asked is not None:
+        placed = asked.place(config, stored_as, settings)
+        if len(placed.devices) > 1:
+            return load_split(
+                folder,
+                config,
+                placed,
+                settings,
+                name=name,
+                dtype=kind,
+                quantization=stored_as,
+                background=background,
+                progress=progress,
+                timeout=step_timeout,
+            )
+        place = placed.devices[0]
     if device is None and place.type == "cpu":
         warn_of_slowness(name, config)
     model = load_folder(
@@ -81,6 +114,80 @@ def load(
     return model.eval()
 
 
+def load_split(
+    folder: Path,
+    config: VLConfig,
+    placed: Placed,
+    engine: EngineConfig,
+    *,
+    name: str,
+    dtype: torch.dtype,
+    quantization: str | None,
+    background: Background,
+    progress: Callable[[int, int], None] | None,
+    timeout: float,
+) -> SplitVL:
+    """The model in a folder over several devices, each with a process that reads its part of the files.
+
+    What can be wrong with the files but their values is found here, before any process is started.
+
+    Raises:
+        CheckpointError, ConfigError, DeviceError: as `load` does; what a process raised is said to be of its rank.
+    """
+    opened = open_folder(folder, config, quantization=quantization, background=background)
+    build = partial(
+        load_part, folder, config, name=name, dtype=dtype, quantization=quantization, placement=placed.placement
+    )
+    ranks = Ranks(build, placed.devices, engine, timeout=timeout, progress=progress)
+    return SplitVL(opened.config, opened.processor, ranks, name=name, dtype=dtype, engine=engine).eval()
+
+
+def load_part(
+    folder: Path, config: VLConfig, device: torch.device, progress: Callable[[int, int], None] | None, **how: Any
+) -> MiniMaxVL:
+    """A rank's part: `load_folder` as `Ranks` calls it."""
+    return load_folder(folder, config, device=device, progress=progress, **how)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A folder whose files were checked: all but the values in them.
+
+    Attributes:
+        config: of the model to build, in the format that is to be had.
+        stored: the format that the files are in.
+    """
+
+    config: VLConfig
+    stored: str | None
+    manifest: Manifest
+    processor: Processor
+
+
+def open_folder(
+    folder: Path,
+    config: VLConfig,
+    *,
+    quantization: str | None = None,
+    threads: int | None = None,
+    background: Background = None,
+) -> Opened:
+    """Check what a folder holds, before memory is asked for; arguments and errors as of `load_folder`."""
+    if quantization is not None and config.quantization not in (None, quantization):
+        raise ConfigError(
+            f"quantization={quantization!r}: {folder} is quantised to {config.quantization} already; leave it out, or "
+            "load the released bf16 checkpoint"
+        )
+    try:
+        manifest = read_manifest(folder, expected_shapes(config), config.quantization)
+    except ValueError as error:
+        raise ConfigError(f"{folder} cannot be quantised to {config.quantization}: {error}") from error
+    processor = Processor.load(folder, patcher_of(config, threads), background=background)
+    check_tokenizer(processor, config)
+    wanted = replace(config, quantization=config.quantization or quantization)
+    return Opened(wanted, config.quantization, manifest, processor)
+
+
 def load_folder(
     folder: Path,
     config: VLConfig,
@@ -89,6 +196,7 @@ def load_folder(
     device: torch.device,
     dtype: torch.dtype,
     quantization: str | None = None,
+    placement: str | None = None,
     threads: int | None = None,
     background: Background = None,
     progress: Callable[[int, int], None] | None = None,
@@ -100,6 +208,7 @@ def load_folder(
     Args:
         folder, config: a local checkpoint and its config.
         quantization: the format to quantise to; None leaves the weights as they are in the files.
+        placement: None for the whole model; else this process' part, as `MiniMaxVL` has it.
         name: what to call the model in results.
         threads: to cut one image with; see `preprocessing.Patcher`.
         device, dtype, background, progress: as of `load`.
@@ -107,21 +216,9 @@ def load_folder(
     Raises:
         CheckpointError, ConfigError, DeviceError: as `load` does.
     """
-    if quantization is not None and config.quantization not in (None, quantization):
-        raise ConfigError(
-            f"quantization={quantization!r}: {folder} is quantised to {config.quantization} already; leave it out, or "
-            "load the released bf16 checkpoint"
-        )
-    packed = config.quantization is not None
+    opened = open_folder(folder, config, quantization=quantization, threads=threads, background=background)
     try:
-        manifest = read_manifest(folder, expected_shapes(config), config.quantization)
-    except ValueError as error:
-        raise ConfigError(f"{folder} cannot be quantised to {config.quantization}: {error}") from error
-    processor = Processor.load(folder, patcher_of(config, threads), background=background)
-    check_tokenizer(processor, config)
-    config = replace(config, quantization=config.quantization or quantization)
-    try:
-        model = MiniMaxVL(config, processor, name=name, device=device, dtype=dtype)
+        model = MiniMaxVL(opened.config, opened.processor, name=name, device=device, dtype=dtype, placement=placement)
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):  # as all of torch's allocators say
             raise
@@ -129,7 +226,8 @@ def load_folder(
             f"{device} has no room for {name} ({first_line(error)}): free memory, or use another device, a narrower "
             "dtype or quantization"
         ) from error
-    load_weights(model.stored_tensors() if packed else model.released_tensors(), manifest, progress=progress)
+    slots = model.stored_tensors() if opened.stored else model.released_tensors()
+    load_weights(slots, opened.manifest, progress=progress)
     return model
 
 

@@ -15,6 +15,7 @@ from preprocessing import Grid, ImageSource, Inputs, Messages, Processor, Tools
 from preprocessing.template import END_OF_TURN
 from text_backbone import HybridCache, MiniMaxText, Packed, stored_tensors
 from text_backbone import released_tensors as text_tensors
+from text_backbone.parallel import split_backbone
 from text_backbone.quantization import quantized_backbone
 from vision_encoder import VisionEncoder
 from vision_encoder import released_tensors as vision_tensors
@@ -54,6 +55,8 @@ class MiniMaxVL(nn.Module):
         name: what to call the model in results.
         device: where the weights are held.
         dtype: how they are held.
+        placement: None for the whole model. Otherwise the decoder is this process' part, as `text_backbone.parallel`
+            cuts it over all processes of `torch.distributed`; the vision encoder is on each.
     """
 
     def __init__(
@@ -64,12 +67,13 @@ class MiniMaxVL(nn.Module):
         name: str = "",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        placement: str | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.processor = processor
         self.name = name
-        self.language_model = _text_model(config, device, dtype)
+        self.language_model = _text_model(config, device, dtype, placement)
         self.vision = VisionEncoder(config.vision, device=device, dtype=dtype) if config.vision else None
         # The released config.json does not name the end token.
         end_id = processor.tokenizer.token_id(END_OF_TURN)
@@ -266,12 +270,18 @@ class MiniMaxVL(nn.Module):
         """End the processes of a model over several devices; it answers no more. One in this process has none."""
 
 
-def _text_model(config: VLConfig, device: torch.device | str | None, dtype: torch.dtype | None) -> MiniMaxText:
-    if config.quantization is None:
-        return MiniMaxText(config.text, device=device, dtype=dtype)
-    if config.quantization == "fp8" and device is not None and torch.device(device).type == "mps":
+def _text_model(
+    config: VLConfig, device: torch.device | str | None, dtype: torch.dtype | None, placement: str | None
+) -> MiniMaxText:
+    format = config.quantization
+    if format == "fp8" and device is not None and torch.device(device).type == "mps":
         raise DeviceError("mps has no 8-bit floating-point numbers, as fp8 needs: use int8 or nf4, or device='cpu'")
     try:
-        return quantized_backbone(config.text, config.quantization, device=device, dtype=dtype)
+        if placement is not None:
+            return split_backbone(config.text, placement=placement, quantization=format, device=device, dtype=dtype)
+        if format is not None:
+            return quantized_backbone(config.text, format, device=device, dtype=dtype)
     except ValueError as error:
-        raise ConfigError(f"this model cannot be quantised to {config.quantization}: {error}") from error
+        how = f"quantised to {format}" if placement is None else f"split by {placement} in {format or '16 bits'}"
+        raise ConfigError(f"this model cannot be {how}: {error}") from error
+    return MiniMaxText(config.text, device=device, dtype=dtype)

@@ -94,7 +94,7 @@ def find_gpu(name: str) -> Gpu:
 
 
 def recognise_gpu(name: str, memory: int) -> Gpu | None:
-    """The GPU that a driver calls `name` ("NVIDIA H100 80GB HBM3") and gives `memory` bytes; None if it is not known."""
+    """The GPU that a driver calls `name` ("NVIDIA H100 80GB HBM3") and gives `memory` bytes; None for others."""
     words = set(re.split(r"[\s-]+", name.lower()))
     alike = [
         (len(wanted), known)

@@ -104,6 +104,12 @@ def read_devices(devices: Any, placement: Any, device: torch.device | str | None
     return Asked(_listed(devices), placement)
 
 
+def check_timeout(seconds: Any) -> None:
+    """Raises ConfigError if it is not a number of seconds above 0."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e9:
+        raise ConfigError(f"step_timeout={shown(seconds)} is not a number of seconds above 0")
+
+
 def _kind(device: torch.device | str | None) -> str:
     """Of the devices that a number counts."""
     if device is None:
@@ -143,7 +149,9 @@ def _listed(devices: Sequence[Device]) -> tuple[torch.device, ...]:
         return tuple(found)
     kinds = sorted({place.type for place in found})
     if kinds not in (["cpu"], ["cuda"]):
-        raise ConfigError(f"devices are of the kinds {', '.join(kinds)}: a model is put on several GPUs, or CPU processes")
+        raise ConfigError(
+            f"devices are of the kinds {', '.join(kinds)}: a model is put on several GPUs, or CPU processes"
+        )
     if kinds == ["cuda"]:
         there = torch.cuda.device_count()
         for i, place in enumerate(found):
@@ -172,7 +180,9 @@ def _fastest(config: VLConfig, format: str, engine: EngineConfig, counts: Sequen
         page_size=engine.page_size,
     )
     options = [
-        option for count in counts for option in plan(config, Machine(known, count), work, (format,)).options
+        option
+        for count in counts
+        for option in plan(config, Machine(known, count), work, (format,)).options
         if option.fits and option.loadable and option.speed
     ]
     if not options:

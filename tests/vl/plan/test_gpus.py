@@ -47,10 +47,12 @@ def test_machines_as_users_write_them(text: str, expected: tuple[int, str]) -> N
 @pytest.mark.parametrize(
     ("name", "gib", "expected"),
     [
-        ("NVIDIA H200", 139.8, "H200"), ("NVIDIA H100 80GB HBM3", 79.2, "H100-80GB"), ("NVIDIA H100 NVL", 93.1, "H100-NVL"),
-        ("NVIDIA H100 PCIe", 79.1, "H100-PCIe"), ("NVIDIA A100-SXM4-40GB", 39.4, "A100-40GB"),
+        ("NVIDIA H200", 139.8, "H200"), ("NVIDIA H100 80GB HBM3", 79.2, "H100-80GB"),
+        ("NVIDIA H100 NVL", 93.1, "H100-NVL"), ("NVIDIA H100 PCIe", 79.1, "H100-PCIe"),
+        ("NVIDIA A100-SXM4-40GB", 39.4, "A100-40GB"),
         ("NVIDIA A100-SXM4-80GB", 79.3, "A100-80GB"), ("NVIDIA GeForce RTX 4090", 23.5, "RTX-4090"),
-        ("NVIDIA RTX A6000", 47.5, "RTX-A6000"), ("NVIDIA H100 80GB HBM3 MIG 3g.40gb", 39.5, None), ("Tesla T4", 14.6, None),
+        ("NVIDIA RTX A6000", 47.5, "RTX-A6000"), ("NVIDIA H100 80GB HBM3 MIG 3g.40gb", 39.5, None),
+        ("Tesla T4", 14.6, None),
     ],
 )  # fmt: skip
 def test_gpus_as_drivers_name_them(name: str, gib: float, expected: str | None) -> None:

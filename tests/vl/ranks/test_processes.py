@@ -1,4 +1,4 @@
-"""Processes started, asked, watched and ended as one; each holds the whole model here, however it may be cut elsewhere."""
+"""Processes started, asked, watched and ended as one. Each holds the whole model here, however it may be cut."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ import torch
 from PIL import Image
 
 import vl
-from vl.config import read_config
 from vl.engine import Engine, EngineConfig
 from vl.ranks import processes
 from vl.ranks.model import SplitVL
@@ -237,8 +236,18 @@ def test_trouble_inside_a_step_names_the_rank_and_the_cause(
 @pytest.mark.parametrize(
     ("ranks", "error", "expected", "message"),
     [
-        ((1,), vl.CheckpointError("a.safetensors is cut short"), vl.CheckpointError, r"rank 1 \(cpu\): a.safetensors is"),
-        ((1, 2), torch.OutOfMemoryError("CUDA out of memory."), vl.DeviceError, r"rank [12] \(cpu\) failed: OutOfMemory"),
+        (
+            (1,),
+            vl.CheckpointError("a.safetensors is cut short"),
+            vl.CheckpointError,
+            r"rank 1 \(cpu\): a.safetensors is",
+        ),
+        (
+            (1, 2),
+            torch.OutOfMemoryError("CUDA out of memory."),
+            vl.DeviceError,
+            r"rank [12] \(cpu\) failed: OutOfMemory",
+        ),
     ],
 )
 def test_a_rank_that_fails_while_loading_ends_all(
