@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +63,37 @@ def test_values_and_gradients(op: str, rows: int, hidden: int, dtype: torch.dtyp
         elif hidden > 1 or true is wide[2]:  # a norm over one number has no gradient but its rounding
             assert mine.grad is not None
             assert_near(mine.grad, true.grad)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)], ids=str
+)
+@pytest.mark.parametrize("module", [kernels, reference], ids=["kernels", "reference"])
+@pytest.mark.parametrize(
+    ("rows", "hidden"), [(1, 8), (5, 24), (3, 130), pytest.param(4099, 8192, marks=pytest.mark.gpu)]
+)
+@pytest.mark.parametrize("ranks", [2, 5])
+def test_a_norm_over_ranks(module: Any, ranks: int, rows: int, hidden: int, dtype: torch.dtype) -> None:
+    """Ranks that have some columns each, and a matrix that they multiply by: as the norm in one process."""
+    x, gate, weight, _ = make(rows, hidden, dtype)
+    matrix = torch.randn(hidden, 9, device=DEVICE, dtype=torch.float64) / hidden**0.5
+    message = torch.zeros(rows, 9 + reference.tail_columns(ranks), device=DEVICE, dtype=torch.float64)
+    for rank in range(ranks):
+        cut = slice(hidden * rank // ranks, hidden * (rank + 1) // ranks)
+        part, tail = module.gated_part(x[:, cut], gate[:, cut], weight[cut], rank, ranks)
+        assert part.dtype == tail.dtype == dtype
+        message += torch.cat((part.double() @ matrix[cut], tail.double()), dim=1)
+    # The squares of every rank are exact to twice the dtype's bits, in which they are sent.
+    squares = x.double().square().sum(dim=1)
+    torch.testing.assert_close(message[:, 9:].sum(dim=1), squares, rtol=1e-5, atol=0)
+    got = module.divided(message.to(dtype), tail.shape[1], hidden, 1e-6)
+    assert got.dtype == dtype
+    want = reference.gated_norm(*(t.double() for t in (x, gate, weight)), 1e-6) @ matrix
+    assert_near(got, want)
+    squares = sum(reference.row_squares(x[:, c::ranks]) for c in range(ranks))
+    first = slice(0, hidden // 2)
+    half = reference.gated_norm_of(x[:, first], gate[:, first], weight[first], 1e-6, squares, hidden)
+    assert_near(half, reference.gated_norm(*(t.double() for t in (x, gate, weight)), 1e-6)[:, first])
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -21,6 +21,7 @@ CASES: dict[str, tuple[str, str | None, bool, torch.dtype]] = {
     "expert-nf4-stored": ("expert", "nf4", True, torch.float32),
     "layers-int8": ("layers", "int8", False, torch.float32),
     "tensor-bfloat16": ("tensor", None, False, torch.bfloat16),
+    "tensor-float16": ("tensor", None, False, torch.float16),
 }
 RUNS = [(2, name) for name in CASES] + [(4, name) for name in ("tensor", "expert", "layers", "tensor-nf4-stored")]
 Found = dict[int, list[dict[str, dict[str, Any]]]]

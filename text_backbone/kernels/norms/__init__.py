@@ -8,7 +8,7 @@ from text_backbone.kernels.device import use_gpu_kernels
 from text_backbone.kernels.norms import reference
 from text_backbone.kernels.norms.reference import gated_norm_of, row_squares
 
-__all__ = ["gated_norm", "gated_norm_of", "residual_norm", "rms_norm", "row_squares"]
+__all__ = ["divided", "gated_norm", "gated_norm_of", "gated_part", "residual_norm", "rms_norm", "row_squares"]
 
 _MAX_HIDDEN = 16384  # a row has to fit in the registers of one program
 
@@ -38,6 +38,24 @@ def gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
     from text_backbone.kernels.norms import triton
 
     return triton.gated_norm(x, gate, weight, eps)
+
+
+def gated_part(x: Tensor, gate: Tensor, weight: Tensor, rank: int, ranks: int) -> tuple[Tensor, Tensor]:
+    """One rank's columns of `gated_norm`, and the squares that it lacks; see `reference.gated_part`."""
+    if not _fits(x, weight):
+        return reference.gated_part(x, gate, weight, rank, ranks)
+    from text_backbone.kernels.norms import triton
+
+    return triton.gated_part(x, gate, weight, rank, ranks)
+
+
+def divided(message: Tensor, tail: int, width: int, eps: float) -> Tensor:
+    """Rows over their root mean squares, which the message ends with; see `reference.divided`."""
+    if not use_gpu_kernels(message) or message.shape[1] > _MAX_HIDDEN:
+        return reference.divided(message, tail, width, eps)
+    from text_backbone.kernels.norms import triton
+
+    return triton.divided(message, tail, width, eps)
 
 
 def _fits(x: Tensor, weight: Tensor) -> bool:

@@ -35,6 +35,43 @@ def gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (torch.sigmoid(gate.to(wide)) * F.rms_norm(x.to(wide), weight.shape, weight.to(wide), eps)).to(x.dtype)
 
 
+def gated_part(x: Tensor, gate: Tensor, weight: Tensor, rank: int, ranks: int) -> tuple[Tensor, Tensor]:
+    """The columns that one of several ranks has of a `gated_norm`, not yet divided by the root mean square of all.
+
+    Args:
+        x, gate: [tokens, n], this rank's columns. weight: [n].
+
+    Returns:
+        `sigmoid(gate) * x * weight` [tokens, n], and the sum of squares of x's rows [tokens, c] in a form that a sum
+        over ranks leaves exact: each has two columns of its own, for the sum rounded to `x`'s dtype and for what that
+        leaves, and zeros in the others'. c is a power of two, so that rows that it is put behind stay aligned.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    squares = x.to(wide).square().sum(dim=-1)
+    tail = x.new_zeros(len(x), tail_columns(ranks))
+    tail[:, 2 * rank] = squares
+    tail[:, 2 * rank + 1] = squares - tail[:, 2 * rank].to(wide)
+    return (torch.sigmoid(gate.to(wide)) * x.to(wide) * weight.to(wide)).to(x.dtype), tail
+
+
+def tail_columns(ranks: int) -> int:
+    """Columns of the second result of `gated_part`."""
+    return max(8, 1 << (2 * ranks - 1).bit_length())
+
+
+def divided(message: Tensor, tail: int, width: int, eps: float) -> Tensor:
+    """Rows over their root mean squares: [tokens, hidden] of a message [tokens, hidden + tail].
+
+    Args:
+        message: the sum over ranks of a linear function of what `gated_part` returns first, and behind it of what it
+            returns second, of `tail` columns.
+        width: columns of all ranks.
+    """
+    wide = torch.promote_types(message.dtype, torch.float32)
+    inverse = torch.rsqrt(message[:, -tail:].to(wide).sum(dim=-1, keepdim=True) / width + eps)
+    return (message[:, :-tail].to(wide) * inverse).to(message.dtype)
+
+
 def row_squares(x: Tensor) -> Tensor:
     """The sum of squares of each row of `x` [tokens, n]: float32 [tokens], float64 for float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32)).square().sum(dim=-1)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from text_backbone.kernels.device import multiprocessors
+from text_backbone.kernels.norms.reference import tail_columns
 from text_backbone.kernels.overlap import early, wait
 
 PLAIN, RESIDUAL, GATED = 0, 1, 2
@@ -95,6 +96,43 @@ def _sum_shares(partial, grad_weight, programs, N: tl.constexpr, ROWS: tl.conste
         inside = (row < programs)[:, None] & (col < N)[None, :]
         total += tl.load(partial + row[:, None] * N + col[None, :], mask=inside, other=0.0)
     tl.store(grad_weight + col, tl.sum(total, axis=0).to(grad_weight.dtype.element_ty), mask=col < N)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _gated_part(x, gate, weight, out, tail, rows,
+                N: tl.constexpr, COLS: tl.constexpr, ROWS: tl.constexpr, RANK: tl.constexpr, TAIL: tl.constexpr,
+                EARLY: tl.constexpr):  # fmt: skip
+    wait(EARLY)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    col = tl.arange(0, COLS)
+    inside = (row < rows)[:, None] & (col < N)[None, :]
+    at = row[:, None] * N + col[None, :]
+    values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)  # [ROWS, COLS]
+    scale = tl.load(weight + col, mask=col < N, other=0.0).to(tl.float32)[None, :]
+    scale = scale * tl.sigmoid(tl.load(gate + at, mask=inside, other=0.0).to(tl.float32))
+    tl.store(out + at, (values * scale).to(out.dtype.element_ty), mask=inside)
+    squares = tl.sum(values * values, axis=1)[:, None]
+    near = squares.to(tail.dtype.element_ty).to(tl.float32)
+    col = tl.arange(0, TAIL)[None, :]
+    pieces = tl.where(col == 2 * RANK, near, tl.where(col == 2 * RANK + 1, squares - near, 0.0))
+    at = row[:, None] * TAIL + col
+    tl.store(tail + at, pieces.to(tail.dtype.element_ty), mask=(row < rows)[:, None] & (col < TAIL))
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _divided(message, out, rows, width, eps,
+             N: tl.constexpr, COLS: tl.constexpr, ROWS: tl.constexpr, TAIL: tl.constexpr,
+             EARLY: tl.constexpr):  # fmt: skip
+    wait(EARLY)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    col, behind = tl.arange(0, COLS), tl.arange(0, TAIL)
+    inside = (row < rows)[:, None] & (col < N)[None, :]
+    start = row[:, None] * (N + TAIL)
+    pieces = tl.load(message + start + N + behind[None, :], mask=(row < rows)[:, None], other=0.0)
+    inverse = tl.rsqrt(tl.sum(pieces.to(tl.float32), axis=1) / width + eps)
+    values = tl.load(message + start + col[None, :], mask=inside, other=0.0).to(tl.float32)
+    at = row[:, None] * N + col[None, :]
+    tl.store(out + at, (values * inverse[:, None]).to(out.dtype.element_ty), mask=inside)
 
 
 @cache
@@ -184,3 +222,30 @@ def residual_norm(x: Tensor, y: Tensor, alpha: float, beta: float, weight: Tenso
 def gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Same as `reference.gated_norm`, `weight` of at most 16384 elements."""
     return _norm(x, gate, weight, 1.0, 0.0, eps, GATED)
+
+
+def gated_part(x: Tensor, gate: Tensor, weight: Tensor, rank: int, ranks: int) -> tuple[Tensor, Tensor]:
+    """Same as `reference.gated_part`, `weight` of at most 16384 elements. Without gradients."""
+    x, gate = x.contiguous(), gate.contiguous()
+    (rows, hidden), columns = x.shape, tail_columns(ranks)
+    out, tail = torch.empty_like(x), x.new_empty(rows, columns)
+    if rows:
+        cols, tile_rows, warps = _shape(hidden, _FORWARD_TILE, _FORWARD_PER_THREAD)
+        _gated_part[(triton.cdiv(rows, tile_rows),)](
+            x, gate, weight, out, tail, rows,
+            N=hidden, COLS=cols, ROWS=tile_rows, RANK=rank, TAIL=columns, num_warps=warps, **early(x.device),
+        )  # fmt: skip
+    return out, tail
+
+
+def divided(message: Tensor, tail: int, width: int, eps: float) -> Tensor:
+    """Same as `reference.divided`, of at most 16384 columns. Without gradients."""
+    message, rows, hidden = message.contiguous(), len(message), message.shape[1] - tail
+    out = message.new_empty(rows, hidden)
+    if rows:
+        cols, tile_rows, warps = _shape(hidden, _FORWARD_TILE, _FORWARD_PER_THREAD)
+        _divided[(triton.cdiv(rows, tile_rows),)](
+            message, out, rows, width, eps,
+            N=hidden, COLS=cols, ROWS=tile_rows, TAIL=tail, num_warps=warps, **early(message.device),
+        )  # fmt: skip
+    return out
