@@ -54,7 +54,8 @@ def _draw(out: Path) -> None:
     train = [r for r in records if r["kind"] == "train"]
     evals = [r for r in records if r["kind"] == "eval"]
     figure, (loss, exact) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-    loss.plot([r["step"] for r in train], [r["loss"] for r in train], linewidth=0.8, label="training")
+    dot = "." if len(train) == 1 else ""  # a line of one point would be nothing
+    loss.plot([r["step"] for r in train], [r["loss"] for r in train], linewidth=0.8, marker=dot, label="training")
     for kind in dict.fromkeys(key.removesuffix("_loss") for r in evals for key in r if key.endswith("_loss")):
         of_kind = [r for r in evals if f"{kind}_loss" in r]
         steps = [r["step"] for r in of_kind]

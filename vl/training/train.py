@@ -220,7 +220,7 @@ class Trainer:
             window.add(taken, losses, norm, sum(map(self.flops, taken)))
             self._count(taken)
             progress.seconds = before + self.world.slowest(time.perf_counter() - begun)
-            if progress.step % run.log_steps == 0:
+            if progress.step % run.log_steps == 0 or self.finished:  # short runs are told too
                 self._check_finite()
                 self.report.write("train", progress.step, **window.summary(), lr=self.lr(), **self._totals())
                 window = Meters(self.world, self.peak)

@@ -43,6 +43,13 @@ def test_resumed_losses_equal_uninterrupted_ones(config: TrainConfig, tmp_path: 
     assert losses_of(tmp_path / "parts") == whole
 
 
+def test_the_last_step_is_logged_too(config: TrainConfig, tmp_path: Path) -> None:
+    train(replace(config, run=replace(config.run, steps=3)), tmp_path / "each", device="cpu")
+    train(replace(config, run=replace(config.run, steps=3, log_steps=2)), tmp_path / "some", device="cpu")
+    each, some = losses_of(tmp_path / "each"), losses_of(tmp_path / "some")
+    assert some == {2: pytest.approx((each[1] + each[2]) / 2), 3: pytest.approx(each[3])}
+
+
 def test_the_result_loads_and_answers(config: TrainConfig, tmp_path: Path) -> None:
     folder = train(replace(config, run=replace(config.run, steps=2)), tmp_path, device="cpu")
     model = vl.load(folder, device="cpu", dtype="float32")
