@@ -114,6 +114,23 @@ def load(
     return model.eval()
 
 
+def weights_as(
+    source: str | os.PathLike[str],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    quantization: Quantization = None,
+) -> tuple[torch.dtype, str | None]:
+    """The dtype and the quantization that the model would have if `load` were given the same; reads its config alone.
+
+    Raises:
+        CheckpointError, ConfigError, DeviceError: as `load` does.
+    """
+    kind = pick_dtype(dtype, pick_device(device))
+    quantised = read_quantization(quantization, kind)
+    return kind, read_config(resolve_source(source)).quantization or quantised
+
+
 def load_split(
     folder: Path,
     config: VLConfig,

@@ -19,7 +19,7 @@ from PIL import Image
 
 import vl
 import vl.cli.app as vl_app
-from vl.jobs import RowFile
+from vl.jobs import RowFile, caption_images
 
 ROOT = Path(vl.__file__).parents[1]
 
@@ -165,6 +165,29 @@ def test_job(run: Run, mixed: Path, tiny_model: vl.MiniMaxVL, images: Path) -> N
     assert fixed.code == 0
     assert [Path(row["image"]).name for row in fixed.rows] == ["torn.png"]
     assert len(out.read_text().splitlines()) == 2
+
+
+def test_a_job_goes_on_with_the_same_weights_alone(
+    run: Run, images: Path, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    assert run("caption", images, "--out", out).code == 0
+    before = out.read_bytes()
+    for option, value, message in (
+        ("--dtype", "bfloat16", "dtype 'float32', not 'bfloat16'"),
+        ("--quantization", "int8", "quantization None, not 'int8'"),
+    ):
+        refused = run("caption", images, "--out", out, option, value)
+        assert (refused.code, message in refused.said) == (3, True), refused.err
+        assert out.read_bytes() == before
+    tally = caption_images(vl.load(tiny_checkpoint), [images], out, max_new_tokens=4)
+    assert (tally.images, tally.skipped) == (0, 3), "the Python API knows the same settings"
+    out.unlink()
+    assert run("caption", images, "--out", out, "--dtype", "bfloat16", "--quantization", "int8").code == 0
+    settings = json.loads(out.read_text().splitlines()[0])["settings"]
+    assert (settings["dtype"], settings["quantization"]) == ("bfloat16", "int8")
+    model = vl.load(tiny_checkpoint, dtype="bfloat16", quantization="int8")
+    assert caption_images(model, [images], out, max_new_tokens=4).skipped == 3
 
 
 def test_job_refusals(run: Run, images: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -34,13 +34,12 @@ def arguments(archive: Path, model: Path, out: Path) -> list[str]:
     return ["caption", str(archive), *options]
 
 
-def start(args: list[str], **options: Any) -> subprocess.Popen[bytes]:
+def start(args: list[str], *, stdout: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "vl.cli", *args],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
-        **options,
     )
 
 
@@ -93,5 +92,23 @@ def test_a_reader_that_leaves(archive: Path, tiny_checkpoint: Path, tmp_path: Pa
     json.loads(child.stdout.readline())
     child.stdout.close()
     assert child.stderr.read() == b""
-    assert child.wait(60) != 0
+    assert child.wait(60) == 141, "as of a command that SIGPIPE ended; 1 would say that images failed"
     child.stderr.close()
+
+
+@pytest.mark.parametrize(
+    "command", ["plan", "--help", "caption", "caption --json", "eval", "eval --json", "eval --list"]
+)
+def test_a_reader_that_never_was(command: str, archive: Path, tiny_checkpoint: Path) -> None:
+    """`vl ... | true`: the first write fails, whoever makes it."""
+    args = command.split()
+    if args[0] == "caption":
+        args += [str(archive / "000.png"), "--model", str(tiny_checkpoint), "--max-new-tokens", "2"]
+    if args[0] == "eval" and args[-1] != "--list":
+        args += ["words", "--count", "1", "--model", str(tiny_checkpoint), "--max-new-tokens", "2"]
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    child = start(args, stdout=write_end)
+    os.close(write_end)
+    _, err = child.communicate(timeout=120)
+    assert (err, child.returncode) == (b"", 141)

@@ -8,6 +8,7 @@ Exit codes, for scripts:
     3    the model, a configuration or the output cannot be used
     70   unexpected error: a bug; VL_TRACEBACK=1 shows where
     130  interrupted (Ctrl-C)
+    141  whoever read the output has gone, as in vl ... | head -1
 
 Other distributions add commands through the entry-point group `vl.commands`: a function that is given the Typer app.
 """
@@ -26,11 +27,11 @@ import typer
 
 from vl import __version__
 from vl.cli import bench, caption, chat, convert, evaluate, plan, train
-from vl.cli.console import EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_UNUSABLE, complain
+from vl.cli.console import EXIT_INTERRUPTED, EXIT_NO_READER, EXIT_UNEXPECTED, EXIT_UNUSABLE, complain
 
 EPILOG = (
     "Exit codes: 0 all good · 1 some images failed · 2 usage error · 3 model, configuration or output cannot be used · "
-    "70 unexpected error (VL_TRACEBACK=1 shows where) · 130 interrupted"
+    "70 unexpected error (VL_TRACEBACK=1 shows where) · 130 interrupted · 141 nobody reads the output"
 )
 
 app = typer.Typer(
@@ -80,6 +81,8 @@ def run(args: Sequence[str] | None = None) -> int:
     try:
         app(args=args, prog_name="vl")
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # which Typer ends with 1
+            return EXIT_NO_READER
         return end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -117,7 +120,9 @@ def main() -> None:
         getattr(stream, "reconfigure", lambda **_: None)(errors=how)
     load_plugins()
     code = _flushed(run())
-    if code == EXIT_INTERRUPTED and any(t.name.startswith("vl-images") for t in threading.enumerate()):
+    if code in (EXIT_INTERRUPTED, EXIT_NO_READER) and any(
+        t.name.startswith("vl-images") for t in threading.enumerate()
+    ):
         # Threads that read images may be in the middle of a download, and a normal exit would wait for them.
         os._exit(code)
     sys.exit(code)
@@ -132,5 +137,5 @@ def _flushed(code: int) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             return explain(error)
-        return code or 1
+        return code or EXIT_NO_READER
     return code

@@ -185,13 +185,19 @@ class _Run:
     def job(self, out: Path, *, overwrite: bool, retry_errors: bool) -> int:
         """Bring `out` up to date; returns how many of its rows are errors."""
         from vl.jobs import RowFile, expand_sources, settings_of, write_rows
+        from vl.loading import weights_as
 
         names = self.names()
+        how = {name: self.loading[name] for name in ("device", "dtype", "quantization")}
+        dtype, quantization = weights_as(self.model, **how)
+        settings = settings_of(
+            self.params, background=self.loading["background"], dtype=dtype, quantization=quantization
+        )
         rows = RowFile(
             out,
             model=self.model,
             prompt=self.prompt,
-            settings=settings_of(self.params, self.loading["background"]),
+            settings=settings,
             overwrite=overwrite,
             retry_errors=retry_errors,
         )

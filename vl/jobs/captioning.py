@@ -12,6 +12,8 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from preprocessing import Inputs
 from preprocessing.alpha import Background, read_background
 from vl.engine import Generation, SamplingParams
@@ -90,7 +92,7 @@ def caption_images(
         JobError: if `out` cannot be used, or holds rows that were made with another model, prompt or setting.
         InputError: if the model takes no images or `sampling` is out of range.
     """
-    settings = settings_of(SamplingParams.of(sampling), model.processor.background)
+    settings = settings_of_model(model, SamplingParams.of(sampling))
     with RowFile(
         out, model=model.name, prompt=prompt, settings=settings, overwrite=overwrite, retry_errors=retry_errors
     ) as rows:
@@ -145,17 +147,44 @@ def caption_rows(
     if model.config.vision is None:
         raise InputError(f"{model.name} is a text-only checkpoint and cannot caption: use one with a vision encoder")
     model.engine.check(params)
-    known = {"model": model.name, "prompt": prompt, "settings": settings_of(params, model.processor.background)}
+    known = {"model": model.name, "prompt": prompt, "settings": settings_of_model(model, params)}
     items = answered(model, sources, partial(_prepare, model, known), params, batch_size=batch_size, workers=workers)
     return _batches(items, batch_size)
 
 
-def settings_of(params: SamplingParams, background: Background) -> dict[str, Any]:
-    """What else than the model and the prompt decides a caption, as JSON: rows made otherwise are another run's."""
+def settings_of_model(model: MiniMaxVL, params: SamplingParams) -> dict[str, Any]:
+    """`settings_of` what `model` will write with `params`."""
+    return settings_of(
+        params,
+        background=model.processor.background,
+        dtype=model.dtype,
+        quantization=model.config.quantization,
+        control_tokens_in_text=model.processor.control_tokens_in_text,
+    )
+
+
+def settings_of(
+    params: SamplingParams,
+    *,
+    background: Background,
+    dtype: torch.dtype,
+    quantization: str | None,
+    control_tokens_in_text: bool = False,
+) -> dict[str, Any]:
+    """What else than the model and the prompt decides a caption, as JSON: rows made otherwise are another run's.
+
+    Args:
+        params: how it is written.
+        background, control_tokens_in_text: as of the model's processor.
+        dtype, quantization: how the model's weights are held; `vl.loading.weights_as` knows before they are read.
+    """
     colour = read_background(background)
     return dataclasses.asdict(params) | {
         "stop": list(params.stops),
         "background": None if colour is None else "#{:02x}{:02x}{:02x}".format(*colour),
+        "dtype": str(dtype).removeprefix("torch."),
+        "quantization": quantization,
+        "control_tokens_in_text": control_tokens_in_text,
     }
 
 

@@ -19,6 +19,7 @@ from vl.jobs import Tally, caption_images, expand_sources
 
 class FakeProcessor:
     background = None
+    control_tokens_in_text = False
 
     def __init__(self) -> None:
         self.prepared = 0
@@ -48,7 +49,8 @@ class FakeModel:
     """Its own engine: captions an image with its size. `trouble` is called with that size and may raise."""
 
     name = "fake"
-    config = SimpleNamespace(vision=object())
+    config = SimpleNamespace(vision=object(), quantization=None)
+    dtype = torch.float32
 
     def __init__(self, trouble: Callable[[str], None] = lambda size: None, check: Any = lambda params: None) -> None:
         self.trouble = trouble

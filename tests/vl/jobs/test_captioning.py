@@ -46,6 +46,9 @@ def test_rows(archive: Path, tmp_path: Path) -> None:
             "seed": None,
             "stop": [],
             "background": None,
+            "dtype": "float32",
+            "quantization": None,
+            "control_tokens_in_text": False,
         },
     }
     bad = next(row for row in rows if "error" in row)
@@ -118,7 +121,7 @@ def test_memory_is_bounded_by_the_batch(archive: Path) -> None:
 
 def test_unusable_models_and_options_are_errors_of_the_job(archive: Path, tmp_path: Path) -> None:
     text_only = FakeModel()
-    text_only.config = SimpleNamespace(vision=None)
+    text_only.config = SimpleNamespace(vision=None, quantization=None)
     with pytest.raises(InputError, match="text-only"):
         run(archive, tmp_path / "out.jsonl", text_only)
     with pytest.raises(InputError, match="temperature"):

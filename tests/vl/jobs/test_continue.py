@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from vl.engine import SamplingParams
@@ -121,6 +123,23 @@ def test_another_background_is_another_run(archive: Path, tmp_path: Path) -> Non
         run(archive, out)
     white.processor.background = "white"  # type: ignore[assignment]
     assert run(archive, out, white).skipped == 13
+
+
+def test_weights_held_otherwise_are_another_run(archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    run(archive, out)
+    half, quantised, open_door = FakeModel(), FakeModel(), FakeModel()
+    half.dtype = torch.bfloat16
+    quantised.config = SimpleNamespace(vision=object(), quantization="nf4")
+    open_door.processor.control_tokens_in_text = True
+    for model, message in (
+        (half, "dtype 'float32', not 'bfloat16'"),
+        (quantised, "quantization None, not 'nf4'"),
+        (open_door, "control_tokens_in_text False, not True"),
+    ):
+        with pytest.raises(JobError, match=f"{message}.*--overwrite"):
+            run(archive, out, model)
+    assert run(archive, out).skipped == 13
 
 
 def test_rows_of_earlier_versions_are_continued(archive: Path, tmp_path: Path) -> None:
