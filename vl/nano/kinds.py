@@ -11,13 +11,13 @@ import numpy as np
 from PIL import Image
 
 from vl.nano.mix import Mix
-from vl.nano.pictures.canvas import Boxes
+from vl.nano.pictures.canvas import Boxes, pick
 from vl.nano.pictures.chart_questions import ask_chart, ask_table, describe_chart, describe_table
 from vl.nano.pictures.charts import draw_chart
 from vl.nano.pictures.counts import draw_counts
 from vl.nano.pictures.emoji import ask_emoji, caption_emoji, draw_emoji
 from vl.nano.pictures.pages import ask_page, draw_pages
-from vl.nano.pictures.questions import Asked, say, topics
+from vl.nano.pictures.questions import Asked, topics
 from vl.nano.pictures.relations import ask_scene, short_caption
 from vl.nano.pictures.scenes import SceneFacts, caption_scene, draw_scene
 from vl.nano.pictures.tables import draw_table
@@ -32,6 +32,7 @@ _DESCRIBE = (
 )
 _READ = ("Read the text.", "What does the text say?", "Transcribe the text in this image.")
 _PAGES = ("page", "page", "page", "receipt", "sign", "screen")  # half of them are plain print, the most to read
+_SHORT = topics()["scenes.short"]
 _SHORT_SHARE = 0.15  # of the questions on scenes
 
 
@@ -102,14 +103,14 @@ def _tables(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
 def _ask_scene(rng: np.random.Generator, facts: SceneFacts) -> Asked:
     """A question, or now and then the wish for a caption in a few words."""
     if rng.random() < _SHORT_SHARE:
-        return say(rng, "scenes.short", short_caption(facts))
+        return Asked(pick(rng, _SHORT.ask), short_caption(facts), _SHORT.metric)
     return ask_scene(rng, facts)
 
 
 KINDS: dict[str, Kind] = {
     "words": Kind(_words, caption_text, "ocr", (*_READ, *_DESCRIBE)),
     "scenes": Kind(_scene, caption_scene, "scenes", ask=_ask_scene),
-    "counts": Kind(_counts, short_caption, "scenes", topics()["scenes.short"].ask, ask=ask_scene, default=False),
+    "counts": Kind(_counts, short_caption, "scenes", _SHORT.ask, ask=ask_scene, default=False),
     "emoji": Kind(_emoji, caption_emoji, "caption", ask=ask_emoji),
     "pages": Kind(_pages, caption_text, "ocr", (*_READ, *_DESCRIBE), ask=ask_page),
     "charts": Kind(_charts, describe_chart, "caption", ask=ask_chart),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageChops
 
 _T = TypeVar("_T")
@@ -45,7 +46,7 @@ COLOURS: dict[str, Hue] = {
 }
 
 
-def pick(rng: np.random.Generator, options: Sequence[_T]) -> _T:
+def pick(rng: Generator, options: Sequence[_T]) -> _T:
     """Draws one of the options, each as likely."""
     return options[int(rng.integers(len(options)))]
 
@@ -55,7 +56,7 @@ _MIN_CONTRAST = 230.0  # of print against a backdrop
 _MIN_LUMINANCE = 130.0  # the same on plain paper, of luminance, 0 to 255: blue on black is seen but hardly read
 
 
-def jitter(colour: str, rng: np.random.Generator) -> RGB:
+def jitter(colour: str, rng: Generator) -> RGB:
     """Draws one RGB value of a named colour."""
     hue = COLOURS[colour]
     return hsv(rng.uniform(*hue.hue), rng.uniform(*hue.saturation), rng.uniform(*hue.value))
@@ -105,7 +106,7 @@ class Tones:
     rule: RGB
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> Tones:
+    def draw(cls, rng: Generator) -> Tones:
         dark = rng.random() < 0.25
         if dark:
             paper = hsv(rng.uniform(0, 360), rng.uniform(0, 0.6), rng.uniform(0.03, 0.24))
@@ -136,7 +137,7 @@ class Background:
     pitch: int = 0
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, textures: float = 0.0) -> Background:
+    def draw(cls, rng: Generator, textures: float = 0.0) -> Background:
         """Draws one; `textures` is the share that have a texture."""
         tone = rng.random()
         if tone < 0.45:  # light
@@ -156,7 +157,7 @@ class Background:
             return plain._textured(rng)
         return plain
 
-    def _textured(self, rng: np.random.Generator) -> Background:
+    def _textured(self, rng: Generator) -> Background:
         """The same with a texture. Its second colour is a shade of the first: things have to stand out from both."""
         shade = rng.choice((-1, 1)) * rng.integers(10, 37)
         red, green, blue = (int(min(255, max(0, c + shade))) for c in self.start)
@@ -167,7 +168,7 @@ class Background:
         """The least contrast that `colour` has against either end of the backdrop."""
         return min(contrast(colour, self.start), contrast(colour, self.end))
 
-    def draw_ink(self, rng: np.random.Generator) -> RGB:
+    def draw_ink(self, rng: Generator) -> RGB:
         """A colour that stands out from the backdrop: random, or else the better of black and white."""
         for _ in range(4):
             colour = hsv(rng.uniform(0, 360), rng.uniform(0, 1), rng.uniform(0, 1))
@@ -175,7 +176,7 @@ class Background:
                 return colour
         return max(((0, 0, 0), (255, 255, 255)), key=self.contrast)
 
-    def paint(self, width: int, height: int, rng: np.random.Generator) -> Image.Image:
+    def paint(self, width: int, height: int, rng: Generator) -> Image.Image:
         if self.texture:
             image = self._pattern(width, height)
         elif self.start == self.end:
@@ -209,7 +210,7 @@ class Background:
         image.paste(self.end, mask=Image.fromarray(second.astype(np.uint8) * 255))
         return image
 
-    def _with_noise(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def _with_noise(self, image: Image.Image, rng: Generator) -> Image.Image:
         # One patch of noise repeated: 12 million numbers for the largest canvas would take longer than the rest.
         width, height = image.size
         patch_w, patch_h = min(width, 256 * self.grain), min(height, 256 * self.grain)
@@ -232,7 +233,7 @@ class SizeRange:
     share: float
 
 
-def draw_size(ranges: Sequence[SizeRange], aspect: float, rng: np.random.Generator) -> tuple[int, int]:
+def draw_size(ranges: Sequence[SizeRange], aspect: float, rng: Generator) -> tuple[int, int]:
     """Draws (width, height): the longer side by `ranges`, the ratio of the sides log-uniform up to `aspect`."""
     shares = np.array([r.share for r in ranges])
     chosen = ranges[int(rng.choice(len(ranges), p=shares / shares.sum()))]

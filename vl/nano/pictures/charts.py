@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image
 
 from vl.nano.pictures.canvas import COLOURS, Box, SizeRange, Tones, blend, contrast, draw_size, jitter, pick
@@ -27,7 +28,7 @@ _STEPS = (0.2, 0.5, 1, 1, 2, 2, 4, 5, 10, 10, 10, 20, 20, 50, 100, 100, 200, 500
 
 
 def draw_chart(
-    rng: np.random.Generator,
+    rng: Generator,
     sizes: Sequence[SizeRange],
     *,
     fonts: str | Path | Fonts | None = None,
@@ -55,7 +56,7 @@ def draw_chart(
         width, height = max(width, side), max(height, side)
 
 
-def _draw_contents(rng: np.random.Generator, kind: str, width: int, height: int, ease: float) -> ChartFacts:
+def _draw_contents(rng: Generator, kind: str, width: int, height: int, ease: float) -> ChartFacts:
     """Everything but the values; `ease` from 1 to 0 makes for fewer things."""
     pie = kind == "pie chart"
     count = int(rng.integers(3, 4 + round((3 if pie else 5) * ease**0.5)))
@@ -98,7 +99,7 @@ def _draw_contents(rng: np.random.Generator, kind: str, width: int, height: int,
     )
 
 
-def _draw_look(rng: np.random.Generator, facts: ChartFacts, face: Face, ease: float, *, plotted: bool) -> Look:
+def _draw_look(rng: Generator, facts: ChartFacts, face: Face, ease: float, *, plotted: bool) -> Look:
     smallest = smallest_size(MIN_SIZE, facts.width, facts.height)
     largest = max(smallest, round(0.075 * min(facts.width, facts.height)))
     size = round(smallest * (largest / smallest) ** (rng.uniform(0, 1) * ease**2))
@@ -199,7 +200,7 @@ def _place_circle(facts: ChartFacts, look: Look, inside: Box) -> tuple[ChartFact
     return replace(facts, plot=box), replace(look, panel=box)
 
 
-def _fill(rng: np.random.Generator, facts: ChartFacts, look: Look) -> tuple[ChartFacts, Look] | None:
+def _fill(rng: Generator, facts: ChartFacts, look: Look) -> tuple[ChartFacts, Look] | None:
     """Draws values and colours; None where a pie's slices are too narrow for what is printed on them."""
     count, pie = len(facts.categories), facts.kind == "pie chart"
     table = _draw_shares(rng, facts, look)[None] if pie else _draw_values(rng, facts)
@@ -223,7 +224,7 @@ def _fill(rng: np.random.Generator, facts: ChartFacts, look: Look) -> tuple[Char
     return None
 
 
-def _draw_values(rng: np.random.Generator, facts: ChartFacts) -> np.ndarray:
+def _draw_values(rng: Generator, facts: ChartFacts) -> np.ndarray:
     """[series, categories]; the axis is made use of, and points of two lines never coincide."""
     shape = (len(facts.series), len(facts.categories))
     if facts.printed:
@@ -238,7 +239,7 @@ def _draw_values(rng: np.random.Generator, facts: ChartFacts) -> np.ndarray:
     return (steps * facts.step / 2).round(3)
 
 
-def _draw_shares(rng: np.random.Generator, facts: ChartFacts, look: Look) -> np.ndarray:
+def _draw_shares(rng: Generator, facts: ChartFacts, look: Look) -> np.ndarray:
     """[categories] whole numbers that add up to `top`; zeros where slices could not hold what is printed."""
     radius = (facts.plot[2] - facts.plot[0]) / 2
     value = look.type.width(facts.write(facts.top * 0.88)) if facts.printed else look.size

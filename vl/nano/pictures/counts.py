@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image
 
 from vl.nano.pictures.canvas import COLOURS, RGB, Background, SizeRange, draw_size
@@ -22,7 +23,7 @@ _Kind = tuple[str, str, RGB]  # shape, colour and the colour's value
 
 
 def draw_counts(
-    rng: np.random.Generator,
+    rng: Generator,
     sizes: Sequence[SizeRange],
     *,
     max_objects: int = MAX_COUNT,
@@ -48,7 +49,7 @@ def draw_counts(
 
 
 def _kinds(
-    rng: np.random.Generator, background: Background, count: int, shapes: Sequence[str], colours: Sequence[str]
+    rng: Generator, background: Background, count: int, shapes: Sequence[str], colours: Sequence[str]
 ) -> list[_Kind]:
     """What each object is: all alike, alike but for the colour, alike but for the shape, or of two or three kinds."""
     style = rng.choice(4, p=(0.3, 0.25, 0.2, 0.25))
@@ -67,7 +68,7 @@ def _kinds(
     return [palette[int(i)] for i in rng.integers(varieties, size=count)]
 
 
-def _lay_out(rng: np.random.Generator, width: int, height: int, count: int) -> tuple[int, int, list[Disc]]:
+def _lay_out(rng: Generator, width: int, height: int, count: int) -> tuple[int, int, list[Disc]]:
     """Width and height of a canvas that holds `count` discs, and the discs."""
     in_rows = rng.random() < 0.35
     while True:
@@ -81,7 +82,7 @@ def _smallest(width: int, height: int) -> float:
     return max(MIN_RADIUS, _MIN_SHARE * max(width, height))
 
 
-def _rows(rng: np.random.Generator, width: int, height: int, count: int) -> list[Disc] | None:
+def _rows(rng: Generator, width: int, height: int, count: int) -> list[Disc] | None:
     """Discs of one size in one to `count` rows, a little off their places; None where they would be too small."""
     layouts, smallest = [], _smallest(width, height)
     for rows in range(1, count + 1):
@@ -102,7 +103,7 @@ def _rows(rng: np.random.Generator, width: int, height: int, count: int) -> list
     return discs
 
 
-def _heap(rng: np.random.Generator, width: int, height: int, count: int) -> list[Disc] | None:
+def _heap(rng: Generator, width: int, height: int, count: int) -> list[Disc] | None:
     """Discs of one or several sizes thrown at random into the canvas or a part of it; None where they do not fit."""
     smallest = _smallest(width, height)
     shares = rng.uniform(0.55, 1.0, size=2) if rng.random() < 0.4 else np.ones(2)

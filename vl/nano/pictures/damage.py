@@ -5,6 +5,7 @@ from __future__ import annotations
 from io import BytesIO
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageChops, ImageFilter
 
 from vl.nano.pictures.canvas import RGB, Box, Boxes
@@ -15,7 +16,7 @@ _MAX_NOISE = 12.0  # 8-bit steps of standard deviation
 _QUALITY = (30, 92)
 
 
-def damage(rng: np.random.Generator, image: Image.Image, boxes: Boxes) -> tuple[Image.Image, Boxes]:
+def damage(rng: Generator, image: Image.Image, boxes: Boxes) -> tuple[Image.Image, Boxes]:
     """A copy of an RGB image, of the same size, with one to four kinds of damage, and where its things came to lie.
 
     Everything stays as legible as a person needs it to be, and nothing is cut off: a picture that is turned is reduced
@@ -78,7 +79,7 @@ def _gauss(deviation: float) -> ImageFilter.Kernel:
     return ImageFilter.Kernel((3, 3), np.outer(row, row).ravel().tolist())
 
 
-def _with_noise(image: Image.Image, rng: np.random.Generator, deviation: float) -> Image.Image:
+def _with_noise(image: Image.Image, rng: Generator, deviation: float) -> Image.Image:
     # The same noise for the three channels costs a third; a patch of it repeats on large pictures.
     width, height = image.size
     noise = rng.normal(128.0, deviation, size=(min(height, 512), min(width, 512))).round().astype(np.uint8)

@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
+from numpy.random import Generator
 from PIL import Image
 
 from vl.nano.pictures.canvas import RGB, Background, Box, Boxes, SizeRange, draw_size, pick
@@ -27,12 +27,10 @@ from vl.nano.pictures.emoji_faces import (
     find_emoji_faces,
 )
 from vl.nano.pictures.placing import Disc, place_in_cells
-from vl.nano.pictures.questions import Asked, Question, ask_one_of, listed, say
+from vl.nano.pictures.questions import Asked, Questions, listed, sorts
 from vl.nano.pictures.scenes import COUNTS
 
 MAX_EMOJI = 5
-EMOJI_KINDS = ("name", "place", "counting", "presence")
-"""The kinds of question: which emoji, where, how many, is there."""
 
 _OUTLINE_EMS = (128, 384)  # px; outlines are scaled from these, as every size of a font that is open takes memory
 _MIN_COLOUR, _MIN_OUTLINE, _MIN_SHARE = 24, 48, 0.03  # px, px, of the longer side
@@ -80,7 +78,7 @@ class EmojiFacts:
 
 
 def draw_emoji(
-    rng: np.random.Generator,
+    rng: Generator,
     sizes: Sequence[SizeRange],
     *,
     max_emoji: int = MAX_EMOJI,
@@ -141,9 +139,7 @@ class _Chosen(NamedTuple):
         return size, self.reach * size + 1
 
 
-def _choose(
-    rng: np.random.Generator, faces: Sequence[EmojiFace], background: Background, emoji: Emoji | None = None
-) -> _Chosen:
+def _choose(rng: Generator, faces: Sequence[EmojiFace], background: Background, emoji: Emoji | None = None) -> _Chosen:
     """Any emoji, or the given one, in a face that has it and in colours that stand out, if any do."""
     drawable = _drawable(tuple(faces))
     best, most = None, -1.0
@@ -170,7 +166,7 @@ def _drawable(faces: tuple[EmojiFace, ...]) -> tuple[Emoji, ...]:
     return tuple(emoji for emoji in emoji_list() if emoji.code in codes)
 
 
-def _paint(rng: np.random.Generator, image: Image.Image, what: _Chosen, disc: Disc) -> Item:
+def _paint(rng: Generator, image: Image.Image, what: _Chosen, disc: Disc) -> Item:
     size = int(disc.size)
     picture = what.glyph(size).picture
     scale = size / max(picture.size)
@@ -188,71 +184,67 @@ def _paint(rng: np.random.Generator, image: Image.Image, what: _Chosen, disc: Di
     return Item(what.emoji.name, disc.position(*image.size), *middle, size, angle, what.face.name, ink)
 
 
-def ask_emoji(rng: np.random.Generator, facts: EmojiFacts, *, kinds: Sequence[str] = EMOJI_KINDS) -> Asked:
+class _EmojiQuestions(Questions[EmojiFacts]):
+    kind = "emoji"
+
+    def name(self) -> Asked:
+        item = pick(self.rng, self.facts.items)
+        alone = len(self.facts.items) == 1 and self.chance(0.7)
+        return self.say("name-alone" if alone else "name", item.name, place=item.position)
+
+    def place(self) -> Asked | None:
+        names = self._names
+        single = [one for one in self.facts.items if names.count(one.name) == 1 and not self._disputed(one.name)]
+        if not single:
+            return None
+        item = pick(self.rng, single)
+        return self.say("place", item.position, name=item.name)
+
+    def counting(self) -> Asked:
+        """All of them, or one kind: an absent one at times, and any number of the others as likely."""
+        counts: dict[int, list[str]] = {}
+        names = self._names
+        for name in dict.fromkeys(names):
+            if not self._disputed(name):
+                counts.setdefault(names.count(name), []).append(name)
+        if self.chance(0.5) or not counts:
+            return self.say("all", str(len(names)))
+        name = self._absent() if self.chance(0.2) else pick(self.rng, counts[pick(self.rng, sorted(counts))])
+        return self.say("counting", str(names.count(name)), name=name)
+
+    def presence(self) -> Asked:
+        yes = self.chance(0.5)
+        return self.whether("presence", yes, name=pick(self.rng, self._names) if yes else self._absent())
+
+    @property
+    def _names(self) -> list[str]:
+        return [item.name for item in self.facts.items]
+
+    def _absent(self) -> str:
+        """An emoji that is not there; half of the time a neighbour in Unicode of one that is, and so of its sort."""
+        names = [emoji.name for emoji in emoji_list()]
+        while True:
+            near = names.index(pick(self.rng, self._names)) + int(self.rng.integers(-8, 9))
+            name = names[near % len(names)] if self.chance(0.5) else pick(self.rng, names)
+            if name not in self._names and not self._disputed(name):
+                return name
+
+    def _disputed(self, name: str) -> bool:
+        """Whether another emoji of the picture could be meant: a "dog face" is a dog, too."""
+        words = set(name.split())
+        others = (set(other.split()) for other in self._names if other != name)
+        return any(words <= other or other <= words for other in others)
+
+
+EMOJI_KINDS = tuple(sorts("emoji"))
+"""The kinds of question: which emoji, where, how many, is there."""
+
+
+def ask_emoji(rng: Generator, facts: EmojiFacts, *, kinds: Sequence[str] = EMOJI_KINDS) -> Asked:
     """Asks a question of one of `kinds` (some of `EMOJI_KINDS`), each as likely of those that the picture admits.
 
     Raises:
         ValueError: for a kind that does not exist, or when the picture admits none: "place" wants an emoji that is
             there once.
     """
-    return ask_one_of(rng, facts, _ASK, kinds)
-
-
-def _ask_name(rng: np.random.Generator, facts: EmojiFacts) -> Asked:
-    item = pick(rng, facts.items)
-    alone = len(facts.items) == 1 and rng.random() < 0.7
-    return say(rng, "emoji.name-alone" if alone else "emoji.name", item.name, place=item.position)
-
-
-def _ask_place(rng: np.random.Generator, facts: EmojiFacts) -> Asked | None:
-    names = [item.name for item in facts.items]
-    single = [item for item in facts.items if names.count(item.name) == 1 and not _disputed(item.name, facts)]
-    if not single:
-        return None
-    item = pick(rng, single)
-    return say(rng, "emoji.place", item.position, name=item.name)
-
-
-def _ask_count(rng: np.random.Generator, facts: EmojiFacts) -> Asked:
-    """All of them, or one kind: an absent one at times, and any number of the others as likely."""
-    counts: dict[int, list[str]] = {}
-    names = [item.name for item in facts.items]
-    for name in dict.fromkeys(names):
-        if not _disputed(name, facts):
-            counts.setdefault(names.count(name), []).append(name)
-    if rng.random() < 0.5 or not counts:
-        return say(rng, "emoji.all", str(len(names)))
-    name = _absent(rng, facts) if rng.random() < 0.2 else pick(rng, counts[pick(rng, sorted(counts))])
-    return say(rng, "emoji.counting", str(names.count(name)), name=name)
-
-
-def _ask_presence(rng: np.random.Generator, facts: EmojiFacts) -> Asked:
-    yes = rng.random() < 0.5
-    name = pick(rng, facts.items).name if yes else _absent(rng, facts)
-    return say(rng, "emoji.presence", "yes" if yes else "no", name=name)
-
-
-_ASK: dict[str, Question[EmojiFacts]] = {
-    "name": _ask_name,
-    "place": _ask_place,
-    "counting": _ask_count,
-    "presence": _ask_presence,
-}
-
-
-def _absent(rng: np.random.Generator, facts: EmojiFacts) -> str:
-    """An emoji that is not in the picture; half of the time a neighbour in Unicode of one that is, so of its sort."""
-    names = [emoji.name for emoji in emoji_list()]
-    present = {item.name for item in facts.items}
-    while True:
-        near = names.index(pick(rng, facts.items).name) + int(rng.integers(-8, 9))
-        name = names[near % len(names)] if rng.random() < 0.5 else pick(rng, names)
-        if name not in present and not _disputed(name, facts):
-            return name
-
-
-def _disputed(name: str, facts: EmojiFacts) -> bool:
-    """Whether another emoji of the picture could be meant: a "dog face" is a dog, too."""
-    words = set(name.split())
-    others = (set(item.name.split()) for item in facts.items if item.name != name)
-    return any(words <= other or other <= words for other in others)
+    return _EmojiQuestions(rng, facts).ask(kinds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import numpy as np
+from numpy.random import Generator
 
 from vl.nano.pictures.canvas import COLOURS, pick
 from vl.nano.pictures.words import phrases, word_list
@@ -25,7 +25,7 @@ def _vocabulary(longest: int) -> tuple[str, ...]:
     return tuple(word for word in word_list() if 3 <= len(word) <= longest and word not in _UNFIT)
 
 
-def draw_words_apart(rng: np.random.Generator, count: int, longest: int = 9) -> list[str]:
+def draw_words_apart(rng: Generator, count: int, longest: int = 9) -> list[str]:
     """Draws `count` words of 3 to `longest` letters that no one takes for each other: all begin differently."""
     found: dict[str, str] = {}
     while len(found) < count:
@@ -34,9 +34,7 @@ def draw_words_apart(rng: np.random.Generator, count: int, longest: int = 9) -> 
     return list(found.values())
 
 
-def draw_names(
-    rng: np.random.Generator, count: int, *, ordered: float = 0.4, longest: int = 9
-) -> tuple[str, tuple[str, ...]]:
+def draw_names(rng: Generator, count: int, *, ordered: float = 0.4, longest: int = 9) -> tuple[str, tuple[str, ...]]:
     """Draws what the categories are and their names, such as ("month", ("Mar", "Apr", "May")).
 
     `ordered` is the share of months, weekdays, quarters and years; the others are capitalised words. Names have up to
@@ -57,7 +55,7 @@ def draw_names(
     return kind, tuple(name[:3] if short else name for name in names[first : first + count])
 
 
-def draw_title(rng: np.random.Generator, kind: str) -> str:
+def draw_title(rng: Generator, kind: str) -> str:
     """Draws a title of one to four words; `kind` is what the categories are, "" for nothing in particular."""
     a, b, c = draw_words_apart(rng, 3)
     title = pick(rng, phrases()["titles-by" if kind else "titles"]).format(a=a, b=b, c=c, kind=kind)

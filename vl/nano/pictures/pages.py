@@ -8,14 +8,14 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
+from numpy.random import Generator
 from PIL import Image
 
 from vl.nano.pictures import prose
 from vl.nano.pictures.canvas import COLOURS, RGB, SizeRange, draw_size, jitter, pick
 from vl.nano.pictures.fonts import Face, Fonts, find_faces
 from vl.nano.pictures.pen import Type
-from vl.nano.pictures.questions import Asked, say, say_any
+from vl.nano.pictures.questions import Asked, Questions
 from vl.nano.pictures.receipts import paint_receipt
 from vl.nano.pictures.sheets import MIN_SIZE, Entry, Sheet
 from vl.nano.pictures.windows import paint_window
@@ -43,7 +43,7 @@ class PageFacts(WordsFacts):
 
 
 def draw_pages(
-    rng: np.random.Generator,
+    rng: Generator,
     sizes: Sequence[SizeRange],
     *,
     fonts: str | Path | Fonts | None = None,
@@ -125,7 +125,7 @@ class _Line(NamedTuple):
         return [(left + shift, " ".join(self.words))]
 
 
-def _draw_parts(rng: np.random.Generator, body: Type, count: int, usable: float) -> list[tuple[Type, list[str]]]:
+def _draw_parts(rng: Generator, body: Type, count: int, usable: float) -> list[tuple[Type, list[str]]]:
     """Heading, if any, and one or two paragraphs, with `count` words in all, none of which is wider than `usable`."""
     parts: list[tuple[Type, list[str]]] = []
     if count >= 10 and rng.random() < 0.4:
@@ -179,7 +179,7 @@ def _paint_sign(sheet: Sheet, face: Face, limit: int) -> tuple[int, list[Entry]]
     return kind.size, []
 
 
-def _enlarge(rng: np.random.Generator, face: Face, words: list[str], wide: float, high: float) -> tuple[list[str], int]:
+def _enlarge(rng: Generator, face: Face, words: list[str], wide: float, high: float) -> tuple[list[str], int]:
     """Lines of about as many words each, their number drawn from those possible, and the largest size that fits.
 
     Words are left out from the end until there is one; a single word stays, at the least size.
@@ -201,41 +201,47 @@ def _enlarge(rng: np.random.Generator, face: Face, words: list[str], wide: float
     return words[:1], MIN_SIZE
 
 
-def ask_page(rng: np.random.Generator, facts: PageFacts) -> Asked:
-    """Asks to read the whole text or, half of the time, for a part of it."""
-    if rng.random() < 0.5:
-        return say_any(rng, dict.fromkeys(("pages.read", f"pages.read-{facts.kind}"), caption_text(facts)))
-    topic, entry, answer = pick(rng, _line_topics(facts) if not facts.entries else _topics(rng, facts.entries))
-    return say(rng, f"pages.{topic}", answer, label=entry.label, value=entry.value)
-
-
 _Topic = tuple[str, Entry, str]
 """What to ask for, the part that it is asked of, and the answer."""
 
 
-def _line_topics(facts: PageFacts) -> list[_Topic]:
-    answers = {"first": facts.lines[0], "last": facts.lines[-1], "lines": str(len(facts.lines))}
-    if len(facts.lines) > 9:
-        del answers["lines"]
-    return [(topic, Entry("", "", ""), answer) for topic, answer in answers.items()]
+class _PageQuestions(Questions[PageFacts]):
+    kind = "pages"
+
+    def whole_or_part(self) -> Asked:
+        facts = self.facts
+        if self.chance(0.5):
+            return self.say_any(dict.fromkeys(("read", f"read-{facts.kind}"), caption_text(facts)))
+        topic, entry, answer = pick(self.rng, self._topics() if facts.entries else self._lines())
+        return self.say(topic, answer, label=entry.label, value=entry.value)
+
+    def _lines(self) -> list[_Topic]:
+        lines = self.facts.lines
+        answers = {"first": lines[0], "last": lines[-1]} | ({"lines": str(len(lines))} if len(lines) <= 9 else {})
+        return [(topic, Entry("", "", ""), answer) for topic, answer in answers.items()]
+
+    def _topics(self) -> list[_Topic]:
+        entries = self.facts.entries
+        topics = [(entry.role, entry, entry.value) for entry in entries if entry.role not in ("button", "message")]
+        topics += [("on", e, "yes" if e.value == "On" else "no") for e in entries if e.value in ("On", "Off")]
+        by_role = {role: [entry for entry in entries if entry.role == role] for role in ("item", "button", "message")}
+        if items := by_role["item"]:
+            prices = sorted(items, key=lambda item: float(item.value.lstrip("$")))
+            topics += [("whose", e, e.label) for e in items if sum(e.value == other.value for other in items) == 1]
+            topics.append(("items", items[0], str(len(items))))
+            topics += [("cheapest", e, e.label) for e in prices[:1] if e.value != prices[1].value]
+            topics += [("dearest", e, e.label) for e in prices[-1:] if e.value != prices[-2].value]
+        if buttons := by_role["button"]:
+            other = Entry("button", "", prose.label(self.rng, "button"))
+            topics += [("button", e, "yes" if e in buttons else "no") for e in (*buttons[:1], other)]
+            topics += [("buttons", other, str(len(buttons))), ("leftmost", other, buttons[0].value)]
+        if messages := by_role["message"]:
+            for ordinal, message in (("first", messages[0]), ("last", messages[-1])):
+                named = message._replace(label=ordinal)
+                topics += [("message", named, message.value), ("side", named, message.label)]
+        return topics
 
 
-def _topics(rng: np.random.Generator, entries: Sequence[Entry]) -> list[_Topic]:
-    topics = [(entry.role, entry, entry.value) for entry in entries if entry.role not in ("button", "message")]
-    topics += [("on", e, "yes" if e.value == "On" else "no") for e in entries if e.value in ("On", "Off")]
-    by_role = {role: [entry for entry in entries if entry.role == role] for role in ("item", "button", "message")}
-    if items := by_role["item"]:
-        prices = sorted(items, key=lambda item: float(item.value.lstrip("$")))
-        topics += [("whose", e, e.label) for e in items if sum(e.value == other.value for other in items) == 1]
-        topics.append(("items", items[0], str(len(items))))
-        topics += [("cheapest", e, e.label) for e in prices[:1] if e.value != prices[1].value]
-        topics += [("dearest", e, e.label) for e in prices[-1:] if e.value != prices[-2].value]
-    if buttons := by_role["button"]:
-        other = Entry("button", "", prose.label(rng, "button"))
-        topics += [("button", e, "yes" if e in buttons else "no") for e in (*buttons[:1], other)]
-        topics += [("buttons", other, str(len(buttons))), ("leftmost", other, buttons[0].value)]
-    if messages := by_role["message"]:
-        for ordinal, message in (("first", messages[0]), ("last", messages[-1])):
-            named = message._replace(label=ordinal)
-            topics += [("message", named, message.value), ("side", named, message.label)]
-    return topics
+def ask_page(rng: Generator, facts: PageFacts) -> Asked:
+    """Asks to read the whole text or, half of the time, for a part of it."""
+    return _PageQuestions(rng, facts).ask()

@@ -7,6 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 
 POSITIONS = (
     ("at the top left", "at the top", "at the top right"),
@@ -41,7 +42,7 @@ def throw(draw: Callable[[int], Disc | None], attempts: int, placed: list[Disc],
 
 
 def place_in_cells(
-    rng: np.random.Generator, width: int, height: int, things: Sequence[Callable[[float], tuple[float, float]]]
+    rng: Generator, width: int, height: int, things: Sequence[Callable[[float], tuple[float, float]]]
 ) -> list[tuple[int, Disc]]:
     """Places things, each in a cell of its own, in reading order; those that find no room are left out.
 
@@ -63,7 +64,7 @@ def place_in_cells(
     return [(which, placed[which]) for which in sorted(range(len(placed)), key=cells.__getitem__)]
 
 
-def _coordinate(rng: np.random.Generator, cell: int, extent: int, radius: float) -> float | None:
+def _coordinate(rng: Generator, cell: int, extent: int, radius: float) -> float | None:
     """A centre within the cell at which a disc is whole; None where the disc is too large for that."""
     low = max((cell + _INSET) * extent / 3, radius + 1)
     high = min((cell + 1 - _INSET) * extent / 3, extent - radius - 1)
@@ -71,7 +72,7 @@ def _coordinate(rng: np.random.Generator, cell: int, extent: int, radius: float)
 
 
 def place_block(
-    rng: np.random.Generator, canvas: tuple[int, int], wide: float, high: float, pad: float = 0.0
+    rng: Generator, canvas: tuple[int, int], wide: float, high: float, pad: float = 0.0
 ) -> tuple[float, float]:
     """The left and top edge of a block anywhere on a canvas, at least `pad` px from its edges."""
     width, height = canvas

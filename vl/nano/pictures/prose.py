@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.random import Generator
 
 from vl.nano.pictures.canvas import pick
 from vl.nano.pictures.pen import Type
@@ -14,7 +15,7 @@ from vl.nano.pictures.words import clock, phrases, word_list
 _COMMA = 0.14  # how often a comma parts two phrases
 
 
-def fitted(rng: np.random.Generator, draw: Callable[[], str], fits: Callable[[str], bool]) -> str:
+def fitted(rng: Generator, draw: Callable[[], str], fits: Callable[[str], bool]) -> str:
     """Draws texts until one fits; after eight, single short words in the case of the last."""
     for _ in range(8):
         if fits(text := draw()):
@@ -25,17 +26,17 @@ def fitted(rng: np.random.Generator, draw: Callable[[], str], fits: Callable[[st
     return next(filter(fits, cased))
 
 
-def fit_word(rng: np.random.Generator, kind: Type, word: str, width: float) -> str:
+def fit_word(rng: Generator, kind: Type, word: str, width: float) -> str:
     """The word, or a shorter one where it is wider than `width`."""
     return fitted(rng, lambda: word, lambda text: kind.width(text) <= width)
 
 
-def set_rows(rng: np.random.Generator, kind: Type, words: Sequence[str], width: float) -> list[str]:
+def set_rows(rng: Generator, kind: Type, words: Sequence[str], width: float) -> list[str]:
     """The words in lines of at most `width` px, too wide ones for others."""
     return [" ".join(line) for line in kind.wrap([fit_word(rng, kind, word, width) for word in words], width)]
 
 
-def number(rng: np.random.Generator) -> str:
+def number(rng: Generator) -> str:
     """A number of up to five digits, some of them with thousands separated or with decimals."""
     whole = int(rng.integers(10 ** int(rng.integers(1, 6))))
     style = rng.random()
@@ -44,19 +45,19 @@ def number(rng: np.random.Generator) -> str:
     return f"{whole:,}" if style < 0.4 else str(whole)
 
 
-def price(rng: np.random.Generator) -> int:
+def price(rng: Generator) -> int:
     """An amount in cents: about as often below one, ten and a hundred units of money."""
     return int(np.exp(rng.uniform(np.log(30), np.log(19999))))
 
 
-def titled(rng: np.random.Generator, most: int) -> str:
+def titled(rng: Generator, most: int) -> str:
     """One to `most` words as in a heading."""
     words = [pick(rng, word_list()) for _ in range(int(rng.integers(1, most + 1)))]
     text = " ".join(words)
     return pick(rng, (text.upper(), text.capitalize(), " ".join(word.capitalize() for word in words)))
 
 
-def name(rng: np.random.Generator, kind: Type, room: float, used: set[str]) -> str:
+def name(rng: Generator, kind: Type, room: float, used: set[str]) -> str:
     """What an entry is called, in `room` px: one to three words, none of them in `used`, to which they are added."""
 
     def fits(text: str) -> bool:
@@ -67,7 +68,7 @@ def name(rng: np.random.Generator, kind: Type, room: float, used: set[str]) -> s
     return text
 
 
-def sentence(rng: np.random.Generator, count: int) -> list[str]:
+def sentence(rng: Generator, count: int) -> list[str]:
     """A sentence of `count` words with their punctuation: phrases of slots filled at random."""
     words: list[str] = []
     while len(words) < count:
@@ -82,7 +83,7 @@ def sentence(rng: np.random.Generator, count: int) -> list[str]:
     return words
 
 
-def paragraph(rng: np.random.Generator, count: int) -> list[str]:
+def paragraph(rng: Generator, count: int) -> list[str]:
     """`count` words with their punctuation in whole sentences."""
     words: list[str] = []
     while left := count - len(words):
@@ -91,7 +92,7 @@ def paragraph(rng: np.random.Generator, count: int) -> list[str]:
     return words
 
 
-def address(rng: np.random.Generator) -> str:
+def address(rng: Generator) -> str:
     """What stands below a shop's name: a street, a date with or without time, or a slip's number."""
     style = rng.random()
     if style < 0.3:
@@ -102,12 +103,12 @@ def address(rng: np.random.Generator) -> str:
     return f"{pick(rng, phrases()['slips'])} {int(rng.integers(1, 10**7))}"
 
 
-def thanks(rng: np.random.Generator) -> str:
+def thanks(rng: Generator) -> str:
     """The last line of a receipt."""
     return pick(rng, phrases()["thanks"]) if rng.random() < 0.5 else " ".join(sentence(rng, int(rng.integers(2, 5))))
 
 
-def sign_words(rng: np.random.Generator, count: int) -> list[str]:
+def sign_words(rng: Generator, count: int) -> list[str]:
     """`count` words of a sign, most of them in upper case, some of them numbers or times."""
     words = [pick(rng, word_list()) for _ in range(count)]
     if count > 1 and rng.random() < 0.4:
@@ -119,7 +120,7 @@ def sign_words(rng: np.random.Generator, count: int) -> list[str]:
     return [word.upper() for word in words] if rng.random() < 0.8 else [word.capitalize() for word in words]
 
 
-def window_title(rng: np.random.Generator) -> str:
+def window_title(rng: Generator) -> str:
     """A window's title: a few words, a file's name, or both a document and a program."""
     style, word = rng.random(), pick(rng, word_list())
     if style < 0.2:
@@ -127,18 +128,18 @@ def window_title(rng: np.random.Generator) -> str:
     return f"{word} - {pick(rng, word_list()).capitalize()}" if style < 0.4 else titled(rng, 3)
 
 
-def label(rng: np.random.Generator, kind: str) -> str:
+def label(rng: Generator, kind: str) -> str:
     """An entry of a "menu" bar, or the label of a "button"."""
     return pick(rng, phrases()[kind]) if rng.random() < 0.55 else pick(rng, word_list()).capitalize()
 
 
-def setting(rng: np.random.Generator) -> str:
+def setting(rng: Generator) -> str:
     """A setting's value: on or off, a number, a share, a time or a word."""
     usual = ("On", "Off", clock(rng), f"{int(rng.integers(101))}%", number(rng))
     return pick(rng, usual) if rng.random() < 0.65 else pick(rng, word_list()).capitalize()
 
 
-def _slot(rng: np.random.Generator, kind: str) -> str:
+def _slot(rng: Generator, kind: str) -> str:
     if kind in "WCU":
         word = pick(rng, word_list())
         return word if kind == "W" else word.upper() if kind == "U" else word.capitalize()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
-from typing import NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.random import Generator
 
 from vl.nano.pictures.canvas import pick
 
-_Facts = TypeVar("_Facts")
+Facts = TypeVar("Facts")
 
 
 class Asked(NamedTuple):
@@ -28,10 +29,6 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-Question = Callable[[np.random.Generator, _Facts], Asked | None]
-"""Puts a question about a picture of these facts; None where they do not admit it."""
-
-
 class Topic(NamedTuple):
     """What can be asked for: the metric, the phrasings with slots in braces, and the requests that may close them."""
 
@@ -41,50 +38,77 @@ class Topic(NamedTuple):
 
 
 @lru_cache(maxsize=1)
+def _tables() -> dict[str, dict[str, Any]]:
+    text = resources.files("vl.nano.pictures").joinpath("questions.toml").read_text("utf-8")
+    return tomllib.loads(text)
+
+
+def sorts(kind: str) -> dict[str, float]:
+    """The sorts of question about a kind of picture, and how often each is asked relative to the others."""
+    return _tables()["sorts"][kind]
+
+
+@lru_cache(maxsize=1)
 def topics() -> dict[str, Topic]:
     """The topics of `questions.toml` by their full names, such as "charts.value"."""
-    text = resources.files("vl.nano.pictures").joinpath("questions.toml").read_text("utf-8")
-    kinds = tomllib.loads(text)
-    ends = kinds.pop("ends")
-    return {
-        f"{kind}.{name}": Topic(topic["metric"], tuple(topic["ask"]), tuple(ends.get(topic.get("end"), ())))
-        for kind, named in kinds.items()
-        for name, topic in named.items()
-    }
+    tables, found = _tables(), {}
+    for kind in tables["sorts"]:
+        for name, topic in tables[kind].items():
+            ends = tables["ends"][topic["end"]] if "end" in topic else ()
+            found[f"{kind}.{name}"] = Topic(topic["metric"], tuple(topic["ask"]), tuple(ends))
+    return found
 
 
-def say(
-    rng: np.random.Generator, topic: str, answer: str, *, metric: str | None = None, **slots: str | Sequence[str]
-) -> Asked:
-    """Asks about a topic in any of its phrasings; what fits a slot is one text or several, of which one is taken.
+class Questions(Generic[Facts]):
+    """Puts questions about a picture: a method for each sort that `questions.toml` lists under its `kind`.
 
-    `metric` is another one than the topic's.
+    Methods give None where the picture does not admit such a question.
     """
-    return say_any(rng, {topic: answer}, metric=metric, **slots)
 
+    kind: ClassVar[str]
 
-def say_any(
-    rng: np.random.Generator, answers: Mapping[str, str], *, metric: str | None = None, **slots: str | Sequence[str]
-) -> Asked:
-    """Asks about one of several topics, for each of which there is an answer; each phrasing is as likely."""
-    topic, phrasing = pick(rng, [(topic, phrasing) for topic in answers for phrasing in topics()[topic].ask])
-    texts = {slot: text if isinstance(text, str) else pick(rng, text) for slot, text in slots.items()}
-    prompt = phrasing.format(**texts)
-    usual, _, ends = topics()[topic]
-    return Asked(f"{prompt} {pick(rng, ends)}" if ends else prompt, answers[topic], metric or usual)
+    def __init__(self, rng: Generator, facts: Facts) -> None:
+        self.rng, self.facts = rng, facts
 
+    def ask(self, kinds: Sequence[str] = ()) -> Asked:
+        """Puts a question of one of these sorts, or of any, as often as their shares say where all are admitted.
 
-def ask_one_of(
-    rng: np.random.Generator, facts: _Facts, questions: Mapping[str, Question[_Facts]], kinds: Sequence[str]
-) -> Asked:
-    """Puts a question of one of `kinds`, each as likely of those that the picture admits.
+        Raises:
+            ValueError: for a sort that does not exist, or when the picture admits none of them.
+        """
+        known = sorts(self.kind)
+        if unknown := sorted(set(kinds) - known.keys()):
+            raise ValueError(f"no such kind of question: {', '.join(unknown)}; there are {', '.join(known)}")
+        kinds = kinds or tuple(known)
+        count, shares = len(kinds), np.array([known[sort] for sort in kinds])
+        even = len(set(shares.tolist())) == 1
+        order = self.rng.permutation(count) if even else self.rng.choice(count, count, False, shares / shares.sum())
+        asked: Iterator[Asked | None] = (getattr(self, kinds[int(index)])() for index in order)
+        if found := next(filter(None, asked), None):
+            return found
+        raise ValueError(f"the picture admits no question of {', '.join(kinds)}")
 
-    Raises:
-        ValueError: for a kind that is not among the `questions`, or when the picture admits none.
-    """
-    if unknown := sorted(set(kinds) - questions.keys()):
-        raise ValueError(f"no such kind of question: {', '.join(unknown)}; there are {', '.join(questions)}")
-    asked = (questions[kinds[int(index)]](rng, facts) for index in rng.permutation(len(kinds)))
-    if found := next(filter(None, asked), None):
-        return found
-    raise ValueError(f"the picture admits no question of {', '.join(kinds)}")
+    def topic(self, name: str) -> Topic:
+        return topics()[f"{self.kind}.{name}"]
+
+    def chance(self, share: float) -> bool:
+        return bool(self.rng.random() < share)
+
+    def say(self, topic: str, answer: str, *, metric: str | None = None, **slots: str | Sequence[str]) -> Asked:
+        """Asks about a topic in any of its phrasings; what fits a slot is one text or several, of which one is taken.
+
+        `metric` is another one than the topic's.
+        """
+        return self.say_any({topic: answer}, metric=metric, **slots)
+
+    def say_any(self, answers: Mapping[str, str], *, metric: str | None = None, **slots: str | Sequence[str]) -> Asked:
+        """Asks about one of several topics, for each of which there is an answer; each phrasing is as likely."""
+        name, phrasing = pick(self.rng, [(name, phrasing) for name in answers for phrasing in self.topic(name).ask])
+        texts = {slot: text if isinstance(text, str) else pick(self.rng, text) for slot, text in slots.items()}
+        prompt = phrasing.format(**texts)
+        usual, _, ends = self.topic(name)
+        return Asked(f"{prompt} {pick(self.rng, ends)}" if ends else prompt, answers[name], metric or usual)
+
+    def whether(self, topic: str, yes: bool, **slots: str) -> Asked:
+        """Asks what is answered with yes or no."""
+        return self.say(topic, "yes" if yes else "no", **slots)

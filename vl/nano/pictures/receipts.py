@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
+from numpy.random import Generator
 
 from vl.nano.pictures import prose
 from vl.nano.pictures.canvas import pick
@@ -45,7 +45,7 @@ def paint_receipt(sheet: Sheet, face: Face, limit: int) -> tuple[int, list[Entry
 class _Slip:
     """The rows of a receipt in one type, none of them wider than `room` px."""
 
-    def __init__(self, rng: np.random.Generator, kind: Type, room: float) -> None:
+    def __init__(self, rng: Generator, kind: Type, room: float) -> None:
         self.rng, self.type, self.room = rng, kind, room
         self.sign = pick(rng, ("", "", "$"))
         # No word stands in two labels, so that each price can be asked for.
@@ -55,7 +55,7 @@ class _Slip:
         """The least room that a row takes."""
         return self.type.width(label + value) + 1.5 * self.type.size * bool(value)
 
-    def row(self, draw: Callable[[np.random.Generator], str]) -> tuple[str, str]:
+    def row(self, draw: Callable[[Generator], str]) -> tuple[str, str]:
         """A row without an amount that fits."""
         return prose.fitted(self.rng, lambda: draw(self.rng), lambda text: self.width(text) <= self.room), ""
 

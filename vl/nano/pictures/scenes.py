@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 from vl.nano.pictures.canvas import COLOURS, RGB, Background, Box, Boxes, SizeRange, draw_size, jitter
@@ -126,7 +127,7 @@ class SceneFacts:
 
 
 def draw_scene(
-    rng: np.random.Generator,
+    rng: Generator,
     sizes: Sequence[SizeRange],
     *,
     max_objects: int = MAX_OBJECTS,
@@ -158,14 +159,14 @@ def caption_scene(facts: SceneFacts) -> str:
     return f"{COUNTS[len(phrases)]} shape{'s' if len(phrases) > 1 else ''}: {listed(phrases)}."
 
 
-def visible_colour(rng: np.random.Generator, background: Background, colours: Sequence[str]) -> tuple[str, RGB]:
+def visible_colour(rng: Generator, background: Background, colours: Sequence[str]) -> tuple[str, RGB]:
     """A colour that stands out from the backdrop, or the one that does so best."""
     drawn = [(str(name), jitter(str(name), rng)) for name in rng.permutation(list(colours))]
     seen = (pair for pair in drawn if background.contrast(pair[1]) >= _MIN_CONTRAST)
     return next(seen, max(drawn, key=lambda pair: background.contrast(pair[1])))
 
 
-def paint_shape(rng: np.random.Generator, image: Image.Image, disc: Disc, shape: str, colour: str, rgb: RGB) -> Shape:
+def paint_shape(rng: Generator, image: Image.Image, disc: Disc, shape: str, colour: str, rgb: RGB) -> Shape:
     """Paints a shape, somewhat turned, with antialiased edges: the mask is drawn enlarged and averaged down."""
     (x, y, radius, _), outline = disc, SHAPES[shape]
     angle = float(rng.uniform(-outline.turn, outline.turn))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 
 from vl.nano.pictures.canvas import RGB, Background, Box, hsv
 from vl.nano.pictures.fonts import Face
@@ -31,7 +32,7 @@ class Entry(NamedTuple):
 class Sheet(Pen):
     """A picture of print in the making: `lines` are the rows printed so far."""
 
-    def __init__(self, rng: np.random.Generator, width: int, height: int) -> None:
+    def __init__(self, rng: Generator, width: int, height: int) -> None:
         self.rng = rng
         self.backdrop = Background.draw(rng)
         super().__init__(self.backdrop.paint(width, height, rng))

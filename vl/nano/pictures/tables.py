@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image
 
 from vl.nano.pictures.canvas import RGB, Boxes, SizeRange, Tones, draw_size, hsv, pick, readable
@@ -39,7 +40,7 @@ class TableFacts:
 
 
 def draw_table(
-    rng: np.random.Generator, sizes: Sequence[SizeRange], *, fonts: str | Path | Fonts | None = None
+    rng: Generator, sizes: Sequence[SizeRange], *, fonts: str | Path | Fonts | None = None
 ) -> tuple[Image.Image, TableFacts]:
     """Draws a table of 2 to 6 columns and 2 to 8 rows below its header.
 
@@ -80,7 +81,7 @@ class _Grid:
     margin: float
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, face: Face, columns: int, rows: int) -> _Grid:
+    def draw(cls, rng: Generator, face: Face, columns: int, rows: int) -> _Grid:
         kind, names = draw_names(rng, rows, ordered=0.3)
         words = [word.capitalize() for word in draw_words_apart(rng, columns)]
         header = (kind.capitalize() or words[0], *words[1:])
@@ -107,7 +108,7 @@ class _Grid:
     def height(self) -> float:
         return self.pitch * self.lines + 2 * self.margin
 
-    def paint(self, pen: Pen, rng: np.random.Generator, kind: Type, tones: Tones) -> None:
+    def paint(self, pen: Pen, rng: Generator, kind: Type, tones: Tones) -> None:
         """Draws the table somewhere on the picture, often spread out over it."""
         size, margin, (width, height) = kind.size, self.margin * kind.size, pen.image.size
         spread_x, spread_y = rng.uniform(0, 1, size=2) * (rng.random(2) < 0.6)
@@ -130,7 +131,7 @@ class _Grid:
                 pen.write(text, kind, tones.ink if line else header_ink, x, y, aligns[column])
 
 
-def _rule(pen: Pen, rng: np.random.Generator, size: int, tones: Tones, edges: np.ndarray, lines: np.ndarray) -> RGB:
+def _rule(pen: Pen, rng: Generator, size: int, tones: Tones, edges: np.ndarray, lines: np.ndarray) -> RGB:
     """Draws fills and rules in one of the styles; returns the ink for the header."""
     style = str(rng.choice(("ruled", "rows", "striped", "striped and ruled", "plain", "boxed")))
     thick = max(1, round(size * float(rng.uniform(0.05, 0.12))))
@@ -154,7 +155,7 @@ def _rule(pen: Pen, rng: np.random.Generator, size: int, tones: Tones, edges: np
     return ink
 
 
-def _draw_column(rng: np.random.Generator, rows: int) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
+def _draw_column(rng: Generator, rows: int) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
     """A column's cells as printed, and their numbers unless they are words."""
     if rng.random() < 0.25:
         return tuple(draw_words_apart(rng, rows)), None

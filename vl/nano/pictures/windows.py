@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import NamedTuple
 
-import numpy as np
+from numpy.random import Generator
 
 from vl.nano.pictures import prose
 from vl.nano.pictures.canvas import RGB, Box, hsv, pick
@@ -69,9 +69,7 @@ def _add_title(sheet: Sheet, window: _Window) -> Entry:
     return Entry("title", "", text)
 
 
-def _side_by_side(
-    rng: np.random.Generator, window: _Window, most: int, kind: str, align: float
-) -> list[tuple[float, str]]:
+def _side_by_side(rng: Generator, window: _Window, most: int, kind: str, align: float) -> list[tuple[float, str]]:
     """One to `most` different labels and their left edges, two ems apart; the first one always fits."""
     labels: list[str] = []
     free, gap = window.room, 2.0 * window.type.size

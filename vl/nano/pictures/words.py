@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image
 
 from vl.nano.pictures.canvas import Background, Boxes, SizeRange, draw_size, pick
@@ -59,7 +60,7 @@ def phrases() -> dict[str, tuple[str, ...]]:
 
 
 def draw_words(
-    rng: np.random.Generator,
+    rng: Generator,
     sizes: Sequence[SizeRange],
     *,
     max_words: int = MAX_WORDS,
@@ -93,7 +94,7 @@ def draw_words(
     return pen.image, facts
 
 
-def draw_text(rng: np.random.Generator, count: int) -> list[str]:
+def draw_text(rng: Generator, count: int) -> list[str]:
     """Draws `count` words in one style: plain, capitalised, upper case, with digits, or random letters."""
     vocabulary = word_list()
     style = rng.random()
@@ -118,7 +119,7 @@ def caption_text(facts: WordsFacts) -> str:
     return f'The text reads "{facts.text}".'
 
 
-def _number(rng: np.random.Generator) -> str:
+def _number(rng: Generator) -> str:
     kind = rng.random()
     digits = _letters(rng, _DIGITS, int(rng.integers(1, 6)))
     if kind < 0.6:
@@ -130,17 +131,17 @@ def _number(rng: np.random.Generator) -> str:
     return f"{int(rng.integers(101))}%" if kind < 0.93 else clock(rng)
 
 
-def clock(rng: np.random.Generator) -> str:
+def clock(rng: Generator) -> str:
     """A time such as "9:05"."""
     return f"{int(rng.integers(24))}:{int(rng.integers(60)):02d}"
 
 
-def _letters(rng: np.random.Generator, alphabet: str, count: int) -> str:
+def _letters(rng: Generator, alphabet: str, count: int) -> str:
     return "".join(alphabet[int(i)] for i in rng.integers(len(alphabet), size=count))
 
 
 def _lay_out(
-    rng: np.random.Generator, face: Face, words: list[str], width: int, height: int, smallest: int
+    rng: Generator, face: Face, words: list[str], width: int, height: int, smallest: int
 ) -> tuple[tuple[str, ...], float]:
     """Breaks words into lines and finds the largest size (px per em) at which they fit.
 

@@ -11,7 +11,11 @@ import pytest
 from vl.evaluation.metrics import METRICS
 from vl.nano.kinds import KINDS
 from vl.nano.mix import Mix
-from vl.nano.pictures.questions import Topic, ask_one_of, listed, say, say_any, topics
+from vl.nano.pictures.chart_questions import _ChartQuestions, _TableQuestions
+from vl.nano.pictures.emoji import _EmojiQuestions
+from vl.nano.pictures.pages import _PageQuestions
+from vl.nano.pictures.questions import Asked, Questions, Topic, listed, sorts, topics
+from vl.nano.pictures.relations import _SceneQuestions
 from vl.nano.render import render
 
 
@@ -33,6 +37,7 @@ def test_each_topic_has_its_own_phrasings_and_a_metric() -> None:
 def test_every_closing_request_is_one_of_the_lists() -> None:
     tables = tomllib.loads(resources.files("vl.nano.pictures").joinpath("questions.toml").read_text("utf-8"))
     ends = tables.pop("ends")
+    assert tables.pop("sorts").keys() == tables.keys()
     named = {topic["end"] for kind in tables.values() for topic in kind.values() if "end" in topic}
     assert named == set(ends)
     assert topics()["charts.value"].end == tuple(ends["number"])
@@ -55,30 +60,61 @@ def test_every_phrasing_is_asked_about_some_picture() -> None:
             assert end in text, (name, end)
 
 
-def test_phrasings_and_texts_of_a_slot_are_each_as_likely(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = {
-        "a.one": Topic("vqa", ("1 {x}?", "2 {x}?", "3 {x}?"), ()),
-        "a.two": Topic("counting", ("4 {x}?",), ("So.", "Thus.")),
+class Made(Questions[str]):
+    kind = "made"
+
+    def never(self) -> Asked | None:
+        return None
+
+    def ever(self) -> Asked:
+        return self.say("one", self.facts, x="w")
+
+    def more(self) -> Asked:
+        return self.whether("two", True, x="w")
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> None:
+    phrasings = {
+        "made.one": Topic("vqa", ("1 {x}?", "2 {x}?", "3 {x}?"), ()),
+        "made.two": Topic("counting", ("4 {x}?",), ("So.", "Thus.")),
     }
-    monkeypatch.setattr("vl.nano.pictures.questions.topics", lambda: made)
-    rng = np.random.default_rng(0)
-    asked = [say_any(rng, {"a.one": "yes", "a.two": "no"}, x=("u", "v")) for _ in range(4000)]
+    monkeypatch.setattr("vl.nano.pictures.questions.topics", lambda: phrasings)
+    shares = {"never": 2.0, "ever": 3.0, "more": 1.0}
+    monkeypatch.setattr("vl.nano.pictures.questions.sorts", lambda kind: shares)
+
+
+@pytest.mark.usefixtures("made")
+def test_phrasings_and_texts_of_a_slot_are_each_as_likely() -> None:
+    put = Made(np.random.default_rng(0), "7")
+    asked = [put.say_any({"one": "yes", "two": "no"}, x=("u", "v")) for _ in range(4000)]
     first = Counter(one.prompt[:3] for one in asked)
     assert set(first) == {f"{number} {x}" for number in "1234" for x in "uv"}
     assert 400 < min(first.values()) < max(first.values()) < 600
     assert {one.answer for one in asked if one.metric == "counting"} == {"no"}
     assert {one.prompt[4:] for one in asked if one.metric == "vqa"} == {""}
     assert {one.prompt.split("? ")[1] for one in asked if one.prompt[0] == "4"} == {"So.", "Thus."}
-    assert say(rng, "a.one", "7", metric="ocr", x="w")[1:] == ("7", "ocr")
+    assert put.say("one", "8", metric="ocr", x="w")[1:] == ("8", "ocr")
 
 
-def test_a_question_that_a_picture_does_not_admit_gives_way() -> None:
-    made = {"never": lambda rng, facts: None, "ever": lambda rng, facts: facts}
-    assert all(ask_one_of(np.random.default_rng(i), "asked", made, tuple(made)) == "asked" for i in range(9))
+@pytest.mark.usefixtures("made")
+def test_sorts_are_asked_as_their_shares_say_and_give_way_where_not_admitted() -> None:
+    put = Made(np.random.default_rng(0), "7")
+    # "never" is drawn first 2 times in 6, and then "ever" 3 times in 4: 1/2 + 1/3 * 3/4 of all.
+    answers = Counter(put.ask().answer for _ in range(2000))
+    assert set(answers) == {"7", "yes"}
+    assert 0.7 < answers["7"] / answers.total() < 0.8
+    assert {put.ask(("never", "more")).answer for _ in range(9)} == {"yes"}
     with pytest.raises(ValueError, match="admits no question of never"):
-        ask_one_of(np.random.default_rng(0), "asked", made, ("never",))
-    with pytest.raises(ValueError, match="no such kind of question: b; there are never, ever"):
-        ask_one_of(np.random.default_rng(0), "asked", made, ("b",))
+        put.ask(("never",))
+    with pytest.raises(ValueError, match="no such kind of question: b; there are never, ever, more"):
+        put.ask(("b",))
+
+
+def test_each_sort_is_a_question_that_can_be_put() -> None:
+    for made in (_SceneQuestions, _EmojiQuestions, _PageQuestions, _ChartQuestions, _TableQuestions):
+        assert all(callable(getattr(made, sort)) for sort in sorts(made.kind))
+        assert all(share > 0 for share in sorts(made.kind).values())
 
 
 @pytest.mark.parametrize(("names", "text"), [("a", "a"), ("ab", "a and b"), ("abc", "a, b and c")])
