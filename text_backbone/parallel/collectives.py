@@ -39,7 +39,8 @@ class Collectives:
         _check(x)
         buffer = self._buffers.get(x.dtype)
         if buffer is not None and x.nbytes <= SHORT and x.nbytes % 4 == 0:
-            return torch.ops.symm_mem.one_shot_all_reduce_copy(buffer, x, "sum", self.group.group_name)
+            room = buffer[: x.numel()].view(x.shape)
+            return torch.ops.symm_mem.one_shot_all_reduce_copy(room, x, "sum", self.group.group_name)
         dist.all_reduce(x, group=self.group)
         return x
 

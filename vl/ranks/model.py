@@ -61,6 +61,10 @@ class SplitVL(MiniMaxVL):
         self.engine.stay_in_process()
         return self._ranks.call("logits", Prompt.of(inputs, self.config, self.name))[0]
 
+    def memory(self) -> list[int]:
+        """Bytes of tensors on each device at the peak, on GPUs."""
+        return self._ranks.call("memory")
+
     def close(self) -> None:
         self._ranks.close()
 

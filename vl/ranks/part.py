@@ -62,6 +62,11 @@ class Part:
         )
         self._runner = Runner(model, cache, recorder, self._vision_graphs)
 
+    def memory(self) -> int:
+        """Bytes of tensors on this device at the peak; 0 where that is not counted."""
+        device = self._model.device
+        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
     @torch.inference_mode()
     def step(self, step: Step) -> Written:
         """One forward pass, as the caller's scheduler has it."""

@@ -1,0 +1,276 @@
+"""The whole model on this host's GPUs, its weights random: load, memory, reading and writing, beside `vl plan`.
+
+Everything but the values is as `vl.load` has it: the same modules, formats, processes, engine and graphs. The values
+are made on the devices, in the format that they are stored in: no checkpoint of hundreds of gigabytes is needed.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from preprocessing import Inputs, Messages, Processor
+from text_backbone import TextConfig
+from text_backbone.quantization import Quantized
+from vl.config import VLConfig
+from vl.engine import Engine, EngineConfig, Generation, SamplingParams
+from vl.hub import NANO
+from vl.loading import patcher_of, pick_dtype
+from vl.model import MiniMaxVL
+from vl.plan import FORMATS, Machine, Option, Workload, plan
+from vl.plan.gpus import recognise_gpu
+from vl.plan.models import find_config
+from vl.plan.share import ONE
+from vl.plan.sizes import attention_bytes, expert_bytes, kv_bytes, router_bytes, state_bytes, table_bytes
+from vl.plan.speed import used_experts
+from vl.ranks.devices import read_devices
+from vl.ranks.model import SplitVL
+from vl.ranks.processes import Ranks
+
+WRITTEN = 48  # tokens of each sequence, of which the first is a prompt's
+CONTEXT = 128  # tokens of the prompts after which is written
+LEVEL = 0.5167  # standard deviation of NF4's levels, all equally frequent
+STEP_TIMEOUT = 400.0  # seconds: the first steps compile kernels
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measurement. `floor` and `planned` in the same unit as `value`; None where there is none."""
+
+    what: str
+    value: float
+    unit: str
+    floor: float | None = None
+    planned: float | None = None
+    note: str = ""
+
+
+def bench_whole(
+    model: str = "MiniMax-VL-01",
+    *,
+    layers: int | None = None,
+    quantization: str | None = "nf4",
+    devices: Any = None,
+    placement: str | None = None,
+    device: str | None = None,
+    prompts: Sequence[int] = (8192, 32768),
+    batches: Sequence[int] = (1, 8, 64),
+    prefill_tokens: int = 16384,
+    image: tuple[int, int] = (1344, 1008),
+) -> Iterator[Figure]:
+    """Build a model with random weights and measure it, figure by figure.
+
+    Args:
+        model: what `vl plan` takes.
+        layers: so many of its first layers; None: all.
+        quantization, devices, placement, device: as of `vl.load`.
+        prompts: lengths in tokens that are read. batches: numbers of sequences that are written at once.
+        prefill_tokens: read at a time.
+        image: width and height of the picture that is asked about.
+
+    Raises:
+        ConfigError, DeviceError: as `vl.load`.
+    """
+    config = find_config(model)
+    kinds = config.text.attn_type_list[:layers]
+    engine = EngineConfig(
+        max_batch_size=max(batches),
+        prefill_tokens=prefill_tokens,
+        cache_tokens=max([*prompts, max(batches) * 2 * (CONTEXT + WRITTEN)]) + 4096,
+    )
+    asked = read_devices(devices if devices is not None else 1, placement, device)
+    assert asked is not None
+    placed = asked.place(config, quantization, engine)
+    dtype = pick_dtype(None, placed.devices[0])
+    config = replace(config, text=replace(config.text, attn_type_list=kinds), quantization=quantization)
+    processor = Processor.load(NANO, patcher_of(config))
+    config = replace(config, image_token_index=processor.tokenizer.token_id(processor.image_token))
+    begun = time.perf_counter()
+    if len(placed.devices) > 1:
+        build = partial(random_model, config, model, dtype, placed.placement)
+        ranks = Ranks(build, placed.devices, engine, timeout=STEP_TIMEOUT)
+        whole: MiniMaxVL = SplitVL(config, processor, ranks, name=model, dtype=dtype, engine=engine)
+    else:
+        whole = random_model(config, model, dtype, None, placed.devices[0], None)
+        whole.engine = Engine(whole, engine)
+    expected = partial(_planned, config, placed.devices, placed.placement, quantization or "bf16", prefill_tokens)
+    try:
+        yield Figure("made and loaded", time.perf_counter() - begun, "s")
+        if config.vision is not None:
+            yield from _picture(whole, image)
+        yield from _measure(whole, config, expected, prompts, batches)
+        yield from _memory(whole, expected(max(prompts), 1))
+    finally:
+        if isinstance(whole, SplitVL):
+            whole.close()
+
+
+# The model
+
+
+def random_model(
+    config: VLConfig,
+    name: str,
+    dtype: torch.dtype,
+    placement: str | None,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None,
+) -> MiniMaxVL:
+    """A model, or this rank's part of one, with weights that keep activations of order one."""
+    processor = Processor.load(NANO, patcher_of(config))
+    model = MiniMaxVL(config, processor, name=name, device=device, dtype=dtype, placement=placement)
+    parts = list(model.named_modules())
+    for done, (where, module) in enumerate(parts, 1):
+        # What every rank has must be equal on all, so what is drawn for a module depends on its name alone.
+        generator = torch.Generator(device).manual_seed(zlib.crc32(where.encode()))
+        if isinstance(module, Quantized):
+            _fill_quantized(module, generator)
+        else:
+            _fill(module, generator)
+        if progress is not None:
+            progress(done, len(parts))
+    return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _fill(module: nn.Module, generator: torch.Generator) -> None:
+    for name, weight in module.named_parameters(recurse=False):
+        if weight.dim() < 2:
+            weight.fill_(0.0 if name == "bias" else 1.0)
+            continue
+        for part in weight if weight.dim() > 2 else (weight,):
+            part.normal_(std=weight.shape[-1] ** -0.5, generator=generator)
+
+
+@torch.no_grad()
+def _fill_quantized(weight: Quantized, generator: torch.Generator) -> None:
+    """Codes of all kinds, with scales that give values of variance 1 / columns of the whole matrix."""
+    std = weight.part.whole[1] ** -0.5
+    fields: dict[str, Tensor] = weight.at()._asdict()
+    codes = fields["codes"]
+    if weight.format == "nf4":
+        codes.random_(0, 256, generator=generator)
+        fields["scales"].random_(0, 256, generator=generator)
+        fields["nested"].fill_(0.1 * std / LEVEL)
+        fields["offset"].fill_(std / LEVEL)
+        return
+    spread = 127.0 if weight.format == "int8" else 448.0
+    for part in codes.flatten(0, -2).split(1024):
+        drawn = torch.randn(part.shape, device=part.device, generator=generator).clamp_(-4, 4)
+        part.copy_(drawn.mul_(spread / 4).to(part.dtype))
+    fields["scales"].fill_(4 * std / spread)
+
+
+# Measuring
+
+
+def _measure(
+    model: MiniMaxVL,
+    config: VLConfig,
+    expected: Callable[[int, int], tuple[Option | None, float | None]],
+    prompts: Sequence[int],
+    batches: Sequence[int],
+) -> Iterator[Figure]:
+    for tokens in prompts:
+        for note in ("first time, compiling", ""):
+            took = _run(model, config, tokens, 1, 1)[0].timings.prefill
+            option, _ = expected(tokens, 1)
+            planned = option.speed.prefill_tokens if option and option.speed else None
+            yield Figure(f"read {tokens:,} tokens", tokens / took, "tokens/s", planned=planned, note=note)
+    for batch in batches:
+        _run(model, config, CONTEXT, batch, 6)
+        done = _run(model, config, CONTEXT, batch, WRITTEN)
+        # The shortest: while the last prompts are read, those that were first wait for their second token.
+        seconds = min(result.timings.decode for result in done) / (WRITTEN - 1)
+        option, floor = expected(CONTEXT, batch)
+        planned = option.speed.decode_tokens if option and option.speed else None
+        best = None if floor is None else batch / floor
+        yield Figure(f"write, batch {batch}", batch / seconds, "tokens/s", best, planned)
+
+
+def _picture(model: MiniMaxVL, image: tuple[int, int]) -> Iterator[Figure]:
+    """An image and a question, through the door that users take."""
+    width, height = image
+    pixels = torch.randint(256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    parts = [{"type": "image", "image": pixels.numpy()}, {"type": "text", "text": "What is in this picture?"}]
+    messages: Messages = [{"role": "user", "content": parts}]
+    for note in ("first time, compiling", ""):
+        begun = time.perf_counter()
+        result = model.generate([messages], max_new_tokens=16)[0]
+        took = time.perf_counter() - begun
+        note = note or f"{result.usage.prompt_tokens:,} tokens, {len(result.token_ids)} written"
+        yield Figure(f"{width} x {height} image and a question", took, "s", note=note)
+
+
+def _run(model: MiniMaxVL, config: VLConfig, tokens: int, batch: int, written: int) -> list[Generation]:
+    """Read `batch` random prompts and write after each."""
+    engine = model.engine
+    params = SamplingParams(max_new_tokens=written)
+    least = 1000 if config.text.vocab_size > 10000 else 1
+    requests = []
+    for _ in range(batch):
+        ids = torch.randint(least, config.text.vocab_size, (tokens,))
+        ids[ids == config.image_token_index] = least
+        requests.append(engine.prepare(Inputs(ids, torch.empty(0, 3, 1, 1, dtype=torch.uint8), []), params))
+    return engine.run(requests)
+
+
+def _memory(model: MiniMaxVL, expected: tuple[Option | None, float | None]) -> Iterator[Figure]:
+    """Bytes that PyTorch holds at the peak, and what the driver says is taken of each GPU."""
+    option = expected[0]
+    planned = option.memory.total / 2**30 if option else None
+    if isinstance(model, SplitVL):
+        peaks = model.memory()
+    elif model.device.type == "cuda":
+        peaks = [torch.cuda.max_memory_allocated(model.device)]
+    else:
+        return
+    for i, peak in enumerate(peaks):
+        place = model.devices[i] if isinstance(model, SplitVL) else model.device
+        if place.type != "cuda":
+            continue
+        free, total = torch.cuda.mem_get_info(place)
+        note = f"{peak / 2**30:.1f} GiB of PyTorch's at the peak"
+        yield Figure(f"memory of {place}", (total - free) / 2**30, "GiB", planned=planned, note=note)
+
+
+# What to expect
+
+
+def _planned(
+    config: VLConfig,
+    devices: Sequence[torch.device],
+    placement: str,
+    format: str,
+    prefill_tokens: int,
+    tokens: int,
+    batch: int,
+) -> tuple[Option | None, float | None]:
+    """`vl plan`'s option, and the seconds in which the bytes of a step of writing could be read."""
+    if devices[0].type != "cuda":
+        return None, None
+    seen = torch.cuda.get_device_properties(devices[0])
+    gpu = recognise_gpu(seen.name, seen.total_memory)
+    if gpu is None:
+        return None, None
+    machine = Machine(gpu, len(devices))
+    work = Workload(context=tokens, batch=batch, prefill_tokens=prefill_tokens)
+    options = plan(replace(config, quantization=None), machine, work, (format,)).options
+    kind = placement if len(devices) > 1 else ONE
+    option = next((option for option in options if option.placement == kind), None)
+    return option, step_bytes(config.text, format, batch, tokens) / (len(devices) * gpu.bandwidth)
+
+
+def step_bytes(text: TextConfig, format: str, batch: int, context: int) -> float:
+    """What a step of writing has to read, of experts drawn at random, and of states also to write."""
+    form = FORMATS[format]
+    experts = used_experts(text, batch) / text.num_local_experts * expert_bytes(text, form.experts)
+    weights = experts + attention_bytes(text, form.attention) + router_bytes(text) + table_bytes(text)
+    return weights + 2 * state_bytes(text, batch) + kv_bytes(text, 0, 1, batch * context)
