@@ -106,7 +106,8 @@ def bench_whole(
         if config.vision is not None:
             yield from _picture(whole, image)
         yield from _measure(whole, config, expected, prompts, batches)
-        yield from _memory(whole, expected(max(prompts), 1))
+        # The cache is there for as many sequences as were ever written at once.
+        yield from _memory(whole, expected(engine.cache_tokens // engine.max_batch_size, engine.max_batch_size)[0])
     finally:
         if isinstance(whole, SplitVL):
             whole.close()
@@ -222,9 +223,8 @@ def _run(model: MiniMaxVL, config: VLConfig, tokens: int, batch: int, written: i
     return engine.run(requests)
 
 
-def _memory(model: MiniMaxVL, expected: tuple[Option | None, float | None]) -> Iterator[Figure]:
+def _memory(model: MiniMaxVL, option: Option | None) -> Iterator[Figure]:
     """Bytes that PyTorch holds at the peak, and what the driver says is taken of each GPU."""
-    option = expected[0]
     planned = option.memory.total / 2**30 if option else None
     if isinstance(model, SplitVL):
         peaks = model.memory()
