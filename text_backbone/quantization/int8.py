@@ -36,7 +36,7 @@ def empty(lead: tuple[int, ...], rows: int, columns: int, device: torch.device |
 def quantize(matrix: Tensor) -> Int8:
     """One matrix [rows, columns] of any float dtype, on its device. ValueError if a value is not finite."""
     values = checked(matrix)
-    scales = values.abs().amax(dim=1) / MOST
+    scales = reference.per(values.abs().amax(dim=1), MOST)
     # A row of zeros has the scale 0 and codes of 0.
     codes = (values / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round_().clamp_(-MOST, MOST)
     return Int8(codes.to(torch.int8), scales)

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from text_backbone import HybridCache, MiniMaxText, Packed, TextConfig
 from text_backbone.config import LIGHTNING, hybrid_layers
+from text_backbone.quantization import quantized_backbone
+from vl.bench.formats import NAMES, fill, product_work
 from vl.bench.ops.attention import decode_work
 from vl.bench.ops.attention import prefill_work as softmax_work
 from vl.bench.ops.lightning import prefill_work as lightning_work
@@ -38,7 +40,7 @@ def cases(setting: Setting) -> list[Case]:
     if setting.small:
         lengths, batches = [128, 256, 512], [1, 4]
     made = []
-    for peer in (False, True):
+    for peer in (False, True) if setting.quantization is None else (False,):
         group = "model, transformers" if peer else "model"
         for n in lengths:
             if peer and n > 4 * CHUNK:
@@ -56,18 +58,30 @@ def slice_config(setting: Setting) -> tuple[TextConfig, str]:
     if not setting.small:
         for experts in (32, 16, 8):
             config = TextConfig(attn_type_list=_LAYERS, num_local_experts=experts)
-            if 2 * parameters(config) + _SPARE <= setting.memory:
-                return config, f"8 layers of {experts} experts, full width"
+            if held_bytes(config, setting.quantization) + _SPARE <= setting.memory:
+                return config, f"8 layers of {experts} experts, full width{_in(setting)}"
     config = TextConfig(
         vocab_size=512, hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32, rotary_dim=16,
         intermediate_size=96, num_local_experts=4, attn_type_list=_LAYERS,
     )  # fmt: skip
-    return config, "8 layers, scaled down"
+    return config, f"8 layers, scaled down{_in(setting)}"
 
 
-def parameters(config: TextConfig) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in MiniMaxText(config, device="meta").parameters())
+def _in(setting: Setting) -> str:
+    return "" if setting.quantization is None else f", {NAMES[setting.quantization]}"
+
+
+def held_bytes(config: TextConfig, form: str | None) -> int:
+    """What the weights take on a GPU: in bfloat16, but for those that the format quantises."""
+    model = _shaped(config, form, torch.device("meta"), torch.bfloat16)
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _shaped(config: TextConfig, form: str | None, device: torch.device, dtype: torch.dtype) -> MiniMaxText:
+    """The model, with weights uninitialised."""
+    if form is None:
+        return MiniMaxText(config, device=device, dtype=dtype)
+    return quantized_backbone(config, form, device=device, dtype=dtype)
 
 
 # Floors
@@ -80,7 +94,7 @@ def projections(config: TextConfig) -> int:
     return config.hidden_size * sum(widths)
 
 
-def prefill_floor(config: TextConfig, tokens: int, itemsize: int, ceilings: Ceilings) -> float:
+def prefill_floor(config: TextConfig, tokens: int, itemsize: int, form: str | None, ceilings: Ceilings) -> float:
     """Seconds to read a prompt and know its next token: the sum of the ops' floors."""
     heads, kv_heads, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     weights, head = projections(config), config.vocab_size * config.hidden_size
@@ -91,8 +105,9 @@ def prefill_floor(config: TextConfig, tokens: int, itemsize: int, ceilings: Ceil
         config.intermediate_size,
         itemsize,
         config.num_experts_per_tok,
+        form,
     )
-    works = [Work(weights * itemsize, 2 * tokens * weights), Work(head * itemsize, 2 * head)]
+    works = [product_work(weights, tokens, 0, itemsize, form), Work(head * itemsize, 2 * head)]
     for kind in config.attn_type_list:
         lightning = kind == LIGHTNING
         works += [
@@ -104,14 +119,20 @@ def prefill_floor(config: TextConfig, tokens: int, itemsize: int, ceilings: Ceil
     return sum(work.floor(ceilings) for work in works)
 
 
-def decode_floor(config: TextConfig, batch: int, itemsize: int, ceilings: Ceilings) -> float:
+def decode_floor(config: TextConfig, batch: int, itemsize: int, form: str | None, ceilings: Ceilings) -> float:
     """Seconds of one token for each of `batch` sequences, their experts drawn at random."""
     heads, kv_heads, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    weights = projections(config) + config.vocab_size * config.hidden_size
+    weights, head = projections(config), config.vocab_size * config.hidden_size
     moe = moe_work(
-        batch, _used(config, batch), config.hidden_size, config.intermediate_size, itemsize, config.num_experts_per_tok
+        batch,
+        _used(config, batch),
+        config.hidden_size,
+        config.intermediate_size,
+        itemsize,
+        config.num_experts_per_tok,
+        form,
     )
-    works = [Work(weights * itemsize, 2 * batch * weights)]
+    works = [product_work(weights, batch, 0, itemsize, form), Work(head * itemsize, 2 * batch * head)]
     for kind in config.attn_type_list:
         lightning = kind == LIGHTNING
         works += [
@@ -135,11 +156,8 @@ def _used(config: TextConfig, tokens: int) -> float:
 @cache
 def _model(setting: Setting, config: TextConfig) -> tuple[MiniMaxText, int]:
     """The model with random weights, and the bytes that it holds."""
-    model = MiniMaxText(config, device=setting.device, dtype=setting.dtype).eval().requires_grad_(False)
-    for weight in model.parameters():
-        if weight.dim() > 1:
-            for part in weight if weight.dim() > 2 else (weight,):
-                part.normal_(std=weight.shape[-1] ** -0.5)
+    model = _shaped(config, setting.quantization, setting.device, setting.dtype).eval().requires_grad_(False)
+    fill(model)
     return model, _held(setting)
 
 
@@ -172,7 +190,7 @@ def _prefill(setting: Setting, config: TextConfig, tokens: int) -> Contest:
         contenders = {OURS: partial(ours, tokens)}
         if chunk < tokens:
             contenders[f"{OURS}, {chunk} a pass"] = partial(ours, chunk)
-    floor = partial(prefill_floor, config, tokens, setting.dtype.itemsize)
+    floor = partial(prefill_floor, config, tokens, setting.dtype.itemsize, setting.quantization)
     return Contest(floor, contenders, how="wall", held=held)
 
 
@@ -196,7 +214,7 @@ def _decode(setting: Setting, config: TextConfig, batch: int) -> Contest:
     contenders = {OURS: lambda: steps(GraphRecorder(setting.device) if gpu else None)}
     if gpu:
         contenders[f"{OURS}, no graph"] = lambda: steps(None)
-    floor = partial(decode_floor, config, batch, setting.dtype.itemsize)
+    floor = partial(decode_floor, config, batch, setting.dtype.itemsize, setting.quantization)
     return Contest(floor, contenders, how="wall", held=held)
 
 
@@ -258,7 +276,7 @@ def _prefill_peer(setting: Setting, config: TextConfig, tokens: int) -> Contest:
         ids = torch.randint(config.vocab_size, (1, tokens), device=setting.device)
         return [lambda: model(ids, use_cache=True, logits_to_keep=1).logits.argmax(dim=-1)]
 
-    floor = partial(prefill_floor, config, tokens, setting.dtype.itemsize)
+    floor = partial(prefill_floor, config, tokens, setting.dtype.itemsize, setting.quantization)
     return Contest(floor, {"transformers": calls}, how="wall")
 
 
@@ -270,5 +288,5 @@ def _decode_peer(setting: Setting, config: TextConfig, batch: int) -> Contest:
         last = ids[:, -1:]
         return [lambda: model(last, past_key_values=cache, use_cache=True).logits.argmax(dim=-1).tolist()]
 
-    floor = partial(decode_floor, config, batch, setting.dtype.itemsize)
+    floor = partial(decode_floor, config, batch, setting.dtype.itemsize, setting.quantization)
     return Contest(floor, {"transformers": calls}, how="wall")

@@ -36,12 +36,16 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How a run measures. `dtype`: bfloat16 on a GPU, float32 on a CPU, whose bfloat16 is no faster."""
+    """How a run measures. `dtype`: bfloat16 on a GPU, float32 on a CPU, whose bfloat16 is no faster.
+
+    quantization: the format of the model's weights; None leaves them in `dtype`.
+    """
 
     device: torch.device
     small: bool
     quick: bool
     memory: int = 0
+    quantization: str | None = None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -29,12 +29,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`scale`: full or small, None for what the device holds; `only`: parts of the names of what to measure."""
+    """`scale`: full or small, None for what the device holds; `only`: parts of the names of what to measure.
+
+    quantization: the format of the weights of the suite `model`.
+    """
 
     device: str | None = None
     scale: str | None = None
     only: Sequence[str] = ()
     quick: bool = False
+    quantization: str | None = None
 
 
 def start(options: Options) -> Report:
@@ -86,7 +90,7 @@ def setting_for(report: Report, options: Options) -> Setting:
     """Full size on a GPU with room for it, unless `options` say otherwise."""
     device, free = torch.device(report.machine["device"]), report.machine["free"]
     small = options.scale == "small" if options.scale else device.type != "cuda" or free < _FULL_MEMORY
-    return Setting(device, small, options.quick, free)
+    return Setting(device, small, options.quick, free, options.quantization)
 
 
 def _run_group(module: str, group: str, report: Report, options: Options, setting: Setting, say: Say) -> None:
@@ -100,6 +104,7 @@ def _run_group(module: str, group: str, report: Report, options: Options, settin
         "small": setting.small,
         "quick": setting.quick,
         "memory": setting.memory,
+        "quantization": setting.quantization,
         "ceilings": asdict(report.ceilings),
         "done": [],
     }

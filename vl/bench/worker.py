@@ -34,7 +34,7 @@ def main() -> None:
         machine = describe_machine(device)
         _append(out, {"machine": machine, "ceilings": asdict(measure_ceilings(device))})
         return
-    setting = Setting(device, spec["small"], spec["quick"], spec["memory"])
+    setting = Setting(device, spec["small"], spec["quick"], spec["memory"], spec["quantization"])
     ceilings, done = Ceilings(**spec["ceilings"]), {tuple(key) for key in spec["done"]}
     with torch.inference_mode():
         for case in import_module(spec["suite"]).cases(setting):

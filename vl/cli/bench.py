@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vl.cli import quality, whole
-from vl.cli.console import EXIT_SOME_FAILED, DeviceOption, complain, stderr_console, stdout_console
+from vl.cli.console import EXIT_SOME_FAILED, DeviceOption, Quantization, complain, stderr_console, stdout_console
 
 if TYPE_CHECKING:
     from vl.bench.patcher import PatcherRow
@@ -72,9 +72,12 @@ def model(
     only: OnlyOption = None,
     quick: QuickOption = False,
     device: DeviceOption = None,
+    quantization: Annotated[
+        Quantization | None, typer.Option(help="Format of the layers' matrices.", show_default="16 bits")
+    ] = None,
 ) -> None:
     """Eight layers of full width with random weights: reading prompts and writing tokens."""
-    _measure(["model"], json, plot, scale, only, quick, device)
+    _measure(["model"], json, plot, scale, only, quick, device, quantization=quantization)
 
 
 @app.command("vision")
@@ -172,6 +175,7 @@ def _measure(
     device: str | None,
     *,
     repeats: int | None = None,
+    quantization: str | None = None,
 ) -> None:
     """Run suites and, given `repeats`, the patcher; print and write as the figures come."""
     from vl.bench.charts import draw
@@ -181,7 +185,7 @@ def _measure(
     for path, option in ((json, "--json"), (plot, "--plot")):
         if path is not None:
             _writable(path, option)
-    options = Options(device, scale, only or (), quick)
+    options = Options(device, scale, only or (), quick, quantization)
     with _telling() as say:
         say("ceilings")
         report = start(options)

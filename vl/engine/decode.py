@@ -94,8 +94,8 @@ class DecodeStep:
         self.refresh()
 
     def refresh(self) -> None:
-        """Drop what was recorded if the model's parameters have moved, or hooks (adapters) have come or gone."""
-        places = [parameter.data_ptr() for parameter in self._model.parameters()]
+        """Drop what was recorded if the model's weights have moved, or hooks (adapters) have come or gone."""
+        places = [tensor.data_ptr() for tensor in (*self._model.parameters(), *self._model.buffers())]
         hooks = [key for module in self._model.modules() for key in module._forward_hooks]
         known = (*places, *hooks)
         if known != self._known:

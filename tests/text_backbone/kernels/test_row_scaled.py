@@ -17,7 +17,7 @@ from text_backbone.quantization import Quantized
 pytest.importorskip("triton")
 from text_backbone.kernels.moe import decode, grouped
 from text_backbone.kernels.moe.configs import Gemv, Tile
-from text_backbone.kernels.moe.grouped import Scales
+from text_backbone.kernels.moe.operands import Scales
 from text_backbone.kernels.moe.sort import group
 from text_backbone.kernels.row_scaled import dense, rounding
 from text_backbone.kernels.row_scaled.configs import Vector
@@ -175,7 +175,8 @@ def test_few_tokens(
 
 
 TOKENS = (1, 2, 7, 8, 64, 300, 4096)
-# A row of x or h that is next to the middle of two codes may be rounded either way.
+ROUNDED = {"int8": 3e-3, "fp8": 4e-3}  # Hopper's tensor cores keep 14 bits of the sums of products of e4m3
+# What is next to the middle of two codes may be rounded either way, which the layer's second product sees.
 WHOLE = {"int8": 3e-3, "fp8": 2e-2}
 
 
@@ -189,7 +190,7 @@ def test_a_projection_at_every_size(form: str, rows: int, columns: int, tokens: 
     got = weight.linear((), x)
     _, _, exact = activations(form, x)
     assert got.dtype == x.dtype
-    assert error(got, exact @ dense_reference.values(*weight.at(), torch.float64).T) <= 3e-3
+    assert error(got, exact @ dense_reference.values(*weight.at(), torch.float64).T) <= ROUNDED[form]
 
 
 @gpu

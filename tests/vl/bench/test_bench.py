@@ -129,6 +129,21 @@ def test_ops_with_json_and_chart(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert min(picture.size) > 400
 
 
+@pytest.mark.parametrize("command", [["ops", "--only", "int8"], ["model", "--quantization", "int8"]])
+def test_quantised_weights(command: list[str], tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    assert vl_app.run(["bench", *command, "--scale", "small", "--device", "cpu", "--json", str(figures)]) == 0
+    records = json.loads(figures.read_text("utf-8"))["records"]
+    assert all(row["seconds"] and row["floor"] for row in records)
+    if command[0] == "model":
+        assert {row["op"] for row in records} == {
+            f"{what}, 8 layers, scaled down, int8" for what in ("prefill", "decode")
+        }
+    else:
+        assert {row["op"] for row in records} == {"MoE int8", "projection int8"}
+        assert {row["contender"] for row in records} == {"ours", "not quantised"}
+
+
 @pytest.mark.parametrize(
     ("suite", "op"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from text_backbone.config import hybrid_layers
 from vision_encoder import VisionConfig
 from vl.bench import model, vision
+from vl.bench.formats import NAMES, product_work
 from vl.bench.ops import attention, lightning, moe
 from vl.bench.records import OURS, Ceilings, Record, Report, Setting, Work
 from vl.bench.tables import duration, failures
@@ -56,9 +58,30 @@ def test_the_slice() -> None:
     config, label = model.slice_config(FULL)
     assert label == "8 layers of 32 experts, full width"
     assert config.attn_type_list == hybrid_layers(8) == (0, 0, 0, 0, 0, 0, 0, 1)
-    assert model.parameters(config) * 2 / 2**30 == pytest.approx(89, abs=0.5)
-    assert model.decode_floor(config, 1, 2, H200) * 1e3 == pytest.approx(2.75, rel=0.01)
-    assert 70e3 < 32768 / model.prefill_floor(config, 32768, 2, H200) < 85e3
+    assert model.held_bytes(config, None) / 2**30 == pytest.approx(89, abs=0.5)
+    assert model.decode_floor(config, 1, 2, None, H200) * 1e3 == pytest.approx(2.75, rel=0.01)
+    assert 70e3 < 32768 / model.prefill_floor(config, 32768, 2, None, H200) < 85e3
+
+
+@pytest.mark.parametrize(("form", "gib", "decode"), [("int8", 46.8, 1.67), ("fp8", 46.8, 1.67), ("nf4", 26.4, 1.15)])
+def test_the_slice_in_other_formats(form: str, gib: float, decode: float) -> None:
+    """45.36e9 values are quantised, of which a token is multiplied by 4.59e9, and 2.46e9 are not."""
+    config, label = model.slice_config(replace(FULL, quantization=form))
+    assert label == f"8 layers of 32 experts, full width, {NAMES[form]}"
+    assert model.held_bytes(config, form) / 2**30 == pytest.approx(gib, rel=0.01)
+    assert model.decode_floor(config, 1, 2, form, H200) * 1e3 == pytest.approx(decode, rel=0.01)
+    plain, stored = (model.prefill_floor(config, 32768, 2, name, H200) for name in (None, form))
+    saved = 32768 * 4.593e9 / 790e12 if form == "fp8" else 0  # half of two operations for every token and value
+    assert plain - stored == pytest.approx(saved, rel=0.01, abs=1e-3)
+
+
+def test_a_product_of_quantised_weights() -> None:
+    """Half of the bytes, and with FP8 half of the time on tensor cores."""
+    plain, int8, fp8, nf4 = (product_work(1e6, 4, 100, 2, form) for form in (None, "int8", "fp8", "nf4"))
+    assert [work.bytes for work in (plain, int8, fp8, nf4)] == pytest.approx(
+        [2e6 + 100, 1e6 + 100, 1e6 + 100, 515969.0]
+    )
+    assert [work.flops for work in (plain, int8, fp8, nf4)] == [8e6, 8e6, 4e6, 8e6]
 
 
 @pytest.mark.parametrize(("gib", "experts"), [(139, 32), (79, 16), (47, 8), (24, 4)])

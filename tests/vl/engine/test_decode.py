@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 import text_backbone.softmax
 import vl
 from text_backbone import Packed
+from text_backbone.quantization import QuantizedLinear, quantize_backbone
 from vl.engine import Engine, EngineConfig
 from vl.engine.scheduler import Scheduler
 from vl.loading import build_model
@@ -176,6 +177,18 @@ def test_moved_weights_are_recorded_anew(recorded: Callable[..., vl.MiniMaxVL]) 
     hook.remove()
     assert model.generate([ask("Hello")], max_new_tokens=4)[0].token_ids == before
     assert recorder.records == 4
+
+
+def test_moved_codes_of_quantised_weights_are_recorded_anew(recorded: Callable[..., vl.MiniMaxVL]) -> None:
+    """They are buffers, which are not among the model's parameters."""
+    recorder = Rerun()
+    model = recorded(recorder)
+    quantize_backbone(model.language_model, "int8")
+    before = model.generate([ask("Hello")], max_new_tokens=4)[0].token_ids
+    attention = next(module for module in model.modules() if isinstance(module, QuantizedLinear))
+    attention.weight.codes = attention.weight.codes.clone()
+    assert model.generate([ask("Hello")], max_new_tokens=4)[0].token_ids == before
+    assert recorder.records == 2
 
 
 def adapter(model: vl.MiniMaxVL) -> RemovableHandle:

@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from text_backbone.kernels.moe.configs import Tile, fit, fit_inner
-from text_backbone.kernels.moe.grouped import find_expert, place_tile, precision, reachable, streamed, tiles_below
+from text_backbone.kernels.moe.grouped import find_expert, place_tile, precision, tiles_below
+from text_backbone.kernels.moe.operands import reachable, streamed
 from text_backbone.kernels.moe.reduce import sum_partials
 from text_backbone.kernels.moe.sort import Groups
 

@@ -75,15 +75,15 @@ INFERENCE_SMALL = (
 # The same for codes of eight bits, by their type: int8 is multiplied in 16 bits, e4m3 as it is.
 INFERENCE_8 = {
     torch.int8: (
-        (6, Tile(16, 64, 128, 4, 6, swap=True), Tile(16, 64, 128, 4, 6, swap=True)),
-        (14, Tile(32, 64, 128, 4, 6, swap=True), Tile(32, 64, 128, 4, 6, swap=True)),
-        (48, Tile(64, 128, 64, 4, 6, swap=True), Tile(64, 128, 64, 4, 6, swap=True)),
-        (1 << 31, Tile(128, 128, 64, 8, 4, swap=True), Tile(128, 128, 64, 8, 4, swap=True)),
+        (6, Tile(16, 128, 128, 4, 4), Tile(16, 128, 128, 4, 4)),
+        (14, Tile(32, 128, 128, 4, 4), Tile(32, 128, 128, 4, 4)),
+        (48, Tile(64, 128, 128, 4, 3), Tile(64, 128, 128, 4, 3)),
+        (1 << 31, Tile(256, 128, 64, 8, 4, swap=True, tma=True), Tile(256, 128, 64, 8, 4, swap=True, tma=True)),
     ),
     torch.float8_e4m3fn: (
         (6, Tile(16, 64, 256, 4, 5, swap=True), Tile(16, 64, 256, 4, 5, swap=True)),
         (14, Tile(32, 64, 256, 4, 5, swap=True), Tile(32, 64, 256, 4, 5, swap=True)),
-        (48, Tile(64, 128, 128, 4, 5, swap=True), Tile(64, 128, 128, 4, 5, swap=True)),
+        (48, Tile(64, 128, 128, 4, 4, swap=True, tma=True), Tile(64, 128, 128, 4, 4, swap=True, tma=True)),
         (1 << 31, Tile(128, 256, 128, 8, 4, tma=True, short=True), Tile(128, 256, 128, 8, 4, tma=True, short=True)),
     ),
 }
@@ -100,19 +100,23 @@ INFERENCE_8_SMALL = {
 
 
 class Gemv(NamedTuple):
-    """One token's block: n output units, k deep per step; `most` assignments (tokens * top_k) are worked this way."""
+    """One token's block: n output units, k deep per step; `most` assignments (tokens * top_k) are worked this way.
+
+    stages: of weights that are on their way to shared memory; None reads them into registers.
+    """
 
     n: int
     k: int
     warps: int
     most: int
+    stages: int | None = None
 
 
 GEMV_UP = Gemv(1, 1024, 8, 4)
 GEMV_DOWN = Gemv(8, 1024, 8, 4)
 # of codes of eight bits
-GEMV_UP_8 = Gemv(4, 1024, 8, 4)
-GEMV_DOWN_8 = Gemv(8, 1024, 8, 4)
+GEMV_UP_8 = Gemv(1, 1024, 4, 4)
+GEMV_DOWN_8 = Gemv(2, 1024, 4, 4)
 
 
 def training_tile(op: str, x: Tensor) -> Tile:

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from text_backbone.kernels.moe.configs import Gemv
-from text_backbone.kernels.moe.grouped import UNSCALED, Scales
+from text_backbone.kernels.moe.operands import UNSCALED, Scales
 from text_backbone.kernels.overlap import early, wait
 
 
@@ -20,7 +20,7 @@ from text_backbone.kernels.overlap import early, wait
 def _up_kernel(
     x, w13, scales, row_scales, experts, h,
     HIDDEN: tl.constexpr, INNER: tl.constexpr, TOP_K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    EARLY: tl.constexpr,
+    STAGES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """h[assignment] = SiLU(w1 x) * w3 x for BN inner units. `scales` [E, 2, I] and `row_scales` [T] as in `grouped`."""
     wait(EARLY)
@@ -32,7 +32,7 @@ def _up_kernel(
     ws = w13 + expert * (2 * INNER * HIDDEN) + unit.to(tl.int64)[:, None] * HIDDEN + depth[None, :]
     a = tl.zeros([BN, BK], tl.float32)
     b = tl.zeros([BN, BK], tl.float32)
-    for k in range(0, HIDDEN, BK):
+    for k in tl.range(0, HIDDEN, BK, num_stages=STAGES):
         deep = k + depth < HIDDEN
         inside = (unit < INNER)[:, None] & deep[None, :]
         left = tl.load(ws + k, mask=inside, other=0.0)
@@ -57,7 +57,7 @@ def _up_kernel(
 def _down_kernel(
     h, w2, scales, row_scales, weights, experts, out,
     HIDDEN: tl.constexpr, INNER: tl.constexpr, TOP_K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    EARLY: tl.constexpr,
+    STAGES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """out[token] = sum over j of weights[token, j] w2 h[assignment j] for BN hidden units.
 
@@ -76,7 +76,7 @@ def _down_kernel(
         hs = h + assignment.to(tl.int64) * INNER + depth
         ws = w2 + expert * (HIDDEN * INNER) + unit.to(tl.int64)[:, None] * INNER + depth[None, :]
         part = total if scales is None else tl.zeros([BN, BK], tl.float32)
-        for k in range(0, INNER, BK):
+        for k in tl.range(0, INNER, BK, num_stages=STAGES):
             deep = k + depth < INNER
             some = tl.load(ws + k, mask=(unit < HIDDEN)[:, None] & deep[None, :], other=0.0)
             row = tl.load(hs + k, mask=deep, other=0.0).to(tl.float32) * weight
@@ -95,7 +95,7 @@ def up(x: Tensor, w13: Tensor, experts: Tensor, tile: Gemv, scales: Scales = UNS
     h = x.new_empty(experts.numel(), inner, dtype=scales.out or x.dtype)
     depth = min(tile.k, triton.next_power_of_2(hidden))
     _up_kernel[experts.numel(), triton.cdiv(inner, tile.n)](
-        x, w13, scales.weight, scales.x, experts, h, hidden, inner, experts.shape[1], tile.n, depth,
+        x, w13, scales.weight, scales.x, experts, h, hidden, inner, experts.shape[1], tile.n, depth, tile.stages,
         num_warps=tile.warps, **early(x.device),
     )  # fmt: skip
     return h
@@ -108,6 +108,6 @@ def down(h: Tensor, w2: Tensor, weights: Tensor, experts: Tensor, tile: Gemv, sc
     depth = min(tile.k, triton.next_power_of_2(inner))
     _down_kernel[len(experts), triton.cdiv(hidden, tile.n)](
         h, w2, scales.weight, scales.x, weights, experts, out, hidden, inner, experts.shape[1], tile.n, depth,
-        num_warps=tile.warps, **early(h.device),
+        tile.stages, num_warps=tile.warps, **early(h.device),
     )  # fmt: skip
     return out

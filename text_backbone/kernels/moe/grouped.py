@@ -7,32 +7,16 @@ those that share weights first, so that the weights come from memory once and fr
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from text_backbone.kernels.device import float32_precision
 from text_backbone.kernels.moe.configs import Tile, fit, fit_inner
+from text_backbone.kernels.moe.operands import UNSCALED, Scales, converted, readable, scaled
 from text_backbone.kernels.moe.sort import Groups
 from text_backbone.kernels.overlap import early, wait
-
-
-class Scales(NamedTuple):
-    """What products of codes are multiplied by: float32, one for every row of a weight, and of x where it is codes too.
-
-    out: the dtype of what comes out, where it is not that of x.
-    """
-
-    weight: Tensor | None = None
-    x: Tensor | None = None
-    out: torch.dtype | None = None
-
-
-UNSCALED = Scales()
 
 
 @triton.jit
@@ -64,21 +48,11 @@ def place_tile(local, rows, BM: tl.constexpr, ACROSS: tl.constexpr, GROUP: tl.co
 
 
 @triton.jit
-def scaled(total, scales, column, N: tl.constexpr, row_scales, row, live):
-    """total [BM, BN] times the scales of its columns, which begin at `scales`, and of its rows, where there are any."""
-    if scales is not None:
-        total *= tl.load(scales + column, mask=column < N, other=0.0)[None, :]
-    if row_scales is not None:
-        total *= tl.load(row_scales + row, mask=live, other=0.0)[:, None]
-    return total
-
-
-@triton.jit
 def _up_tile(
     x, w13, scales, row_scales, h, ab, order, expert, top, last, n,
     HIDDEN: tl.constexpr, INNER: tl.constexpr, TOP_K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    SAVE: tl.constexpr, SWAP: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    SAVE: tl.constexpr, SWAP: tl.constexpr, TMA: tl.constexpr, PACK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     HALF: tl.constexpr = BN // 2
     row = top + tl.arange(0, BM)
@@ -98,12 +72,12 @@ def _up_tile(
         deep = (k + depth < HIDDEN)[None, :]
         rows = tl.load(xs + k, mask=live[:, None] & deep, other=0.0)
         if TMA:
-            some = w13.load([expert * 2, n * HALF, k]).reshape(BN, BK)
+            some = w13.load([expert * 2, n * HALF, k // PACK]).reshape(BN, BK // PACK)
         elif HIDDEN % BK == 0:
             some = tl.load(ws + k)
         else:
             some = tl.load(ws + k, mask=deep, other=0.0)
-        some = some.to(rows.dtype)
+        some = converted(some, rows.dtype)
         if SWAP:
             total = tl.dot(some, tl.trans(rows), total, input_precision=PRECISION)
         else:
@@ -130,14 +104,15 @@ def _up_kernel(
     x, w13, scales, row_scales, h, ab, order, bounds,
     HIDDEN: tl.constexpr, INNER: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, TOP_K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SHORT: tl.constexpr,
-    SAVE: tl.constexpr, SWAP: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
+    SAVE: tl.constexpr, SWAP: tl.constexpr, TMA: tl.constexpr, PACK: tl.constexpr, PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """h[row] = SiLU(w1 x) * w3 x for BM rows and BN / 2 inner units; with SAVE also ab[row] = (w1 x, w3 x).
 
     The BN weight rows of one product are BN / 2 of w1 and the same BN / 2 of w3. SWAP multiplies weights by rows
     instead of rows by weights: tensor cores take at least 64 rows on the left but as few as 8 columns on the right, so
     that few tokens waste little. SHORT: an expert's last tile is of half the rows if that is enough. `scales` [E, 2, I]
-    and `row_scales` [T] multiply the products of codes; codes of another type than x's are converted to it.
+    and `row_scales` [T] multiply the products of codes. PACK: see `converted`.
     """
     wait(EARLY)
     ACROSS: tl.constexpr = (2 * INNER + BN - 1) // BN
@@ -150,12 +125,12 @@ def _up_kernel(
     if SHORT and last - top <= BM // 2:
         _up_tile(
             x, w13, scales, row_scales, h, ab, order, expert, top, last, n,
-            HIDDEN, INNER, TOP_K, BM // 2, BN, BK, SAVE, SWAP, TMA, PRECISION,
+            HIDDEN, INNER, TOP_K, BM // 2, BN, BK, SAVE, SWAP, TMA, PACK, PRECISION,
         )  # fmt: skip
     else:
         _up_tile(
             x, w13, scales, row_scales, h, ab, order, expert, top, last, n,
-            HIDDEN, INNER, TOP_K, BM, BN, BK, SAVE, SWAP, TMA, PRECISION,
+            HIDDEN, INNER, TOP_K, BM, BN, BK, SAVE, SWAP, TMA, PACK, PRECISION,
         )  # fmt: skip
 
 
@@ -163,7 +138,7 @@ def _up_kernel(
 def linear_tile(
     x, weight, scales, row_scales, y, expert, top, last, n,
     K: tl.constexpr, N: tl.constexpr, TRANSPOSED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    SWAP: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    SWAP: tl.constexpr, TMA: tl.constexpr, PACK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     row = top + tl.arange(0, BM)
     live = row < last
@@ -185,12 +160,12 @@ def linear_tile(
             some = tl.trans(tl.load(ws, mask=deep[:, None] & (column < N)[None, :], other=0.0))
             ws += BK * N
         elif TMA:
-            some = weight.load([expert, n * BN, k]).reshape(BN, BK)
+            some = weight.load([expert, n * BN, k // PACK]).reshape(BN, BK // PACK)
         elif K % BK == 0:
             some = tl.load(ws + k)
         else:
             some = tl.load(ws + k, mask=deep[None, :], other=0.0)
-        some = some.to(rows.dtype)
+        some = converted(some, rows.dtype)
         if SWAP:
             total = tl.dot(some, tl.trans(rows), total, input_precision=PRECISION)
         else:
@@ -209,7 +184,7 @@ def _linear_kernel(
     x, weight, scales, row_scales, y, bounds,
     K: tl.constexpr, N: tl.constexpr, TRANSPOSED: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SHORT: tl.constexpr,
-    SWAP: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
+    SWAP: tl.constexpr, TMA: tl.constexpr, PACK: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """y[row] = weight[e] x[row] for sorted rows; weight [E, N, K], or [E, K, N] if TRANSPOSED. SWAP, SHORT as there,
     and `scales` [E, N] and `row_scales` [rows].
@@ -225,12 +200,12 @@ def _linear_kernel(
     if SHORT and last - top <= BM // 2:
         linear_tile(
             x, weight, scales, row_scales, y, expert, top, last, n,
-            K, N, TRANSPOSED, BM // 2, BN, BK, SWAP, TMA, PRECISION,
+            K, N, TRANSPOSED, BM // 2, BN, BK, SWAP, TMA, PACK, PRECISION,
         )  # fmt: skip
     else:
         linear_tile(
             x, weight, scales, row_scales, y, expert, top, last, n,
-            K, N, TRANSPOSED, BM, BN, BK, SWAP, TMA, PRECISION,
+            K, N, TRANSPOSED, BM, BN, BK, SWAP, TMA, PACK, PRECISION,
         )  # fmt: skip
 
 
@@ -275,17 +250,6 @@ def precision(dtype: torch.dtype) -> str:
     return float32_precision() if dtype == torch.float32 else "ieee"
 
 
-def reachable(weight: Tensor) -> bool:
-    """Whether the tensor memory accelerator can read `weight`, contiguous: its rows begin at 16-byte boundaries."""
-    return (weight.data_ptr() | weight.shape[-1] * weight.element_size()) % 16 == 0
-
-
-def streamed(weight: Tensor, block: list[int]) -> TensorDescriptor:
-    """`weight` [.., rows, columns] as a descriptor for the tensor memory accelerator."""
-    matrices = weight.flatten(0, -3) if weight.dim() > 2 else weight
-    return TensorDescriptor(matrices, list(matrices.shape), list(matrices.stride()), block)
-
-
 def up(
     x: Tensor,
     w13: Tensor,
@@ -305,11 +269,11 @@ def up(
     h = x.new_empty(rows, inner, dtype=scales.out or x.dtype) if h is None else h
     ab = x.new_empty(rows, 2, inner) if save else h
     half, bk = fit(inner, tile.n // 2), fit_inner(hidden, tile.k)
-    tma = tile.tma and reachable(w13)
+    weight, tma, pack = readable(w13, [2, half, bk], x, tile)
     _up_kernel[(tiles_below(rows, count, tile.m) * triton.cdiv(inner, half),)](
-        x, streamed(w13, [2, half, bk]) if tma else w13, scales.weight, scales.x, h, ab, groups.order, groups.bounds,
+        x, weight, scales.weight, scales.x, h, ab, groups.order, groups.bounds,
         hidden, inner, count, max(2, triton.next_power_of_2(count)), top_k,
-        tile.m, 2 * half, bk, tile.group, tile.short, save, tile.swap, tma, precision(x.dtype),
+        tile.m, 2 * half, bk, tile.group, tile.short, save, tile.swap, tma, pack, precision(x.dtype),
         num_warps=tile.warps, num_stages=tile.stages, **early(x.device),
     )  # fmt: skip
     return h, ab
@@ -332,13 +296,12 @@ def linear(
     n = weight[0].numel() // k
     y = x.new_empty(rows, n, dtype=scales.out or x.dtype) if y is None else y
     bn, bk = fit(n, tile.n), fit_inner(k, tile.k)
-    tma = tile.tma and reachable(weight)
     matrices = weight.view(count, k, n) if transposed else weight.view(count, n, k)
-    block = [1, bk, bn] if transposed else [1, bn, bk]
+    weight, tma, pack = readable(matrices, [1, bk, bn] if transposed else [1, bn, bk], x, tile)
     _linear_kernel[(tiles_below(rows, count, tile.m) * triton.cdiv(n, bn),)](
-        x, streamed(matrices, block) if tma else weight, scales.weight, scales.x, y, groups.bounds,
+        x, weight, scales.weight, scales.x, y, groups.bounds,
         k, n, transposed, count, max(2, triton.next_power_of_2(count)),
-        tile.m, bn, bk, tile.group, tile.short, tile.swap, tma, precision(x.dtype),
+        tile.m, bn, bk, tile.group, tile.short, tile.swap, tma, pack, precision(x.dtype),
         num_warps=tile.warps, num_stages=tile.stages, **early(x.device),
     )  # fmt: skip
     return y

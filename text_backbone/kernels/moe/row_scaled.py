@@ -11,7 +11,8 @@ from torch import Tensor
 
 from text_backbone.kernels.moe import decode
 from text_backbone.kernels.moe.configs import GEMV_DOWN_8, GEMV_UP_8, inference_tiles
-from text_backbone.kernels.moe.grouped import Scales, combine, linear, up
+from text_backbone.kernels.moe.grouped import combine, linear, up
+from text_backbone.kernels.moe.operands import Scales
 from text_backbone.kernels.moe.sort import group
 from text_backbone.kernels.moe.stored import Stored
 from text_backbone.kernels.row_scaled.rounding import row_codes

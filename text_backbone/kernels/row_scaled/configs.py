@@ -10,27 +10,28 @@ from text_backbone.kernels.moe.configs import TRAINING_FLOAT32, Tile, large_shar
 
 
 class Vector(NamedTuple):
-    """A block of one row: n output units, k deep per step; up to `most` rows are worked this way."""
+    """A block of one row, as `Gemv` is one of a token; up to `most` rows are worked this way."""
 
     n: int
     k: int
     warps: int
     most: int
+    stages: int | None = None
 
 
-VECTOR = Vector(4, 1024, 4, 2)
-UNPACK = 1024  # rows from which on int8 is unpacked first
+VECTOR = Vector(1, 1024, 4, 2)
+UNPACK = 384  # rows from which on int8 is unpacked first
 
 # By the number of rows: (at most so many, the tile). Hopper's shared memory.
 INT8 = (
-    (16, Tile(16, 64, 128, 4, 6, swap=True)),
-    (32, Tile(32, 64, 128, 4, 6, swap=True)),
-    (128, Tile(64, 64, 128, 4, 5, swap=True)),
+    (16, Tile(16, 64, 256, 4, 4)),
+    (32, Tile(32, 128, 128, 4, 4)),
+    (128, Tile(64, 128, 64, 4, 4)),
     (1 << 31, Tile(128, 128, 64, 8, 4, swap=True)),
 )
 FP8 = (
     (16, Tile(16, 64, 256, 4, 5, swap=True)),
-    (32, Tile(32, 64, 256, 4, 5, swap=True)),
+    (32, Tile(32, 64, 128, 4, 6, swap=True)),
     (128, Tile(64, 64, 128, 4, 5, swap=True)),
     (1 << 31, Tile(128, 256, 128, 8, 4, tma=True)),
 )

@@ -13,7 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from text_backbone.kernels.moe.configs import Tile, fit, fit_inner
-from text_backbone.kernels.moe.grouped import Scales, linear_tile, place_tile, precision, reachable, streamed
+from text_backbone.kernels.moe.grouped import linear_tile, place_tile, precision
+from text_backbone.kernels.moe.operands import Scales, readable
 from text_backbone.kernels.overlap import early, wait
 from text_backbone.kernels.row_scaled.configs import VECTOR, Vector, dense_tile, unpacks
 from text_backbone.kernels.row_scaled.rounding import row_codes
@@ -22,7 +23,7 @@ from text_backbone.kernels.row_scaled.rounding import row_codes
 @triton.jit
 def _vector_kernel(
     x, weight, scales, row_scales, y,
-    K: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EARLY: tl.constexpr,
+    K: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """y[row] = weight x[row] for BN units of one row; programs of the same weights start next to each other."""
     wait(EARLY)
@@ -31,7 +32,7 @@ def _vector_kernel(
     depth = tl.arange(0, BK)
     ws = weight + unit.to(tl.int64)[:, None] * K + depth[None, :]
     total = tl.zeros([BN, BK], tl.float32)
-    for k in range(0, K, BK):
+    for k in tl.range(0, K, BK, num_stages=STAGES):
         deep = k + depth < K
         some = tl.load(ws + k, mask=(unit < N)[:, None] & deep[None, :], other=0.0).to(tl.float32)
         total += some * tl.load(x + row * K + k + depth, mask=deep, other=0.0).to(tl.float32)[None, :]
@@ -45,7 +46,7 @@ def _vector_kernel(
 def _matrix_kernel(
     x, weight, scales, row_scales, y, rows,
     K: tl.constexpr, N: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
-    SWAP: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
+    SWAP: tl.constexpr, TMA: tl.constexpr, PACK: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """y = x weight^T, BM rows by BN units; as an expert's product in `grouped`, with one expert."""
     wait(EARLY)
@@ -54,7 +55,7 @@ def _matrix_kernel(
     expert = tl.program_id(1)  # 0
     linear_tile(
         x, weight, scales, row_scales, y, expert, m * BM, rows, n,
-        K, N, False, BM, BN, BK, SWAP, TMA, PRECISION,
+        K, N, False, BM, BN, BK, SWAP, TMA, PACK, PRECISION,
     )  # fmt: skip
 
 
@@ -94,7 +95,7 @@ def vector(x: Tensor, codes: Tensor, scales: Scales, tile: Vector) -> Tensor:
     (tokens, k), n = x.shape, len(codes)
     y = x.new_empty(tokens, n, dtype=scales.out or x.dtype)
     _vector_kernel[tokens, triton.cdiv(n, tile.n)](
-        x, codes, scales.weight, scales.x, y, k, n, tile.n, min(tile.k, triton.next_power_of_2(k)),
+        x, codes, scales.weight, scales.x, y, k, n, tile.n, min(tile.k, triton.next_power_of_2(k)), tile.stages,
         num_warps=tile.warps, **early(x.device),
     )  # fmt: skip
     return y
@@ -105,10 +106,10 @@ def matrix(x: Tensor, codes: Tensor, scales: Scales, tile: Tile) -> Tensor:
     (tokens, k), n = x.shape, len(codes)
     y = x.new_empty(tokens, n, dtype=scales.out or x.dtype)
     bn, bk = fit(n, tile.n), fit_inner(k, tile.k)
-    tma = tile.tma and reachable(codes)
+    weight, tma, pack = readable(codes[None], [1, bn, bk], x, tile)
     _matrix_kernel[triton.cdiv(tokens, tile.m) * triton.cdiv(n, bn), 1](
-        x, streamed(codes[None], [1, bn, bk]) if tma else codes, scales.weight, scales.x, y, tokens,
-        k, n, tile.m, bn, bk, tile.group, tile.swap, tma, precision(x.dtype),
+        x, weight, scales.weight, scales.x, y, tokens,
+        k, n, tile.m, bn, bk, tile.group, tile.swap, tma, pack, precision(x.dtype),
         num_warps=tile.warps, num_stages=tile.stages, **early(x.device),
     )  # fmt: skip
     return y

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from text_backbone.kernels.moe import expert_mlp, reference, route
+from vl.bench.formats import product_work
 from vl.bench.ops.lightning import by_reference
 from vl.bench.records import OURS, REFERENCE, Call, Case, Contest, Setting, Work
 
@@ -27,14 +28,16 @@ def cases(setting: Setting) -> list[Case]:
     ]
 
 
-def moe_work(tokens: int, used: float, hidden: int, inner: int, itemsize: int, top_k: int = TOP_K) -> Work:
-    """The weights of the `used` experts and the tokens in and out; three products per assignment."""
-    moved = (used * 3 * inner + 2 * tokens) * hidden * itemsize
-    return Work(moved, 6 * tokens * top_k * hidden * inner)
+def moe_work(
+    tokens: int, used: float, hidden: int, inner: int, itemsize: int, top_k: int = TOP_K, form: str | None = None
+) -> Work:
+    """The weights of the `used` experts, in a format, and the tokens in and out; three products per assignment."""
+    values = used * 3 * inner * hidden
+    return product_work(values, tokens * top_k / used, 2 * tokens * hidden * itemsize, itemsize, form)
 
 
 @cache
-def _weights(setting: Setting) -> tuple[Tensor, Tensor, Tensor]:
+def layer_weights(setting: Setting) -> tuple[Tensor, Tensor, Tensor]:
     """Router [E, hidden], w13 [E, 2, I, hidden] and w2 [E, hidden, I], shared by the group's cases."""
     experts, hidden, inner = (4, 64, 96) if setting.small else (32, 6144, 9216)
     make = partial(torch.empty, device=setting.device, dtype=setting.dtype)
@@ -46,7 +49,7 @@ def _weights(setting: Setting) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _layer(setting: Setting, tokens: int) -> Contest:
-    gate, w13, w2 = _weights(setting)
+    gate, w13, w2 = layer_weights(setting)
     _, hidden, inner = w2.shape
     x = torch.randn(tokens, hidden, device=setting.device, dtype=setting.dtype)
     used = reference.route(x, gate, TOP_K)[1].unique().numel()
@@ -71,7 +74,7 @@ def _layer(setting: Setting, tokens: int) -> Contest:
 @torch.inference_mode(False)
 def _trained(setting: Setting, tokens: int) -> Contest:
     """The layer and its gradients for tokens, router and experts."""
-    leaves = [weight.detach().requires_grad_() for weight in _weights(setting)]
+    leaves = [weight.detach().requires_grad_() for weight in layer_weights(setting)]
     gate, w13, w2 = leaves
     _, hidden, inner = w2.shape
     x = torch.randn(tokens, hidden, device=setting.device, dtype=setting.dtype, requires_grad=True)

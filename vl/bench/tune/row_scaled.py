@@ -11,7 +11,7 @@ from torch import Tensor
 
 from text_backbone.kernels.moe import decode, grouped
 from text_backbone.kernels.moe.configs import GEMV_DOWN_8, GEMV_UP_8, Gemv, Tile, inference_tiles
-from text_backbone.kernels.moe.grouped import Scales
+from text_backbone.kernels.moe.operands import Scales
 from text_backbone.kernels.row_scaled import dense
 from text_backbone.kernels.row_scaled.configs import VECTOR, Vector, dense_tile
 from vl.bench.tune.moe import EXPERTS, HIDDEN, INNER, TOP_K, routed
@@ -22,21 +22,19 @@ QKV, OUT = (24576, 6144), (6144, 8192)  # lightning's projections
 
 MANY = {
     INT8: (
-        Tile(128, 128, 64, 8, 4, swap=True),
-        Tile(128, 128, 64, 4, 4, swap=True),
-        Tile(256, 128, 64, 8, 4, swap=True),
+        Tile(256, 128, 64, 8, 3, swap=True, tma=True),
         Tile(256, 128, 64, 8, 4, swap=True, tma=True),
-        Tile(128, 256, 64, 8, 4, swap=True),
+        Tile(256, 128, 64, 8, 4, group=8, swap=True, tma=True),
+        Tile(256, 128, 64, 8, 4, swap=True, tma=True, short=True),
+        Tile(256, 128, 128, 8, 2, swap=True, tma=True),
+        Tile(128, 128, 64, 4, 4, swap=True, tma=True),
+        Tile(128, 256, 64, 8, 4, swap=True, tma=True),
         Tile(128, 256, 64, 8, 3, tma=True, short=True),
-        Tile(128, 128, 64, 4, 3),
-        Tile(128, 128, 64, 8, 3),
-        Tile(256, 128, 64, 8, 3),
     ),
     FP8: (
         *(Tile(128, 256, 128, 8, stages, tma=True, short=True) for stages in (3, 4)),
         Tile(128, 256, 128, 8, 4, group=8, tma=True, short=True),
         Tile(128, 256, 64, 8, 6, tma=True, short=True),
-        Tile(128, 128, 128, 8, 4, tma=True, short=True),
         Tile(128, 128, 128, 4, 3, tma=True),
         Tile(256, 128, 128, 8, 4, tma=True),
         Tile(128, 256, 128, 8, 4),
@@ -44,48 +42,47 @@ MANY = {
 }
 SOME = {
     INT8: (
-        Tile(32, 64, 128, 4, 5, swap=True),
-        Tile(64, 64, 128, 4, 4, swap=True),
-        Tile(64, 128, 64, 4, 6, swap=True),
-        Tile(32, 128, 64, 4, 5, swap=True),
-        Tile(32, 64, 128, 4, 5),
-        Tile(32, 128, 128, 4, 4),
-        Tile(64, 128, 64, 4, 4),
         Tile(64, 128, 128, 4, 3),
+        Tile(64, 128, 64, 4, 4),
+        Tile(64, 64, 128, 4, 4, swap=True, tma=True),
+        Tile(64, 64, 256, 4, 3, swap=True, tma=True),
+        Tile(64, 128, 64, 4, 5, swap=True, tma=True),
+        Tile(64, 128, 128, 4, 3, swap=True, tma=True),
+        Tile(64, 128, 128, 8, 3, swap=True, tma=True),
+        Tile(32, 64, 256, 4, 4, swap=True, tma=True),
+        Tile(32, 128, 128, 4, 4, swap=True, tma=True),
     ),
     FP8: (
         Tile(64, 128, 128, 4, 5, swap=True),
         Tile(64, 128, 128, 4, 4, swap=True, tma=True),
-        Tile(64, 128, 256, 4, 3, swap=True),
         Tile(32, 128, 128, 4, 5, swap=True),
-        Tile(32, 64, 256, 4, 4, swap=True),
         Tile(32, 64, 128, 4, 6, swap=True),
     ),
 }
 FEW = {
     INT8: (
-        Tile(16, 64, 128, 4, 4, swap=True),
-        Tile(16, 64, 128, 4, 6, swap=True),
-        Tile(16, 64, 256, 4, 4, swap=True),
-        Tile(16, 64, 128, 4, 6),
         Tile(16, 64, 256, 4, 4),
+        Tile(16, 128, 128, 4, 3),
         Tile(16, 128, 128, 4, 4),
-        Tile(16, 128, 128, 4, 6),
-        Tile(16, 128, 128, 8, 5),
-        Tile(16, 32, 256, 4, 5),
-        Tile(16, 32, 256, 4, 5, swap=True),
+        Tile(16, 128, 256, 4, 3),
+        Tile(16, 64, 128, 4, 6, swap=True, tma=True),
+        Tile(16, 64, 256, 4, 3, swap=True, tma=True),
+        Tile(16, 64, 256, 4, 4, swap=True, tma=True),
+        Tile(16, 128, 128, 4, 4, swap=True, tma=True),
+        Tile(16, 128, 256, 4, 3, swap=True, tma=True),
     ),
     FP8: (
         Tile(16, 64, 256, 4, 5, swap=True),
         Tile(16, 64, 256, 4, 4, swap=True, tma=True),
         Tile(16, 64, 128, 4, 6, swap=True),
-        Tile(16, 64, 512, 4, 3, swap=True),
-        Tile(16, 128, 128, 4, 6, swap=True),
         Tile(16, 128, 256, 4, 4, swap=True),
-        Tile(16, 32, 256, 4, 5, swap=True),
     ),
 }
-ONE = ((1, 1024, 4), (1, 2048, 4), (2, 1024, 4), (4, 512, 4), (4, 1024, 4), (4, 1024, 8), (8, 512, 4), (8, 1024, 8))
+# n, k, warps, stages of one token's block
+ONE = (
+    (1, 1024, 4, None), (1, 2048, 4, None), (2, 1024, 4, None), (4, 512, 4, None), (4, 1024, 8, None),
+    (1, 1024, 4, 4), (1, 1024, 2, 4), (2, 1024, 4, 3), (2, 1024, 4, 5), (4, 512, 4, 4), (4, 1024, 4, 3), (8, 512, 4, 4),
+)  # fmt: skip
 
 
 def sweeps(device: torch.device) -> Iterator[Sweep]:
@@ -133,7 +130,7 @@ def _experts(make: Any, name: str, w13: Tensor, w2: Tensor, scales: tuple[Tensor
     weights, chosen, _ = routed(make(1, HIDDEN, dtype=torch.bfloat16), EXPERTS)
     x, of_x = _rows(make, 1, HIDDEN, w13, scales[0])
     h, of_h = _rows(make, TOP_K, INNER, w2, scales[1])
-    vectors = tuple(Gemv(*numbers, GEMV_UP_8.most) for numbers in ONE)
+    vectors = tuple(Gemv(n, k, warps, GEMV_UP_8.most, stages) for n, k, warps, stages in ONE)
     yield Sweep(f"{name} experts up, 1 token", vectors, lambda t: decode.up(x, w13, chosen, t, of_x), GEMV_UP_8, True)
     down = partial(_down_one, h, w2, weights, chosen, of_h)
     yield Sweep(f"{name} experts down, 1 token", vectors, down, GEMV_DOWN_8, True)
@@ -150,7 +147,7 @@ def _projections(make: Any, name: str, codes: torch.dtype) -> Iterator[Sweep]:
             run = partial(_matrix, x, weight, of_x)
             yield Sweep(f"{name} projection {rows} x {columns}, {tokens} tokens", table[codes], run, now, tokens <= 64)
         x, of_x = _rows(make, 1, columns, weight, scales)
-        vectors = tuple(Vector(*numbers, VECTOR.most) for numbers in ONE)
+        vectors = tuple(Vector(n, k, warps, VECTOR.most, stages) for n, k, warps, stages in ONE)
         run = partial(_vector, x, weight, of_x)
         yield Sweep(f"{name} projection {rows} x {columns}, 1 token", vectors, run, VECTOR, True)
 
