@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from text_backbone import TextConfig, released_shapes
+from text_backbone import MiniMaxText, TextConfig, released_shapes
 from text_backbone.parallel import PLACEMENTS, Layout
+from text_backbone.quantization import quantize_backbone
 
 RELEASED = TextConfig()
 
@@ -94,3 +95,15 @@ def test_inner_units_and_experts_have_to_suffice() -> None:
         Layout(TextConfig(num_local_experts=3), "expert", 0, 4)
     with pytest.raises(ValueError, match=r"vocab_size \(2\) to be at least"):
         Layout(TextConfig(vocab_size=2), "layers", 0, 4)
+
+
+def test_a_format_that_parts_do_not_fit_names_the_columns() -> None:
+    """Half of the inner units are 96 columns of w2, one and a half of NF4's blocks."""
+    config = TextConfig(intermediate_size=192, attn_type_list=(0, 1))
+    layout = Layout(config, "tensor", 0, 2)
+    for form in ("int8", "fp8"):
+        quantize_backbone(MiniMaxText(layout.local, device="meta"), form, layout.part)
+    with pytest.raises(ValueError, match="columns 0 to 96 of 192 are not whole groups of 64"):
+        quantize_backbone(MiniMaxText(layout.local, device="meta"), "nf4", layout.part)
+    whole = Layout(config, "expert", 0, 2)
+    quantize_backbone(MiniMaxText(whole.local, device="meta"), "nf4", whole.part)

@@ -146,10 +146,7 @@ def build(case: dict[str, Any], device: torch.device) -> SplitText:
 
 
 def run(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    try:
-        model = build(case, device)
-    except ValueError as error:
-        return {"error": str(error)}
+    model = build(case, device)
     found = results(model, case)
     found["bytes"] = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
     slots = stored_tensors(model) if case["stored"] else released_tensors(model)
