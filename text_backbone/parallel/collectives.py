@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 
 import torch
@@ -39,7 +40,8 @@ class Collectives:
         """The sum over ranks of a contiguous tensor, which may be overwritten."""
         _check(x)
         buffer = self._buffers.get(x.dtype)
-        if buffer is not None and x.nbytes <= SHORT and x.nbytes % 4 == 0:
+        # The kernel reads words, and wants x to be aligned as the buffer is.
+        if buffer is not None and 0 < x.nbytes <= SHORT and x.nbytes % 4 == 0 and x.data_ptr() % 16 == 0:
             room = buffer[: x.numel()].view(x.shape)
             return torch.ops.symm_mem.one_shot_all_reduce_copy(room, x, "sum", self.group.group_name)
         dist.all_reduce(x, group=self.group)
@@ -85,6 +87,7 @@ def _symmetric(group: dist.ProcessGroup, device: torch.device) -> dict[torch.dty
     """Memory for a short message that every GPU of the group reads, by dtype; empty where there is no such memory."""
     from torch.distributed import _symmetric_memory as symmetric
 
+    os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")  # or the driver would set up what is not used
     buffers: dict[torch.dtype, Tensor] = {}
     reason = ""
     try:

@@ -19,7 +19,9 @@ from text_backbone.parallel.collectives import Collectives
 from text_backbone.parallel.layout import Layout
 from text_backbone.softmax import SoftmaxAttention
 
-_STATIC = 256  # assignments up to which experts on a GPU run on all of them, without asking the device which are theirs
+_STATIC = (
+    1024  # assignments up to which experts on a GPU run on all of them, without asking the device which are theirs
+)
 
 
 class SplitEmbedding(nn.Module):
