@@ -43,7 +43,7 @@ def logits(x: Tensor, weight: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         differentiable = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
         out = _Product.apply(rows, weight) if differentiable else _product(rows, weight)
-        return out.view(*x.shape[:-1], len(weight))
+        return out if x.ndim == 2 else out.view(*x.shape[:-1], len(weight))  # FSDP warns of outputs that are views
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:

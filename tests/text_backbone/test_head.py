@@ -57,6 +57,12 @@ def test_autocast_multiplies_in_its_type() -> None:
     assert torch.equal(got, logits(x.bfloat16(), weight.bfloat16()))
 
 
+def test_what_training_gets_is_no_view() -> None:
+    """FSDP hangs the gathering of the weight for the backward pass on the output, and warns if it is a view."""
+    x, weight = made("cpu", torch.bfloat16, vocab=300)
+    assert logits(x, weight.requires_grad_())._base is None
+
+
 def test_any_leading_shape_and_none() -> None:
     head = OutputHead(96, 700, dtype=torch.bfloat16)
     x, head.weight.data = made("cpu", torch.bfloat16, tokens=6, vocab=700)
