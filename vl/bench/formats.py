@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from text_backbone.quantization import Quantized
 from vl.bench.records import Work
 from vl.plan.formats import find_format
 
+LEVEL = 0.5167  # standard deviation of NF4's levels, all equally frequent
 NAMES = {"int8": "int8", "fp8": "FP8", "nf4": "NF4"}
 
 
@@ -27,20 +27,39 @@ def product_work(values: float, rows: float, moved: float, itemsize: int, form: 
 def random_weight(
     form: str, lead: Sequence[int], rows: int, columns: int, device: torch.device, dtype: torch.dtype
 ) -> Quantized:
-    """Matrices [*lead, rows, columns] of normal numbers, quantised one by one."""
+    """Matrices [*lead, rows, columns] of random values."""
     weight = Quantized(form, tuple(lead), rows, columns, device=device, dtype=dtype)
     fill(weight)
     return weight
 
 
-def fill(model: nn.Module) -> None:
-    """Random numbers for all weights of a model that multiply something: normal, products of order one."""
-    for weight in model.parameters():
-        if weight.dim() > 1:
-            for part in weight if weight.dim() > 2 else (weight,):
-                part.normal_(std=weight.shape[-1] ** -0.5)
-    for module in model.modules():
-        if isinstance(module, Quantized):
-            for index in product(*map(range, module.lead)):
-                matrix = torch.empty(module.rows, module.columns, device=module.device, dtype=module.dtype)
-                module.load(index, matrix.normal_(std=module.columns**-0.5))
+@torch.no_grad()
+def fill(module: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Random numbers for a module's own weights, so that activations stay of order one; those of its parts stay."""
+    if isinstance(module, Quantized):
+        _fill_quantized(module, generator)
+        return
+    for name, weight in module.named_parameters(recurse=False):
+        if weight.dim() < 2:
+            weight.fill_(0.0 if name == "bias" else 1.0)
+            continue
+        for part in weight if weight.dim() > 2 else (weight,):
+            part.normal_(std=weight.shape[-1] ** -0.5, generator=generator)
+
+
+def _fill_quantized(weight: Quantized, generator: torch.Generator | None) -> None:
+    """Codes of all kinds, with scales that give values of variance 1 / columns of the whole matrix."""
+    std = weight.part.whole[1] ** -0.5
+    fields: dict[str, Tensor] = weight.at()._asdict()
+    codes = fields["codes"]
+    if weight.format == "nf4":
+        codes.random_(0, 256, generator=generator)
+        fields["scales"].random_(0, 256, generator=generator)
+        fields["nested"].fill_(0.1 * std / LEVEL)
+        fields["offset"].fill_(std / LEVEL)
+        return
+    spread = 127.0 if weight.format == "int8" else 448.0
+    for part in codes.flatten(0, -2).split(1024):
+        drawn = torch.randn(part.shape, device=part.device, generator=generator).clamp_(-4, 4)
+        part.copy_(drawn.mul_(spread / 4).to(part.dtype))
+    fields["scales"].fill_(4 * std / spread)

@@ -157,7 +157,8 @@ def _used(config: TextConfig, tokens: int) -> float:
 def _model(setting: Setting, config: TextConfig) -> tuple[MiniMaxText, int]:
     """The model with random weights, and the bytes that it holds."""
     model = _shaped(config, setting.quantization, setting.device, setting.dtype).eval().requires_grad_(False)
-    fill(model)
+    for module in model.modules():
+        fill(module)
     return model, _held(setting)
 
 

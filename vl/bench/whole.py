@@ -14,11 +14,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from preprocessing import Inputs, Messages, Processor
 from text_backbone import TextConfig
-from text_backbone.quantization import Quantized
+from vl.bench.formats import fill
 from vl.config import VLConfig
 from vl.engine import Engine, EngineConfig, Generation, SamplingParams
 from vl.hub import NANO
@@ -36,7 +35,6 @@ from vl.ranks.processes import Ranks
 
 WRITTEN = 48  # tokens of each sequence, of which the first is a prompt's
 CONTEXT = 128  # tokens of the prompts after which is written
-LEVEL = 0.5167  # standard deviation of NF4's levels, all equally frequent
 STEP_TIMEOUT = 400.0  # seconds: the first steps compile kernels
 
 
@@ -131,42 +129,10 @@ def random_model(
     for done, (where, module) in enumerate(parts, 1):
         # What every rank has must be equal on all, so what is drawn for a module depends on its name alone.
         generator = torch.Generator(device).manual_seed(zlib.crc32(where.encode()))
-        if isinstance(module, Quantized):
-            _fill_quantized(module, generator)
-        else:
-            _fill(module, generator)
+        fill(module, generator)
         if progress is not None:
             progress(done, len(parts))
     return model.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def _fill(module: nn.Module, generator: torch.Generator) -> None:
-    for name, weight in module.named_parameters(recurse=False):
-        if weight.dim() < 2:
-            weight.fill_(0.0 if name == "bias" else 1.0)
-            continue
-        for part in weight if weight.dim() > 2 else (weight,):
-            part.normal_(std=weight.shape[-1] ** -0.5, generator=generator)
-
-
-@torch.no_grad()
-def _fill_quantized(weight: Quantized, generator: torch.Generator) -> None:
-    """Codes of all kinds, with scales that give values of variance 1 / columns of the whole matrix."""
-    std = weight.part.whole[1] ** -0.5
-    fields: dict[str, Tensor] = weight.at()._asdict()
-    codes = fields["codes"]
-    if weight.format == "nf4":
-        codes.random_(0, 256, generator=generator)
-        fields["scales"].random_(0, 256, generator=generator)
-        fields["nested"].fill_(0.1 * std / LEVEL)
-        fields["offset"].fill_(std / LEVEL)
-        return
-    spread = 127.0 if weight.format == "int8" else 448.0
-    for part in codes.flatten(0, -2).split(1024):
-        drawn = torch.randn(part.shape, device=part.device, generator=generator).clamp_(-4, 4)
-        part.copy_(drawn.mul_(spread / 4).to(part.dtype))
-    fields["scales"].fill_(4 * std / spread)
 
 
 # Measuring

@@ -20,15 +20,15 @@ from text_backbone.kernels.row_scaled.configs import VECTOR, Vector, dense_tile,
 from text_backbone.kernels.row_scaled.rounding import row_codes
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _vector_kernel(
-    x, weight, scales, row_scales, y,
+    x, weight, scales, row_scales, y, rows,
     K: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """y[row] = weight x[row] for BN units of one row; programs of the same weights start next to each other."""
     wait(EARLY)
-    row = tl.program_id(0).to(tl.int64)
-    unit = tl.program_id(1) * BN + tl.arange(0, BN)
+    row = (tl.program_id(0) % rows).to(tl.int64)
+    unit = tl.program_id(0) // rows * BN + tl.arange(0, BN)
     depth = tl.arange(0, BK)
     ws = weight + unit.to(tl.int64)[:, None] * K + depth[None, :]
     total = tl.zeros([BN, BK], tl.float32)
@@ -94,8 +94,8 @@ def vector(x: Tensor, codes: Tensor, scales: Scales, tile: Vector) -> Tensor:
     """[T, N] from x [T, K] and codes [N, K], row by row of x without tensor cores."""
     (tokens, k), n = x.shape, len(codes)
     y = x.new_empty(tokens, n, dtype=scales.out or x.dtype)
-    _vector_kernel[tokens, triton.cdiv(n, tile.n)](
-        x, codes, scales.weight, scales.x, y, k, n, tile.n, min(tile.k, triton.next_power_of_2(k)), tile.stages,
+    _vector_kernel[(tokens * triton.cdiv(n, tile.n),)](
+        x, codes, scales.weight, scales.x, y, tokens, k, n, tile.n, min(tile.k, triton.next_power_of_2(k)), tile.stages,
         num_warps=tile.warps, **early(x.device),
     )  # fmt: skip
     return y
