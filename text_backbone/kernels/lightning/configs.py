@@ -46,8 +46,10 @@ BACKWARD: Table = {
     128: (Tiles(64, 64, 4, 2), Tiles(32, 64, 8, 2), Tiles(16, 32, 4, 1)),
 }
 
-# Of `hopper.walk_kernel`; its programs are alone on their multiprocessors.
+# Of `hopper.walk_kernel` and of dk and dv in `hopper_backward.walk_back_kernel`; their programs are alone on their
+# multiprocessors.
 HOPPER = Tiles(64, 128, 8, 3, 128)
+HOPPER_BACKWARD = Tiles(64, 128, 8, 3, 64)
 
 # What to choose the tables' first entries from, by table and head dim.
 CANDIDATES = {

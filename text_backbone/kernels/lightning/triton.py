@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -16,7 +16,16 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from text_backbone.kernels.device import HOPPER as HOPPER_GPU
 from text_backbone.kernels.device import capability, float32_precision
 from text_backbone.kernels.lightning.backward import walk_back_kernel
-from text_backbone.kernels.lightning.configs import BACKWARD, CANDIDATES, GAIN, HOPPER, WALK, Tiles, pick
+from text_backbone.kernels.lightning.configs import (
+    BACKWARD,
+    CANDIDATES,
+    GAIN,
+    HOPPER,
+    HOPPER_BACKWARD,
+    WALK,
+    Tiles,
+    pick,
+)
 from text_backbone.kernels.lightning.decode import decode
 from text_backbone.kernels.lightning.forward import gain_kernel, scan_kernel, walk_kernel
 from text_backbone.kernels.lightning.segments import Segments, cut
@@ -96,8 +105,9 @@ def forward(
     grid = (segments.count * heads * (d // walk.values),)
     pointers = qkv, out, states, packed.slots, _pointer(cells, slopes), slopes, segments.table
     if hopper:
-        hopper.walk_kernel[grid](
-            *pointers, heads, d, walk.chunk, walk.stages, hopper.HELPERS, hopper.REGISTERS,
+        module = hopper.forward
+        module.walk_kernel[grid](
+            *pointers, heads, d, walk.chunk, walk.stages, module.HELPERS, module.REGISTERS,
             num_warps=walk.warps, launch_pdl=True,
         )  # fmt: skip
     else:
@@ -105,31 +115,38 @@ def forward(
     return out, cells, segments
 
 
-def _hopper(qkv: Tensor, slopes: Tensor, d: int, states: Tensor | None) -> ModuleType | None:
-    """The module of the kernel for Hopper GPUs, if it can do this."""
-    if qkv.dtype != torch.bfloat16 or d != HOPPER.values or not qkv.is_cuda or qkv.data_ptr() % 16:
+class _Hopper(NamedTuple):
+    """The modules of the kernels for Hopper GPUs."""
+
+    forward: ModuleType
+    backward: ModuleType
+
+
+def _hopper(qkv: Tensor, slopes: Tensor, d: int, states: Tensor | None) -> _Hopper | None:
+    """The kernels for Hopper GPUs, if they can do this."""
+    if qkv.dtype != torch.bfloat16 or d != 128 or not qkv.is_cuda or qkv.data_ptr() % 16:
         return None  # rows are copied 16 bytes at a time
     if states is not None and states.dtype != torch.float32:
         return None
-    module = _hopper_module(qkv.device)
-    if module and slopes not in _steepest:
+    modules = _hopper_modules(qkv.device)
+    if modules and slopes not in _steepest:
         _steepest[slopes] = float(slopes.max())  # waits for the GPU, but once: a model keeps its slopes
-    return module if module and _steepest[slopes] <= module.STEEPEST else None
+    return modules if modules and _steepest[slopes] <= modules.forward.STEEPEST else None
 
 
 _steepest = WeakTensorKeyDictionary()
 
 
 @cache
-def _hopper_module(device: torch.device) -> ModuleType | None:
+def _hopper_modules(device: torch.device) -> _Hopper | None:
     if capability(device) != HOPPER_GPU:
         return None
     try:
-        from text_backbone.kernels.lightning import hopper
+        from text_backbone.kernels.lightning import hopper, hopper_backward
     except (ImportError, AttributeError) as error:  # Gluon is not yet as settled as Triton
-        warnings.warn(f"lightning attention runs on its slower kernel: Gluon has changed ({error})", stacklevel=2)
+        warnings.warn(f"lightning attention runs on its slower kernels: Gluon has changed ({error})", stacklevel=2)
         return None
-    return hopper
+    return _Hopper(hopper, hopper_backward)
 
 
 def backward(
@@ -142,14 +159,28 @@ def backward(
     walk: Tiles | None = None,
     gain: Tiles | None = None,
 ) -> Tensor:
-    """The gradient [T, heads * 3 * d] of `qkv` from that of the output and the forward's `cells` and `segments`."""
+    """The gradient [T, heads * 3 * d] of `qkv` from that of the output and the forward's `cells` and `segments`.
+
+    `walk` and `gain` are the tiles to use instead of the tables'; with `walk` it is the kernel for every GPU that runs.
+    """
     heads = len(slopes)
     d = qkv.shape[1] // (3 * heads)
-    walk = walk or pick(BACKWARD, d, qkv.dtype, qkv.device)
+    hopper = _hopper(qkv, slopes, d, None) if walk is None and not grad.data_ptr() % 16 else None
     gain = gain or pick(GAIN, d, qkv.dtype, qkv.device)
+    # Of dk and dv; on Hopper it need not be that of dq, which starts from the forward's states.
+    back = segments_for(packed, heads, d, HOPPER_BACKWARD, gain) if hopper else segments
     dqkv, after = torch.empty_like(qkv), None
-    if segments.cells:
-        after = _states_between(qkv, grad, None, slopes, packed, segments, gain)
+    if back.cells:
+        after = _states_between(qkv, grad, None, slopes, packed, back, gain)
+    if hopper:
+        module, tiles, pairs = hopper.backward, HOPPER_BACKWARD, back.count * heads
+        module.walk_back_kernel[(2 * pairs + segments.count * heads,)](
+            qkv, grad, dqkv, _pointer(cells, slopes), _pointer(after, slopes), slopes, segments.table, back.table,
+            pairs, heads, d, tiles.chunk, tiles.stages, module.HELPERS, module.REGISTERS,
+            num_warps=tiles.warps, launch_pdl=True,
+        )  # fmt: skip
+        return dqkv
+    walk = walk or pick(BACKWARD, d, qkv.dtype, qkv.device)
     walk_back_kernel[(segments.count * heads * (d // walk.values) * 3,)](
         qkv,
         grad,
