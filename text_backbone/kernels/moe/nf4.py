@@ -43,12 +43,12 @@ def expert_mlp(x: Tensor, w13: Stored, w2: Stored, weights: Tensor, experts: Ten
         return _many(x, ups, downs, weights, experts, (count, hidden, inner))
     if experts.numel() <= _ALONE and DOWN.warps % experts.shape[1] == 0:
         h = x.new_empty(experts.numel(), inner)
-        _up(x, ups, experts, None, h, inner, 1, 1)
-        return _down(h, downs, weights, experts, hidden)
+        up(x, ups, experts, None, h, inner, 1)
+        return down(h, downs, weights, experts, hidden)
     groups = group(experts, count)
     columns = column_tiles(2 * experts.numel() // count)  # most experts have less than twice the mean
     h, y = x.new_empty(experts.numel(), inner), x.new_empty(experts.numel(), hidden)
-    _up(arrange(x), ups, groups.order, groups.bounds, h, inner, experts.shape[1], columns)
+    up(arrange(x), ups, groups.order, groups.bounds, h, inner, columns)
     few_linear(h, downs, y, groups.bounds, count, True, columns)
     return grouped.combine(y, weights, groups)[0]
 
@@ -58,9 +58,8 @@ def _weight(stored: Stored) -> Weight:
     return Weight(codes, scales, nested, offset, stored.first, stored.stride)
 
 
-def _up(
-    x: Tensor, weight: Weight, experts: Tensor, bounds: Tensor | None, h: Tensor, inner: int, top_k: int, columns: int
-) -> None:
+def up(x: Tensor, weight: Weight, experts: Tensor, bounds: Tensor | None, h: Tensor, inner: int, columns: int) -> None:
+    """Write SiLU(w1 x) * w3 x, arranged, of every assignment to h; see `few.up_kernel`."""
     codes, scales, nested, offset, first, stride = weight
     count, values = len(offset), table(x.device, x.dtype)
     few.up_kernel[(UP.programs * multiprocessors(x.device),)](
@@ -70,7 +69,8 @@ def _up(
     )  # fmt: skip
 
 
-def _down(h: Tensor, weight: Weight, weights: Tensor, experts: Tensor, hidden: int) -> Tensor:
+def down(h: Tensor, weight: Weight, weights: Tensor, experts: Tensor, hidden: int) -> Tensor:
+    """The weighted sums [tokens, hidden] of w2 h over every token's experts; h is arranged, one row an assignment."""
     codes, scales, nested, offset, first, stride = weight
     out = h.new_empty(len(experts), hidden)
     few.down_kernel[(DOWN.programs * multiprocessors(h.device),)](

@@ -69,7 +69,7 @@ _PRODUCTS_ARGS: tl.constexpr = tl.constexpr(",".join(["=&f"] * 4 + ["r"] * 16 + 
 @triton.jit
 def fill_table(pairs, thread, THREADS: tl.constexpr):
     """The shared memory address of this lane's copy of the table of pairs, once all threads have written it."""
-    base = tl.inline_asm_elementwise(_TABLE, "=r,r", [thread * 0], dtype=tl.int32, is_pure=False, pack=1)
+    base = tl.inline_asm_elementwise(_TABLE, "=&r,r", [thread * 0], dtype=tl.int32, is_pure=False, pack=1)
     for entry in tl.static_range(0, 256, THREADS):
         at = thread + entry
         pair = tl.load(pairs + at % 256)
