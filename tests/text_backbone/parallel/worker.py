@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,29 +202,45 @@ def replayed(model: SplitText) -> tuple[Tensor, Tensor]:
 
 
 def sums(device: torch.device) -> dict[str, Any]:
-    """Sums of whole numbers, short and long, and microseconds of a short one inside of a CUDA graph."""
+    """Sums of whole numbers, short and long, and what they take."""
+    from torch.distributed import _symmetric_memory as symmetric
+
     group = Collectives(None, device)
-    found: dict[str, Any] = {"symmetric": bool(group._buffers)}
+    found: dict[str, Any] = {"right": {}, "symmetric": bool(group._buffers), "microseconds": {}}
     for dtype in (torch.bfloat16, torch.float32, torch.float16):
         for size in (2, 6, 6144, 6146, 1 << 17, 1 << 18):
             x = torch.arange(size, device=device).remainder(8).add(group.rank).to(dtype)
             want = torch.arange(size, device=device).remainder(8).mul(group.ranks) + sum(range(group.ranks))
-            found[f"{dtype} {size}"] = torch.equal(group.all_reduce(x), want.to(dtype))
-    x, stream = torch.ones(6144, dtype=torch.bfloat16, device=device), torch.cuda.Stream(device)
+            found["right"][f"{dtype} {size}"] = torch.equal(group.all_reduce(x), want.to(dtype))
+    if not group._buffers:
+        return found
+    buffer = symmetric.empty(1 << 20, dtype=torch.bfloat16, device=device)
+    symmetric.rendezvous(buffer, group.group)
+    for tokens in (1, 8, 16, 32, 64, 128):
+        room = buffer[: tokens * 6144]
+        x = torch.ones_like(room)
+        one_shot = partial(torch.ops.symm_mem.one_shot_all_reduce_copy, room, x, "sum", group.group.group_name)
+        took = microseconds(one_shot, device), microseconds(partial(dist.all_reduce, x), device)
+        found["microseconds"][x.nbytes] = took
+    return found
+
+
+def microseconds(run: Callable[[], object], device: torch.device) -> float:
+    """Of one of a hundred in a CUDA graph."""
+    stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
     with torch.cuda.stream(stream):
-        group.all_reduce(x)
+        run()
     stream.synchronize()
-    graph, start, end = torch.cuda.CUDAGraph(), torch.cuda.Event(True), torch.cuda.Event(True)
     with torch.cuda.graph(graph, stream=stream):
         for _ in range(100):
-            group.all_reduce(x)
+            run()
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     graph.replay()
-    dist.barrier()
     start.record()
     graph.replay()
     end.record()
     torch.cuda.synchronize()
-    return found | {"microseconds": 10 * start.elapsed_time(end)}
+    return 10 * start.elapsed_time(end)
 
 
 def main(rank: int, ranks: int, folder: Path, kind: str) -> None:
