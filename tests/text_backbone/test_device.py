@@ -6,14 +6,24 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
 from text_backbone.kernels import device as gpus
-from text_backbone.kernels.device import capability, float32_precision, kernels_on, multiprocessors, shared_memory
+from text_backbone.kernels.device import (
+    capability,
+    float32_precision,
+    has_e4m3,
+    kernels_on,
+    multiprocessors,
+    shared_memory,
+)
 from text_backbone.kernels.lightning import configs as lightning
 from text_backbone.kernels.moe import configs as moe
+from text_backbone.kernels.moe import kernels_for
+from text_backbone.kernels.row_scaled import configs as row_scaled
 
 ROOT = Path(__file__).parents[2]
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -53,6 +63,7 @@ def test_what_gpus_can(three_gpus: None) -> None:
     assert shared_memory(AMPERE) == 163 * 1024
     assert kernels_on(AMPERE)
     assert kernels_on(HOPPER)
+    assert [has_e4m3(device) for device in (CPU, AMPERE, HOPPER)] == [False, False, True]
     assert not kernels_on(CPU)
     with pytest.warns(UserWarning, match=r"Tesla T4: its compute capability 7\.5 is below 8\.0"):
         assert not kernels_on(OLD)
@@ -73,6 +84,34 @@ def test_tiles_fit_the_shared_memory(three_gpus: None) -> None:
     assert lightning.pick(lightning.WALK, 128, torch.bfloat16, AMPERE) == small
     assert moe.inference_tiles(10**6, 32, torch.bfloat16, HOPPER) == moe.INFERENCE[-1][1:]
     assert moe.inference_tiles(10**6, 32, torch.bfloat16, AMPERE) == moe.INFERENCE_SMALL[-1][1:]
+    for codes in (torch.int8, torch.float8_e4m3fn):
+        assert moe.inference_tiles(10**6, 32, torch.bfloat16, HOPPER, codes) == moe.INFERENCE_8[codes][-1][1:]
+        assert moe.inference_tiles(10**6, 32, torch.bfloat16, AMPERE, codes) == moe.INFERENCE_8_SMALL[codes][-1][1:]
+    assert row_scaled.dense_tile(64, torch.bfloat16, torch.int8, HOPPER) in dict(row_scaled.INT8).values()
+    assert row_scaled.dense_tile(64, torch.bfloat16, torch.float8_e4m3fn, AMPERE) in dict(row_scaled.FP8_SMALL).values()
+
+
+@pytest.mark.parametrize(
+    ("formats", "device", "module"),
+    [
+        (("int8", "int8"), HOPPER, "row_scaled"),
+        (("int8", "int8"), AMPERE, "row_scaled"),
+        (("fp8", "fp8"), HOPPER, "row_scaled"),
+        (("fp8", "fp8"), AMPERE, None),  # which has no e4m3
+        (("int8", "fp8"), HOPPER, None),
+        (("nf4", "nf4"), HOPPER, "nf4"),
+    ],
+)
+def test_kernels_of_stored_experts(
+    three_gpus: None, formats: tuple[str, str], device: torch.device, module: str | None
+) -> None:
+    pytest.importorskip("triton")
+    x: Any = SimpleNamespace(dtype=torch.bfloat16, device=device, requires_grad=False)
+    w13, w2 = (cast(Any, SimpleNamespace(format=form)) for form in formats)
+    picked = kernels_for(x, w13, w2, torch.ones(1))
+    assert (picked and picked.__name__.rpartition(".")[2]) == module
+    # Gradients are the reference's to compute.
+    assert kernels_for(x, w13, w2, torch.ones(1, requires_grad=True)) is None
 
 
 @pytest.mark.parametrize(("allowed", "expected"), [("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")])

@@ -25,11 +25,11 @@ def route(x: Tensor, gate: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def expert_mlp(x: Tensor, w13: Tensor | Stored, w2: Tensor | Stored, weights: Tensor, experts: Tensor) -> Tensor:
     """Same as `reference.expert_mlp`, which also computes with weights that no kernel reads as they are stored."""
-    kernels = _kernels(x, w13, w2, weights)
+    kernels = kernels_for(x, w13, w2, weights)
     return (kernels or reference).expert_mlp(x, w13, w2, weights, experts)
 
 
-def _kernels(x: Tensor, w13: Tensor | Stored, w2: Tensor | Stored, weights: Tensor) -> ModuleType | None:
+def kernels_for(x: Tensor, w13: Tensor | Stored, w2: Tensor | Stored, weights: Tensor) -> ModuleType | None:
     """The module of kernels for `x` and for weights stored as these are. Stored ones' have no gradients."""
     if not use_gpu_kernels(x):
         return None
