@@ -13,7 +13,7 @@ from vl.model import DEFAULT_PROMPT
 from vl.nano.mix import MIXED, SMALL, Mix
 from vl.nano.pictures import fonts
 from vl.nano.pictures.canvas import COLOURS, SizeRange
-from vl.nano.pictures.fonts import find_faces, open_face
+from vl.nano.pictures.fonts import Fonts, find_faces, open_face
 from vl.nano.pictures.placing import POSITIONS
 from vl.nano.pictures.scenes import SHAPES, SceneFacts
 from vl.nano.pictures.words import WordsFacts, word_list
@@ -128,7 +128,7 @@ def test_faces_are_sorted_distinct_and_draw_letters() -> None:
 def test_a_folder_of_fonts_comes_first(tmp_path: Path) -> None:
     source = Path(find_faces()[0].path)
     (tmp_path / f"Mine{source.suffix}").write_bytes(source.read_bytes())
-    assert str(tmp_path) in {str(Path(face.path).parent) for face in find_faces(tmp_path)}
+    assert str(tmp_path) in {str(Path(face.path).parent) for face in find_faces(Fonts(str(tmp_path)))}
 
 
 def test_of_a_folder_only_what_prints_letters_is_taken(tmp_path: Path) -> None:
@@ -137,7 +137,8 @@ def test_of_a_folder_only_what_prints_letters_is_taken(tmp_path: Path) -> None:
     plain = Path(find_faces()[0].path)
     (tmp_path / f"Letters{plain.suffix}").write_bytes(plain.read_bytes())
     (tmp_path / "Other.ttf").write_bytes((_matplotlib_fonts() / "STIXSizOneSymReg.ttf").read_bytes())
-    assert [Path(face.path).stem for face in find_faces(tmp_path) if str(tmp_path) in face.path] == ["Letters"]
+    found = find_faces(Fonts(str(tmp_path)))
+    assert [Path(face.path).stem for face in found if str(tmp_path) in face.path] == ["Letters"]
 
 
 def _matplotlib_fonts() -> Path:
@@ -159,4 +160,4 @@ def test_missing_fonts_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(fonts, "_in_packages", lambda: iter(()))
     monkeypatch.setattr(fonts, "_in_matplotlib", lambda: iter(()))
     with pytest.raises(vl.ConfigError, match=r"minimax-vl\[train\]"):
-        fonts.find_faces(tmp_path)
+        fonts.find_faces(Fonts(str(tmp_path)))

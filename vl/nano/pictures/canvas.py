@@ -217,11 +217,16 @@ class Background:
         cells = (-(-patch_h // self.grain), -(-patch_w // self.grain), 3)
         noise = Image.fromarray(rng.integers(0, 2 * self.noise + 1, size=cells, dtype=np.uint8))
         patch = noise.resize((patch_w, patch_h), Image.Resampling.NEAREST)
-        full = Image.new("RGB", (width, height))
-        for top in range(0, height, patch_h):
-            for left in range(0, width, patch_w):
-                full.paste(patch, (left, top))
-        return ImageChops.add(image, full, 1, -self.noise)
+        return ImageChops.add(image, tiled(patch, width, height), 1, -self.noise)
+
+
+def tiled(patch: Image.Image, width: int, height: int) -> Image.Image:
+    """A picture of that size that repeats a patch from its left and top."""
+    full = Image.new(patch.mode, (width, height))
+    for top in range(0, height, patch.height):
+        for left in range(0, width, patch.width):
+            full.paste(patch, (left, top))
+    return full
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
@@ -12,7 +11,7 @@ from PIL import Image
 
 from vl.nano.pictures.canvas import COLOURS, Box, SizeRange, Tones, blend, contrast, draw_size, jitter, pick
 from vl.nano.pictures.chart_facts import KINDS, ChartFacts, Look, Series
-from vl.nano.pictures.fonts import Face, Fonts, find_faces
+from vl.nano.pictures.fonts import ALL, Face, Fonts, find_faces
 from vl.nano.pictures.labels import MIN_SIZE, draw_names, draw_title, draw_words_apart
 from vl.nano.pictures.pen import Type, smallest_size
 from vl.nano.pictures.plots import names_clash, paint_chart
@@ -31,7 +30,7 @@ def draw_chart(
     rng: Generator,
     sizes: Sequence[SizeRange],
     *,
-    fonts: str | Path | Fonts | None = None,
+    fonts: Fonts = ALL,
     by_matplotlib: float = 0.15,
 ) -> tuple[Image.Image, ChartFacts]:
     """Draws a chart, the share `by_matplotlib` of them by matplotlib.

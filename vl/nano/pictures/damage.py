@@ -8,7 +8,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageChops, ImageFilter
 
-from vl.nano.pictures.canvas import RGB, Box, Boxes
+from vl.nano.pictures.canvas import RGB, Box, Boxes, tiled
 
 _MAX_TURN = 2.5  # degrees: more, and words would change their lines, and shapes maybe their cells
 _MAX_BLUR = 0.8  # px of standard deviation: letters of 14 px stay legible
@@ -83,8 +83,8 @@ def _with_noise(image: Image.Image, rng: Generator, deviation: float) -> Image.I
     # The same noise for the three channels costs a third; a patch of it repeats on large pictures.
     width, height = image.size
     noise = rng.normal(128.0, deviation, size=(min(height, 512), min(width, 512))).round().astype(np.uint8)
-    tiled = Image.fromarray(np.tile(noise, (-(-height // 512), -(-width // 512)))[:height, :width])
-    return ImageChops.add(image, Image.merge("RGB", (tiled, tiled, tiled)), 1, -128)
+    grey = tiled(Image.fromarray(noise), width, height)
+    return ImageChops.add(image, Image.merge("RGB", (grey, grey, grey)), 1, -128)
 
 
 def _compressed(image: Image.Image, quality: int) -> Image.Image:

@@ -50,7 +50,11 @@ class Fonts:
     part: str = "all"
 
 
-def find_faces(fonts: str | Path | Fonts | None = None) -> tuple[Face, ...]:
+ALL = Fonts()
+
+
+@lru_cache(maxsize=8)
+def find_faces(fonts: Fonts = ALL) -> tuple[Face, ...]:
     """Lists the faces to print with, sorted by name.
 
     The order, and so everything rendered, depends on the installed fonts alone. Sources, in the order in which the
@@ -60,11 +64,6 @@ def find_faces(fonts: str | Path | Fonts | None = None) -> tuple[Face, ...]:
     Raises:
         ConfigError: when no face is found.
     """
-    return _find_faces(fonts if isinstance(fonts, Fonts) else Fonts(str(fonts) if fonts else None))
-
-
-@lru_cache(maxsize=8)
-def _find_faces(fonts: Fonts) -> tuple[Face, ...]:
     found: dict[str, Face] = {}
     for path in (*_in_folder(fonts.folder), *_in_packages(), *_in_matplotlib()):
         if path.suffix.lower() in _SUFFIXES and not _UNSUITABLE.search(path.stem):

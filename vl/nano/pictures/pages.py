@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import NamedTuple
 
 from numpy.random import Generator
@@ -13,7 +12,7 @@ from PIL import Image
 
 from vl.nano.pictures import prose
 from vl.nano.pictures.canvas import COLOURS, RGB, SizeRange, draw_size, jitter, pick
-from vl.nano.pictures.fonts import Face, Fonts, find_faces
+from vl.nano.pictures.fonts import ALL, Face, Fonts, find_faces
 from vl.nano.pictures.pen import Type
 from vl.nano.pictures.questions import Asked, Questions
 from vl.nano.pictures.receipts import paint_receipt
@@ -46,7 +45,7 @@ def draw_pages(
     rng: Generator,
     sizes: Sequence[SizeRange],
     *,
-    fonts: str | Path | Fonts | None = None,
+    fonts: Fonts = ALL,
     max_words: int = MAX_WORDS,
     kinds: Sequence[str] = ("page", "receipt", "sign", "screen"),
 ) -> tuple[Image.Image, PageFacts]:

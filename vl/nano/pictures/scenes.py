@@ -60,10 +60,6 @@ def _crescent() -> np.ndarray:
     return np.concatenate((outside, inside))
 
 
-def _polygon(*points: tuple[float, float]) -> np.ndarray:
-    return np.array(points)
-
-
 def _cross(arm: float = 0.3) -> np.ndarray:
     far = (1 - arm**2) ** 0.5
     quarter = np.array(((-arm, -far), (arm, -far), (arm, -arm)))
@@ -74,10 +70,10 @@ def _cross(arm: float = 0.3) -> np.ndarray:
 SHAPES: dict[str, Outline] = {
     "circle": Outline(_regular(64)),
     "oval": Outline(_regular(64) * (1.0, 0.55), turn=20),
-    "square": Outline(_polygon((-0.707, -0.707), (0.707, -0.707), (0.707, 0.707), (-0.707, 0.707)), turn=12),
-    "rectangle": Outline(_polygon((-0.9, -0.43), (0.9, -0.43), (0.9, 0.43), (-0.9, 0.43)), turn=12),
+    "square": Outline(np.array(((-0.707, -0.707), (0.707, -0.707), (0.707, 0.707), (-0.707, 0.707))), turn=12),
+    "rectangle": Outline(np.array(((-0.9, -0.43), (0.9, -0.43), (0.9, 0.43), (-0.9, 0.43))), turn=12),
     "triangle": Outline(_regular(3)),
-    "diamond": Outline(_polygon((0, -1), (0.62, 0), (0, 1), (-0.62, 0)), turn=10),
+    "diamond": Outline(np.array(((0, -1), (0.62, 0), (0, 1), (-0.62, 0))), turn=10),
     "hexagon": Outline(_regular(6), turn=30),
     "star": Outline(_star(), turn=36),
     "heart": Outline(_heart()),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
 from vl.nano.pictures.canvas import RGB, Boxes, SizeRange, Tones, draw_size, hsv, pick, readable
-from vl.nano.pictures.fonts import Face, Fonts, find_faces
+from vl.nano.pictures.fonts import ALL, Face, Fonts, find_faces
 from vl.nano.pictures.labels import MIN_SIZE, draw_names, draw_title, draw_words_apart, write_number
 from vl.nano.pictures.pen import Pen, Type, smallest_size
 
@@ -39,9 +38,7 @@ class TableFacts:
     boxes: Boxes
 
 
-def draw_table(
-    rng: Generator, sizes: Sequence[SizeRange], *, fonts: str | Path | Fonts | None = None
-) -> tuple[Image.Image, TableFacts]:
+def draw_table(rng: Generator, sizes: Sequence[SizeRange], *, fonts: Fonts = ALL) -> tuple[Image.Image, TableFacts]:
     """Draws a table of 2 to 6 columns and 2 to 8 rows below its header.
 
     Contents are drawn anew, and smaller, until they fit the canvas in legible type. Where not even a small table

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
 from vl.nano.pictures.canvas import Background, Boxes, SizeRange, draw_size, pick
-from vl.nano.pictures.fonts import Face, Fonts, find_faces
+from vl.nano.pictures.fonts import ALL, Face, Fonts, find_faces
 from vl.nano.pictures.pen import Pen, Type, smallest_size
 
 MAX_WORDS = 4
@@ -64,7 +63,7 @@ def draw_words(
     sizes: Sequence[SizeRange],
     *,
     max_words: int = MAX_WORDS,
-    fonts: str | Path | Fonts | None = None,
+    fonts: Fonts = ALL,
     textures: float = 0.0,
     size: int | None = None,
 ) -> tuple[Image.Image, WordsFacts]:
