@@ -123,6 +123,16 @@ def test_every_kind_of_tile(form: str, tile: Tile, tokens: int, rows: int, colum
     assert error(got, exact @ weight.values.T) <= TOLERANCE[SIXTEEN]
 
 
+@pytest.mark.parametrize("tile", [Tile(128, 128, 64, 8, 3, swap=True, tma=True), Tile(128, 128, 64, 8, 3)])
+def test_every_pair_of_codes_is_converted_exactly(tile: Tile) -> None:
+    """Times the identity; also -128, which quantising never gives. On a GPU the first tile reads int8 in pairs."""
+    byte = torch.arange(-128, 128, device=DEVICE, dtype=torch.int8)
+    codes = torch.cartesian_prod(byte, byte).view(512, 256)
+    identity = torch.eye(256, device=DEVICE, dtype=SIXTEEN)
+    got = dense.matrix(identity, codes, Scales(torch.ones(512, device=DEVICE)), tile)
+    assert torch.equal(got, codes.T.to(SIXTEEN))
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 200), (3, 5000)])
 def test_unpacking_equals_the_reference(rows: int, columns: int) -> None:
     weight = stored("int8", rows, columns)
