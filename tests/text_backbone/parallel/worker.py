@@ -104,8 +104,8 @@ def results(model: MiniMaxText, case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def compare(ranks: list[dict[str, Any]], told: dict[str, Any], model: MiniMaxText) -> None:
-    """Assert that the results of every rank are those of one process, to within rounding."""
+def compare(ranks: list[dict[str, Any]], told: dict[str, Any], model: MiniMaxText, bound: float = 1e-5) -> None:
+    """Assert that the results of every rank are those of one process, in float32 to within `bound`."""
     want = results(model, told)
     exact = dict[str, Tensor]()
     if told["dtype"] != torch.float32 or told["quantization"] == "fp8":  # which round otherwise, but not worse
@@ -120,11 +120,11 @@ def compare(ranks: list[dict[str, Any]], told: dict[str, Any], model: MiniMaxTex
         if key == "embeds":
             assert torch.equal(got, tensor)
         elif key == "last":
-            assert relative(ranks[0][key], ranks[0]["logits"][-1]) < (1e-3 if exact else 1e-5)
+            assert relative(ranks[0][key], ranks[0]["logits"][-1]) < (1e-3 if exact else bound)
         elif exact:
-            assert relative(got, exact[key]) < 1.3 * relative(tensor, exact[key]) < 0.3, key
+            assert relative(got, exact[key]) < 1.5 * relative(tensor, exact[key]) < 0.3, key
         else:
-            assert relative(got, tensor) < 1e-5, key
+            assert relative(got, tensor) < bound, key
 
 
 def relative(got: Tensor, want: Tensor) -> float:
@@ -193,7 +193,7 @@ def replayed(model: SplitText) -> tuple[Tensor, Tensor]:
         step()
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         recorded = step()
     recorded.zero_()
     for _ in range(3):
@@ -231,7 +231,7 @@ def microseconds(run: Callable[[], object], device: torch.device) -> float:
     with torch.cuda.stream(stream):
         run()
     stream.synchronize()
-    with torch.cuda.graph(graph, stream=stream):
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         for _ in range(100):
             run()
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
