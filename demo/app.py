@@ -128,7 +128,7 @@ def build(model: MiniMaxVL) -> gr.Blocks:
 def header(model: MiniMaxVL) -> str:
     name = Path(model.name).name if Path(model.name).is_absolute() else model.name
     weights = model.config.quantization or str(model.dtype).removeprefix("torch.")
-    where = f"{name} on {model.device}, {weights}"
+    where = f"{name} on {', '.join(map(str, model.devices))}, {weights}"
     about = f" {NANO}" if model.name == "nano" else ""
     return f"<header><h1>MiniMax-VL</h1><p>{escape(where)}.{about}</p></header>"
 

@@ -9,8 +9,10 @@ import typer
 from vl.cli.console import (
     BackgroundOption,
     DeviceOption,
+    DevicesOption,
     DTypeOption,
     ModelOption,
+    PlacementOption,
     QuantizationOption,
     check_options,
     load_model,
@@ -31,6 +33,8 @@ def demo(
     device: DeviceOption = None,
     dtype: DTypeOption = None,
     quantization: QuantizationOption = None,
+    devices: DevicesOption = None,
+    placement: PlacementOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[
         int | None,
@@ -50,7 +54,8 @@ def demo(
     from demo.app import build
     from demo.serving import launch
 
-    page = build(load_model(model, device, dtype, engine, background=background, quantization=quantization))
+    loading = {"background": background, "quantization": quantization, "devices": devices, "placement": placement}
+    page = build(load_model(model, device, dtype, engine, **loading))
     addresses = launch(page, host=host, port=chosen, share=share, browser=not no_browser)
     typer.echo(f"The page is at {' and '.join(addresses)} (Ctrl-C ends it)")
     page.block_thread()

@@ -103,6 +103,11 @@ class MiniMaxVL(nn.Module):
         return next(self.parameters()).device
 
     @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """`device`, or all of those that the model is split over."""
+        return (self.device,)
+
+    @property
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 

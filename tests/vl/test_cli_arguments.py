@@ -105,6 +105,24 @@ def test_the_engine_is_as_the_options_say(
         assert f"{option}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["caption", "chat", "eval", "demo"])
+def test_commands_that_load_a_model_take_devices(command: str, monkeypatch: pytest.MonkeyPatch, red: Path) -> None:
+    given: dict[str, object] = {}
+
+    def load(name: str, **options: object) -> None:
+        given.update(options)
+        raise vl.DeviceError("enough")
+
+    monkeypatch.setattr(vl, "load", load)
+    vl_app.load_plugins()
+    about = {"caption": [str(red)], "chat": ["Hello you"], "eval": ["--all", "--count", "1"], "demo": []}[command]
+    for text, devices in (("2", 2), ("auto", "auto"), ("0,1", [0, 1]), ("cuda:0, cuda:3", ["cuda:0", "cuda:3"])):
+        assert vl_app.run([command, *about, "--devices", text, "--placement", "layers"]) == 3
+        assert (given["devices"], given["placement"]) == (devices, "layers")
+    assert vl_app.run([command, *about]) == 3
+    assert (given["devices"], given["placement"]) == (None, None)
+
+
 def test_batch_size_beyond_the_memory(red: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert caption(red, "--batch-size", 10**12, model=tiny_checkpoint) == 3
     assert "max_batch_size=1000000000000" in capsys.readouterr().err

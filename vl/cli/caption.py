@@ -19,9 +19,11 @@ from vl.cli.console import (
     EXIT_SOME_FAILED,
     BackgroundOption,
     DeviceOption,
+    DevicesOption,
     DTypeOption,
     MaxNewTokensOption,
     ModelOption,
+    PlacementOption,
     QuantizationOption,
     SeedOption,
     TemperatureOption,
@@ -81,6 +83,8 @@ def caption(
     device: DeviceOption = None,
     dtype: DTypeOption = None,
     quantization: QuantizationOption = None,
+    devices: DevicesOption = None,
+    placement: PlacementOption = None,
     *,
     engine: EngineConfig,
 ) -> None:
@@ -117,6 +121,8 @@ def caption(
             "dtype": dtype,
             "background": background,
             "quantization": quantization,
+            "devices": devices,
+            "placement": placement,
         },
     )
     failed = run.table() if out is None else run.job(out, overwrite=overwrite, retry_errors=retry_errors)

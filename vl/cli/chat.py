@@ -17,9 +17,11 @@ from vl.cli.console import (
     EXIT_SOME_FAILED,
     BackgroundOption,
     DeviceOption,
+    DevicesOption,
     DTypeOption,
     MaxNewTokensOption,
     ModelOption,
+    PlacementOption,
     QuantizationOption,
     SeedOption,
     TemperatureOption,
@@ -66,6 +68,8 @@ def chat(
     device: DeviceOption = None,
     dtype: DTypeOption = None,
     quantization: QuantizationOption = None,
+    devices: DevicesOption = None,
+    placement: PlacementOption = None,
     *,
     engine: EngineConfig,
 ) -> None:
@@ -87,7 +91,8 @@ def chat(
     check_options(sampling, background)
     # Images first: a wrong path should not wait for the model.
     opened = [open_image(name, background) for name in images]
-    loaded = load_model(model, device, dtype, engine, background=background, quantization=quantization)
+    loading = {"background": background, "quantization": quantization, "devices": devices, "placement": placement}
+    loaded = load_model(model, device, dtype, engine, **loading)
     dialogue = Dialogue(loaded, opened, system, sampling)
     if asked is None:
         if interact(dialogue):

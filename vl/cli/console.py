@@ -30,12 +30,35 @@ _PIPED_WIDTH = 160
 
 DType = Literal["bfloat16", "float16", "float32", "float64"]
 Quantization = Literal["int8", "fp8", "nf4"]
+Placement = Literal["tensor", "expert", "layers", "auto"]
+
+
+def read_devices(text: str) -> int | str | list[int | str]:
+    """`devices` of `vl.load` as it is written in a command: a number, a word, or a list with commas."""
+    parts: list[int | str] = [int(part) if part.isdecimal() else part for part in map(str.strip, text.split(","))]
+    return parts[0] if len(parts) == 1 and (isinstance(parts[0], int) or parts[0] == "auto") else parts
+
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="nano (embedded), a folder in the released layout, or a hub id.")
 ]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the first GPU, else the CPU.", show_default=False)
+]
+DevicesOption = Annotated[
+    Any,
+    typer.Option(
+        parser=read_devices,
+        metavar="N|auto|LIST",
+        help="Put the model on several GPUs: 2, auto (what vl plan finds fastest), or a list such as 0,1.",
+        show_default=False,
+    ),
+]
+PlacementOption = Annotated[
+    Placement | None,
+    typer.Option(
+        help="How it is cut: a part of every matrix, whole experts, or runs of layers.", show_default="tensor"
+    ),
 ]
 DTypeOption = Annotated[
     DType | None,

@@ -19,8 +19,10 @@ from vl.cli.console import (
     EXIT_SOME_FAILED,
     BackgroundOption,
     DeviceOption,
+    DevicesOption,
     DTypeOption,
     ModelOption,
+    PlacementOption,
     QuantizationOption,
     check_options,
     complain,
@@ -94,6 +96,8 @@ def evaluate(
     device: DeviceOption = None,
     dtype: DTypeOption = None,
     quantization: QuantizationOption = None,
+    devices: DevicesOption = None,
+    placement: PlacementOption = None,
     background: BackgroundOption = None,
     *,
     engine: EngineConfig,
@@ -111,7 +115,13 @@ def evaluate(
     if overwrite and out is None:
         raise typer.BadParameter("--overwrite goes with --out")
     check_options({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}, background)
-    loading: dict[str, Any] = {"engine": engine, "quantization": quantization, "background": background}
+    loading: dict[str, Any] = {
+        "engine": engine,
+        "quantization": quantization,
+        "devices": devices,
+        "placement": placement,
+        "background": background,
+    }
     batch_size = engine.max_batch_size
     if resolution is not None:
         if names or everything or out or recipe:

@@ -153,7 +153,7 @@ def _show(name: str, config: VLConfig, plan: Plan, most: int | None) -> None:
         markup=False,
     )
     if any(option.fits and not option.loadable for option in kept):
-        console.print("not yet: planned for, but vl.load of this version takes one GPU only.", markup=False)
+        console.print("not yet: vl.load of this version keeps no experts in host memory.", markup=False)
     if any(option.fits and option.loadable and not option.kernels for option in kept):
         console.print("slower: it loads, but kernels of this format are yet to come.", markup=False)
     if left:

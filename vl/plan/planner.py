@@ -10,7 +10,7 @@ from vl.errors import ConfigError
 from vl.plan.formats import FORMATS, Format, find_format
 from vl.plan.gpus import Gpu, Machine, known_gpus
 from vl.plan.memory import FRAGMENTS, Memory, activation_memory, cache_memory, overhead
-from vl.plan.share import ONE, SPILLED, Placement, Share, placements
+from vl.plan.share import LAYERS, ONE, SPILLED, TENSOR, Placement, Share, placements
 from vl.plan.sizes import expert, expert_bytes, stored, weight_bytes
 from vl.plan.speed import Estimate, Speed
 from vl.plan.workload import LIMIT, Workload
@@ -18,7 +18,7 @@ from vl.plan.workload import LIMIT, Workload
 COUNTS = (1, 2, 4, 8)  # of GPUs, as hosts have them
 # What is there: placements that `vl.load` can make, and formats whose products have kernels; others are multiplied by
 # PyTorch's operations, slower than predicted. The output says so.
-LOADABLE = {ONE}
+LOADABLE = {ONE, TENSOR, LAYERS}
 KERNELS = {"bf16"}
 
 

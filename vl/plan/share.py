@@ -17,14 +17,12 @@ class Share:
     """A GPU's part of a model.
 
     Attributes:
-        text: its part of every layer that it has; `vocab_size` and the other sizes are its own.
-        embeds, head: whether it has rows of the embeddings, and of the output head.
+        text: its part of every layer that it has; `vocab_size`, of which it has rows of the embeddings and of the
+            output head, and the other sizes are its own.
         vision: the tower, if it has it.
     """
 
     text: TextConfig
-    embeds: bool = True
-    head: bool = True
     vision: VisionConfig | None = None
 
 
@@ -34,8 +32,8 @@ class Placement:
 
     Attributes:
         kind: `one GPU`; `tensor`: each GPU has a part of every matrix (heads, inner units of every expert, vocabulary),
-            and sums go between them; `layers`: a run of layers each, one GPU working at a time; `spilled`: as `one GPU`
-            or `tensor`, with experts in host memory.
+            and sums go between them; `layers`: a run of layers each, one GPU working at a time, and a part of the
+            vocabulary; `spilled`: as `one GPU` or `tensor`, with experts in host memory.
         gpus: how many.
         shares: one that stands for all but with `layers`.
     """
@@ -52,13 +50,13 @@ def whole(config: VLConfig) -> Placement:
 def by_tensor(config: VLConfig, gpus: int) -> Placement | None:
     """Every matrix in `gpus` parts, the tower on each; None if the heads do not divide, or if it is one GPU."""
     text = config.text
-    heads, keys = text.num_attention_heads, text.num_key_value_heads
-    if gpus == 1 or heads % gpus or text.intermediate_size % gpus or (keys % gpus and gpus % keys):
+    heads, keys = text.num_attention_heads, text.num_key_value_heads  # of which the others are a multiple
+    if gpus == 1 or keys % gpus or text.intermediate_size % gpus:
         return None
     part = replace(
         text,
         num_attention_heads=heads // gpus,
-        num_key_value_heads=max(1, keys // gpus),  # more GPUs than these heads hold some of them twice
+        num_key_value_heads=keys // gpus,
         intermediate_size=text.intermediate_size // gpus,
         vocab_size=-(-text.vocab_size // gpus),
     )
@@ -66,18 +64,17 @@ def by_tensor(config: VLConfig, gpus: int) -> Placement | None:
 
 
 def by_layers(config: VLConfig, gpus: int) -> Placement | None:
-    """Runs of layers, of equal lengths but for one layer; None if there are too few layers, or if it is one GPU."""
+    """Runs of layers, of equal lengths but for one layer, and of the vocabulary; the tower on each.
+
+    None if there are too few layers, or if it is one GPU.
+    """
     kinds = config.text.attn_type_list
     if gpus == 1 or len(kinds) < gpus:
         return None
     ends = [len(kinds) * (i + 1) // gpus for i in range(gpus)]
+    rows = -(-config.text.vocab_size // gpus)
     shares = [
-        Share(
-            replace(config.text, attn_type_list=kinds[start:end]),
-            embeds=start == 0,
-            head=end == len(kinds),
-            vision=config.vision if start == 0 else None,
-        )
+        Share(replace(config.text, attn_type_list=kinds[start:end], vocab_size=rows), vision=config.vision)
         for start, end in zip([0, *ends], ends, strict=False)
     ]
     return Placement(LAYERS, gpus, tuple(shares))

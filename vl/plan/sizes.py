@@ -57,7 +57,7 @@ def table_bytes(text: TextConfig) -> float:
 def norm_bytes(share: Share) -> float:
     text = share.text
     gated = layers_of(text, LIGHTNING) * text.num_attention_heads * text.head_dim
-    return VALUE * (gated + (2 * text.num_hidden_layers + share.head) * text.hidden_size)
+    return VALUE * (gated + (2 * text.num_hidden_layers + 1) * text.hidden_size)
 
 
 def vision_values(config: VisionConfig) -> int:
@@ -74,7 +74,7 @@ def weight_bytes(share: Share, form: Format) -> float:
     text = share.text
     vision = VALUE * vision_values(share.vision) if share.vision else 0
     matrices = attention_bytes(text, form.attention) + expert_bytes(text, form.experts) + router_bytes(text)
-    return matrices + norm_bytes(share) + (share.embeds + share.head) * table_bytes(text) + vision
+    return matrices + norm_bytes(share) + 2 * table_bytes(text) + vision
 
 
 def parameters(text: TextConfig, vision: VisionConfig | None = None) -> int:

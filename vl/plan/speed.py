@@ -116,11 +116,8 @@ class Estimate:
         experts = self._experts(text, step)
         kinds = set(text.attn_type_list)
         seconds = sum(layers_of(text, kind) * (self._attention(text, kind, step) + experts) for kind in kinds)
-        if share.head:
-            seconds += DENSE.seconds(
-                self.gpu, table_bytes(text), 2 * step.sequences * text.vocab_size * text.hidden_size
-            )
-        return seconds
+        head = 2 * step.sequences * text.vocab_size * text.hidden_size
+        return seconds + DENSE.seconds(self.gpu, table_bytes(text), head)
 
     def _attention(self, text: TextConfig, kind: int, step: Pass) -> float:
         heads, keys, d = text.num_attention_heads, text.num_key_value_heads, text.head_dim
@@ -165,19 +162,22 @@ class Estimate:
         return self.spilled * used * expert_bytes(text, self.form.experts)
 
     def _communication(self, step: Pass) -> float:
-        """By layers: the activations, from GPU to GPU. By tensor: the sums of both sub-layers and of the embeddings,
+        """By layers: the activations, from GPU to GPU and from the last to all, the sums of the embeddings, and the
+        logits of the last tokens. By tensor: the sums of both sub-layers and of the embeddings,
         the gated norm's mean square in lightning layers, and the logits of the last tokens."""
         gpus, link = self.placement.gpus, self.gpu.link
         if gpus == 1:
             return 0.0
         text = self.placement.shares[0].text
         x = VALUE * step.tokens * text.hidden_size
+        sums = [(1, x), (1, VALUE * step.sequences * text.vocab_size * gpus)]
+        passed = 0.0
         if self.placement.kind == LAYERS:
-            return (gpus - 1) * (link.latency + x / link.bandwidth)
-        sums = [(2 * text.num_hidden_layers + 1, x), (layers_of(text, LIGHTNING), 4 * step.tokens)]
-        sums.append((1, VALUE * step.sequences * text.vocab_size * gpus))
+            passed = gpus * (link.latency + x / link.bandwidth)
+        else:
+            sums += [(2 * text.num_hidden_layers, x), (layers_of(text, LIGHTNING), 4 * step.tokens)]
         hops = 2 * (gpus - 1) / gpus
-        return sum(count * (link.latency + hops * nbytes / link.bandwidth) for count, nbytes in sums)
+        return passed + sum(count * (link.latency + hops * nbytes / link.bandwidth) for count, nbytes in sums)
 
 
 def used_experts(text: TextConfig, tokens: int) -> float:

@@ -14,9 +14,10 @@ from vl.engine.config import EngineConfig, shown, whole
 from vl.errors import ConfigError, DeviceError
 from vl.plan import Machine, Option, Workload, plan
 from vl.plan.gpus import recognise_gpu
+from vl.plan.share import ONE, TENSOR
 
 AUTO = "auto"
-TENSOR = "tensor"
+EXPERT = "expert"
 MOST = 16  # processes of one host
 
 Device = int | str | torch.device
@@ -56,9 +57,11 @@ class Asked:
         devices, placement = self.devices, self.placement
         if devices is None or (placement == AUTO and len(devices) > 1):
             counts = range(1, torch.cuda.device_count() + 1) if devices is None else (len(devices),)
-            best = _fastest(config, format or config.quantization or "bf16", engine, counts)
+            # A plan knows no experts' placement: it takes the memory of tensor's, and its time to within the balance.
+            named = None if placement == AUTO else TENSOR if placement == EXPERT else placement
+            best = _fastest(config, format or config.quantization or "bf16", engine, counts, named)
             devices = devices or tuple(torch.device("cuda", i) for i in range(best.machine.count))
-            placement = best.placement
+            placement = best.placement if placement == AUTO else placement
         if len(devices) > 1:
             try:
                 Layout(config.text, placement, 0, len(devices))
@@ -162,8 +165,14 @@ def _listed(devices: Sequence[Device]) -> tuple[torch.device, ...]:
     return tuple(found)
 
 
-def _fastest(config: VLConfig, format: str, engine: EngineConfig, counts: Sequence[int]) -> Option:
-    """The placement that is predicted to write fastest, with as many sequences as the engine runs at once."""
+def _fastest(
+    config: VLConfig, format: str, engine: EngineConfig, counts: Sequence[int], placement: str | None
+) -> Option:
+    """What is predicted to write fastest, with as many sequences as the engine runs at once.
+
+    Args:
+        counts: of GPUs to choose from. placement: of several; None: any.
+    """
     if not torch.cuda.is_available():
         raise ConfigError("placement='auto' is predicted for GPUs: name 'tensor', 'expert' or 'layers' on the CPU")
     seen = torch.cuda.get_device_properties(0)
@@ -183,7 +192,7 @@ def _fastest(config: VLConfig, format: str, engine: EngineConfig, counts: Sequen
         option
         for count in counts
         for option in plan(config, Machine(known, count), work, (format,)).options
-        if option.fits and option.loadable and option.speed
+        if option.fits and option.loadable and (placement is None or option.placement in (ONE, placement))
     ]
     if not options:
         raise DeviceError(

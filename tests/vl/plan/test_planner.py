@@ -7,17 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import vl
 from text_backbone.config import TextConfig, hybrid_layers
+from text_backbone.parallel import split_backbone
 from vl.config import VLConfig
 from vl.plan import FORMATS, Machine, Option, Workload, describe_gpu, find_gpu, image_cost, known_gpus, plan, smallest
 from vl.plan.gpus import GIB
 from vl.plan.models import released
 from vl.plan.planner import COUNTS, LOADABLE, consider
-from vl.plan.share import LAYERS, ONE, SPILLED, TENSOR, Share, by_tensor, whole
+from vl.plan.share import LAYERS, ONE, SPILLED, TENSOR, Share, by_tensor, placements, whole
 from vl.plan.sizes import weight_bytes
 from vl.plan.speed import Estimate, used_experts
 
@@ -201,12 +205,36 @@ def test_no_placement_beats_the_floor(vl01: VLConfig) -> None:
 
 @pytest.mark.parametrize("form", list(FORMATS))
 def test_what_is_said_to_load_loads(tiny_checkpoint: Path, form: str) -> None:
-    assert {ONE} == LOADABLE
     quantization = None if form == "bf16" else form
     model = vl.load(tiny_checkpoint, device="cpu", dtype="bfloat16", quantization=quantization)
     share = Share(model.config.text, vision=model.config.vision)
     held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     assert weight_bytes(share, FORMATS[form]) == pytest.approx(held, rel=0.005)
+
+
+@pytest.mark.parametrize("form", list(FORMATS))
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_holds_what_its_share_says(vl01: VLConfig, form: str, rank: int) -> None:
+    """Of the placements that `vl.load` is said to make on several GPUs."""
+    config = replace(vl01, text=replace(vl01.text, attn_type_list=hybrid_layers(9), num_local_experts=4))
+    quantization = None if form == "bf16" else form
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=2)
+    try:
+        for placement in placements(config, 2):
+            if placement.kind in LOADABLE:
+                part = split_backbone(
+                    config.text,
+                    placement=placement.kind,
+                    quantization=quantization,
+                    device="meta",
+                    dtype=torch.bfloat16,
+                )
+                held = sum(tensor.nbytes for tensor in (*part.parameters(), *part.buffers()))
+                share = replace(placement.shares[min(rank, len(placement.shares) - 1)], vision=None)
+                assert weight_bytes(share, FORMATS[form]) == pytest.approx(held, rel=0.002), placement.kind
+    finally:
+        dist.destroy_process_group()
+    assert {ONE, TENSOR, LAYERS} == LOADABLE
 
 
 def test_a_described_gpu_is_planned_for(vl01: VLConfig) -> None:

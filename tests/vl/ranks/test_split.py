@@ -1,0 +1,201 @@
+"""`vl.load(..., devices=...)`: real processes, each with its part of the model, answer as one process does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+import vl
+from vl.cli import app as vl_app
+from vl.ranks.model import SplitVL
+
+
+def picture(width: int, height: int) -> Image.Image:
+    image = Image.new("RGB", (width, height), "white")
+    ImageDraw.Draw(image).ellipse((width // 4, height // 4, width // 2, height // 2), fill="red")
+    return image
+
+
+def conversations() -> list[list[dict[str, Any]]]:
+    def ask(text: str, *images: Image.Image) -> list[dict[str, Any]]:
+        parts = [{"type": "image", "image": image} for image in images]
+        return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+
+    return [
+        ask("Describe this image.", picture(336, 336)),
+        ask("Hello"),
+        ask("What is in the second image?", picture(200, 500), picture(700, 300)),
+    ]
+
+
+def wide(folder: Path, tiny_checkpoint: Path) -> Path:
+    """The tiny model with heads and experts for four ranks, its weights random."""
+    shutil.copytree(tiny_checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= {"num_attention_heads": 8, "num_key_value_heads": 4}
+    for file in folder.glob("model*"):
+        file.unlink()
+    (folder / "config.json").write_text(json.dumps(config))
+    from preprocessing import Processor
+    from vl.checkpoint import write_weights
+    from vl.config import read_config
+    from vl.loading import patcher_of
+
+    read = read_config(folder)
+    model = vl.MiniMaxVL(read, Processor.load(folder, patcher_of(read)))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.3, generator=generator)
+    write_weights(model.released_tensors(), folder, max_shard_bytes=100_000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    return wide(tmp_path_factory.mktemp("wide") / "model", tiny_checkpoint)
+
+
+CASES = {
+    "nano, 2 by tensor": ("nano", {"devices": 2}),
+    "nano, 4 by layers": ("nano", {"devices": 4, "placement": "layers"}),
+    "4 by tensor": ("wide", {"devices": 4, "placement": "tensor"}),
+    "nano in nf4, 2 by experts": ("nano", {"devices": 2, "placement": "expert", "quantization": "nf4"}),
+    "nano in int8, 2 by tensor": ("nano", {"devices": ["cpu", "cpu"], "quantization": "int8"}),
+}
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def pair(request: pytest.FixtureRequest, wide_checkpoint: Path) -> Iterator[tuple[vl.MiniMaxVL, vl.MiniMaxVL]]:
+    """A model in one process, and the same over several."""
+    name, options = CASES[request.param]
+    source = wide_checkpoint if name == "wide" else name
+    device = None if isinstance(options["devices"], list) else "cpu"
+    split = vl.load(source, device=device, max_batch_size=4, prefill_tokens=600, **options)
+    yield (
+        vl.load(source, device="cpu", max_batch_size=4, prefill_tokens=600, quantization=options.get("quantization")),
+        split,
+    )
+    split.close()
+
+
+def test_the_answers_of_one_process(pair: tuple[vl.MiniMaxVL, vl.MiniMaxVL]) -> None:
+    one, split = pair
+    assert isinstance(split, SplitVL)
+    asked = conversations()
+    expected, found = (model.generate(asked, max_new_tokens=12) for model in pair)
+    assert [g.token_ids for g in found] == [g.token_ids for g in expected]
+    assert "".join(split.stream(asked[0], max_new_tokens=12)) == expected[0].text
+    for messages in asked[1:]:
+        inputs = one.processor(messages)
+        exact, ours = one.logits(inputs), split.logits(inputs)
+        assert ours.dtype == torch.float32
+        assert (ours - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+def test_a_closed_model_says_so(tiny_checkpoint: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    with warnings.catch_warnings(action="error"):
+        model = vl.load(
+            tiny_checkpoint,
+            devices=2,
+            device="cpu",
+            placement="layers",
+            progress=lambda done, total: seen.append((done, total)),
+        )
+    assert seen
+    assert seen[-1][0] == seen[-1][1]
+    assert model.devices == (torch.device("cpu"),) * 2
+    assert (model.device, model.dtype) == (torch.device("cpu"), torch.float32)
+    model.close()
+    model.close()
+    for call in (lambda: model.chat(conversations()[1]), lambda: model.logits(model.processor(conversations()[1]))):
+        with pytest.raises(vl.DeviceError, match="the model was closed: load it again"):
+            call()
+
+
+def test_a_damaged_file_is_named_with_the_rank_that_read_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, folder)
+    name = "language_model.model.layers.6.self_attn.out_proj.weight"
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        if name in tensors:
+            tensors[name][-1] = torch.nan
+            save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(vl.CheckpointError, match=rf"rank 1 \(cpu\): .*\n?.*{name}"):
+        vl.load(folder, devices=2, device="cpu", placement="layers")
+
+
+def test_the_command_line(tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "red.png"
+    picture(64, 64).save(file)
+    options = ["--model", str(tiny_checkpoint), "--device", "cpu", "--max-new-tokens", "6", "--json"]
+    said = []
+    for more in ([], ["--devices", "2", "--placement", "layers"]):
+        assert vl_app.run(["chat", str(file), "What is it?", *options, *more]) == 0
+        said.append(json.loads(capsys.readouterr().out)["text"])
+    assert said[0] == said[1]
+
+
+# On two GPUs
+
+
+def needs_gpus(count: int) -> Any:
+    there = torch.cuda.device_count()
+    return pytest.mark.skipif(there < count, reason=f"needs {count} CUDA GPUs, of which there are {there}")
+
+
+@pytest.mark.gpu
+@needs_gpus(2)
+@pytest.mark.parametrize("placement", ["tensor", "expert", "layers"])
+def test_two_gpus_answer_as_one(placement: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    one = vl.load("nano", device="cuda:0", dtype="float32")
+    split = vl.load("nano", devices=2, placement=placement, dtype="float32")
+    asked = conversations()
+    expected, found = (model.generate(asked, max_new_tokens=24) for model in (one, split))
+    assert [g.token_ids for g in found] == [g.token_ids for g in expected]
+    exact = one.logits(one.processor(asked[0])).cpu()
+    assert (split.logits(one.processor(asked[0])) - exact).abs().max() <= 1e-4 * exact.abs().max()
+    sampling = {"max_new_tokens": 24, "temperature": 1.0, "seed": 3}
+    assert [g.token_ids for g in split.generate(asked, **sampling)] == [
+        g.token_ids for g in split.generate(asked, **sampling)
+    ]
+    split.close()
+
+
+@pytest.mark.gpu
+@needs_gpus(2)
+@pytest.mark.parametrize("quantization", [None, "int8", "nf4"])
+def test_two_gpus_decode_in_graphs_without_a_warning(quantization: str | None, recwarn: Any, capfd: Any) -> None:
+    model = vl.load("nano", devices=[0, 1], quantization=quantization)
+    assert model.chat(conversations()[0], max_new_tokens=40)
+    assert len(model.generate(conversations() * 3, max_new_tokens=40)) == 9
+    assert "could not become a CUDA graph" not in capfd.readouterr().err
+    model.close()
+
+
+@pytest.mark.gpu
+@needs_gpus(2)
+def test_a_gpu_s_process_that_is_killed_ends_both() -> None:
+    import os
+    import signal
+
+    model = vl.load("nano", devices=2)
+    assert isinstance(model, SplitVL)
+    pieces = model.stream(conversations()[0], max_new_tokens=4000, temperature=2.0)
+    next(pieces)
+    os.kill(model._ranks._held.ranks[1].process.pid, signal.SIGKILL)
+    with pytest.raises(vl.DeviceError, match=r"rank 1 \(cuda:1\) was killed by SIGKILL"):
+        list(pieces)
+    assert all(rank.process.poll() is not None for rank in model._ranks._held.ranks)
