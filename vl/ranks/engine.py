@@ -9,7 +9,7 @@ from functools import partial
 from text_backbone.allocator import Allocator
 from vl.engine import Engine, EngineConfig, Request
 from vl.engine.driven import Model
-from vl.ranks.messages import Asked, Row, Step, Written
+from vl.ranks.messages import Asked, Step, Written
 from vl.ranks.processes import Ranks, uninterrupted
 
 
@@ -98,13 +98,21 @@ class _Mirror:
     def step(self, batch: Sequence[tuple[Request, int]], running: Sequence[Request], cache: CacheLikeness) -> Step:
         """What to tell the ranks of a step."""
         asked = [self._introduce(request) for request in running if request not in self.numbers]
-        rows = []
-        for request, tokens in batch:
-            assert request.slot is not None
-            new = request.token_ids[self._heard[request] :]
-            rows.append(Row(self.numbers[request], tokens, request.slot, request.computed, new))
+        written = []
+        for request, _ in batch:
+            written.append(request.token_ids[self._heard[request] :])
             self._heard[request] = len(request.token_ids)
-        step = Step(cache.calls, self._ended, asked, rows, [self.numbers[request] for request in running])
+        step = Step(
+            memory=cache.calls,
+            ended=self._ended,
+            asked=asked,
+            batch=[self.numbers[request] for request, _ in batch],
+            tokens=[tokens for _, tokens in batch],
+            slots=[request.slot for request, _ in batch if request.slot is not None],
+            computed=[request.computed for request, _ in batch],
+            written=written,
+            running=[self.numbers[request] for request in running],
+        )
         cache.calls, self._ended = [], []
         return step
 

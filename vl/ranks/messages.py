@@ -51,40 +51,29 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A request in a step, and what has become of it since the last one.
-
-    Attributes:
-        number: of its `Asked`.
-        tokens: to be read in this step.
-        slot: in the cache.
-        computed: tokens of it that are in the cache.
-        written: ids that it was given since the ranks last heard of it.
-    """
-
-    number: int
-    tokens: int
-    slot: int
-    computed: int
-    written: Sequence[int]
-
-
-@dataclass(frozen=True)
 class Step:
-    """What the ranks do in one step of the engine.
+    """What the ranks do in one step of the engine. Columns of plain numbers: a step is short.
 
     Attributes:
         memory: calls of the cache's methods since the last step: name, arguments and, of `acquire`, the slot got.
         ended: numbers of requests that are over.
         asked: requests that are new.
-        batch: who runs.
+        batch: numbers of those who run, in order. Of each of them:
+        tokens: to be read in this step.
+        slots: its slot in the cache.
+        computed: tokens of it that are in the cache.
+        written: ids that it was given since the ranks last heard of it.
         running: numbers of all requests that have begun, in order.
     """
 
     memory: Sequence[tuple[str, tuple[int, ...], int | None]]
     ended: Sequence[int]
     asked: Sequence[Asked]
-    batch: Sequence[Row]
+    batch: Sequence[int]
+    tokens: Sequence[int]
+    slots: Sequence[int]
+    computed: Sequence[int]
+    written: Sequence[Sequence[int]]
     running: Sequence[int]
 
 

@@ -76,17 +76,15 @@ class Part:
         for asked in step.asked:
             self._requests[asked.number] = _request(asked)
         self._follow(step)
-        batch = []
-        for row in step.batch:
-            request = self._requests[row.number]
-            request.slot, request.computed = row.slot, row.computed
-            request.token_ids += row.written
+        batch = [self._requests[number] for number in step.batch]
+        columns = zip(batch, step.slots, step.computed, step.written, strict=True)
+        for request, request.slot, request.computed, written in columns:
+            request.token_ids += written
             request.written = len(request.token_ids)
-            batch.append((request, row.tokens))
+        numbers = dict(zip(map(id, batch), step.batch, strict=True))
         running = [self._requests[number] for number in step.running]
-        numbers = {id(request): row.number for (request, _), row in zip(batch, step.batch, strict=True)}
         tokens, vision = [], {}
-        for request, token in self._runner(batch, running):
+        for request, token in self._runner(list(zip(batch, step.tokens, strict=True)), running):
             number = numbers[id(request)]
             tokens.append((number, token))
             if request.watches:

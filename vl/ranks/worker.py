@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 import warnings
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -21,6 +22,7 @@ from vl.errors import Error
 from vl.ranks.messages import Hello, Trouble, encode, receive
 from vl.ranks.part import Part
 
+AWAKE = 2e-3  # seconds that a GPU's process looks for the next command before it sleeps
 # After an error in one of these the ranks are still in step: nobody waits for another in them.
 APART = frozenset({"room", "make_cache", "drop_cache"})
 
@@ -45,6 +47,8 @@ def main(pipe: int, lifeline: int) -> None:
         part = _join(hello, answer)
         answer("done", None)
         while True:
+            if torch.device(hello.device).type == "cuda":
+                _await(connection)
             number, command, args = receive(connection)
             try:
                 value = getattr(part, command)(*args)
@@ -81,6 +85,13 @@ def _join(hello: Hello, answer: Any) -> Part:
     )
     progress = None if hello.rank else lambda done, total: answer("progress", (done, total))
     return Part(hello.build(device, progress), hello.config)
+
+
+def _await(connection: Connection) -> None:
+    """Look for the next command for a while: to wake up from sleep would take a part of every decode step."""
+    end = time.perf_counter() + AWAKE
+    while not connection.poll(0) and time.perf_counter() < end:
+        pass
 
 
 def _end_with_caller(lifeline: int) -> None:
