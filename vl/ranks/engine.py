@@ -9,8 +9,9 @@ from functools import partial
 from text_backbone.allocator import Allocator
 from vl.engine import Engine, EngineConfig, Request
 from vl.engine.driven import Model
+from vl.ranks.interrupts import Interrupts
 from vl.ranks.messages import Asked, Step, Written
-from vl.ranks.processes import Ranks, uninterrupted
+from vl.ranks.processes import Ranks
 
 
 class SplitEngine(Engine):
@@ -62,20 +63,20 @@ class CacheLikeness(Allocator):
         self.calls: list[tuple[str, tuple[int, ...], int | None]] = []
 
     def acquire(self) -> int:
-        with uninterrupted():
+        with Interrupts():
             slot = super().acquire()
             self.calls.append(("acquire", (), slot))
         return slot
 
     def reserve(self, slot: int, tokens: int) -> list[int]:
-        with uninterrupted():
+        with Interrupts():
             new = super().reserve(slot, tokens)
             if new:
                 self.calls.append(("reserve", (slot, tokens), None))
         return new
 
     def release(self, slot: int) -> None:
-        with uninterrupted():
+        with Interrupts():
             super().release(slot)
             self.calls.append(("release", (slot,), None))
 

@@ -77,8 +77,8 @@ class Part:
             self._requests[asked.number] = _request(asked)
         self._follow(step)
         batch = [self._requests[number] for number in step.batch]
-        columns = zip(batch, step.slots, step.computed, step.written, strict=True)
-        for request, request.slot, request.computed, written in columns:
+        for request, slot, computed, written in zip(batch, step.slots, step.computed, step.written, strict=True):
+            request.slot, request.computed = slot, computed
             request.token_ids += written
             request.written = len(request.token_ids)
         numbers = dict(zip(map(id, batch), step.batch, strict=True))

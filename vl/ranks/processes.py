@@ -14,12 +14,11 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ import torch
 from vl import errors
 from vl.engine import EngineConfig
 from vl.errors import DeviceError, Error
+from vl.ranks.interrupts import Interrupts
 from vl.ranks.messages import Hello, Progress, Trouble, encode, receive
 
 # A command of its own rather than multiprocessing's 'spawn', which would run the caller's script again in every rank.
@@ -108,7 +108,8 @@ class Ranks:
                 meeting = str(self._held.folder / "meeting")
                 hello = Hello(rank.number, len(devices), str(rank.device), meeting, timeout, build, config)
                 self._send(rank, encode(hello))
-            self._answers(0, None, progress)
+            with Interrupts() as interrupts:
+                self._answers(0, interrupts, None, progress)
         except BaseException:
             self.close()
             raise
@@ -143,16 +144,15 @@ class Ranks:
 
     def call_with(self, command: str, make: Callable[[], tuple[Any, ...]]) -> list[Any]:
         """`call` with arguments that are made once it is certain that all ranks will get them, Ctrl-C or not."""
-        with self._turn:
+        with self._turn, Interrupts() as interrupts:
             self._check()
             if self._answered < self._number:  # the caller was interrupted while it waited
-                self._answers(self._number, self.timeout)
-            with uninterrupted():
-                self._number += 1
-                message = encode((self._number, command, make()))
-                for rank in self._held.ranks:
-                    self._send(rank, message)
-            return self._answers(self._number, self.timeout)
+                self._answers(self._number, interrupts, self.timeout)
+            self._number += 1
+            message = encode((self._number, command, make()))
+            for rank in self._held.ranks:
+                self._send(rank, message)
+            return self._answers(self._number, interrupts, self.timeout)
 
     def close(self) -> None:
         """End all ranks; harmless when they have ended."""
@@ -171,12 +171,14 @@ class Ranks:
             rank.lost = True
             raise self._failed() from None
 
-    def _answers(self, number: int, timeout: float | None, progress: Progress | None = None) -> list[Any]:
+    def _answers(
+        self, number: int, interrupts: Interrupts, timeout: float | None, progress: Progress | None = None
+    ) -> list[Any]:
         """What all ranks answer to the command of this number."""
         last = None if timeout is None else time.monotonic() + timeout
         answers: dict[int, tuple[str, Any]] = {}
         while len(answers) < len(self):
-            ready = self._ready(None if last is None else last - time.monotonic())
+            ready = interrupts.wait(self._ready, None if last is None else last - time.monotonic())
             if not ready:
                 late = [rank for rank in self._held.ranks if rank.number not in answers]
                 raise self._failed(
@@ -250,23 +252,6 @@ class Ranks:
         first = min(failed, key=lambda rank: _is_echo(rank.trouble))
         assert first.trouble is not None
         return _error(first, first.trouble)
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ctrl-C takes effect after this block: what is done in it is done whole. For what takes no time."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield
-        return
-    came: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if came:
-            handler(*came[0])
 
 
 def _environment() -> dict[str, str]:
