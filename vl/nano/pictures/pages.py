@@ -10,10 +10,10 @@ from typing import NamedTuple
 from numpy.random import Generator
 from PIL import Image
 
-from vl.nano.pictures import prose
 from vl.nano.pictures.canvas import COLOURS, RGB, SizeRange, draw_size, jitter, pick
 from vl.nano.pictures.fonts import ALL, Face, Fonts, find_faces
 from vl.nano.pictures.pen import Type
+from vl.nano.pictures.prose import Prose
 from vl.nano.pictures.questions import Asked, Questions
 from vl.nano.pictures.receipts import paint_receipt
 from vl.nano.pictures.sheets import MIN_SIZE, Entry, Sheet
@@ -77,7 +77,7 @@ def _paint_page(sheet: Sheet, face: Face, limit: int) -> tuple[int, list[Entry]]
     body = sheet.draw_type(face, 9, 3, 24 if longer >= _LARGE else min(40, longer // 14))
     pad = 2 + body.size // 3
     usable, room = sheet.width - 2 * pad, sheet.height - 2 * pad
-    parts = _draw_parts(rng, body, int(rng.integers(min(4, limit), limit + 1)), usable)
+    parts = _draw_parts(sheet.prose, body, int(rng.integers(min(4, limit), limit + 1)), usable)
     widest = max(kind.width(word) for kind, words in parts for word in words)
     leading, gap = body.height * rng.uniform(0.0, 0.35), body.size * pick(rng, (0.0, 0.6, 1.2))
     lines = _set_lines(parts, max(widest, rng.uniform(0.25, 1.0) * usable), leading, gap)
@@ -124,20 +124,20 @@ class _Line(NamedTuple):
         return [(left + shift, " ".join(self.words))]
 
 
-def _draw_parts(rng: Generator, body: Type, count: int, usable: float) -> list[tuple[Type, list[str]]]:
+def _draw_parts(prose: Prose, body: Type, count: int, usable: float) -> list[tuple[Type, list[str]]]:
     """Heading, if any, and one or two paragraphs, with `count` words in all, none of which is wider than `usable`."""
     parts: list[tuple[Type, list[str]]] = []
-    if count >= 10 and rng.random() < 0.4:
-        heading = prose.titled(rng, 5).split()
-        kind = Type(body.face, round(body.size * rng.uniform(1.0, 1.7)))
+    if count >= 10 and prose.chance(0.4):
+        heading = prose.titled(5).split()
+        kind = Type(body.face, round(body.size * prose.rng.uniform(1.0, 1.7)))
         parts.append((kind if all(kind.width(word) <= usable for word in heading) else body, heading))
         count -= len(heading)
-    first = int(rng.integers(6, count - 5)) if count >= 16 and rng.random() < 0.4 else count
-    upper = rng.random() < 0.05
+    first = prose.whole(6, count - 5) if count >= 16 and prose.chance(0.4) else count
+    upper = prose.chance(0.05)
     for length in filter(None, (first, count - first)):
-        text = prose.paragraph(rng, length)
+        text = prose.paragraph(length)
         parts.append((body, [word.upper() for word in text] if upper else text))
-    return [(kind, [prose.fit_word(rng, kind, word, usable) for word in words]) for kind, words in parts]
+    return [(kind, [prose.fit_word(kind, word, usable) for word in words]) for kind, words in parts]
 
 
 def _set_lines(parts: list[tuple[Type, list[str]]], column: float, leading: float, gap: float) -> list[_Line]:
@@ -160,8 +160,8 @@ def _paint_sign(sheet: Sheet, face: Face, limit: int) -> tuple[int, list[Entry]]
     left, top = sheet.place(wide, high)
     border = 1 + int(0.03 * min(wide, high) * rng.random())
     usable, room = wide - 4 * border - 6, high - 4 * border - 6
-    words = prose.sign_words(rng, int(rng.integers(1, min(8, limit) + 1)))
-    words = [prose.fit_word(rng, Type(face, MIN_SIZE), word, usable) for word in words]
+    words = sheet.prose.sign_words(int(rng.integers(1, min(8, limit) + 1)))
+    words = [sheet.prose.fit_word(Type(face, MIN_SIZE), word, usable) for word in words]
     lines, largest = _enlarge(rng, face, words, usable, room)
     kind = Type(face, round(MIN_SIZE * (largest / MIN_SIZE) ** rng.uniform(0.6, 1.0)))
     colour, radius = jitter(pick(rng, tuple(COLOURS)), rng), 3 * (border + 3) * rng.random()
@@ -231,7 +231,7 @@ class _PageQuestions(Questions[PageFacts]):
             topics += [("cheapest", e, e.label) for e in prices[:1] if e.value != prices[1].value]
             topics += [("dearest", e, e.label) for e in prices[-1:] if e.value != prices[-2].value]
         if buttons := by_role["button"]:
-            other = Entry("button", "", prose.label(self.rng, "button"))
+            other = Entry("button", "", Prose(self.rng).label("button"))
             topics += [("button", e, "yes" if e in buttons else "no") for e in (*buttons[:1], other)]
             topics += [("buttons", other, str(len(buttons))), ("leftmost", other, buttons[0].value)]
         if messages := by_role["message"]:

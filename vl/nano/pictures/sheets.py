@@ -11,6 +11,7 @@ from vl.nano.pictures.canvas import RGB, Background, Box, hsv
 from vl.nano.pictures.fonts import Face
 from vl.nano.pictures.pen import Pen, Type
 from vl.nano.pictures.placing import place_block
+from vl.nano.pictures.prose import Prose
 
 MIN_SIZE = 14  # px per em: the smallest type
 _MIN_RATIO = 4.5  # of brightness: equally bright hues are hard to read, however far apart
@@ -30,10 +31,10 @@ class Entry(NamedTuple):
 
 
 class Sheet(Pen):
-    """A picture of print in the making: `lines` are the rows printed so far."""
+    """A picture of print in the making: `lines` are the rows printed so far, `prose` draws what to print."""
 
     def __init__(self, rng: Generator, width: int, height: int) -> None:
-        self.rng = rng
+        self.rng, self.prose = rng, Prose(rng)
         self.backdrop = Background.draw(rng)
         super().__init__(self.backdrop.paint(width, height, rng))
         self.width, self.height = width, height

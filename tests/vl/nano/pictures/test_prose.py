@@ -6,11 +6,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from vl.nano.pictures.prose import paragraph
+from vl.nano.pictures.prose import Prose
 
 
 def test_running_text_looks_like_text_but_cannot_be_guessed() -> None:
-    words = paragraph(np.random.default_rng(2), 4000)
+    words = Prose(np.random.default_rng(2)).paragraph(4000)
     assert len(words) == 4000
     plain = [re.sub(r"[^a-z]", "", word.lower()) for word in words]
     counts = Counter(plain)
