@@ -154,8 +154,6 @@ def _show(name: str, config: VLConfig, plan: Plan, most: int | None) -> None:
     )
     if any(option.fits and not option.loadable for option in kept):
         console.print("not yet: vl.load of this version keeps no experts in host memory.", markup=False)
-    if any(option.fits and option.loadable and not option.kernels for option in kept):
-        console.print("slower: it loads, but kernels of this format are yet to come.", markup=False)
     if left:
         console.print(f"{left} larger machines are left out: --quantization or --json show all.", markup=False)
 
@@ -190,16 +188,10 @@ def _table(options: list[Option], width: int) -> Table:
             _context(option.max_context),
             *(("-", "-") if speed is None else (_rate(speed.prefill_tokens), _rate(speed.decode_tokens))),
             *((_gib(memory.host) if memory.host else "-",) if wide else ()),
-            _state(option),
+            option.problem or ("" if option.loadable else "not yet"),
             style="dim" if option.problem else None,
         )
     return table
-
-
-def _state(option: Option) -> str:
-    if option.problem or not option.loadable:
-        return option.problem or "not yet"
-    return "" if option.kernels else "slower"
 
 
 def _gib(count: int) -> str:

@@ -45,6 +45,35 @@ ELEMENTWISE = Efficiency(0.95, 1.0, 2e-6)
 # The vision tower: 76 tiles 37.0 -> 53.0 ms, 8 3.90 -> 6.75, 1 0.49 -> 1.86.
 VISION = Efficiency(1.0, 0.73, 1.1e-3)
 
-# Factors on bandwidth and rate of the products of a quantised format. Assumed, until they are measured: they are what
-# the kernels are meant to reach. FP8's rate is of the GPU's FP8 rate.
-QUANTISED = {"bf16": (1.0, 1.0), "int8": (0.9, 0.9), "fp8": (0.9, 0.85), "nf4": (0.75, 0.8)}
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """How products with the codes of a format compare with those with bf16.
+
+    Attributes:
+        bandwidth, rate: factors on the shares of an operation that reads the codes; FP8's is of the GPU's FP8 rate.
+        written: the share of the bandwidth at which matrices are written out in bf16 beforehand, which large products
+            do where they gain by it; 0 if they never do.
+    """
+
+    bandwidth: float
+    rate: float
+    written: float = 0.0
+
+    def of(self, plain: Efficiency) -> Efficiency:
+        return Efficiency(plain.bandwidth * self.bandwidth, plain.rate * self.rate, plain.fixed)
+
+
+# Of experts and of projections. One H200, 28 November 2026.
+# NF4, MoE layers: 1 token 41 -> 74 us, 2 82 -> 137, 8 269 -> 455, 64 650 -> 1350 to 1690, 256 660 -> 5100, 4096 9050,
+# 16384 21700; projections in docs/benchmarks.md. Look-ups of codes limit it, not memory, hence the rate: more rows take
+# more of them.
+# int8 and FP8: single kernels with the fastest tile of a sweep, before int8's last change; layers have not been timed.
+# Experts, both products: int8 1 token 0.108 ms, 64 1.34, 512 2.12, 16384 22.7; FP8 0.097, 1.17, 1.33, 8.57, and 1.0 to
+# round 16384 tokens. Projection 24576 x 6144: int8 1 token 0.044 ms, 8192 3.68; FP8 0.037, 1.69.
+QUANTISED = {
+    "bf16": (Codes(1.0, 1.0), Codes(1.0, 1.0)),
+    "int8": (Codes(0.85, 0.7), Codes(0.9, 0.95)),
+    "fp8": (Codes(0.85, 0.8), Codes(0.9, 0.95)),
+    "nf4": (Codes(0.6, 0.044, written=0.9), Codes(0.63, 0.095, written=0.9)),
+}

@@ -7,19 +7,17 @@ from dataclasses import dataclass, replace
 
 from vl.config import VLConfig
 from vl.errors import ConfigError
-from vl.plan.formats import FORMATS, Format, find_format
+from vl.plan.formats import FORMATS, NF4, Format, find_format
 from vl.plan.gpus import Gpu, Machine, known_gpus
 from vl.plan.memory import FRAGMENTS, Memory, activation_memory, cache_memory, overhead
 from vl.plan.share import LAYERS, ONE, SPILLED, TENSOR, Placement, Share, placements
-from vl.plan.sizes import expert, expert_bytes, stored, weight_bytes
+from vl.plan.sizes import VALUE, expert, expert_bytes, stored, weight_bytes
 from vl.plan.speed import Estimate, Speed
 from vl.plan.workload import LIMIT, Workload
 
 COUNTS = (1, 2, 4, 8)  # of GPUs, as hosts have them
-# What is there: placements that `vl.load` can make, and formats whose products have kernels; others are multiplied by
-# PyTorch's operations, slower than predicted. The output says so.
-LOADABLE = {ONE, TENSOR, LAYERS}
-KERNELS = {"bf16"}
+LOADABLE = {ONE, TENSOR, LAYERS}  # placements that `vl.load` can make; the output marks the others
+WRITTEN = 4 << 30  # bytes of NF4 experts that are written out at a time (kernels/moe/nf4.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +31,6 @@ class Option:
         speed: None where it does not fit, or the GPU cannot compute in this format.
         spilled: the part of the experts that is in host memory.
         loadable: whether this version of `vl.load` can do it.
-        kernels: whether this version has kernels of the format, without which it is slower than predicted.
         problem: why it cannot be used; empty if it can.
     """
 
@@ -45,7 +42,6 @@ class Option:
     speed: Speed | None
     spilled: float
     loadable: bool
-    kernels: bool
     problem: str
 
     @property
@@ -147,7 +143,6 @@ def consider(placement: Placement, form: Format, machine: Machine, work: Workloa
         speed=speed,
         spilled=spilled,
         loadable=placement.kind in LOADABLE,
-        kernels=form.name in KERNELS,
         problem=problem,
     )
 
@@ -187,8 +182,14 @@ def _on_gpu(share: Share, form: Format, machine: Machine, work: Workload, kind: 
 
 
 def _staging(share: Share, form: Format, kind: str) -> int:
-    """Room for an expert that comes from the host, while another is multiplied with."""
-    return int(2 * stored(expert(share.text), form.experts)) if kind == SPILLED else 0
+    """Room for an expert that comes from the host while another is multiplied with, and for NF4 experts in bf16."""
+    text, room = share.text, 0
+    if kind == SPILLED:
+        room += int(2 * stored(expert(text), form.experts))
+    if form.experts is NF4:
+        pair = 2 * VALUE * text.hidden_size * text.intermediate_size  # w1 and w3
+        room += pair * max(1, min(text.num_local_experts, WRITTEN // pair))
+    return room
 
 
 def _max_context(placement: Placement, form: Format, machine: Machine, work: Workload) -> int:

@@ -9,7 +9,7 @@ from vl.config import VLConfig
 from vl.plan.planner import Option, Plan
 from vl.plan.sizes import parameters
 
-SCHEMA = 1  # counts up when a name changes its meaning or goes
+SCHEMA = 2  # counts up when a name changes its meaning or goes
 
 
 def as_json(name: str, config: VLConfig, plan: Plan) -> dict[str, Any]:
@@ -33,7 +33,6 @@ def _option(option: Option) -> dict[str, Any]:
         "fits": option.fits,
         "problem": option.problem,
         "loadable": option.loadable,
-        "kernels": option.kernels,
         "memory": asdict(memory) | {"total": memory.total},
         "spilled_experts": option.spilled,
         "max_context": option.max_context,

@@ -16,9 +16,10 @@ from vl.plan.efficiency import (
     SOFTMAX_DECODE,
     SOFTMAX_PREFILL,
     VISION,
+    Codes,
     Efficiency,
 )
-from vl.plan.formats import Format, Storage
+from vl.plan.formats import BF16, Format, Storage
 from vl.plan.gpus import Gpu
 from vl.plan.share import LAYERS, Placement, Share
 from vl.plan.sizes import (
@@ -113,7 +114,7 @@ class Estimate:
 
     def _share(self, share: Share, step: Pass) -> float:
         text = share.text
-        experts = self._experts(text, step)
+        experts = self.experts(text, step.tokens)
         kinds = set(text.attn_type_list)
         seconds = sum(layers_of(text, kind) * (self._attention(text, kind, step) + experts) for kind in kinds)
         head = 2 * step.sequences * text.vocab_size * text.hidden_size
@@ -122,7 +123,7 @@ class Estimate:
     def _attention(self, text: TextConfig, kind: int, step: Pass) -> float:
         heads, keys, d = text.num_attention_heads, text.num_key_value_heads, text.head_dim
         x, inner = VALUE * text.hidden_size, VALUE * heads * d
-        seconds = self._products(projections(text, kind), step.tokens)
+        seconds = self.products(projections(text, kind), step.tokens)
         seconds += 2 * ELEMENTWISE.seconds(self.gpu, 3 * x * step.tokens)  # residual sums and norms
         if kind == LIGHTNING:
             seconds += ELEMENTWISE.seconds(self.gpu, 3 * inner * step.tokens)  # gate and norm
@@ -137,23 +138,37 @@ class Estimate:
         flops = 2 * step.tokens * (step.tokens + 2 * step.past) * heads * d
         return seconds + SOFTMAX_PREFILL.seconds(self.gpu, nbytes, flops)
 
-    def _experts(self, text: TextConfig, step: Pass) -> float:
-        weights = stored(expert(text), self.form.experts) * used_experts(text, step.tokens)
-        rows = step.tokens * text.num_experts_per_tok
-        flops = 6 * rows * text.hidden_size * text.intermediate_size
-        moved = weights + 2 * VALUE * step.tokens * text.hidden_size
-        return self._quantised(EXPERTS, self.form.experts, moved, flops)
+    def experts(self, text: TextConfig, tokens: int) -> float:
+        """Seconds of the experts of a layer."""
+        flops = 6 * tokens * text.num_experts_per_tok * text.hidden_size * text.intermediate_size
+        moved = 2 * VALUE * tokens * text.hidden_size
+        codes, used = QUANTISED[self.form.experts.name][0], used_experts(text, tokens)
+        return self._product(EXPERTS, codes, self.form.experts, expert(text), used, flops, moved)
 
-    def _products(self, matrices: list[Matrix], tokens: int) -> float:
-        return sum(
-            self._quantised(DENSE, self.form.attention, self.form.attention.bytes(*m), 2 * tokens * m[0] * m[1])
-            for m in matrices
-        )
+    def products(self, matrices: list[Matrix], tokens: int) -> float:
+        """Seconds of rows of so many tokens times each of the matrices of an attention."""
+        storage = self.form.attention
+        codes = QUANTISED[storage.name][1]
+        return sum(self._product(DENSE, codes, storage, [m], 1, 2 * tokens * m[0] * m[1]) for m in matrices)
 
-    def _quantised(self, how: Efficiency, storage: Storage, nbytes: float, flops: float) -> float:
-        bandwidth, rate = QUANTISED[storage.name]
-        scaled = Efficiency(how.bandwidth * bandwidth, how.rate * rate, how.fixed)
-        return scaled.seconds(self.gpu, nbytes, flops, self.gpu.fp8 if storage.name == "fp8" else None)
+    def _product(
+        self,
+        plain: Efficiency,
+        codes: Codes,
+        storage: Storage,
+        matrices: list[Matrix],
+        times: float,
+        flops: float,
+        moved: float = 0.0,
+    ) -> float:
+        """Seconds of a product with stored matrices, so many times over; `moved`: bytes beside theirs."""
+        weights, rate = times * stored(matrices, storage), self.gpu.fp8 if storage.name == "fp8" else None
+        direct = codes.of(plain).seconds(self.gpu, weights + moved, flops, rate)
+        if not codes.written:
+            return direct
+        wide = times * stored(matrices, BF16)
+        writing = (weights + wide) / (self.gpu.bandwidth * codes.written)
+        return min(direct, writing + plain.seconds(self.gpu, wide + moved, flops))
 
     def _spilled_bytes(self, step: Pass) -> float:
         """Of the experts that a pass uses, what comes from host memory to each GPU."""

@@ -1,12 +1,12 @@
 """Predictions against what was measured on one H200 (docs/benchmarks.md, 23 November 2026, and a run of 1 M tokens).
 
-The slice is eight layers of full width in bfloat16. docs/plan.md shows these rows.
+The slice is eight layers of full width in bfloat16; NF4's operations are of 28 November. docs/plan.md shows these rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,12 @@ import vl
 from text_backbone.config import TextConfig, hybrid_layers
 from vision_encoder import VisionConfig
 from vl.config import VLConfig
-from vl.plan import FORMATS, Workload, find_gpu
+from vl.plan import FORMATS, Machine, Workload, find_gpu
 from vl.plan.gpus import GIB
 from vl.plan.memory import CUBLAS, cache_memory, prefill_peak
-from vl.plan.share import Share, whole
+from vl.plan.models import released
+from vl.plan.planner import consider
+from vl.plan.share import Share, by_tensor, whole
 from vl.plan.sizes import weight_bytes
 from vl.plan.speed import Estimate, vision_seconds
 
@@ -42,8 +44,8 @@ class Measurement:
         return f"| {self.what} | {predicted:.4g} {self.unit} | {self.measured:.4g} | {predicted / self.measured:.2f} |"
 
 
-def estimate() -> Estimate:
-    return Estimate(whole(VLConfig(SLICE)), FORMATS["bf16"], find_gpu("H200"))
+def estimate(form: str = "bf16") -> Estimate:
+    return Estimate(whole(VLConfig(SLICE)), FORMATS[form], find_gpu("H200"))
 
 
 def prefill(tokens: int, chunk: int, measured: float, within: float = SPEED) -> Measurement:
@@ -74,6 +76,47 @@ def tower(tiles: int, measured: float) -> Measurement:
     )
 
 
+def experts(tokens: int, measured: float, inner: int = SLICE.intermediate_size) -> Measurement:
+    """Of a layer in NF4; the half of every expert is what one of two GPUs has."""
+    part = "half of a layer's experts" if inner < SLICE.intermediate_size else "a layer's experts"
+    what = f"NF4, {part}, {tokens} token{'s' * (tokens > 1)}"
+    text = replace(SLICE, intermediate_size=inner)
+    return Measurement(what, "ms", measured, lambda: 1e3 * estimate("nf4").experts(text, tokens), SPEED)
+
+
+def projection(rows: int, columns: int, tokens: int, measured: float) -> Measurement:
+    return Measurement(
+        f"NF4, projection {rows} x {columns}, {tokens} token{'s' * (tokens > 1)}",
+        "us",
+        measured,
+        lambda: 1e6 * estimate("nf4").products([(rows, columns)], tokens),
+        SPEED,
+    )
+
+
+def two() -> Estimate:
+    """The released model in NF4 on two GPUs."""
+    placement = by_tensor(released(), 2)
+    assert placement is not None
+    return Estimate(placement, FORMATS["nf4"], find_gpu("H200"))
+
+
+def written(batch: int, measured: float) -> Measurement:
+    return Measurement(
+        f"whole model in NF4 on two, batch {batch}",
+        "tok/s",
+        measured,
+        lambda: batch / two().decode(140, batch),
+        SPEED,
+    )
+
+
+def held_by_two() -> float:
+    """GiB of each GPU, with 64 sequences in a cache of 26 624 tokens."""
+    form, machine = FORMATS["nf4"], Machine(find_gpu("H200"), 2)
+    return consider(two().placement, form, machine, Workload(26624 // 64, 64)).memory.total / GIB
+
+
 def weights() -> float:
     return weight_bytes(Share(SLICE), FORMATS["bf16"]) / GIB
 
@@ -97,6 +140,25 @@ MEASUREMENTS = [
     tower(1, 539),
     tower(8, 1186),
     tower(76, 1433),
+    # 64 tokens took from 1.35 to 1.69 ms, and with halves from 1.0 to 1.2.
+    *(
+        experts(*row)
+        for row in ((1, 0.074), (2, 0.137), (8, 0.455), (64, 1.52), (256, 5.1), (4096, 9.05), (16384, 21.7))
+    ),
+    *(experts(*row, inner=4608) for row in ((1, 0.044), (2, 0.0787), (8, 0.266), (64, 1.1))),
+    *(projection(24576, 6144, *row) for row in ((1, 31.3), (8, 53.6), (32, 175))),
+    *(projection(8192, 6144, *row) for row in ((1, 11.6), (8, 23.7), (32, 61))),
+    *(projection(6144, 8192, *row) for row in ((1, 13.5), (8, 23.8), (32, 65))),
+    Measurement(
+        "whole model in NF4 on two, prefill of 16384",
+        "k tok/s",
+        10.25,
+        lambda: 16.384 / two().prefill(16384, 8192),
+        SPEED,
+    ),
+    written(8, 390),
+    written(64, 806),
+    Measurement("whole model in NF4 on two, each GPU's memory", "GiB", 128.5, held_by_two, MEMORY),
     Measurement("slice, weights", "GiB", 89, weights, MEMORY),
     Measurement(
         "slice, beside the weights, prefill of 32768", "GiB", 3.98, lambda: beside_weights(32768, 32768), MEMORY

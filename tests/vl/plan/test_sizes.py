@@ -19,6 +19,7 @@ from vl.hub import NANO
 from vl.manifest import expected_shapes
 from vl.plan.formats import BF16, FORMATS, NF4
 from vl.plan.memory import cache_memory, copied_tokens
+from vl.plan.planner import WRITTEN
 from vl.plan.share import Share, by_layers, by_tensor, placements
 from vl.plan.sizes import active_bytes, parameters, state_bytes, vision_values, weight_bytes
 from vl.plan.workload import Workload
@@ -121,3 +122,10 @@ def test_copied_blocks_are_the_kernels(past: int) -> None:
     sizes = [stop - start for start, stop in blocks(past)]
     alive = max(a + b for a, b in pairwise([*sizes, 0]))  # a block's copies live until those of the next are made
     assert copied_tokens(past) == alive
+
+
+def test_the_room_for_nf4_experts_is_the_kernels() -> None:
+    pytest.importorskip("triton")
+    from text_backbone.kernels.moe import nf4
+
+    assert nf4._SCRATCH == WRITTEN
