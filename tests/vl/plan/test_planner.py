@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -69,6 +69,7 @@ def test_more_work_never_needs_less(
 def test_more_gpus_never_hold_less(config: VLConfig, machine: Machine, work: Workload, form: str) -> None:
     twice = Machine(machine.gpu, 2 * machine.count)
     few, many = by_kind(config, machine, work, form), by_kind(config, twice, work, form)
+    assume(TENSOR in many)  # 16 GPUs are more than heads of keys and values
     alone = few.get(TENSOR) or few[ONE]
     assert many[TENSOR].memory.weights < alone.memory.weights
     if alone.memory.weights > 2 * GIB:  # what several GPUs need to talk is half a GiB
