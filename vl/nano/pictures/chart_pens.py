@@ -155,12 +155,15 @@ class Plotter:
         """Where each character but the spaces is, by the extents that matplotlib gives texts."""
         boxes: list[NamedBox] = []
         renderer, height = self.canvas.get_renderer(), self.size[1]
+        depths: dict[Type, float] = {}  # how far the extents of text reach below its baseline
         for text, kind in zip(list(self.figure.texts), self.types, strict=True):
             words = text.get_text()
             if not words:
                 continue
-            probe = self.figure.text(0, 0, "lp", va="baseline", fontproperties=text.get_fontproperties())
-            depth = -float(probe.get_window_extent(renderer).y0)  # below the baseline
+            if kind not in depths:
+                probe = self.figure.text(0, 0, "lp", va="baseline", fontproperties=text.get_fontproperties())
+                depths[kind] = -float(probe.get_window_extent(renderer).y0)
+            depth = depths[kind]
             left, low, right, high = (float(edge) for edge in text.get_window_extent(renderer).extents)
             if text.get_rotation() == 90:
                 line = kind.letters(words, low, right - depth, (high - low) / kind.width(words))

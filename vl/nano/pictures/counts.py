@@ -9,7 +9,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
-from vl.nano.pictures.canvas import COLOURS, RGB, Background, SizeRange, draw_size
+from vl.nano.pictures.canvas import COLOURS, RGB, Background, SizeRange, draw_size, pick
 from vl.nano.pictures.placing import Disc, throw
 from vl.nano.pictures.scenes import MIN_RADIUS, SHAPES, SceneFacts, paint_shape, visible_colour
 
@@ -34,8 +34,8 @@ def draw_counts(
     """Draws 1 to `max_objects` shapes that do not overlap, any number as likely.
 
     The facts name the most frequent kind first, and each kind from top to bottom; several shapes may share a cell of
-    the 3 x 3 grid or lie near its border.
-    The canvas grows where it is too small to hold them at a radius of 9 px: nine of them want about 90 x 90 px.
+    the 3 x 3 grid or lie near its border. The canvas grows where it is too small to hold them at a radius of 9 px: nine
+    of them want about 90 x 90 px.
     """
     count = int(rng.integers(1, max_objects + 1))
     width, height, discs = _lay_out(rng, *draw_size(sizes, _ASPECT, rng), count)
@@ -93,14 +93,12 @@ def _rows(rng: Generator, width: int, height: int, count: int) -> list[Disc] | N
             layouts.append((rows, cols, room / 2 - _GAP))
     if not layouts:
         return None
-    rows, cols, largest = layouts[int(rng.integers(len(layouts)))]
+    rows, cols, largest = pick(rng, layouts)
     radius = smallest + (largest - smallest) * float(rng.uniform(0.2, 0.95))
     slack = largest - radius
     shifts = rng.uniform(-slack, slack, size=(count, 2)) * (rng.random() < 0.5)
-    discs = []
-    for (row, col), (dx, dy) in zip((divmod(i, cols) for i in range(count)), shifts.tolist(), strict=True):
-        discs.append(Disc((col + 0.5) * width / cols + dx, (row + 0.5) * height / rows + dy, radius, radius))
-    return discs
+    places = [((i % cols + 0.5) * width / cols, (i // cols + 0.5) * height / rows) for i in range(count)]
+    return [Disc(x + dx, y + dy, radius, radius) for (x, y), (dx, dy) in zip(places, shifts.tolist(), strict=True)]
 
 
 def _heap(rng: Generator, width: int, height: int, count: int) -> list[Disc] | None:

@@ -17,15 +17,7 @@ from numpy.random import Generator
 from PIL import Image
 
 from vl.nano.pictures.canvas import RGB, Background, Box, Boxes, SizeRange, draw_size, pick
-from vl.nano.pictures.emoji_faces import (
-    BITMAP_EM,
-    Emoji,
-    EmojiFace,
-    Glyph,
-    draw_glyph,
-    emoji_list,
-    find_emoji_faces,
-)
+from vl.nano.pictures.emoji_faces import BITMAP_EM, Emoji, EmojiFace, Glyph, draw_glyph, emoji_list, find_emoji_faces
 from vl.nano.pictures.placing import Disc, place_in_cells
 from vl.nano.pictures.questions import Asked, Questions, listed, sorts
 from vl.nano.pictures.scenes import COUNTS
@@ -96,7 +88,7 @@ def draw_emoji(
     background = Background.draw(rng, textures)
     chosen = [_choose(rng, faces, background)]
     for _ in range(int(rng.integers(max_emoji))):
-        again = chosen[int(rng.integers(len(chosen)))].emoji if rng.random() < 0.2 else None
+        again = pick(rng, chosen).emoji if rng.random() < 0.2 else None
         chosen.append(_choose(rng, faces, background, again))
     room = 2 * round(chosen[0].reach * chosen[0].smallest(width, height)) + 6
     width, height = max(width, room), max(height, room)

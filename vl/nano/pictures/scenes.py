@@ -140,7 +140,8 @@ def draw_scene(
     largest = max(smallest, side * _LARGEST[count - 1])
 
     def radius(share: float) -> tuple[float, float]:
-        return (smallest + (largest - smallest) * share,) * 2
+        size = smallest + (largest - smallest) * share
+        return size, size
 
     objects = []
     for _, disc in place_in_cells(rng, width, height, [radius] * count):
