@@ -286,9 +286,10 @@ step = model.language_model.forward
 def slow(*args):
     inside.set(); leave.wait(30)
     return step(*args)
+stepper = threading.Thread(target=next, args=(stream,), daemon=True)
 if sys.argv[2] == "stepping":
     model.language_model.forward = slow
-    threading.Thread(target=next, args=(stream,), daemon=True).start()
+    stepper.start()
     inside.wait()
 else:
     next(stream)
@@ -304,6 +305,8 @@ if not os.fork():
 _, status = os.wait()
 leave.set()
 model.language_model.forward = step
+if sys.argv[2] == "stepping":
+    stepper.join()  # a thread that is in one of torch's operations when Python ends would abort the process
 print("child", status, "parent", len(model.generate([ask], max_new_tokens=3)[0].token_ids))
 """
 
