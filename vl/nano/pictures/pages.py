@@ -13,6 +13,7 @@ from PIL import Image
 from vl.nano.pictures.canvas import COLOURS, RGB, SizeRange, draw_size, jitter, pick
 from vl.nano.pictures.fonts import ALL, Face, Fonts, find_faces
 from vl.nano.pictures.pen import Type
+from vl.nano.pictures.placing import fit_lines
 from vl.nano.pictures.prose import Prose
 from vl.nano.pictures.questions import Asked, Questions
 from vl.nano.pictures.receipts import paint_receipt
@@ -162,8 +163,17 @@ def _paint_sign(sheet: Sheet, face: Face, limit: int) -> tuple[int, list[Entry]]
     usable, room = wide - 4 * border - 6, high - 4 * border - 6
     words = sheet.prose.sign_words(int(rng.integers(1, min(8, limit) + 1)))
     words = [sheet.prose.fit_word(Type(face, MIN_SIZE), word, usable) for word in words]
-    lines, largest = _enlarge(rng, face, words, usable, room)
-    kind = Type(face, round(MIN_SIZE * (largest / MIN_SIZE) ** rng.uniform(0.6, 1.0)))
+    sample = Type(face, 64)
+
+    def largest(lines: Sequence[str]) -> float:
+        scale = min(usable / sample.widest(lines), room / (len(lines) * sample.height))
+        size = min(_LARGEST_SIGN, 1 + int(scale * sample.size))
+        while size >= MIN_SIZE and not Type(face, size).holds(lines, usable, room):
+            size -= 1  # hinting makes small type a little wider or narrower than in proportion
+        return size
+
+    lines, fit = fit_lines(rng, words, MIN_SIZE, _split, largest)
+    kind = Type(face, round(MIN_SIZE * (fit / MIN_SIZE) ** rng.uniform(0.6, 1.0)))
     colour, radius = jitter(pick(rng, tuple(COLOURS)), rng), 3 * (border + 3) * rng.random()
     ink = sheet.draw_ink(colour)
     sheet.panel((left, top, left + wide, top + high), colour, radius=radius)
@@ -178,26 +188,9 @@ def _paint_sign(sheet: Sheet, face: Face, limit: int) -> tuple[int, list[Entry]]
     return kind.size, []
 
 
-def _enlarge(rng: Generator, face: Face, words: list[str], wide: float, high: float) -> tuple[list[str], int]:
-    """Lines of about as many words each, their number drawn from those possible, and the largest size that fits.
-
-    Words are left out from the end until there is one; a single word stays, at the least size.
-    """
-    sample = Type(face, 64)
-    for count in range(len(words), 0, -1):
-        fitting = []
-        for rows in range(1, count + 1):
-            ends = [round(i * count / rows) for i in range(rows + 1)]
-            lines = [" ".join(words[start:end]) for start, end in pairwise(ends)]
-            scale = min(wide / sample.widest(lines), high / (rows * sample.height))
-            size = min(_LARGEST_SIGN, 1 + int(scale * sample.size))
-            while size >= MIN_SIZE and not Type(face, size).holds(lines, wide, high):
-                size -= 1  # hinting makes small type a little wider or narrower than in proportion
-            if size >= MIN_SIZE:
-                fitting.append((lines, size))
-        if fitting:
-            return pick(rng, fitting)
-    return words[:1], MIN_SIZE
+def _split(words: Sequence[str], rows: int) -> list[Sequence[str]]:
+    """About as many words in each row."""
+    return [words[a:b] for a, b in pairwise(round(i * len(words) / rows) for i in range(rows + 1))]
 
 
 _Topic = tuple[str, Entry, str]

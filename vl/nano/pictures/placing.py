@@ -1,13 +1,15 @@
-"""Where things go: discs that keep apart, in cells of the 3 x 3 grid or anywhere, and blocks of print."""
+"""Where things go: discs that keep apart, in cells of the 3 x 3 grid or anywhere, and blocks and lines of print."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
+
+from vl.nano.pictures.canvas import pick
 
 POSITIONS = (
     ("at the top left", "at the top", "at the top right"),
@@ -77,3 +79,22 @@ def place_block(
     """The left and top edge of a block anywhere on a canvas, at least `pad` px from its edges."""
     width, height = canvas
     return pad + rng.random() * (width - 2 * pad - wide), pad + rng.random() * (height - 2 * pad - high)
+
+
+def fit_lines(
+    rng: Generator,
+    words: Sequence[str],
+    least: float,
+    split: Callable[[Sequence[str], int], Iterable[Iterable[str]]],
+    largest: Callable[[Sequence[str]], float],
+) -> tuple[tuple[str, ...], float]:
+    """Breaks words into lines as `split` does, and finds the `largest` size of type at which they fit.
+
+    Any number of lines that fit at `least` is as likely; when none do, the last word is left out. A single word stays,
+    at `least`.
+    """
+    for count in range(len(words), 0, -1):
+        broken = (tuple(map(" ".join, split(words[:count], rows))) for rows in range(1, count + 1))
+        if fitting := [(lines, size) for lines in broken if (size := largest(lines)) >= least]:
+            return pick(rng, fitting)
+    return (words[0],), least

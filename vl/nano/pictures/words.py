@@ -13,8 +13,9 @@ from numpy.random import Generator
 from PIL import Image
 
 from vl.nano.pictures.canvas import Background, Boxes, SizeRange, draw_size, pick
-from vl.nano.pictures.fonts import ALL, Face, Fonts, find_faces
+from vl.nano.pictures.fonts import ALL, Fonts, find_faces
 from vl.nano.pictures.pen import Pen, Type, smallest_size
+from vl.nano.pictures.placing import fit_lines
 
 MAX_WORDS = 4
 _MIN_SIZE, _MAX_SIZE = 14, 220  # px per em
@@ -70,14 +71,19 @@ def draw_words(
     """Draws a line or two of text on a backdrop.
 
     The type is as large as the canvas allows, or smaller by up to a factor, or `size` px per em; words that cannot be
-    printed at the least legible size, or at this one, are left out.
+    printed at the least legible size, or at this one, are left out, and the canvas grows around a single one.
     """
     face = pick(rng, find_faces(fonts))
     width, height = draw_size(sizes, _ASPECT, rng)
     smallest = size or smallest_size(_MIN_SIZE, width, height)
-    words = draw_text(rng, int(rng.integers(1, max_words + 1)))
-    lines, largest = _lay_out(rng, face, words, width, height, smallest)
-    kind = Type(face, size or round(smallest * (largest / smallest) ** rng.uniform(0.3, 1.0)))
+    words, sample = draw_text(rng, int(rng.integers(1, max_words + 1))), Type(face, _REFERENCE_SIZE)
+
+    def largest(lines: Sequence[str]) -> float:
+        wide, high = sample.widest(lines) / sample.size, sample.height / sample.size  # ems
+        return min((width - 4) / wide, (height - 4) / (high * (1 + _MAX_SPACING * (len(lines) - 1))))
+
+    lines, fit = fit_lines(rng, words, smallest, np.array_split, largest)
+    kind = Type(face, size or round(smallest * (min(fit, _MAX_SIZE) / smallest) ** rng.uniform(0.3, 1.0)))
     pitch = kind.height * float(rng.uniform(1.0, _MAX_SPACING))
     wide, high = round(kind.widest(lines)), round(kind.height + pitch * (len(lines) - 1))
     margin = 2 + kind.size // 12  # the last letter of an italic leans out of its advance
@@ -137,25 +143,3 @@ def clock(rng: Generator) -> str:
 
 def _letters(rng: Generator, alphabet: str, count: int) -> str:
     return "".join(alphabet[int(i)] for i in rng.integers(len(alphabet), size=count))
-
-
-def _lay_out(
-    rng: Generator, face: Face, words: list[str], width: int, height: int, smallest: int
-) -> tuple[tuple[str, ...], float]:
-    """Breaks words into lines and finds the largest size (px per em) at which they fit.
-
-    Any number of lines that fits at `smallest` is as likely; when none does, the last word is dropped. A single word
-    that does not fit stays, at `smallest`: the canvas grows around it.
-    """
-    sample = Type(face, _REFERENCE_SIZE)
-    for count in range(len(words), 0, -1):
-        fitting = []
-        for rows in range(1, count + 1):
-            lines = tuple(" ".join(part) for part in np.array_split(words[:count], rows))
-            wide, high = (side / _REFERENCE_SIZE for side in (sample.widest(lines), sample.height))  # ems
-            fit = min((width - 4) / wide, (height - 4) / (high * (1 + _MAX_SPACING * (rows - 1))))
-            if fit >= smallest:
-                fitting.append((lines, min(fit, _MAX_SIZE)))
-        if fitting:
-            return pick(rng, fitting)
-    return (words[0],), smallest

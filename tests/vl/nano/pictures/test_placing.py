@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vl.nano.pictures.placing import POSITIONS, Disc, place_block, place_in_cells, throw
+from vl.nano.pictures.placing import POSITIONS, Disc, fit_lines, place_block, place_in_cells, throw
 
 
 @settings(max_examples=80, deadline=None)
@@ -66,3 +67,27 @@ def test_blocks_keep_off_the_edges(seed: int, wide: float, high: float, pad: flo
     assert top >= pad
     assert left + wide <= 100 - pad + 1e-9
     assert top + high <= 70 - pad + 1e-9
+
+
+def by_ones(words: Sequence[str], rows: int) -> list[Sequence[str]]:
+    """All words but the last ones in the first row, and one in each of the others."""
+    first = len(words) - rows + 1
+    return [words[:first], *([word] for word in words[first:])]
+
+
+def test_any_number_of_lines_that_fit_is_as_likely() -> None:
+    def largest(lines: Sequence[str]) -> float:
+        return 40 / max(map(len, lines))
+
+    rng = np.random.default_rng(0)
+    drawn = [fit_lines(rng, ["aa", "bb", "cc"], 6.0, by_ones, largest) for _ in range(600)]
+    found = {lines: (size, drawn.count((lines, size))) for lines, size in drawn}
+    assert {lines: size for lines, (size, _) in found.items()} == {("aa bb", "cc"): 8.0, ("aa", "bb", "cc"): 20.0}
+    assert all(240 < count < 360 for _, count in found.values())
+
+
+def test_words_that_do_not_fit_are_left_out_but_for_one() -> None:
+    rng = np.random.default_rng(0)
+    few = fit_lines(rng, ["aa", "bb", "cc"], 6.0, by_ones, lambda lines: 7.0 if "cc" not in " ".join(lines) else 5.0)
+    assert " ".join(few[0]) == "aa bb"
+    assert fit_lines(rng, ["aa", "bb"], 6.0, by_ones, lambda lines: 5.0) == (("aa",), 6.0)
