@@ -55,8 +55,8 @@ def has_e4m3(device: torch.device) -> bool:
 
 @cache
 def multiprocessors(device: torch.device) -> int:
-    """Streaming multiprocessors of a CUDA device."""
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    """Streaming multiprocessors of a CUDA device; of `meta` those of the GPU that is compiled for."""
+    return torch.cuda.get_device_properties(None if device.type == "meta" else device).multi_processor_count
 
 
 @cache

@@ -175,7 +175,7 @@ def test_peers_take_the_same_shapes(suite: ModuleType, op: str, tmp_path: Path) 
         (["ops", "--device", "abacus"], 3, "cpu or cuda"),
         (["ops", "--json", "/nowhere/figures.json"], 2, "cannot write /nowhere/figures.json"),
         (["vision", "--plot", "/nowhere/chart.png"], 2, "cannot write /nowhere/chart.png"),
-        (["tune", "abacus"], 3, "choose one of moe, lightning"),
+        (["tune", "abacus"], 3, "choose one of moe, row-scaled, nf4, lightning"),
     ],
 )
 def test_what_cannot_be_measured(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import triton
 from torch import Tensor
 
@@ -31,6 +34,17 @@ UP = Launch(4, 4)
 DOWN = Launch(8, 3, 80)
 
 
+class Sizes(NamedTuple):
+    """Of a layer."""
+
+    experts: int
+    hidden: int
+    inner: int
+
+
+Way = Callable[[Tensor, Weight, Weight, Tensor, Tensor, Sizes], Tensor]
+
+
 def expert_mlp(x: Tensor, w13: Stored, w2: Stored, weights: Tensor, experts: Tensor) -> Tensor:
     """Same as `reference.expert_mlp`, without gradients."""
     ups, downs = _weight(w13), _weight(w2)
@@ -39,18 +53,38 @@ def expert_mlp(x: Tensor, w13: Stored, w2: Stored, weights: Tensor, experts: Ten
     if not len(x) or not (reads(hidden) and reads(inner)):
         return reference.expert_mlp(x, w13, w2, weights, experts)
     x, weights, experts = x.contiguous(), weights.contiguous(), experts.contiguous()
-    if not (directly(x.dtype, hidden) and directly(x.dtype, inner)) or experts.numel() > _FEW_EACH * count:
-        return _many(x, ups, downs, weights, experts, (count, hidden, inner))
-    if experts.numel() <= _ALONE and DOWN.warps % experts.shape[1] == 0:
-        h = x.new_empty(experts.numel(), inner)
-        up(x, ups, experts, None, h, inner, 1)
-        return down(h, downs, weights, experts, hidden)
-    groups = group(experts, count)
-    columns = column_tiles(2 * experts.numel() // count)  # most experts have less than twice the mean
+    sizes = Sizes(count, hidden, inner)
+    return way(x, experts, sizes)(x, ups, downs, weights, experts, sizes)
+
+
+def way(x: Tensor, experts: Tensor, sizes: Sizes) -> Way:
+    """How the layer is computed for these tokens and their experts."""
+    rows = experts.numel()
+    if not (directly(x.dtype, sizes.hidden) and directly(x.dtype, sizes.inner)) or rows > _FEW_EACH * sizes.experts:
+        return written_out
+    return alone if rows <= _ALONE and DOWN.warps % experts.shape[1] == 0 else by_expert
+
+
+def alone(x: Tensor, w13: Weight, w2: Weight, weights: Tensor, experts: Tensor, sizes: Sizes) -> Tensor:
+    """Each assignment by itself, from the codes."""
+    h = x.new_empty(experts.numel(), sizes.inner)
+    up(x, w13, experts, None, h, sizes.inner, 1)
+    return down(h, w2, weights, experts, sizes.hidden)
+
+
+def by_expert(x: Tensor, w13: Weight, w2: Weight, weights: Tensor, experts: Tensor, sizes: Sizes) -> Tensor:
+    """The rows of every expert together, from the codes."""
+    count, hidden, inner = sizes
+    groups, columns = group(experts, count), tiles_each(experts, count)
     h, y = x.new_empty(experts.numel(), inner), x.new_empty(experts.numel(), hidden)
-    up(arrange(x), ups, groups.order, groups.bounds, h, inner, columns)
-    few_linear(h, downs, y, groups.bounds, count, True, columns)
+    up(arrange(x), w13, groups.order, groups.bounds, h, inner, columns)
+    few_linear(h, w2, y, groups.bounds, count, True, columns)
     return grouped.combine(y, weights, groups)[0]
+
+
+def tiles_each(experts: Tensor, count: int) -> int:
+    """Column tiles of a program: most experts have less than twice the mean of rows."""
+    return column_tiles(2 * experts.numel() // count)
 
 
 def _weight(stored: Stored) -> Weight:
@@ -58,29 +92,38 @@ def _weight(stored: Stored) -> Weight:
     return Weight(codes, scales, nested, offset, stored.first, stored.stride)
 
 
-def up(x: Tensor, weight: Weight, experts: Tensor, bounds: Tensor | None, h: Tensor, inner: int, columns: int) -> None:
+def up(
+    x: Tensor,
+    weight: Weight,
+    experts: Tensor,
+    bounds: Tensor | None,
+    h: Tensor,
+    inner: int,
+    columns: int,
+    launch: Launch = UP,
+) -> None:
     """Write SiLU(w1 x) * w3 x, arranged, of every assignment to h; see `few.up_kernel`."""
     codes, scales, nested, offset, first, stride = weight
     count, values = len(offset), table(x.device, x.dtype)
-    few.up_kernel[(UP.programs * multiprocessors(x.device),)](
+    few.up_kernel[(launch.programs * multiprocessors(x.device),)](
         x, codes, scales, nested, offset, values, experts, values if bounds is None else bounds, h,
         len(h), first, stride, x.shape[1], inner, nested.shape[-1], len(h) // len(x), count,
-        max(2, triton.next_power_of_2(count)), columns, bounds is not None, **options(UP, x.device),
+        max(2, triton.next_power_of_2(count)), columns, bounds is not None, **options(launch, x.device),
     )  # fmt: skip
 
 
-def down(h: Tensor, weight: Weight, weights: Tensor, experts: Tensor, hidden: int) -> Tensor:
+def down(h: Tensor, weight: Weight, weights: Tensor, experts: Tensor, hidden: int, launch: Launch = DOWN) -> Tensor:
     """The weighted sums [tokens, hidden] of w2 h over every token's experts; h is arranged, one row an assignment."""
     codes, scales, nested, offset, first, stride = weight
     out = h.new_empty(len(experts), hidden)
-    few.down_kernel[(DOWN.programs * multiprocessors(h.device),)](
+    few.down_kernel[(launch.programs * multiprocessors(h.device),)](
         h, codes, scales, nested, offset, table(h.device, h.dtype), weights, experts, out, len(experts), first, stride,
-        hidden, h.shape[1], nested.shape[-1], experts.shape[1], **options(DOWN, h.device),
+        hidden, h.shape[1], nested.shape[-1], experts.shape[1], **options(launch, h.device),
     )  # fmt: skip
     return out
 
 
-def _many(x: Tensor, w13: Weight, w2: Weight, weights: Tensor, experts: Tensor, sizes: tuple[int, int, int]) -> Tensor:
+def written_out(x: Tensor, w13: Weight, w2: Weight, weights: Tensor, experts: Tensor, sizes: Sizes) -> Tensor:
     """The matrices of some experts at a time are written out for the kernels of plain weights."""
     count, hidden, inner = sizes
     groups = group(experts, count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from math import prod
 from typing import Any, NamedTuple
@@ -63,12 +64,24 @@ def linear(
     weight = Weight(codes, scales, nested, offset, first, stride or k // BLOCK)
     if not rows:
         return x.new_empty(0, n)
-    if not directly(x.dtype, k) or rows > _FEW_ROWS:
-        return F.linear(x, unpack(weight, x.dtype, (n, k)))
-    y = x.new_empty(rows, n)
-    wide = rows > 2
-    few_linear(arrange(x) if wide else x, weight, y, None, 1, wide, column_tiles(rows))
+    return way(x)(x, weight, n)
+
+
+def way(x: Tensor) -> Callable[[Tensor, Weight, int], Tensor]:
+    """How rows x are multiplied."""
+    return direct if directly(x.dtype, x.shape[1]) and len(x) <= _FEW_ROWS else written_out
+
+
+def direct(x: Tensor, weight: Weight, n: int, tiles: int | None = None, launch: Launch = LINEAR) -> Tensor:
+    """Rows x [T, K] times one matrix [n, K] whose codes are read; tiles: see `column_tiles`."""
+    y, wide = x.new_empty(len(x), n), len(x) > 2
+    few_linear(arrange(x) if wide else x, weight, y, None, 1, wide, tiles or column_tiles(len(x)), launch)
     return y
+
+
+def written_out(x: Tensor, weight: Weight, n: int) -> Tensor:
+    """The same with a matrix that is written out first."""
+    return F.linear(x, unpack(weight, x.dtype, (n, x.shape[1])))
 
 
 def unpack(weight: Weight, dtype: torch.dtype, shape: tuple[int, ...], scratch: Tensor | None = None) -> Tensor:
@@ -111,12 +124,20 @@ def options(launch: Launch, device: torch.device) -> dict[str, Any]:
 
 
 def few_linear(
-    x: Tensor, weight: Weight, y: Tensor, bounds: Tensor | None, count: int, arranged: bool, columns: int
+    x: Tensor,
+    weight: Weight,
+    y: Tensor,
+    bounds: Tensor | None,
+    count: int,
+    arranged: bool,
+    columns: int,
+    launch: Launch = LINEAR,
 ) -> None:
+    """Write the products of rows x with one matrix, or by `bounds` those of `count` experts with theirs, to y."""
     codes, scales, nested, offset, first, stride = weight
     values = table(x.device, x.dtype)
-    few.linear_kernel[(LINEAR.programs * multiprocessors(x.device),)](
+    few.linear_kernel[(launch.programs * multiprocessors(x.device),)](
         x, codes, scales, nested, offset, values, values if bounds is None else bounds, y,
         len(x), first, stride, x.shape[1], y.shape[1], nested.shape[-1], count,
-        max(2, triton.next_power_of_2(count)), columns, bounds is not None, arranged, **options(LINEAR, x.device),
+        max(2, triton.next_power_of_2(count)), columns, bounds is not None, arranged, **options(launch, x.device),
     )  # fmt: skip

@@ -14,6 +14,7 @@ from vl.errors import InputError
 OPS = {
     "moe": "vl.bench.tune.moe",
     "row-scaled": "vl.bench.tune.row_scaled",
+    "nf4": "vl.bench.tune.nf4",
     "lightning": "vl.bench.tune.lightning",
 }
 
