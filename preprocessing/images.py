@@ -64,6 +64,7 @@ def load_image(source: ImageSource, *, name: str | None = None, background: Back
     ground = read_background(background)
     label = label_of(source) or name or "image"
     if isinstance(source, np.ndarray | torch.Tensor):
+        _check_size(_array_size(source), label)  # before a copy is made of it
         return _decode(from_array(source, label), label, ground)
     if isinstance(source, Image.Image):
         with _alone(source):
@@ -127,6 +128,12 @@ def _decode(image: Image.Image, label: str, ground: Colour | None) -> Image.Imag
 def _is_unread(image: Image.Image) -> bool:
     """Whether a decoder has yet to make the pixels."""
     return isinstance(image, ImageFile.StubImageFile) or (isinstance(image, ImageFile.ImageFile) and bool(image.tile))
+
+
+def _array_size(array: np.ndarray | torch.Tensor) -> tuple[int, int]:
+    """The two longest sides: wherever the channels are, no side is shorter than these."""
+    sides = sorted(array.shape)[-2:]
+    return (sides[0], sides[1]) if len(sides) == 2 else (1, 1)
 
 
 def _check_size(size: tuple[int, int], label: str) -> None:

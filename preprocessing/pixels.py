@@ -59,10 +59,13 @@ def _levels(array: np.ndarray | torch.Tensor, label: str) -> np.ndarray:
     """The pixels as uint8."""
     dtype = array.dtype
     if isinstance(array, torch.Tensor):
-        array = array.detach().cpu()
-        if array.is_floating_point() and dtype != torch.float64:
-            array = array.float()  # numpy has no bfloat16
-        array = array.numpy()
+        try:
+            array = array.detach().cpu().resolve_neg()
+            if array.is_floating_point() and dtype != torch.float64:
+                array = array.float()  # numpy has no bfloat16
+            array = array.numpy()
+        except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse, quantised, without data, complex
+            raise ImageError(f"{label}: cannot read pixels from this tensor ({error}); pass a plain one") from None
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind == "b":

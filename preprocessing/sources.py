@@ -88,7 +88,7 @@ def open_source(source: ImageSource, label: str) -> Iterator[IO[bytes]]:
     if isinstance(source, Mapping):
         source = _from_mapping(source, label)
     if isinstance(source, bytes | bytearray | memoryview):
-        yield BytesIO(source)
+        yield BytesIO(_content(source, label))
     elif isinstance(source, str) and (kind := kind_of(source)) != "path":
         if kind == "base64":
             yield BytesIO(_from_base64(source, label))
@@ -123,11 +123,19 @@ def _open_path(path: str, label: str) -> Iterator[IO[bytes]]:
         yield file
 
 
+def _content(source: bytes | bytearray | memoryview, label: str) -> bytes:
+    """The bytes of a buffer, of a view with gaps too."""
+    try:
+        return bytes(source)
+    except ValueError as error:
+        raise ImageError(f"{label}: the memoryview cannot be read ({error}); pass bytes") from None
+
+
 def _from_mapping(source: Mapping[str, Any], label: str) -> bytes | str | os.PathLike[str]:
     """Of `{"bytes": ..., "path": ...}` the bytes, or else the path."""
     content, path = source.get("bytes"), source.get("path")
     if isinstance(content, bytes | bytearray | memoryview):
-        return bytes(content)
+        return _content(content, label)
     if content is None and isinstance(path, str | os.PathLike):
         return path
     keys = ", ".join(map(brief, source)) or "no key"

@@ -89,7 +89,8 @@ class ChatTemplate:
         """The template of a checkpoint folder, or the default one.
 
         It is looked for as transformers does: `chat_template.jinja`, then `chat_template.json`, then the
-        `chat_template` of `tokenizer_config.json`. Raises InputError if one of these cannot be read.
+        `chat_template` of `tokenizer_config.json` and of `processor_config.json`. Raises InputError if one of these
+        cannot be read.
         """
         folder = Path(folder)
         config = read_json(folder / "tokenizer_config.json")
@@ -98,12 +99,13 @@ class ChatTemplate:
         }
         if (jinja := folder / "chat_template.jinja").is_file():
             try:
-                return cls(jinja.read_text(encoding="utf-8"), tokens, str(jinja))
+                return cls(jinja.read_text(encoding="utf-8-sig"), tokens, str(jinja))
             except (OSError, UnicodeDecodeError) as error:
                 raise InputError(f"{jinja}: cannot be read ({error})") from None
         for name, content in (
             ("chat_template.json", read_json(folder / "chat_template.json")),
             ("tokenizer_config.json", config),
+            ("processor_config.json", read_json(folder / "processor_config.json")),
         ):
             if (template := content.get("chat_template")) is not None:
                 return cls(_pick_default(template, folder / name), tokens, f"the chat template of {folder / name}")
@@ -219,7 +221,7 @@ def _find_words(tree: nodes.Template) -> set[str]:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, or {} if there is no such file. Raises InputError if it is not a JSON object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

@@ -13,6 +13,7 @@ A record is a JSON object, or a list of messages. What it may call things:
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,8 @@ from typing import Any
 
 from preprocessing import IMAGE_SUFFIXES, ImageSource, Messages
 from preprocessing.chat import IMAGE_PARTS, image_source
+from preprocessing.errors import brief
+from preprocessing.formats import HEIF_SUFFIXES, begins_as_image
 from vl.errors import InputError
 from vl.model import DEFAULT_PROMPT
 
@@ -36,11 +39,13 @@ IMAGES = (
 ORIGINS = ("url", "urls")
 """Images too, unless the record names the image by another key: then they say where that was found."""
 
-_OTHER_MEDIA = ("video", "videos", "audio", "audios")
+_OTHER_MEDIA = re.compile(r"(video|audio)s?(_?(path|file|url|name)s?)*", re.IGNORECASE)
 _NOT_READ = {"chosen": "pairs of answers to choose between", "rejected": "pairs of answers to choose between"}
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
 _PLACE = "<image>"
-_IMAGE_KEY = re.compile(r"image|img|picture|photo|file_?name", re.IGNORECASE)
+_SUFFIXES = (*IMAGE_SUFFIXES, *HEIF_SUFFIXES, ".svg")
+_IMAGE_WORD = re.compile(r"image|img|picture|photo", re.IGNORECASE)
+_IMAGE_KEY = re.compile(rf"{_IMAGE_WORD.pattern}|file_?name", re.IGNORECASE)
 _FORMS = 'expected {"messages": [...]}, a list of messages, or {"image": ..., "caption": ...}'
 
 
@@ -82,6 +87,8 @@ def read_conversation(record: Any, find_image: FindImage, *, inside: int = 0) ->
         turns = _question_and_answer(record)
     if not images and not any(_image_parts(turns)):
         images = [None] * inside
+        if not inside:
+            _refuse_unnamed(record)
         if not inside and "conversations" in record and any(_PLACE in str(turn) for turn in turns):
             raise InputError(f'a turn says {_PLACE}, and the record names no image: give it as "image"')
     return _fill(turns, images, find_image)
@@ -91,9 +98,16 @@ def _refuse_unknown(record: Mapping[str, Any]) -> None:
     for key, what in _NOT_READ.items():
         if record.get(key) is not None:
             raise InputError(f'"{key}" is not read: training is on {_FORMS.removeprefix("expected ")}, not on {what}')
-    for key in (*_OTHER_MEDIA, "tools"):
-        if record.get(key):
+    for key, value in record.items():
+        if value and (key == "tools" or _OTHER_MEDIA.fullmatch(str(key))):
             raise InputError(f'"{key}" is not read: only text and images are; drop it or the record')
+
+
+def _refuse_unnamed(record: Mapping[str, Any]) -> None:
+    """Complains of a record that speaks of an image and names none: it would be learnt from, and asked about, blind."""
+    for key, value in record.items():
+        if value and key not in IMAGES and _IMAGE_WORD.search(str(key)):
+            raise InputError(f'"{key}" speaks of an image and is not read: give its path or URL as "image"')
 
 
 def _images(record: Mapping[str, Any], inside: int) -> list[Any]:
@@ -119,6 +133,8 @@ def _listed(key: str, value: Any) -> list[Any]:
     for source in sources:
         if isinstance(source, Mapping) and not any(source.get(name) for name in ("url", "path")):
             raise InputError(f'"{key}" has an image without "path" or "url"')
+        if not isinstance(source, str | Mapping) or not source:
+            raise InputError(f'"{key}" has {brief(source)} where the path or URL of an image belongs')
     return [(source.get("url") or source["path"]) if isinstance(source, Mapping) else source for source in sources]
 
 
@@ -127,8 +143,18 @@ def _looks_like_image(value: Any) -> bool:
         return any(map(_looks_like_image, value))
     if isinstance(value, Mapping):
         return any(map(_looks_like_image, value.values()))
-    name = value.partition("?")[0].lower() if isinstance(value, str) else ""
-    return name.startswith("data:image/") or name.endswith(tuple(IMAGE_SUFFIXES))
+    if not isinstance(value, str):
+        return False
+    name = re.split(r"[?#]", value, maxsplit=1)[0].lower()
+    return name.startswith("data:image/") or name.endswith(_SUFFIXES) or _begins_as_base64(value)
+
+
+def _begins_as_base64(value: str) -> bool:
+    """Whether a text begins as an encoded image in base64 does."""
+    try:
+        return begins_as_image(base64.b64decode(value[:24], validate=True))
+    except ValueError:
+        return False
 
 
 def _turns(record: Mapping[str, Any]) -> list[Any] | None:
@@ -144,7 +170,7 @@ def _turns(record: Mapping[str, Any]) -> list[Any] | None:
     else:
         return None
     turns = [_as_message(turn) for turn in turns]
-    if isinstance(record.get("system"), str) and record["system"]:
+    if record.get("system"):
         turns.insert(0, {"role": "system", "content": record["system"]})
     return turns
 
@@ -170,7 +196,9 @@ def _question_and_answer(record: Mapping[str, Any]) -> list[Any]:
         raise InputError(f"{_FORMS}, got an object with {', '.join(map(str, record)) or 'nothing in it'}")
     if question is None and answers[0] in ("answer", "response") and "text" in answers:
         question = record["text"]
-    question = DEFAULT_PROMPT if question is None else str(question)
+    question = DEFAULT_PROMPT if question is None else question
+    if not isinstance(question, str):
+        raise InputError(f"a question is a string, not {brief(question)}")
     return [{"role": "user", "content": question}, {"role": "assistant", "content": record[answers[0]]}]
 
 
@@ -179,7 +207,11 @@ def _fill(turns: list[Any], images: list[Any], find_image: FindImage) -> list[An
     if images:
         turns = [_split(turn) for turn in turns]
         places = sum(1 for part in _image_parts(turns) if image_source(part) is None)
-        if not places:
+        named = [image_source(part) for part in _image_parts(turns)]
+        if not places and named:
+            if named != images:
+                raise InputError("the record names images, and its turns name others: keep one of them")
+        elif not places:
             turns = _put_first(turns, len(images))
         elif places != len(images):
             raise InputError(f"the record names {len(images)} images, and its turns have places for {places}")

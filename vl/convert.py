@@ -185,6 +185,6 @@ def _finish(conversion: Conversion) -> None:
         if path.suffix != ".safetensors" and path.name not in (CONFIG, INDEX):
             with replace_file(target / path.name) as draft:
                 shutil.copyfile(path, draft)
-    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
     config["quantization_config"] = stored_to_json(conversion.format)
     write_file(target / CONFIG, json.dumps(config, indent=2) + "\n")

@@ -311,6 +311,8 @@ def pick_device(device: torch.device | str | None) -> torch.device:
         raise DeviceError(
             f"device {str(device)!r} cannot be used here ({first_line(error)}); try device='cpu'"
         ) from error
+    if place.type == "meta":
+        raise DeviceError("device 'meta' holds no values, so nothing can be computed on it; try device='cpu'")
     return place
 
 

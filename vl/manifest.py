@@ -157,7 +157,7 @@ def _no_weights(folder: Path) -> str:
 
 def _weight_map(path: Path) -> dict[str, str]:
     try:
-        weight_map: Any = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        weight_map: Any = json.loads(path.read_text(encoding="utf-8-sig"))["weight_map"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a safetensors index ({error!r}): download it again") from error
     names = weight_map.values() if isinstance(weight_map, dict) else [None]

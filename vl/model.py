@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -207,6 +207,8 @@ class MiniMaxVL(nn.Module):
         """
         params = SamplingParams.of(sampling)
         self.engine.stay_in_process()  # tensors' threads are the parent's too: nothing is computed before
+        if not isinstance(batch, Iterable):
+            raise InputError(f"the batch must be a list of conversations, not {type(batch).__name__}")
         prepared = [self._prepare(item, tools) for item in batch]  # before any is queued: bad input costs nothing
         results = self.engine.run([self.engine.prepare(inputs, params, timings) for inputs, timings in prepared])
         for result in results:

@@ -26,8 +26,20 @@ T = TypeVar("T")
 # Steps that the patcher always does. Null is refused too: it means off in some releases of transformers, on in others.
 _STEPS = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
 # Numbers of steps that other image processors have.
-_NUMBERS_OF_OTHER_STEPS = ("size_divisor", "pad_size", "min_pixels", "max_pixels")
+_NUMBERS_OF_OTHER_STEPS = (
+    *("size_divisor", "pad_size", "min_pixels", "max_pixels", "crop_pct"),
+    *("max_slice_nums", "min_patches", "max_patches", "max_image_tiles", "max_image_size"),
+)
 _BICUBIC = (3, "3", "bicubic", "BICUBIC")
+# Other ways of the same steps: what the patcher does, where a file says it.
+_OTHER_WAYS: dict[str, tuple[Any, ...]] = {
+    "interpolation": _BICUBIC,
+    "antialias": (True, None),
+    "image_aspect_ratio": ("anyres", None),
+    "rescale_offset": (False, None),
+}
+_MOST_TILES = 1024  # of 336 pixels: 115 million, near the most that an image may have
+_MEANS, _DEVIATIONS = (-1e9, 1e9), (1e-6, 1e9)  # beyond, patches are infinite in float32 or not numbers
 
 
 @dataclass(frozen=True)
@@ -118,6 +130,8 @@ def _refuse_other_computations(place: Section, tile: int) -> None:
             raise place.error(key, f"= {value!r} is a step that this implementation does not have: take it out")
     for key in _NUMBERS_OF_OTHER_STEPS:
         place.allow(key, None)
+    for key, ways in _OTHER_WAYS.items():
+        place.allow(key, *ways)
 
 
 def _must_be_tile(place: Section, key: str, tile: int) -> None:
@@ -153,16 +167,15 @@ def _literal(value: Any) -> Any:
 
 
 def _channels(place: Section, key: str) -> Channels:
-    """Three finite numbers, or one for all three; deviations are positive."""
+    """Three numbers, or one for all three, that float32 can compute with."""
     values = place.values[key]
     if isinstance(values, int | float):
         values = [values] * 3
     if not isinstance(values, list) or len(values) != 3:
         raise place.error(key, f"must list three numbers, got {values!r}")
     channels = Section(dict(zip("rgb", values, strict=True)), place.file, f"{place.path}{key}.")
-    red, green, blue = (channels.number(name, default=math.nan) for name in "rgb")
-    if key == "image_std" and min(red, green, blue) <= 0:
-        raise place.error(key, f"must be positive, got {values!r}")
+    least, most = _DEVIATIONS if key == "image_std" else _MEANS
+    red, green, blue = (channels.number(name, default=math.nan, least=least, most=most) for name in "rgb")
     return red, green, blue
 
 
@@ -175,4 +188,6 @@ def _pinpoints(place: Section, key: str, tile: int) -> Pinpoints:
         sides: Sequence[Any] = pair if isinstance(pair, list | tuple) else ()
         if len(sides) != 2 or any(type(side) is not int or side < tile or side % tile for side in sides):
             raise place.error(key, f"has {pair!r}: sides must be multiples of image_size {tile}")
+        if math.prod(sides) > _MOST_TILES * tile**2:
+            raise place.error(key, f"has {pair!r}: an image is cut into at most {_MOST_TILES} tiles")
     return tuple((width, height) for width, height in values)

@@ -27,6 +27,7 @@ SCALES = {
 # What float32 can compute with: outside of these, activations are infinite or not numbers, whatever the weights.
 EPS: dict[str, float] = {"least": 1e-30, "most": 1.0}
 SCALE: dict[str, float] = {"least": -65504.0, "most": 65504.0}  # float16's range
+_ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
 NATIVE_KEYS = {"layer_types", *(native for _, native in SCALES.values())}
 
 
@@ -100,6 +101,8 @@ def _rope(section: Section, head_dim: int) -> dict[str, Any]:
             nested = section.child(key)
             nested.allow("rope_type", "default", None)
             nested.allow("type", "default", None)
+            for name in nested.values.keys() - _ROPE_KEYS:  # "factor", or a section per kind of layer
+                nested.allow(name, None)
             for name in ("rope_theta", "partial_rotary_factor"):
                 if nested.has(name) and flat.setdefault(name, nested.values[name]) != nested.values[name]:
                     raise nested.error(name, f"= {nested.values[name]!r} contradicts {flat[name]!r} elsewhere")

@@ -27,7 +27,7 @@ class Section:
             ConfigError: if the file is missing, cannot be read, or holds something else.
         """
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = json.loads(file.read_text(encoding="utf-8-sig"))
         except FileNotFoundError as error:
             if optional:
                 return cls({}, file)

@@ -241,6 +241,9 @@ def test_where_a_template_is_found(tmp_path: Path) -> None:
         (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
 
     assert ChatTemplate.load(tmp_path).source == DEFAULT_TEMPLATE
+    write("processor_config.json", {"chat_template": "nested"})
+    assert ChatTemplate.load(tmp_path).render(TALK) == "nested"
+    write("processor_config.json", {})
     write("tokenizer_config.json", {"bos_token": {"content": "<s>"}, "pad_token": None})
     assert ChatTemplate.load(tmp_path).source == DEFAULT_TEMPLATE
     assert ChatTemplate.load(tmp_path).special_tokens == {"bos_token": "<s>"}
@@ -249,7 +252,7 @@ def test_where_a_template_is_found(tmp_path: Path) -> None:
     assert ChatTemplate.load(tmp_path).render(TALK) == "<s>yes"
     write("chat_template.json", {"chat_template": RELEASED})
     assert ChatTemplate.load(tmp_path).source == RELEASED
-    write("chat_template.jinja", "jinja")
+    write("chat_template.jinja", "\ufeffjinja")
     assert ChatTemplate.load(tmp_path).render(TALK) == "jinja"
 
 

@@ -107,6 +107,21 @@ def test_tensors_that_train_or_are_views() -> None:
     assert np.array_equal(pixels(tensor[:, ::2, ::2]), expected[::2, ::2])
 
 
+def test_tensors_in_other_stores_than_numpy_has() -> None:
+    values = torch.rand(4, 6)
+    assert np.array_equal(pixels(torch._neg_view(-values)), pixels(values))
+    for tensor in (values.to("meta"), values.to_sparse(), values.to(torch.complex64).conj()):
+        with pytest.raises(ImageError, match=r"tensor|complex64"):
+            load_image(tensor)
+
+
+@pytest.mark.parametrize("shape", [(20_000, 20_000, 3), (3, 20_000, 20_000), (200_000, 1)])
+def test_arrays_of_too_many_pixels_are_refused_before_they_are_copied(shape: tuple[int, ...]) -> None:
+    one = np.full((1,) * len(shape), 0.5)
+    with pytest.raises(ImageError, match="over the limit"):
+        load_image(np.broadcast_to(one, shape))
+
+
 def test_adobe_jpegs_keep_their_colours() -> None:
     """CMYK files of Adobe's are stored inverted, and Pillow turns them back."""
     image = Image.new("RGB", (32, 32), (200, 30, 60)).convert("CMYK")

@@ -164,6 +164,12 @@ def test_data_sets_form(tmp_path: Path) -> None:
     for source in ({"bytes": PNG, "path": "gone.png"}, {"bytes": None, "path": str(path)}, {"path": path}):
         assert is_noise(source)
     assert is_noise({"bytes": memoryview(PNG)})
+    assert is_noise(memoryview(PNG[::-1])[::-1])
+    gone = memoryview(PNG)
+    gone.release()
+    for source in (gone, {"bytes": gone}):
+        with pytest.raises(ImageError, match=r"^image: the memoryview cannot be read .*released"):
+            load_image(source)
     with pytest.raises(ImageError, match=r"^gone\.png: not an image"):
         load_image({"bytes": b"hello", "path": "gone.png"})
     for wrong in ({"bytes": None, "path": None}, {}, {"file": "a.png"}, {"bytes": "text"}, {"path": 7}):

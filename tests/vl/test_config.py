@@ -145,6 +145,8 @@ def test_generation_config_wins_for_token_ids(tmp_path: Path) -> None:
         ("text_config.sliding_window", 4096),
         ("text_config.rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
         ("text_config.rope_scaling", {"type": "linear", "factor": 4.0}),
+        ("text_config.rope_scaling", {"factor": 4.0}),
+        ("text_config.rope_parameters", {"full_attention": {"rope_theta": 1e4}}),
         ("text_config.partial_rotary_factor", 0.25),
         ("text_config.attn_type_list", ...),
         ("text_config.attn_type_list", [0, 1]),

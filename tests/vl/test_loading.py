@@ -66,6 +66,16 @@ def test_mean_and_pinpoints_of_processor_config_reach_the_model(folder: Path, ti
     assert not torch.allclose(model.logits(inputs), usual.logits(inputs), atol=1e-3)
 
 
+def test_files_that_begin_with_a_byte_order_mark(folder: Path, tiny_checkpoint: Path) -> None:
+    """As some editors save them."""
+    expected = vl.load(tiny_checkpoint, device="cpu")
+    for path in folder.glob("*.json"):
+        if path.name != "tokenizer.json":  # which the library reads
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    model = vl.load(folder, device="cpu")
+    assert torch.equal(model.logits(model.processor(MESSAGES)), expected.logits(expected.processor(MESSAGES)))
+
+
 def test_a_tokenizer_in_two_files(folder: Path, tmp_path: Path) -> None:
     before = vl.load(folder, device="cpu")
     contents = json.loads((folder / "tokenizer.json").read_text())
@@ -223,6 +233,7 @@ def test_a_file_is_no_source(tmp_path: Path) -> None:
         ({"device": 5.5}, DeviceError),
         ({"device": ["cpu"]}, DeviceError),
         ({"device": "meta:x"}, DeviceError),
+        ({"device": "meta"}, DeviceError),
         ({"dtype": 5}, DeviceError),
         ({"dtype": "float8"}, DeviceError),
         ({"dtype": torch.int8}, DeviceError),

@@ -103,6 +103,12 @@ def test_tools_are_in_the_prompt(tiny_model: vl.MiniMaxVL) -> None:
         tiny_model.generate([inputs], tools=tools)
 
 
+@pytest.mark.parametrize("batch", [None, 5, 1.5])
+def test_a_batch_that_is_none(tiny_model: vl.MiniMaxVL, batch: object) -> None:
+    with pytest.raises(vl.InputError, match="batch must be a list"):
+        tiny_model.generate(batch)  # type: ignore[arg-type]
+
+
 def test_calls_in_an_answer(tiny_model: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch) -> None:
     processor = copy.deepcopy(tiny_model.processor)
     processor.tokenizer.backend.add_special_tokens(["<function_call>"])

@@ -8,9 +8,11 @@ and a captured graph draws anew at every replay.
 from __future__ import annotations
 
 import enum
+import math
 import secrets
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from itertools import islice
 from numbers import Real
@@ -113,11 +115,14 @@ def _whole(name: str, value: object, least: int, most: int, rule: str) -> int:
 
 
 def _real(name: str, value: object, least: float, most: float, rule: str) -> float:
-    # Whole numbers may be too large for a float, so they are compared as they are; NaN is in no range.
-    number: Any = value
-    if isinstance(value, bool) or not isinstance(value, Real) or not least <= number <= most:
+    number = math.nan  # which is in no range
+    if isinstance(value, Real) and not isinstance(value, bool):
+        # Compared as a float of 64 bits: a bound may be infinite in the value's own type, such as float16.
+        with suppress(OverflowError):
+            number = float(value)
+    if not least <= number <= most:
         raise InputError(f"{name} must be a number, {rule}, not {shown(value)}")
-    return float(number)
+    return number
 
 
 def _stop_strings(stop: object) -> tuple[str, ...]:

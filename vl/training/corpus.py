@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from preprocessing import IMAGE_SUFFIXES
 from preprocessing.chat import Messages
+from preprocessing.formats import HEIF_SUFFIXES
 from preprocessing.sources import ImageSource, seen_from
 from vl.conversations import decode_record, read_conversation
 from vl.errors import ConfigError, InputError
@@ -164,7 +165,7 @@ class TarShard:
         if index == len(self.groups):
             raise InputError(self.damage)
         members = self.groups[index]
-        own = [member for member in members if f".{member.suffix}" in IMAGE_SUFFIXES]
+        own = [member for member in members if f".{member.suffix}" in (*IMAGE_SUFFIXES, *HEIF_SUFFIXES)]
         images = iter(own)
 
         def find_image(source: Any) -> ImageSource:
