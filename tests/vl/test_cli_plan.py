@@ -124,7 +124,7 @@ def test_usage_errors_say_what_to_write(capsys: pytest.CaptureFixture[str], args
         (["no-model-here"], "check the path"),
         (["MiniMax-Text-01", "--images", "1"], "takes no images"),
         (["--context", "999999999M"], "context must be a whole number from 1 to"),
-        (["--images", "1", "--image-size", "0x3"], "an image of 0 x 3 pixels is none"),
+        (["--images", "1", "--image-size", "0x3"], "an image cannot be 0 x 3 pixels"),
     ],
 )
 def test_what_cannot_be_planned(capsys: pytest.CaptureFixture[str], args: list[str], said: str) -> None:

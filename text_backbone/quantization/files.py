@@ -122,7 +122,7 @@ def _load_state(weight: Quantized, offset: Tensor, tensor: Tensor) -> None:
     try:
         values: Any = json.loads(bytes(tensor.tolist()))
     except (ValueError, RecursionError) as error:
-        raise ValueError("a quantization state that is no JSON") from error
+        raise ValueError("a quantization state that is not JSON") from error
     wanted = {
         "quant_type": "nf4",
         "blocksize": nf4.BLOCK,

@@ -25,14 +25,14 @@ def _tokens(text: str) -> int:
     """`32768`, `32k`, `1M`: K is 1024 tokens and M 1024 K."""
     match = re.fullmatch(r"(\d{1,15})([kKmM]?)", text)
     if not match or not int(match[1]):
-        raise typer.BadParameter(f"{text!r} is no number of tokens: write 32768, 32K or 1M")
+        raise typer.BadParameter(f"{text!r} is not a number of tokens: write 32768, 32K or 1M")
     return int(match[1]) * _UNITS[match[2].lower()]
 
 
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,9})[xX×](\d{1,9})", text)
     if not match:
-        raise typer.BadParameter(f"{text!r} is no size: write WIDTHxHEIGHT in pixels, as in 1344x1008")
+        raise typer.BadParameter(f"{text!r} is not a size: write WIDTHxHEIGHT in pixels, as in 1344x1008")
     return int(match[1]), int(match[2])
 
 

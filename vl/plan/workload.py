@@ -66,7 +66,7 @@ def image_cost(config: VLConfig, width: int, height: int) -> tuple[int, int]:
     if config.vision is None:
         raise ConfigError("this model takes no images: leave them out, or plan for a vision model")
     if not (0 < width <= LIMIT and 0 < height <= LIMIT):
-        raise ConfigError(f"an image of {width} x {height} pixels is none")
+        raise ConfigError(f"an image cannot be {width} x {height} pixels")
     from preprocessing.patcher import Patcher
 
     grid = Patcher(config.pinpoints, config.vision.image_size, config.vision.patch_size).grid(width, height)

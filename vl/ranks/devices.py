@@ -144,7 +144,7 @@ def _listed(devices: Sequence[Device]) -> tuple[torch.device, ...]:
             number = whole(device)
             place = torch.device("cuda", number) if number is not None else torch.device(device)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise ConfigError(f"devices: {shown(device)} is no device: write 'cuda:1', or 1 for short") from error
+            raise ConfigError(f"devices: {shown(device)} is not a device: write 'cuda:1', or 1 for short") from error
         found.append(place)
     if not 1 <= len(found) <= MOST:
         raise ConfigError(f"devices lists {len(found)}: a model is put on 1 to {MOST} devices")

@@ -10,7 +10,7 @@ from text_backbone.allocator import Allocator
 from vl.engine import Engine, EngineConfig, Request
 from vl.engine.driven import Model
 from vl.ranks.interrupts import Interrupts
-from vl.ranks.messages import Asked, Step, Written
+from vl.ranks.messages import NewRequest, Step, Written
 from vl.ranks.processes import Ranks
 
 
@@ -41,7 +41,7 @@ class SplitEngine(Engine):
     def _make_cache(self, pages: int) -> None:
         self._ranks.call("drop_cache")  # of every rank, before any makes a new one
         self._ranks.call("make_cache", pages)
-        cache = CacheLikeness(self.config.max_batch_size, pages, self.config.page_size)
+        cache = CacheLedger(self.config.max_batch_size, pages, self.config.page_size)
         self.runner, self.scheduler.memory = RanksRunner(self._ranks, cache, self._mirror), cache
 
     def _end(self, request: Request) -> None:
@@ -49,7 +49,7 @@ class SplitEngine(Engine):
         self._mirror.end(request)
 
 
-class CacheLikeness(Allocator):
+class CacheLedger(Allocator):
     """The slots and pages of every rank's cache, which do later what was done here.
 
     Attributes:
@@ -96,9 +96,9 @@ class _Mirror:
             self._ended.append(self.numbers.pop(request))
             del self._heard[request]
 
-    def step(self, batch: Sequence[tuple[Request, int]], running: Sequence[Request], cache: CacheLikeness) -> Step:
+    def step(self, batch: Sequence[tuple[Request, int]], running: Sequence[Request], cache: CacheLedger) -> Step:
         """What to tell the ranks of a step."""
-        asked = [self._introduce(request) for request in running if request not in self.numbers]
+        new = [self._introduce(request) for request in running if request not in self.numbers]
         written = []
         for request, _ in batch:
             written.append(request.token_ids[self._heard[request] :])
@@ -106,7 +106,7 @@ class _Mirror:
         step = Step(
             memory=cache.calls,
             ended=self._ended,
-            asked=asked,
+            new=new,
             batch=[self.numbers[request] for request, _ in batch],
             tokens=[tokens for _, tokens in batch],
             slots=[request.slot for request, _ in batch if request.slot is not None],
@@ -117,10 +117,10 @@ class _Mirror:
         cache.calls, self._ended = [], []
         return step
 
-    def _introduce(self, request: Request) -> Asked:
+    def _introduce(self, request: Request) -> NewRequest:
         self.numbers[request], self._heard[request] = self._next, 0
         self._next += 1
-        return Asked(self.numbers[request], request.prompt, request.params, request.key)
+        return NewRequest(self.numbers[request], request.prompt, request.params, request.key)
 
 
 class RanksRunner:
@@ -129,7 +129,7 @@ class RanksRunner:
     What counts are the tokens that the first rank has chosen: the others hear of them with the next step.
     """
 
-    def __init__(self, ranks: Ranks, cache: CacheLikeness, mirror: _Mirror) -> None:
+    def __init__(self, ranks: Ranks, cache: CacheLedger, mirror: _Mirror) -> None:
         self.cache = cache
         self._ranks, self._mirror = ranks, mirror
 

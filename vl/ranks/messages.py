@@ -41,7 +41,7 @@ class Hello:
 
 
 @dataclass(frozen=True)
-class Asked:
+class NewRequest:
     """A request that the ranks have not seen yet."""
 
     number: int
@@ -57,7 +57,7 @@ class Step:
     Attributes:
         memory: calls of the cache's methods since the last step: name, arguments and, of `acquire`, the slot got.
         ended: numbers of requests that are over.
-        asked: requests that are new.
+        new: requests that the ranks have not seen yet.
         batch: numbers of those who run, in order. Of each of them:
         tokens: to be read in this step.
         slots: its slot in the cache.
@@ -68,7 +68,7 @@ class Step:
 
     memory: Sequence[tuple[str, tuple[int, ...], int | None]]
     ended: Sequence[int]
-    asked: Sequence[Asked]
+    new: Sequence[NewRequest]
     batch: Sequence[int]
     tokens: Sequence[int]
     slots: Sequence[int]

@@ -68,17 +68,17 @@ class SplitVL(MiniMaxVL):
     def close(self) -> None:
         self._ranks.close()
 
-    # What is not to be had
+    # What needs the weights in this process
 
     @property
     def language_model(self) -> MiniMaxText:  # type: ignore[override]
         raise self._elsewhere("its decoder cannot be used, adapted or trained in this one")
 
     def embed(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise self._elsewhere("embed is not to be had")
+        raise self._elsewhere("embed cannot be called here")
 
     def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise self._elsewhere("forward is not to be had: ask logits, or generate")
+        raise self._elsewhere("forward cannot be called here: use logits or generate")
 
     def save(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise self._elsewhere("it cannot be saved: `vl convert` writes quantised checkpoints of any size")

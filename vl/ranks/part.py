@@ -12,7 +12,7 @@ from vl.engine.prompt import Prompt
 from vl.engine.runner import Runner
 from vl.engine.vision_graphs import VisionGraphs
 from vl.model import MiniMaxVL
-from vl.ranks.messages import Asked, Step, Written
+from vl.ranks.messages import NewRequest, Step, Written
 
 
 class _Silent:
@@ -73,8 +73,8 @@ class Part:
         assert self._runner is not None, "a step before there is a cache"
         for number in step.ended:
             self._requests.pop(number, None)
-        for asked in step.asked:
-            self._requests[asked.number] = _request(asked)
+        for new in step.new:
+            self._requests[new.number] = _request(new)
         self._follow(step)
         batch = [self._requests[number] for number in step.batch]
         for request, slot, computed, written in zip(batch, step.slots, step.computed, step.written, strict=True):
@@ -93,7 +93,7 @@ class Part:
         return Written(tokens, vision)
 
     def _follow(self, step: Step) -> None:
-        """Do with the cache what was done with its likeness in the caller's process."""
+        """Repeat on the cache what the caller's process did on its ledger."""
         assert self._runner is not None
         cache = self._runner.cache
         for name, args, expected in step.memory:
@@ -113,13 +113,13 @@ class Part:
         return logits.cpu() if torch.distributed.get_rank() == 0 else None
 
 
-def _request(asked: Asked) -> Request:
+def _request(new: NewRequest) -> Request:
     return Request(
-        prompt_tokens=len(asked.prompt),
-        max_new_tokens=asked.params.max_new_tokens,
-        prompt=asked.prompt,
-        params=asked.params,
+        prompt_tokens=len(new.prompt),
+        max_new_tokens=new.params.max_new_tokens,
+        prompt=new.prompt,
+        params=new.params,
         stream=_Silent(),
-        key=asked.key,
+        key=new.key,
         timings=Timings(),
     )

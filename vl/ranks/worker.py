@@ -11,9 +11,9 @@ import signal
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -66,7 +66,7 @@ def main(pipe: int, lifeline: int) -> None:
         os._exit(1)  # without waiting for what other ranks, or a GPU, may never do
 
 
-def _join(hello: Hello, answer: Any) -> Part:
+def _join(hello: Hello, answer: Callable[[str, object], None]) -> Part:
     """Meet the other ranks and build this one's part."""
     device = torch.device(hello.device)
     if hello.rank:
