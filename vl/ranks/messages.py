@@ -26,7 +26,7 @@ class Hello:
         rank, ranks: which, of how many.
         device: the device that is its own.
         meeting: a file through which the ranks find each other.
-        timeout: seconds after which what a rank waits for from another counts as lost.
+        timeout: seconds that the caller waits for a step.
         build: makes its part of the model; called once `torch.distributed` connects all ranks. Pickled by its name.
         config: the engine's.
     """

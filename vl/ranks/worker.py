@@ -22,6 +22,7 @@ from vl.errors import Error
 from vl.ranks.messages import Hello, Trouble, encode, receive
 from vl.ranks.part import Part
 
+MARGIN = 60.0  # seconds that a rank waits for another longer than the caller does, who then ends all of them
 AWAKE = 2e-3  # seconds that a GPU's process looks for the next command before it sleeps
 # After an error in one of these the ranks are still in step: nobody waits for another in them.
 APART = frozenset({"room", "make_cache", "drop_cache"})
@@ -80,7 +81,7 @@ def _join(hello: Hello, answer: Callable[[str, object], None]) -> Part:
         store=dist.FileStore(hello.meeting, hello.ranks),
         rank=hello.rank,
         world_size=hello.ranks,
-        timeout=timedelta(seconds=hello.timeout),
+        timeout=timedelta(seconds=hello.timeout + MARGIN),
         device_id=device if device.type == "cuda" else None,
     )
     progress = None if hello.rank else lambda done, total: answer("progress", (done, total))

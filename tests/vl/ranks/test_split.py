@@ -68,7 +68,7 @@ CASES = {
     "nano, 4 by layers": ("nano", {"devices": 4, "placement": "layers"}),
     "4 by tensor": ("wide", {"devices": 4, "placement": "tensor"}),
     "nano in nf4, 2 by experts": ("nano", {"devices": 2, "placement": "expert", "quantization": "nf4"}),
-    "nano in int8, 2 by tensor": ("nano", {"devices": ["cpu", "cpu"], "quantization": "int8"}),
+    "int8, 2 by tensor": ("wide", {"devices": ["cpu", "cpu"], "quantization": "int8"}),
 }
 
 
@@ -77,22 +77,27 @@ def pair(request: pytest.FixtureRequest, wide_checkpoint: Path) -> Iterator[tupl
     """A model in one process, and the same over several."""
     name, options = CASES[request.param]
     source = wide_checkpoint if name == "wide" else name
-    device = None if isinstance(options["devices"], list) else "cpu"
-    split = vl.load(source, device=device, max_batch_size=4, prefill_tokens=600, **options)
-    yield (
-        vl.load(source, device="cpu", max_batch_size=4, prefill_tokens=600, quantization=options.get("quantization")),
-        split,
-    )
+    shared = {"max_batch_size": 4, "prefill_tokens": 600, "quantization": options.get("quantization")}
+    seen: list[tuple[int, int]] = []
+    with warnings.catch_warnings(action="error"):
+        split = vl.load(
+            source,
+            device=None if isinstance(options["devices"], list) else "cpu",
+            progress=lambda done, total: seen.append((done, total)),
+            **shared | options,
+        )
+    assert seen[-1][0] == seen[-1][1]
+    yield vl.load(source, device="cpu", **shared), split
     split.close()
 
 
 def test_the_answers_of_one_process(pair: tuple[vl.MiniMaxVL, vl.MiniMaxVL]) -> None:
     one, split = pair
     assert isinstance(split, SplitVL)
-    asked = conversations()
-    expected, found = (model.generate(asked, max_new_tokens=12) for model in pair)
+    asked = conversations()[: 2 if one.config.quantization == "nf4" else 3]  # its products are slow on a CPU
+    expected, found = (model.generate(asked, max_new_tokens=8) for model in pair)
     assert [g.token_ids for g in found] == [g.token_ids for g in expected]
-    assert "".join(split.stream(asked[0], max_new_tokens=12)) == expected[0].text
+    assert "".join(split.stream(asked[1], max_new_tokens=8)) == expected[1].text
     for messages in asked[1:]:
         inputs = one.processor(messages)
         exact, ours = one.logits(inputs), split.logits(inputs)
@@ -100,19 +105,10 @@ def test_the_answers_of_one_process(pair: tuple[vl.MiniMaxVL, vl.MiniMaxVL]) -> 
         assert (ours - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
-def test_a_closed_model_says_so(tiny_checkpoint: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    with warnings.catch_warnings(action="error"):
-        model = vl.load(
-            tiny_checkpoint,
-            devices=2,
-            device="cpu",
-            placement="layers",
-            progress=lambda done, total: seen.append((done, total)),
-        )
-    assert seen
-    assert seen[-1][0] == seen[-1][1]
-    assert model.devices == (torch.device("cpu"),) * 2
+def test_a_closed_model_says_so(pair: tuple[vl.MiniMaxVL, vl.MiniMaxVL]) -> None:
+    """After all else of a model."""
+    _, model = pair
+    assert set(model.devices) == {torch.device("cpu")}
     assert (model.device, model.dtype) == (torch.device("cpu"), torch.float32)
     model.close()
     model.close()
