@@ -124,3 +124,25 @@ def test_public_names_have_docstrings(name: str) -> None:
 def test_packages_are_marked_as_typed() -> None:
     for package in ("preprocessing", "vision_encoder", "text_backbone", "vl", "demo"):
         assert (ROOT / package / "py.typed").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "row"),
+    [
+        ("reads 32 768 tokens in {} of transformers' time", "prefill 32 768"),
+        ("writes a token in {} of it", "decode, batch 1 "),
+        ("the vision tower {} of transformers for 76 tiles", "ViT-L/14-336, 76 tiles"),
+        ("and {} of timm for one", "1 tile "),
+    ],
+)
+def test_the_readme_quotes_the_measurements(said: str, row: str) -> None:
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    cells = page[page.index(f"\n| {row}") :].splitlines()[1].split("|")
+    assert said.format(cells[5].strip()) in readme
+
+
+def test_the_readme_and_the_plan_show_one_table() -> None:
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|") and "GiB" in line]
+    assert rows
+    assert all(row in (ROOT / "docs" / "plan.md").read_text() for row in rows)
