@@ -14,6 +14,7 @@ from vl.cli.console import (
     ModelOption,
     PlacementOption,
     QuantizationOption,
+    SpillOption,
     check_options,
     load_model,
 )
@@ -35,6 +36,7 @@ def demo(
     quantization: QuantizationOption = None,
     devices: DevicesOption = None,
     placement: PlacementOption = None,
+    spill: SpillOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[
         int | None,
@@ -54,7 +56,13 @@ def demo(
     from demo.app import build
     from demo.serving import launch
 
-    loading = {"background": background, "quantization": quantization, "devices": devices, "placement": placement}
+    loading = {
+        "background": background,
+        "quantization": quantization,
+        "devices": devices,
+        "placement": placement,
+        "spill": spill,
+    }
     page = build(load_model(model, device, dtype, engine, **loading))
     addresses = launch(page, host=host, port=chosen, share=share, browser=not no_browser)
     typer.echo(f"The page is at {' and '.join(addresses)} (Ctrl-C ends it)")

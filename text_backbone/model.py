@@ -21,7 +21,13 @@ class MiniMaxText(nn.Module):
 
     Matrices are created on `device` (the meta device included) but not initialised: load a checkpoint through
     `weights.released_tensors`, or call `init.init_weights`.
+
+    Attributes:
+        capturable: whether a step can be a CUDA graph. Modules that wait for the device, put in the place of its own,
+            say that it cannot.
     """
+
+    capturable = True
 
     def __init__(
         self, config: TextConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None

@@ -26,6 +26,7 @@ from vl.quantization import Quantization, read_quantization
 from vl.ranks.devices import Devices, Placed, check_timeout, read_devices
 from vl.ranks.model import SplitVL
 from vl.ranks.processes import Ranks
+from vl.spill import Spill, place_experts, read_spill
 
 _LARGE = 1_000_000_000  # parameters
 
@@ -39,6 +40,7 @@ def load(
     devices: Devices = None,
     placement: str | None = None,
     step_timeout: float = 600.0,
+    spill: Spill = None,
     background: Background = None,
     progress: Callable[[int, int], None] | None = None,
     **options: int,
@@ -60,6 +62,9 @@ def load(
         placement: how it is cut over them: "tensor" (a part of every matrix; the default), "expert" (whole experts),
             "layers" (runs of layers), or "auto".
         step_timeout: seconds after which a step of several devices that has not ended counts as hung.
+        spill: keep the experts in host memory, and so many of every layer on the device, the most used; the others
+            are copied when they are chosen, which is slow: a warning says how fast to expect it to be. "auto" keeps as
+            many as fit beside the cache, all of them if they do. Such a model generates; it is not trained or moved.
         background: what transparent images are laid on: a colour such as "white", "#rrggbb" or (r, g, b). None drops
             the transparency, as the released recipe does.
         progress: called after each tensor with the numbers of values loaded and in all.
@@ -75,6 +80,7 @@ def load(
         raise ConfigError(f"progress={progress!r} cannot be called: give a function of two numbers, or None")
     settings = EngineConfig.of(options)
     read_background(background)
+    spilling = read_spill(spill, devices)
     asked = read_devices(devices, placement, device)
     check_timeout(step_timeout)
     place = pick_device(device if asked is None or asked.devices is None else asked.devices[0])
@@ -100,6 +106,12 @@ def load(
         place = placed.devices[0]
     if device is None and place.type == "cpu":
         warn_of_slowness(name, config)
+    spilled = None
+    if spilling is not None:
+        format = config.quantization or stored_as
+        spilled = place_experts(spilling, config, name=name, format=format, dtype=kind, device=place, engine=settings)
+    if spilled is not None:
+        warnings.warn(spilled.note, stacklevel=2)
     model = load_folder(
         folder,
         config,
@@ -107,6 +119,7 @@ def load(
         device=place,
         dtype=kind,
         quantization=stored_as,
+        slots=None if spilled is None else spilled.slots,
         background=background,
         progress=progress,
     )
@@ -214,6 +227,7 @@ def load_folder(
     dtype: torch.dtype,
     quantization: str | None = None,
     placement: str | None = None,
+    slots: int | None = None,
     threads: int | None = None,
     background: Background = None,
     progress: Callable[[int, int], None] | None = None,
@@ -226,6 +240,7 @@ def load_folder(
         folder, config: a local checkpoint and its config.
         quantization: the format to quantise to; None leaves the weights as they are in the files.
         placement: None for the whole model; else this process' part, as `MiniMaxVL` has it.
+        slots: None for all experts on the device; else as `MiniMaxVL` has it.
         name: what to call the model in results.
         threads: to cut one image with; see `preprocessing.Patcher`.
         device, dtype, background, progress: as of `load`.
@@ -235,7 +250,15 @@ def load_folder(
     """
     opened = open_folder(folder, config, quantization=quantization, threads=threads, background=background)
     try:
-        model = MiniMaxVL(opened.config, opened.processor, name=name, device=device, dtype=dtype, placement=placement)
+        model = MiniMaxVL(
+            opened.config,
+            opened.processor,
+            name=name,
+            device=device,
+            dtype=dtype,
+            placement=placement,
+            slots=slots,
+        )
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):  # as all of torch's allocators say
             raise
@@ -243,8 +266,8 @@ def load_folder(
             f"{device} has no room for {name} ({first_line(error)}): free memory, or use another device, a narrower "
             "dtype or quantization"
         ) from error
-    slots = model.stored_tensors() if opened.stored else model.released_tensors()
-    load_weights(slots, opened.manifest, progress=progress)
+    places = model.stored_tensors() if opened.stored else model.released_tensors()
+    load_weights(places, opened.manifest, progress=progress)
     return model
 
 

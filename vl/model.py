@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from text_backbone import HybridCache, MiniMaxText, Packed, stored_tensors
 from text_backbone import released_tensors as text_tensors
 from text_backbone.parallel import split_backbone
 from text_backbone.quantization import quantized_backbone
+from text_backbone.spill import spilled_backbone
 from vision_encoder import VisionEncoder
 from vision_encoder import released_tensors as vision_tensors
 from vl.checkpoint import Slot, weight_dtype, write_weights
@@ -57,6 +58,8 @@ class MiniMaxVL(nn.Module):
         dtype: how they are held.
         placement: None for the whole model. Otherwise the decoder is this process' part, as `text_backbone.parallel`
             cuts it over all processes of `torch.distributed`; the vision encoder is on each.
+        slots: None for all experts on the device. Otherwise they are in host memory, and so many of every layer on the
+            device, as `text_backbone.spill` does it.
     """
 
     def __init__(
@@ -68,17 +71,19 @@ class MiniMaxVL(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         placement: str | None = None,
+        slots: int | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.processor = processor
         self.name = name
-        self.language_model = _text_model(config, device, dtype, placement)
+        self.language_model = _text_model(config, device, dtype, placement, slots)
         self.vision = VisionEncoder(config.vision, device=device, dtype=dtype) if config.vision else None
         # The released config.json does not name the end token.
         end_id = processor.tokenizer.token_id(END_OF_TURN)
         self.end_ids = frozenset(config.eos_token_ids or ([] if end_id is None else [end_id]))
         self._engine: Driver | None = None
+        self._spilled = slots is not None
 
     @property
     def engine(self) -> Driver:
@@ -273,17 +278,41 @@ class MiniMaxVL(nn.Module):
             write_weights(self.stored_tensors(), draft, max_shard_bytes=max_shard_bytes, dtype=stored)
         return Path(folder)
 
+    # With experts in host memory
+
+    def train(self, mode: bool = True) -> MiniMaxVL:
+        if mode and self._spilled:
+            raise ConfigError(
+                f"{self.name or 'this model'} has experts in host memory: load it without spill= to train it"
+            )
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MiniMaxVL:
+        """What `to`, `half` and their like call."""
+        if self._spilled:
+            raise ConfigError(
+                f"{self.name or 'this model'} has experts in host memory, and cannot be moved or cast: give vl.load "
+                "the device and the dtype"
+            )
+        return super()._apply(fn, recurse)
+
     def close(self) -> None:
         """End the processes of a model over several devices; it answers no more. One in this process has none."""
 
 
 def _text_model(
-    config: VLConfig, device: torch.device | str | None, dtype: torch.dtype | None, placement: str | None
+    config: VLConfig,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+    placement: str | None,
+    slots: int | None,
 ) -> MiniMaxText:
     format = config.quantization
     if format == "fp8" and device is not None and torch.device(device).type == "mps":
         raise DeviceError("mps has no 8-bit floating-point numbers, as fp8 needs: use int8 or nf4, or device='cpu'")
     try:
+        if slots is not None:
+            return spilled_backbone(config.text, slots, format, device=device, dtype=dtype)
         if placement is not None:
             return split_backbone(config.text, placement=placement, quantization=format, device=device, dtype=dtype)
         if format is not None:

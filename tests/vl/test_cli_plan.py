@@ -165,7 +165,10 @@ def test_what_is_not_there_yet_is_marked(capsys: pytest.CaptureFixture[str]) -> 
     assert "not yet" not in out
     code, out, _ = run(capsys, "--gpus", "2x4090", "--quantization", "nf4")
     assert next(line for line in out.splitlines() if "spilled" in line).endswith("not yet")
-    assert "keeps no experts in host memory" in out
+    assert "keeps experts of one GPU in host memory, of several none" in out
+    code, out, _ = run(capsys, "--gpus", "4090", "--quantization", "nf4")
+    assert "spilled" in out
+    assert "not yet" not in out
 
 
 def test_a_quantised_checkpoint_is_planned_for_as_it_is(

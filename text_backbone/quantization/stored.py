@@ -66,7 +66,6 @@ class Quantized(nn.Module):
     ) -> None:
         super().__init__()
         self.format, self.lead, self.rows, self.columns, self.dtype = format, lead, rows, columns, dtype
-        self._form = FORMATS[format]
         self.part = part or Part.all_of((rows, columns))
         if self.part.shape != (rows, columns):
             raise ValueError(f"a part of {self.part.shape} is not of the {rows} x {columns} that are stored")
@@ -79,6 +78,10 @@ class Quantized(nn.Module):
             kept = self._form.cut(name, tensor, self.part)
             shape = kept.flatten().shape if tensor.dim() == 1 else kept.shape  # as many dimensions as the whole's
             self.register_buffer(name, torch.empty((*lead, *shape), dtype=tensor.dtype, device=device))
+
+    @property
+    def _form(self) -> Format:
+        return FORMATS[self.format]  # not kept: a module of Python could not be copied with the model
 
     @classmethod
     def of(cls, tensor: Tensor, format: str, part: Part | None = None) -> Quantized:

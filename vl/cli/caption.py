@@ -26,6 +26,7 @@ from vl.cli.console import (
     PlacementOption,
     QuantizationOption,
     SeedOption,
+    SpillOption,
     TemperatureOption,
     TopKOption,
     TopPOption,
@@ -85,6 +86,7 @@ def caption(
     quantization: QuantizationOption = None,
     devices: DevicesOption = None,
     placement: PlacementOption = None,
+    spill: SpillOption = None,
     *,
     engine: EngineConfig,
 ) -> None:
@@ -123,6 +125,7 @@ def caption(
             "quantization": quantization,
             "devices": devices,
             "placement": placement,
+            "spill": spill,
         },
     )
     failed = run.table() if out is None else run.job(out, overwrite=overwrite, retry_errors=retry_errors)

@@ -24,6 +24,7 @@ from vl.cli.console import (
     PlacementOption,
     QuantizationOption,
     SeedOption,
+    SpillOption,
     TemperatureOption,
     TopKOption,
     TopPOption,
@@ -70,6 +71,7 @@ def chat(
     quantization: QuantizationOption = None,
     devices: DevicesOption = None,
     placement: PlacementOption = None,
+    spill: SpillOption = None,
     *,
     engine: EngineConfig,
 ) -> None:
@@ -91,7 +93,13 @@ def chat(
     check_options(sampling, background)
     # Images first: a wrong path should not wait for the model.
     opened = [open_image(name, background) for name in images]
-    loading = {"background": background, "quantization": quantization, "devices": devices, "placement": placement}
+    loading = {
+        "background": background,
+        "quantization": quantization,
+        "devices": devices,
+        "placement": placement,
+        "spill": spill,
+    }
     loaded = load_model(model, device, dtype, engine, **loading)
     dialogue = Dialogue(loaded, opened, system, sampling)
     if asked is None:

@@ -39,6 +39,11 @@ def read_devices(text: str) -> int | str | list[int | str]:
     return parts[0] if len(parts) == 1 and (isinstance(parts[0], int) or parts[0] == "auto") else parts
 
 
+def read_spill(text: str) -> int | str:
+    """`spill` of `vl.load` as it is written in a command."""
+    return int(text) if text.isdecimal() else text
+
+
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="nano (embedded), a folder in the released layout, or a hub id.")
 ]
@@ -58,6 +63,15 @@ PlacementOption = Annotated[
     Placement | None,
     typer.Option(
         help="How it is cut: a part of every matrix, whole experts, or runs of layers.", show_default="tensor"
+    ),
+]
+SpillOption = Annotated[
+    Any,
+    typer.Option(
+        parser=read_spill,
+        metavar="N|auto",
+        help="Keep the experts in host memory, and N of every layer (auto: as many as fit) on the GPU. Slow.",
+        show_default=False,
     ),
 ]
 DTypeOption = Annotated[

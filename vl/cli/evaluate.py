@@ -24,6 +24,7 @@ from vl.cli.console import (
     ModelOption,
     PlacementOption,
     QuantizationOption,
+    SpillOption,
     check_options,
     complain,
     load_model,
@@ -98,6 +99,7 @@ def evaluate(
     quantization: QuantizationOption = None,
     devices: DevicesOption = None,
     placement: PlacementOption = None,
+    spill: SpillOption = None,
     background: BackgroundOption = None,
     *,
     engine: EngineConfig,
@@ -120,6 +122,7 @@ def evaluate(
         "quantization": quantization,
         "devices": devices,
         "placement": placement,
+        "spill": spill,
         "background": background,
     }
     batch_size = engine.max_batch_size

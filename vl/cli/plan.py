@@ -153,7 +153,9 @@ def _show(name: str, config: VLConfig, plan: Plan, most: int | None) -> None:
         markup=False,
     )
     if any(option.fits and not option.loadable for option in kept):
-        console.print("not yet: vl.load of this version keeps no experts in host memory.", markup=False)
+        console.print(
+            "not yet: vl.load of this version keeps experts of one GPU in host memory, of several none.", markup=False
+        )
     if left:
         console.print(f"{left} larger machines are left out: --quantization or --json show all.", markup=False)
 

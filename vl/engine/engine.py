@@ -294,7 +294,9 @@ class Engine:
 
     def _recorder(self) -> Recorder | None:
         """Makes graphs of the decode step where there are such things."""
-        return GraphRecorder(self.model.device) if self.model.device.type == "cuda" else None
+        model = self.model
+        captures = model.device.type == "cuda" and model.language_model.capturable
+        return GraphRecorder(model.device) if captures else None
 
     # The device
 

@@ -16,7 +16,8 @@ from vl.plan.speed import Estimate, Speed
 from vl.plan.workload import LIMIT, Workload
 
 COUNTS = (1, 2, 4, 8)  # of GPUs, as hosts have them
-LOADABLE = {ONE, TENSOR, LAYERS}  # placements that `vl.load` can make; the output marks the others
+# Placements that `vl.load` can make, and `spilled` on one GPU; the output marks the others.
+LOADABLE = {ONE, TENSOR, LAYERS}
 WRITTEN = 4 << 30  # bytes of NF4 experts that are written out at a time (kernels/moe/nf4.py)
 
 
@@ -142,7 +143,7 @@ def consider(placement: Placement, form: Format, machine: Machine, work: Workloa
         max_context=_max_context(placement, form, machine, work),
         speed=speed,
         spilled=spilled,
-        loadable=placement.kind in LOADABLE,
+        loadable=placement.kind in LOADABLE or (placement.kind == SPILLED and machine.count == 1),
         problem=problem,
     )
 

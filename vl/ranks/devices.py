@@ -14,7 +14,7 @@ from vl.engine.config import EngineConfig, shown, whole
 from vl.errors import ConfigError, DeviceError
 from vl.plan import Machine, Option, Workload, plan
 from vl.plan.gpus import recognise_gpu
-from vl.plan.share import ONE, TENSOR
+from vl.plan.share import ONE, SPILLED, TENSOR
 
 AUTO = "auto"
 EXPERT = "expert"
@@ -192,7 +192,10 @@ def _fastest(
         option
         for count in counts
         for option in plan(config, Machine(known, count), work, (format,)).options
-        if option.fits and option.loadable and (placement is None or option.placement in (ONE, placement))
+        if option.fits
+        and option.loadable
+        and option.placement != SPILLED  # spill= asks for that
+        and (placement is None or option.placement in (ONE, placement))
     ]
     if not options:
         raise DeviceError(

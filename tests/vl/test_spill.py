@@ -1,0 +1,180 @@
+"""Models with experts in host memory: asked for, said, refused; and that they answer as all others."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import vl
+from text_backbone.spill import SpilledExperts
+from vl.cli.app import app
+from vl.config import VLConfig
+from vl.engine import Engine, engine, memory
+from vl.plan import Workload, find_format, find_gpu
+from vl.plan.memory import FRAGMENTS, PROCESS
+from vl.plan.models import find_config
+from vl.plan.sizes import expert, stored
+from vl.quantization import FORMATS
+from vl.spill import most_slots, tokens_per_second
+
+PICTURE = np.arange(40 * 50 * 3, dtype=np.uint32).reshape(40, 50, 3).astype(np.uint8)
+MESSAGES = [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What?"}]}]
+FORMAT = pytest.mark.parametrize("form", [None, *FORMATS])
+
+
+@pytest.fixture
+def load() -> Callable[..., vl.MiniMaxVL]:
+    def spilled(*args: Any, **options: Any) -> vl.MiniMaxVL:
+        with pytest.warns(UserWarning, match="experts of every layer are on cpu"):
+            return vl.load(*args, device="cpu", **options)
+
+    return spilled
+
+
+@pytest.fixture(scope="session")
+def vl01() -> VLConfig:
+    return find_config("MiniMax-VL-01")
+
+
+def answers(model: vl.MiniMaxVL) -> list[list[int]]:
+    asked = [MESSAGES, [{"role": "user", "content": "And you?"}]]
+    return [result.token_ids for result in model.generate(asked, max_new_tokens=6)]
+
+
+@FORMAT
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_it_answers_the_same(
+    form: str | None, slots: int, tiny_checkpoint: Path, load: Callable[..., vl.MiniMaxVL]
+) -> None:
+    """Bit for bit, through loading, reading a prompt and writing."""
+    model = load(tiny_checkpoint, quantization=form, spill=slots)
+    plain = vl.load(tiny_checkpoint, device="cpu", quantization=form)
+    inputs = plain.processor(MESSAGES)
+    assert torch.equal(model.logits(inputs), plain.logits(inputs))
+    assert answers(model) == answers(plain)
+    assert torch.equal(model.logits(inputs), plain.logits(inputs))
+    spilled = [module for module in model.modules() if isinstance(module, SpilledExperts)]
+    assert [len(module.residents.held) for module in spilled] == [slots] * 8
+
+
+@FORMAT
+def test_saved_and_loaded_again(
+    form: str | None, tiny_checkpoint: Path, tmp_path: Path, load: Callable[..., vl.MiniMaxVL]
+) -> None:
+    load(tiny_checkpoint, quantization=form, spill=2).save(tmp_path)
+    again = load(tmp_path, spill=1)
+    plain = vl.load(tiny_checkpoint, device="cpu", quantization=form)
+    inputs = plain.processor(MESSAGES)
+    assert torch.equal(again.logits(inputs), plain.logits(inputs))
+
+
+@pytest.mark.parametrize("form", [None, "nf4"])
+def test_nano_captions_the_same(form: str | None, load: Callable[..., vl.MiniMaxVL]) -> None:
+    picture = Path(__file__).parents[2] / "demo" / "examples"
+    image = next(iter(sorted(picture.glob("*.png"))))
+    plain = vl.load("nano", device="cpu", quantization=form)
+    assert load("nano", quantization=form, spill=2).caption(image) == plain.caption(image)
+
+
+def test_the_warning_says_what_is_where(tiny_checkpoint: Path) -> None:
+    with pytest.warns(UserWarning, match=r"1 of 4 experts .* on cpu at a time .* no speed is predicted for cpu"):
+        vl.load(tiny_checkpoint, device="cpu", spill=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vl.load(tiny_checkpoint, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"spill": 0}, "spill=0 is not known: give the number"),
+        ({"spill": True}, "spill=True is not known"),
+        ({"spill": "all"}, "spill='all' is not known"),
+        ({"spill": 2.5}, "spill=2.5 is not known"),
+        ({"spill": np.ones(3)}, "is not known"),
+        ({"spill": 4}, "leave all 4 experts on the device: give 1 to 3"),
+        ({"spill": 2, "devices": 2}, "spill=2 is for a model on one device, and devices=2 for one on several"),
+        ({"spill": "auto"}, "reckoned for GPUs"),
+    ],
+)
+def test_what_is_refused(options: dict[str, Any], words: str, tiny_checkpoint: Path) -> None:
+    with pytest.raises(vl.ConfigError, match=words):
+        vl.load(tiny_checkpoint, device="cpu", **options)
+
+
+def test_a_host_without_the_memory(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before anything is allocated."""
+    monkeypatch.setattr(memory, "free", lambda device: 1000)
+    monkeypatch.setattr(vl.loading, "load_folder", None)
+    with pytest.raises(vl.DeviceError, match=r"the experts of .* of host memory, and 0\.0 GiB are free"):
+        vl.load(tiny_checkpoint, device="cpu", spill=1)
+
+
+def test_neither_trained_nor_moved(tiny_checkpoint: Path, load: Callable[..., vl.MiniMaxVL]) -> None:
+    model = load(tiny_checkpoint, spill=2)
+    with pytest.raises(vl.ConfigError, match="load it without spill= to train it"):
+        model.train()
+    with pytest.raises(vl.ConfigError, match="cannot be moved or cast"):
+        model.half()
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.language_model.parameters())
+    assert answers(model) == answers(vl.load(tiny_checkpoint, device="cpu"))
+
+
+def test_no_graph_is_made_of_its_steps(tiny_model: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "GraphRecorder", lambda device: "a recorder")
+    monkeypatch.setattr(memory, "check_config", lambda model, config: None)
+    for capturable in (True, False):
+        model: Any = SimpleNamespace(device=torch.device("cuda"), language_model=SimpleNamespace(capturable=capturable))
+        assert (Engine(model)._recorder() is not None) is capturable
+
+
+@pytest.mark.parametrize("form", [None, *FORMATS])
+def test_as_many_as_fit(form: str | None, vl01: VLConfig) -> None:
+    """One more expert of every layer takes one more slot, until all of them are there."""
+    layer = vl01.text.num_hidden_layers * stored(expert(vl01.text), find_format(form or "bf16").experts)
+    work = Workload(4096, 16)
+    assert most_slots(vl01, form, int(1e9), work) == 0
+    least = next(size for size in range(10, 200) if most_slots(vl01, form, size * 2**30, work) == 1)
+    several = most_slots(vl01, form, least * 2**30 + int(5.01 * layer / (1 - FRAGMENTS)), work)
+    assert several == 6
+    assert most_slots(vl01, form, 2 * 2**40 + PROCESS, work) is None
+
+
+def test_the_speed_to_expect(vl01: VLConfig) -> None:
+    """Of two experts in each of 80 layers, those that are away come through the bus: 5 GB and more a token in NF4."""
+    h200, work = find_gpu("H200"), Workload(4096)
+    half, none = (tokens_per_second(vl01, "nf4", h200, slots, work) for slots in (16, 1))
+    away = vl01.text.num_hidden_layers * 2 * stored(expert(vl01.text), find_format("nf4").experts)
+    assert 1 / half > 0.5 * away / h200.host_bandwidth
+    assert 1 / none - 1 / half == pytest.approx(15 / 32 * away / h200.host_bandwidth)
+
+
+def test_on_the_command_line(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    asked = ["chat", "-m", str(tiny_checkpoint), "--device", "cpu", "--json", "--max-new-tokens", "4", "-q", "What?"]
+    with pytest.warns(UserWarning, match="1 of 4 experts"):
+        spilled = CliRunner().invoke(app, [*asked, "--spill", "1"])
+    plain = CliRunner().invoke(app, asked)
+    assert spilled.exit_code == plain.exit_code == 0
+    assert json.loads(spilled.stdout)["text"] == json.loads(plain.stdout)["text"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", [None, *FORMATS])
+def test_on_a_gpu(form: str | None) -> None:
+    with pytest.warns(UserWarning, match="experts of every layer are on cuda"):
+        model = vl.load("nano", device="cuda", quantization=form, spill=2)
+    plain = vl.load("nano", device="cuda", quantization=form)
+    inputs = plain.processor(MESSAGES)
+    got, want = model.logits(inputs), plain.logits(inputs)
+    assert (got - want).norm() <= 0.05 * want.norm()
+    assert model.chat(MESSAGES, max_new_tokens=8)
