@@ -1,4 +1,4 @@
-"""The mixture-of-experts layer and a projection with quantised weights, each beside the same in 16 bits."""
+"""The mixture-of-experts layer and projections with quantised weights, each beside the same in 16 bits."""
 
 from __future__ import annotations
 
@@ -15,15 +15,24 @@ from vl.bench.formats import NAMES, product_work, random_weight
 from vl.bench.ops.lightning import by_reference
 from vl.bench.ops.moe import TOP_K, layer_weights, moe_work
 from vl.bench.records import OURS, REFERENCE, Call, Case, Contest, Setting
+from vl.bench.timing import rotations
 
 PLAIN = "not quantised"
+FEW = 64  # tokens of a step of writing
+IN, OUT = "qkv_proj", "out_proj"  # of lightning attention, whose sizes follow: rows, columns
+FULL = {IN: (24576, 6144), OUT: (6144, 8192)}
+SMALL = {IN: (192, 64), OUT: (64, 128)}
 
 
 def cases(setting: Setting) -> list[Case]:
     tokens = (256, 16, 1) if setting.small else (16384, 4096, 512, 64, 8, 1)
     made = []
     for form, name in NAMES.items():
-        for op, build in ((f"MoE {name}", _layer), (f"projection {name}", _projection)):
+        for op, build in (
+            (f"MoE {name}", _layer),
+            (f"projection {name}", partial(_projection, IN)),
+            (f"out projection {name}", partial(_projection, OUT)),
+        ):
             made += [Case(op, f"{n} tokens", n, "tokens", partial(build, setting, form, n), op) for n in tokens]
     return made
 
@@ -37,41 +46,48 @@ def _experts(setting: Setting, form: str) -> tuple[Quantized, Quantized]:
 
 
 def _layer(setting: Setting, form: str, tokens: int) -> Contest:
+    """Few tokens are others in every call, for other experts: those of the last call would be found in the cache."""
     gate, *plain = layer_weights(setting)
     stored = _experts(setting, form)
     _, hidden, inner = plain[1].shape
-    x = torch.randn(tokens, hidden, device=setting.device, dtype=setting.dtype)
-    used = reference.route(x, gate, TOP_K)[1].unique().numel()
-    work = moe_work(tokens, used, hidden, inner, x.element_size(), form=form)
+    least = moe_work(tokens, TOP_K, hidden, inner, gate.element_size(), form=form)
+    turns = rotations(least.bytes, setting.device) if tokens <= FEW else 1
+    rows = torch.randn(turns, tokens, hidden, device=setting.device, dtype=setting.dtype)
+    used = sum(reference.route(x, gate, TOP_K)[1].unique().numel() for x in rows) / turns
+    work = moe_work(tokens, used, hidden, inner, gate.element_size(), form=form)
 
-    def layer(w13: Tensor | Quantized, w2: Tensor | Quantized) -> Tensor:
+    def layer(x: Tensor, w13: Tensor | Quantized, w2: Tensor | Quantized) -> Tensor:
         weights, chosen, _ = route(x, gate, TOP_K)
         return expert_mlp(x, w13, w2, weights, chosen)
 
-    return Contest(work.floor, _beside(partial(layer, *stored), partial(layer, *plain)), how=_how(tokens))
+    ours, others = [partial(layer, x, *stored) for x in rows], [partial(layer, x, *plain) for x in rows]
+    return Contest(work.floor, _beside(ours, others), how=_how(tokens))
 
 
 @cache
-def _matrices(setting: Setting, form: str) -> tuple[Quantized, Tensor]:
-    """A quantised matrix of the size of lightning's qkv_proj, and one that is not."""
-    rows, columns = (192, 64) if setting.small else (24576, 6144)
-    plain = torch.empty(rows, columns, device=setting.device, dtype=setting.dtype).normal_(std=columns**-0.5)
-    return random_weight(form, (), rows, columns, setting.device, setting.dtype), plain
+def _matrices(which: str, setting: Setting, form: str) -> tuple[list[Quantized], Tensor]:
+    """Quantised matrices of one size, more than a cache holds, and some that are not [count, rows, columns]."""
+    rows, columns = SMALL[which] if setting.small else FULL[which]
+    device, dtype = setting.device, setting.dtype
+    count = rotations(product_work(rows * columns, 0, 0, dtype.itemsize, form).bytes, device)
+    several = rotations(rows * columns * dtype.itemsize, device)
+    plain = torch.empty(several, rows, columns, device=device, dtype=dtype).normal_(std=columns**-0.5)
+    return [random_weight(form, (), rows, columns, device, dtype) for _ in range(count)], plain
 
 
-def _projection(setting: Setting, form: str, tokens: int) -> Contest:
-    stored, plain = _matrices(setting, form)
-    rows, columns = plain.shape
+def _projection(which: str, setting: Setting, form: str, tokens: int) -> Contest:
+    stored, plain = _matrices(which, setting, form)
+    rows, columns = plain.shape[1:]
     x = torch.randn(tokens, columns, device=setting.device, dtype=setting.dtype)
     moved = tokens * (rows + columns) * x.element_size()
     work = product_work(rows * columns, tokens, moved, x.element_size(), form)
-    ours, torchs = partial(stored.linear, (), x), partial(F.linear, x, plain)
+    ours, torchs = [partial(weight.linear, (), x) for weight in stored], [partial(F.linear, x, w) for w in plain]
     return Contest(work.floor, _beside(ours, torchs), how=_how(tokens))
 
 
-def _beside(ours: Call, plain: Call) -> dict[str, Callable[[], Sequence[Call]]]:
-    return {OURS: lambda: [ours], REFERENCE: lambda: [by_reference(ours)], PLAIN: lambda: [plain]}
+def _beside(ours: Sequence[Call], plain: Sequence[Call]) -> dict[str, Callable[[], Sequence[Call]]]:
+    return {OURS: lambda: ours, REFERENCE: lambda: [by_reference(call) for call in ours], PLAIN: lambda: plain}
 
 
 def _how(tokens: int) -> str:
-    return "graph" if tokens <= 64 else "device"
+    return "graph" if tokens <= FEW else "device"
