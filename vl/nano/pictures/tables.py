@@ -42,7 +42,8 @@ def draw_table(rng: Generator, sizes: Sequence[SizeRange], *, fonts: Fonts = ALL
     """Draws a table of 2 to 6 columns and 2 to 8 rows below its header.
 
     Contents are drawn anew, and smaller, until they fit the canvas in legible type. Where not even a small table
-    does, the canvas grows around it: below about 160 px it is larger than `sizes` say.
+    does, the canvas grows around it: below about 160 px it is larger than `sizes` say. Type has whole px per em, which
+    may take up to a twenty-fifth more room than there is.
     """
     face = pick(rng, find_faces(fonts))
     width, height = draw_size(sizes, _ASPECT, rng)
