@@ -99,10 +99,6 @@ class VisionEncoder(nn.Module):
             features: Tensor = self.vit.forward_features(tiles) if tokens is None else self.vit.norm(tokens)
         return features[:, 1:]
 
-    def normalise(self, tiles: Tensor) -> Tensor:
-        """What the ViT sees: `(x / 255 - mean) / std` per channel in float32, cast to the model's dtype."""
-        return self.vit.patch_embed.normalisation(tiles, self.image_newline.dtype)
-
     def _check(self, tiles: Tensor, grids: Sequence[Grid], max_tiles: int) -> None:
         side = self.config.image_size
         if tiles.dtype != torch.uint8 or tiles.ndim != 4 or tiles.shape[1:] != (3, side, side):

@@ -171,7 +171,7 @@ def test_bfloat16_output_and_normalisation_precision() -> None:
         assert model(tiles, grids).dtype == torch.bfloat16
     # Rounded once, from float32: a bfloat16 mean and std would be off by up to 2**-8 of the value.
     expected = clip_pixels(tiles, SMALL).to(torch.bfloat16)
-    assert (model.normalise(tiles) != expected).float().mean() < 1e-3
+    assert (model.vit.patch_embed.normalisation(tiles, torch.bfloat16) != expected).float().mean() < 1e-3
 
 
 def test_no_images() -> None:

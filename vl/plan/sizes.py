@@ -82,13 +82,6 @@ def parameters(text: TextConfig, vision: VisionConfig | None = None) -> int:
     return int(weight_bytes(Share(text, vision=vision), FORMATS["bf16"])) // VALUE
 
 
-def active_bytes(text: TextConfig, form: Format) -> float:
-    """Weights that a single token's step reads, and the lightning states that it reads and writes."""
-    chosen = text.num_experts_per_tok / text.num_local_experts * expert_bytes(text, form.experts)
-    weights = chosen + attention_bytes(text, form.attention) + router_bytes(text) + table_bytes(text)
-    return weights + norm_bytes(Share(text)) + 2 * state_bytes(text)
-
-
 def state_bytes(text: TextConfig, slots: int = 1) -> int:
     """Lightning states of so many sequences, whatever their lengths."""
     return STATE * layers_of(text, LIGHTNING) * slots * text.num_attention_heads * text.head_dim**2

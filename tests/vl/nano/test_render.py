@@ -21,7 +21,6 @@ from vl.nano.render import render
 
 SCENES = [render(3, index, Mix(sizes=SMALL).only("scenes")) for index in range(120)]
 WORDS = [render(3, index, Mix(sizes=SMALL).only("words")) for index in range(60)]
-REPOSITORY = Path(__file__).parents[3]
 
 
 def test_a_sample_is_a_function_of_seed_and_index() -> None:

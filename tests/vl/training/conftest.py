@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from preprocessing import Processor
 from vl.training.build import build_processor
 from vl.training.config import TrainConfig
+from vl.training.curve import read_log
 
 
 def tables(**run: Any) -> dict[str, Any]:
@@ -43,6 +45,11 @@ def tables(**run: Any) -> dict[str, Any]:
         "optimizer": {"lr": 2e-3, "warmup_steps": 2},
         "run": {"steps": 6, "dtype": "float32", "log_steps": 1, "eval_samples": 2, "eval_minutes": 60.0, **run},
     }
+
+
+def losses_of(out: Path) -> dict[int, float]:
+    """By step, from a run's log."""
+    return {record["step"]: record["loss"] for record in read_log(out) if record["kind"] == "train"}
 
 
 @pytest.fixture

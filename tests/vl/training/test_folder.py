@@ -13,14 +13,11 @@ import torch
 import vl
 from vl.training.batch import Batch
 from vl.training.config import TrainConfig
-from vl.training.curve import read_log
 from vl.training.folder import begin_run, check_folder
 from vl.training.state import load_state
 from vl.training.train import Trainer, train
 
-
-def losses_of(out: Path) -> dict[int, float]:
-    return {record["step"]: record["loss"] for record in read_log(out) if record["kind"] == "train"}
+from .conftest import losses_of
 
 
 def test_a_folder_that_holds_a_run_is_refused_or_overwritten(config: TrainConfig, tmp_path: Path) -> None:

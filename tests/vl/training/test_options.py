@@ -21,7 +21,7 @@ from vl.training.curve import read_log
 from vl.training.state import load_state
 from vl.training.train import Trainer, train
 
-from .conftest import tables
+from .conftest import losses_of, tables
 from .conversations import picture, talk, write_jsonl
 
 
@@ -53,10 +53,6 @@ def recipe(start: Path, data: Path, *, lora: LoRAConfig | None = None, **run: An
         run=replace(config.run, init=str(start), **run),
         lora=lora,
     )
-
-
-def losses_of(out: Path) -> dict[int, float]:
-    return {record["step"]: record["loss"] for record in read_log(out) if record["kind"] == "train"}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -19,9 +19,7 @@ from vl.training.init import sines_2d
 from vl.training.state import load_state
 from vl.training.train import Trainer, train
 
-
-def losses_of(out: Path) -> dict[int, float]:
-    return {record["step"]: record["loss"] for record in read_log(out) if record["kind"] == "train"}
+from .conftest import losses_of
 
 
 def test_resumed_losses_equal_uninterrupted_ones(config: TrainConfig, tmp_path: Path) -> None:
