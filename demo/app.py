@@ -41,45 +41,8 @@ def build(model: MiniMaxVL) -> gr.Blocks:
                 for example in examples()
             ]
         with gr.Row(elem_id="main"):
-            with gr.Column(scale=5, min_width=320):
-                image = gr.Image(
-                    label="Image",
-                    sources=["upload", "clipboard"],
-                    placeholder="Drop an image here, paste one, or click to choose",
-                    height=280,
-                    buttons=[],
-                    elem_id="image",
-                )
-                overlay = gr.Image(
-                    label="What the model sees",
-                    height=340,
-                    format="jpeg",
-                    interactive=False,
-                    buttons=["fullscreen"],
-                    elem_id="overlay",
-                )
-                layout = gr.HTML(elem_id="layout")
-            with gr.Column(scale=6, min_width=320):
-                chat = gr.Chatbot(
-                    label="Conversation",
-                    height=480,
-                    placeholder="Add an image, then ask about it.",
-                    render_markdown=False,  # text read from an image must appear as it was written
-                    feedback_options=None,
-                    buttons=[],
-                    elem_id="chat",
-                )
-                status = gr.HTML(elem_id="status")
-                question = gr.Textbox(
-                    label="Question",
-                    placeholder=DEFAULT_PROMPT,
-                    max_lines=4,
-                    max_length=MOST_CHARACTERS,
-                    elem_id="question",
-                    **ASK,
-                )
-                with gr.Accordion("Sampling", open=False):
-                    sampling = sampling_settings()
+            image, overlay, layout = picture_column()
+            chat, status, question, sampling = talk_column()
 
         progress: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": overlay} | OF_THE_PAGE
         quiet: dict[str, Any] = {"show_progress": "hidden"} | OF_THE_PAGE
@@ -123,6 +86,55 @@ def build(model: MiniMaxVL) -> gr.Blocks:
         answered.then(handlers.rest, session, question, api_name="page_rest", **quiet)
         gr.api(handlers.ask_once, api_name="ask", **ONE_AT_A_TIME)
     return page
+
+
+def picture_column() -> tuple[gr.Image, gr.Image, gr.HTML]:
+    """The image, the tiles drawn over it, and what they cost."""
+    with gr.Column(scale=5, min_width=320):
+        image = gr.Image(
+            label="Image",
+            sources=["upload", "clipboard"],
+            placeholder="Drop an image here, paste one, or click to choose",
+            height=280,
+            buttons=[],
+            elem_id="image",
+        )
+        overlay = gr.Image(
+            label="What the model sees",
+            height=340,
+            format="jpeg",
+            interactive=False,
+            buttons=["fullscreen"],
+            elem_id="overlay",
+        )
+        layout = gr.HTML(elem_id="layout")
+    return image, overlay, layout
+
+
+def talk_column() -> tuple[gr.Chatbot, gr.HTML, gr.Textbox, list[gr.components.Component]]:
+    """The conversation, the line below it, the question, and the settings of sampling."""
+    with gr.Column(scale=6, min_width=320):
+        chat = gr.Chatbot(
+            label="Conversation",
+            height=480,
+            placeholder="Add an image, then ask about it.",
+            render_markdown=False,  # text read from an image must appear as it was written
+            feedback_options=None,
+            buttons=[],
+            elem_id="chat",
+        )
+        status = gr.HTML(elem_id="status")
+        question = gr.Textbox(
+            label="Question",
+            placeholder=DEFAULT_PROMPT,
+            max_lines=4,
+            max_length=MOST_CHARACTERS,
+            elem_id="question",
+            **ASK,
+        )
+        with gr.Accordion("Sampling", open=False):
+            sampling = sampling_settings()
+    return chat, status, question, sampling
 
 
 def header(model: MiniMaxVL) -> str:
