@@ -30,7 +30,7 @@ class Option:
         memory: of the fullest GPU.
         max_context: tokens of each sequence that fit, the others of the workload's numbers as they are; 0 if none do.
         speed: None where it does not fit, or the GPU cannot compute in this format.
-        spilled: the part of the experts that is in host memory.
+        spilled: the part of the experts that is in host memory alone.
         loadable: whether this version of `vl.load` can do it.
         problem: why it cannot be used; empty if it can.
     """
@@ -159,14 +159,15 @@ def _problem(form: Format, gpu: Gpu, memory: Memory, machine: Machine) -> str:
 
 
 def _memory(placement: Placement, form: Format, machine: Machine, work: Workload) -> tuple[Memory, float]:
-    """Of the fullest GPU, and the part of the experts in host memory."""
+    """Of the fullest GPU, and the part of the experts that it has not. The host has all: none is written back."""
     rows = [_on_gpu(share, form, machine, work, placement.kind) for share in placement.shares]
     fullest = max(rows, key=lambda memory: memory.total)
     if placement.kind != SPILLED:
         return fullest, 0.0
     experts = int(expert_bytes(placement.shares[0].text, form.experts))
     spilled = min(experts, max(0, fullest.total - fullest.available))
-    memory = replace(fullest, weights=fullest.weights - spilled, host=spilled * placement.gpus)
+    host = experts * placement.gpus if spilled else 0
+    memory = replace(fullest, weights=fullest.weights - spilled, host=host)
     return memory, spilled / experts
 
 
@@ -199,10 +200,10 @@ def _max_context(placement: Placement, form: Format, machine: Machine, work: Wor
 
 
 def _most_pages(share: Share, form: Format, machine: Machine, work: Workload, kind: str) -> int:
-    """By bisection: more tokens never need less memory. What a host can take of the experts need not be on a GPU."""
-    elsewhere = expert_bytes(share.text, form.experts) if kind == SPILLED else 0.0
-    if machine.host_memory is not None:
-        elsewhere = min(elsewhere, machine.host_memory / machine.count)
+    """By bisection: more tokens never need less memory. Experts that a host can take need not be on a GPU."""
+    experts = int(expert_bytes(share.text, form.experts))
+    taken = machine.host_memory is None or experts * machine.count <= machine.host_memory
+    elsewhere = experts if kind == SPILLED and taken else 0
     fixed = weight_bytes(share, form) - elsewhere + overhead(machine.count) + _staging(share, form, kind)
     available = (1 - FRAGMENTS) * machine.gpu.memory
 

@@ -77,7 +77,7 @@ class Pass:
 class Estimate:
     """Times of a placement of a model in one format on one kind of GPU.
 
-    `spilled`: the part of the experts that is in host memory.
+    `spilled`: the part of the experts that is in host memory alone.
     """
 
     placement: Placement

@@ -22,7 +22,7 @@ from vl.plan.gpus import GIB
 from vl.plan.models import released
 from vl.plan.planner import COUNTS, LOADABLE, consider
 from vl.plan.share import LAYERS, ONE, SPILLED, TENSOR, Share, by_tensor, placements, whole
-from vl.plan.sizes import weight_bytes
+from vl.plan.sizes import expert_bytes, weight_bytes
 from vl.plan.speed import Estimate, used_experts
 
 machines = st.builds(Machine, st.sampled_from(list(known_gpus().values())), st.sampled_from(COUNTS))
@@ -102,7 +102,10 @@ def test_spilling_takes_what_does_not_fit(machine: Machine, work: Workload, form
         assert spilled is None
         return
     assert spilled is not None
-    missing = spilled.memory.host / machine.count
+    share = (by_tensor(config, machine.count) or whole(config)).shares[0]
+    experts = expert_bytes(share.text, FORMATS[form].experts)
+    missing = spilled.spilled * experts
+    assert spilled.memory.host == (int(experts) * machine.count if missing else 0)
     assert base.memory.weights == pytest.approx(spilled.memory.weights + missing, abs=1)
     assert 0 <= spilled.spilled <= 1
     assert spilled.memory.activations > base.memory.activations  # room for what comes from the host
