@@ -75,7 +75,7 @@ def place_experts(
         ConfigError: if the model has not more experts, or the device no memory of its own.
         DeviceError: if the host's memory or the device's does not suffice.
     """
-    count, work = config.text.num_local_experts, _workload(engine)
+    count, work = config.text.num_local_experts, Workload.of(engine)
     if device.type not in ("cuda", "cpu"):
         raise ConfigError(f"spill={spill!r}: {device} has no memory apart from the host's: leave it out")
     gpu = _gpu(device)
@@ -156,13 +156,3 @@ def _gpu(device: torch.device) -> Gpu | None:
         return None
     seen = torch.cuda.get_device_properties(device)
     return recognise_gpu(seen.name, seen.total_memory)
-
-
-def _workload(engine: EngineConfig) -> Workload:
-    """As many sequences as the engine runs at once, which fill its cache."""
-    return Workload(
-        context=max(1, engine.cache_tokens // engine.max_batch_size),
-        batch=engine.max_batch_size,
-        prefill_tokens=engine.prefill_tokens,
-        page_size=engine.page_size,
-    )

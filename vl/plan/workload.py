@@ -34,6 +34,16 @@ class Workload:
     prefill_tokens: int = EngineConfig.prefill_tokens
     page_size: int = EngineConfig.page_size
 
+    @classmethod
+    def of(cls, engine: EngineConfig) -> Workload:
+        """As many sequences as an engine runs at once, which fill its cache."""
+        return cls(
+            context=max(1, engine.cache_tokens // engine.max_batch_size),
+            batch=engine.max_batch_size,
+            prefill_tokens=engine.prefill_tokens,
+            page_size=engine.page_size,
+        )
+
     def __post_init__(self) -> None:
         for name in ("context", "batch", "prefill_tokens", "page_size", "images"):
             least, value = int(name != "images"), getattr(self, name)

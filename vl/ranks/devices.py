@@ -182,12 +182,7 @@ def _fastest(
             f"nothing is known of the speed of {seen.name}, so 'auto' cannot choose: give devices= a number, and "
             "placement= a name"
         )
-    work = Workload(
-        context=max(1, engine.cache_tokens // engine.max_batch_size),
-        batch=engine.max_batch_size,
-        prefill_tokens=engine.prefill_tokens,
-        page_size=engine.page_size,
-    )
+    work = Workload.of(engine)
     options = [
         option
         for count in counts
