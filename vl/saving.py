@@ -23,11 +23,12 @@ from vl.files import sync, sync_folder
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 DRAFT, OLD = ".unfinished-save-", "old"
+_TEMPLATES = "additional_chat_templates"  # the one folder of a model
 # What belongs to a model, whoever wrote it: left beside a new one, it would be read as a part of it. All else stays.
 MODEL_FILES = re.compile(
     r"(config|generation_config|(video_)?preprocessor_config|processor_config)\.json"
     r"|(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json|merges\.txt"
-    r"|chat_template\.(jinja|json)|additional_chat_templates"
+    rf"|chat_template\.(jinja|json)|{_TEMPLATES}"
     r"|(quantize_config|quant_config|hf_quant_config|quanto_qmap)\.json"
     r"|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
 )
@@ -111,11 +112,16 @@ def _swap(draft: Path, folder: Path) -> None:
     sync_folder(folder)
 
 
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
 def _model_files(folder: Path) -> list[str]:
     """Names of the files of the model in a folder, `config.json` first; among them, the shards that its index names."""
     shards: set[str] = set()
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         shards = set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values())
-    names = [path.name for path in folder.iterdir()]
+    # A folder of such a name is somebody's own: it is not moved, and a new file does not take its place.
+    names = [path.name for path in folder.iterdir() if not _is_folder(path) or path.name == _TEMPLATES]
     owned = [n for n in names if MODEL_FILES.fullmatch(n) or (n in shards and n.endswith(".safetensors"))]
     return sorted(owned, key=lambda name: (name != CONFIG, name))

@@ -95,6 +95,19 @@ def test_a_save_leaves_the_new_model_alone_and_foreign_files(old: Path, new: vl.
     assert state(old, {}, new) == "new"
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "vocab.json"])
+def test_a_folder_with_the_name_of_a_file_keeps_what_is_in_it(tmp_path: Path, new: vl.MiniMaxVL, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine.txt").write_text("mine")
+    if name == "vocab.json":  # which a save does not write
+        new.save(tmp_path)
+    else:
+        with pytest.raises(CheckpointError, match=name):
+            new.save(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "mine.txt").read_text() == "mine"
+
+
 def test_saved_files_have_the_permissions_of_any_new_file(tmp_path: Path, new: vl.MiniMaxVL) -> None:
     new.save(tmp_path / "model")
     (tmp_path / "other").touch()
