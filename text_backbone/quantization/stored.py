@@ -48,6 +48,7 @@ class Quantized(nn.Module):
     Attributes:
         first, stride: for NF4, whose scales are numbered through the whole matrix: the number of the first block of 64
             columns that is stored, and blocks in a row of the whole. Block j of row r is `first + r * stride + j`.
+        works_on: the device that `load` quantises on; None: where the codes are.
 
     Raises:
         ValueError: if the format cannot hold matrices of this size, or such a part of one.
@@ -66,6 +67,7 @@ class Quantized(nn.Module):
     ) -> None:
         super().__init__()
         self.format, self.lead, self.rows, self.columns, self.dtype = format, lead, rows, columns, dtype
+        self.works_on: torch.device | None = None
         self.part = part or Part.all_of((rows, columns))
         if self.part.shape != (rows, columns):
             raise ValueError(f"a part of {self.part.shape} is not of the {rows} x {columns} that are stored")
@@ -102,8 +104,8 @@ class Quantized(nn.Module):
         return self._tuple(*(getattr(self, name)[index] for name in self._tuple._fields))
 
     def load(self, index: tuple[int, ...], matrix: Tensor) -> None:
-        """Quantise a whole matrix on this device, and keep what is stored here. ValueError if a value is not finite."""
-        for name, value in self._form.quantize(matrix.to(self.device))._asdict().items():
+        """Quantise a whole matrix, and keep what is stored here. ValueError if a value is not finite."""
+        for name, value in self._form.quantize(matrix.to(self.works_on or self.device))._asdict().items():
             stored = getattr(self, name)[index]
             stored.copy_(self.cut(name, value).reshape(stored.shape))
 

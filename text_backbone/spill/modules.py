@@ -46,8 +46,7 @@ class SpilledExperts(nn.Module):
         self.residents = Residents(count, slots)
         # A tuple is no submodule: checkpoints have nothing of what is in it.
         self.on_device = _slots(experts.w13, slots, device), _slots(experts.w2, slots, device)
-        pinned = device.type == "cuda"
-        self.w13, self.w2 = _in_host(experts.w13, pinned), _in_host(experts.w2, pinned)
+        self.w13, self.w2 = _in_host(experts.w13, device), _in_host(experts.w2, device)
 
     def forward(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
         """x [T, hidden], weights float32 [T, k] and experts int64 [T, k] of `route` -> [T, hidden].
@@ -215,8 +214,9 @@ def _slots(weight: Tensor | Quantized, slots: int, device: torch.device) -> Tens
     return Quantized(weight.format, lead, weight.rows, weight.columns, device=device, dtype=weight.dtype)
 
 
-def _in_host(weight: Tensor | Quantized, pinned: bool) -> nn.Parameter | Quantized:
-    """The same weight there; of one on `meta`, room for it."""
+def _in_host(weight: Tensor | Quantized, device: torch.device) -> nn.Parameter | Quantized:
+    """The same weight there; of one on `meta`, room for it, and what is loaded is quantised on `device`."""
+    pinned = device.type == "cuda"
 
     def move(part: Tensor) -> Tensor:
         room = torch.empty(part.shape, dtype=part.dtype, device="cpu", pin_memory=pinned)
@@ -224,4 +224,5 @@ def _in_host(weight: Tensor | Quantized, pinned: bool) -> nn.Parameter | Quantiz
 
     if isinstance(weight, Tensor):
         return nn.Parameter(move(weight.detach()), requires_grad=False)
+    weight.works_on = device
     return weight._apply(move)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from text_backbone import HybridCache, MiniMaxText, Packed, TextConfig, released_tensors, stored_tensors
-from text_backbone.quantization import FORMATS, quantize_backbone
+from text_backbone.quantization import FORMATS, int8, quantize_backbone
 from text_backbone.spill import SpilledExperts, host_bytes, modules, spill_backbone, spilled_backbone
 
 FORMAT = pytest.mark.parametrize("form", [None, *FORMATS])
@@ -95,6 +95,24 @@ def test_only_the_slots_are_on_the_device(form: str | None, config: Callable[...
     here = {id(tensor) for tensor in held}
     rest = [tensor for tensor in (*made.parameters(), *made.buffers()) if id(tensor) not in here]
     assert {tensor.device.type for tensor in rest} == {"meta"}
+
+
+def test_what_is_loaded_is_quantised_on_the_device(
+    config: Callable[..., TextConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantize = int8.quantize
+    where: list[str] = []
+
+    def spy(matrix: torch.Tensor) -> int8.Int8:
+        where.append(matrix.device.type)
+        return quantize(torch.ones(matrix.shape))
+
+    monkeypatch.setattr(int8, "quantize", spy)
+    made = spilled_backbone(config(), 1, "int8", device="meta")
+    slot = released_tensors(made)["model.layers.0.block_sparse_moe.experts.0.w1.weight"]
+    slot.load(torch.zeros(20, 24))
+    assert where == ["meta"]
+    assert torch.allclose(slot.read(), torch.ones(20, 24))
 
 
 def test_pinned_memory_comes_in_powers_of_two(config: Callable[..., TextConfig]) -> None:
