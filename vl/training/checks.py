@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from types import NoneType, UnionType
@@ -12,6 +12,7 @@ from vl.errors import ConfigError
 
 T = TypeVar("T")
 
+_LARGEST = sys.float_info.max
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", NoneType: "left out"}
 
 
@@ -23,7 +24,7 @@ def build_table(kind: type[T], values: Mapping[str, Any], table: str) -> T:
     hints = get_type_hints(kind)
     for key, value in values.items():
         if not _fits(value, hints[key]):
-            raise ConfigError(f"{table}.{key} = {value!r} must be {_named(hints[key])}")
+            raise ConfigError(f"{table}.{key} = {_shown(value)} must be {_named(hints[key])}")
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
@@ -58,10 +59,17 @@ def _fits(value: Any, hint: Any) -> bool:
         items = parts[:1] * len(value) if isinstance(value, list | tuple) and parts[1:] == (...,) else parts
         return isinstance(value, list | tuple) and len(value) == len(items) and all(map(_fits, value, items))
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     return isinstance(value, origin or hint)
+
+
+def _shown(value: Any) -> str:
+    """The value in a message; Python refuses to print integers of thousands of digits."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "an integer of more than 63 bits"
+    return repr(value)
 
 
 def _named(hint: Any) -> str:

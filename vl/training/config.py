@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from preprocessing.grid import PINPOINTS
@@ -237,7 +238,7 @@ class TrainConfig:
         path = find_recipes().get(str(path), Path(path))
         try:
             tables = tomllib.loads(path.read_text("utf-8"))
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:  # not TOML, not UTF-8, or nested without end
             raise ConfigError(f"cannot read the training config {path}: {error}") from error
         try:
             return cls.of(tables | {name: {**tables.get(name, {}), **values} for name, values in changes.items()})
@@ -301,6 +302,6 @@ def find_recipes() -> dict[str, Path]:
 
 def _shape(kind: type[T], values: Mapping[str, Any], table: str) -> T:
     """A model's shape: all its numbers are above 0, but for the kinds of layers."""
-    shape = build_table(kind, values, table)
-    above_zero(table, shape, *(key for key, value in values.items() if isinstance(value, int | float)))
-    return shape
+    # First, for the shape divides by some of them.
+    above_zero(table, SimpleNamespace(**values), *(k for k, value in values.items() if isinstance(value, int | float)))
+    return build_table(kind, values, table)

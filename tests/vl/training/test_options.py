@@ -218,6 +218,10 @@ def test_rendered_pictures_can_follow_a_checkpoint(start: Path, tmp_path: Path) 
         ({"run": {"accumulate": 0}}, "at least 1"),
         ({"data": {"files": "a.jsonl"}}, "must be a list"),
         ({"optimizer": {"schedule": "linear"}}, "'cosine' or 'wsd'"),
+        ({"optimizer": {"lr": 10**400}}, "optimizer.lr = an integer of more than 63 bits must be a number"),
+        ({"run": {"steps": 10**5000}}, "run.steps = an integer of more than 63 bits must be a whole number"),
+        ({"text": {"num_key_value_heads": 0}}, "num_key_value_heads = 0 must be above 0"),
+        ({"vision": {"patch_size": 0}}, "patch_size = 0 must be above 0"),
         ({"lora": {"rank": 0}, "run": {"init": "x"}}, "lora.rank = 0"),
         ({"lora": {"targets": ["gate"]}, "run": {"init": "x"}}, "lora.targets"),
         ({"lora": {}}, "adapts a checkpoint"),
@@ -230,6 +234,18 @@ def test_wrong_recipes_are_refused(tmp_path: Path, changes: dict[str, Any], mess
         values[table] = {**values.get(table, {}), **keys}
     with pytest.raises(vl.ConfigError, match=message):
         Trainer(TrainConfig.of(values), tmp_path, "cpu")
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [b"\xff\xfe", b"a = " + b"[" * 50_000, b"a = " + b"9" * 5000, b"run = 5", b'[optimizer]\nlr = "a"'],
+    ids=["encoding", "nested", "digits", "no table", "a text"],
+)
+def test_a_recipe_that_cannot_be_read(tmp_path: Path, contents: bytes) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(contents)
+    with pytest.raises(vl.ConfigError, match=r"recipe\.toml"):
+        TrainConfig.of_file(path, {"run": {"steps": 1}})
 
 
 def test_presets_are_found_by_name() -> None:
