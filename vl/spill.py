@@ -95,9 +95,9 @@ def place_experts(
         )
     on_device = host_bytes(config.text, format, dtype, pinned=False) * spill // count
     if gpu is None:
-        speed = f"no speed is predicted for {device}"
+        speed = f"No speed is predicted for {device}"
     else:
-        speed = f"`vl plan` expects {tokens_per_second(config, format, gpu, spill, work):.2g} tokens/s of one answer"
+        speed = f"By `vl plan`, expect {tokens_per_second(config, format, gpu, spill, work):.2g} tokens/s of one answer"
     note = (
         f"{name}: {spill} of {count} experts of every layer are on {device} at a time ({memory.gib(on_device)}); all "
         f"of them are in host memory ({memory.gib(needed)}) and come from there when they are chosen. {speed}."

@@ -86,7 +86,7 @@ def test_nano_captions_the_same(form: str | None, load: Callable[..., vl.MiniMax
 
 
 def test_the_warning_says_what_is_where(tiny_checkpoint: Path) -> None:
-    with pytest.warns(UserWarning, match=r"1 of 4 experts .* on cpu at a time .* no speed is predicted for cpu"):
+    with pytest.warns(UserWarning, match=r"1 of 4 experts .* on cpu at a time .* No speed is predicted for cpu"):
         vl.load(tiny_checkpoint, device="cpu", spill=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
