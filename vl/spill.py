@@ -97,7 +97,8 @@ def place_experts(
     if gpu is None:
         speed = f"No speed is predicted for {device}"
     else:
-        speed = f"By `vl plan`, expect {tokens_per_second(config, format, gpu, spill, work):.2g} tokens/s of one answer"
+        rate = tokens_per_second(config, format, gpu, spill, work)
+        speed = f"By `vl plan`, expect {rate:,.{0 if rate >= 20 else 1}f} tokens/s of one answer"
     note = (
         f"{name}: {spill} of {count} experts of every layer are on {device} at a time ({memory.gib(on_device)}); all "
         f"of them are in host memory ({memory.gib(needed)}) and come from there when they are chosen. {speed}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +19,13 @@ import vl
 from text_backbone.spill import SpilledExperts
 from vl.cli.app import app
 from vl.config import VLConfig
-from vl.engine import Engine, engine, memory
+from vl.engine import Engine, EngineConfig, engine, memory
 from vl.plan import Workload, find_format, find_gpu
 from vl.plan.memory import FRAGMENTS, PROCESS
 from vl.plan.models import find_config
 from vl.plan.sizes import expert, stored
 from vl.quantization import FORMATS
-from vl.spill import most_slots, tokens_per_second
+from vl.spill import most_slots, place_experts, tokens_per_second
 
 PICTURE = np.arange(40 * 50 * 3, dtype=np.uint32).reshape(40, 50, 3).astype(np.uint8)
 MESSAGES = [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What?"}]}]
@@ -91,6 +92,19 @@ def test_the_warning_says_what_is_where(tiny_checkpoint: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         vl.load(tiny_checkpoint, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"), [("MiniMax-VL-01", r"expect \d\.\d tokens/s"), ("nano", r"\d,\d{3} tokens/s")]
+)
+def test_the_warning_says_how_fast(model: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU that is known, of a host with memory enough."""
+    monkeypatch.setattr(vl.spill, "_gpu", lambda device: find_gpu("H200"))
+    monkeypatch.setattr(memory, "free", lambda device: 2**42)
+    how = {"name": model, "dtype": torch.bfloat16, "device": torch.device("cuda"), "engine": EngineConfig()}
+    placed = place_experts(1, find_config(model), format="nf4", **how)  # type: ignore[arg-type]
+    assert placed is not None
+    assert re.search(words, placed.note)
 
 
 @pytest.mark.parametrize(
