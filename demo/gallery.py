@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent / "examples"
 
 
 @dataclass(frozen=True)
-class Example:
+class GalleryItem:
     """An image, what to call it, and a question about it."""
 
     path: Path
@@ -19,12 +19,12 @@ class Example:
     question: str
 
 
-def examples(folder: Path | None = None) -> list[Example]:
+def examples(folder: Path | None = None) -> list[GalleryItem]:
     """The images and prompts of `examples.jsonl` of the folder, in its order, labelled after their files."""
     folder = folder or FOLDER
     lines = (folder / "examples.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
-    return [Example(folder / record["image"], label_of(record["image"]), record["prompt"]) for record in records]
+    return [GalleryItem(folder / record["image"], label_of(record["image"]), record["prompt"]) for record in records]
 
 
 def label_of(name: str) -> str:

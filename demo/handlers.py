@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from demo.gallery import Example
+from demo.gallery import GalleryItem
 from demo.limits import check_length, sampling
 from demo.overlay import draw_tiles
 from demo.talk import Session, Talk
@@ -74,7 +74,7 @@ class Handlers:
         shown = path if Path(path).suffix.lower() in BROWSER_FORMATS else image
         return shown, overlay, note(layout), [], ""
 
-    def example(self, example: Example, session: Session) -> Values:
+    def example(self, example: GalleryItem, session: Session) -> Values:
         """An example was clicked. Results: question, then as of `upload`."""
         return example.question, *self.show(str(example.path), session)
 

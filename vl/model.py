@@ -258,7 +258,7 @@ class MiniMaxVL(nn.Module):
         the new one, or none that loads. Files that belong to no model stay.
 
         Args:
-            folder: made if need be.
+            folder: made if need be; `~` is the user's own.
             max_shard_bytes: size at which a new file of weights starts.
             dtype: to store the weights as that are not quantised; by default the model's own.
 
@@ -276,7 +276,7 @@ class MiniMaxVL(nn.Module):
             write_config(self.config, draft)
             self.processor.save(draft)
             write_weights(self.stored_tensors(), draft, max_shard_bytes=max_shard_bytes, dtype=stored)
-        return Path(folder)
+        return Path(folder).expanduser()
 
     # With experts in host memory
 

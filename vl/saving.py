@@ -44,9 +44,9 @@ def replace_model(folder: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         CheckpointError: if the folder or its files cannot be written.
     """
-    if not isinstance(folder, str | os.PathLike):
+    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
         raise CheckpointError(f"a model is saved in a folder: give its path, not {folder!r:.100}")
-    target = Path(folder)
+    target = Path(folder).expanduser()
     try:
         target.mkdir(parents=True, exist_ok=True)
         _discard_drafts(target)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import vl
-from demo.gallery import Example
+from demo.gallery import GalleryItem
 from demo.handlers import Handlers
 from demo.limits import MOST_CHARACTERS, MOST_CHARACTERS_OF_TALK
 from demo.talk import Session, Talk
@@ -133,7 +133,7 @@ def test_removing_the_image_ends_the_talk(handlers: Handlers, photo: str) -> Non
 
 def test_example_fills_question_and_image(handlers: Handlers, photo: str) -> None:
     session = Session()
-    question, shown, overlay, *_ = handlers.example(Example(Path(photo), "Photo", "What is it?"), session)
+    question, shown, overlay, *_ = handlers.example(GalleryItem(Path(photo), "Photo", "What is it?"), session)
     assert (question, shown) == ("What is it?", photo)
     assert overlay["value"].size == (672, 672)
 

@@ -207,6 +207,21 @@ def test_a_place_that_cannot_hold_a_model(tmp_path: Path, new: vl.MiniMaxVL, nam
             new.save(folder)  # type: ignore[arg-type]
 
 
+def test_a_path_that_is_empty_is_not_this_folder(
+    tmp_path: Path, new: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="give its path"):
+        new.save("")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_home_of_a_user_is_found(tmp_path: Path, new: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert new.save("~/model") == tmp_path / "model"
+    assert (tmp_path / "model" / "config.json").is_file()
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 def test_no_rights(old: Path, new: vl.MiniMaxVL) -> None:
     old.chmod(0o500)
