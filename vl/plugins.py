@@ -43,8 +43,15 @@ def find_plugin(group: str, name: str) -> Any:
 
 
 def list_plugins(group: str) -> dict[str, str]:
-    """Import paths by name; nothing is imported."""
-    return _OWN[group] | {entry.name: entry.value for entry in entry_points(group=group)}
+    """Import paths by name; nothing is imported. Raises ConfigError if two packages give one name to two things."""
+    found = dict(_OWN[group])
+    for entry in entry_points(group=group):
+        if found.setdefault(entry.name, entry.value) != entry.value:
+            raise ConfigError(
+                f"{entry.name!r} of {group} is {found[entry.name]} and, in another package, {entry.value}: one of them "
+                "needs another name"
+            )
+    return found
 
 
 def load_object(path: str) -> Any:

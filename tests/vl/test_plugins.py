@@ -78,3 +78,16 @@ def test_what_cannot_be_found_is_said(package: Path) -> None:
     sys.modules.pop("colours", None)
     with pytest.raises(vl.ConfigError, match="cannot import colours:TASKS: No module named 'nowhere'"):
         find_plugins("vl.tasks")
+
+
+def test_two_things_of_one_name_are_refused(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of them is meant would hang on the order of the installation."""
+    points = package / "colours-1.0.dist-info" / "entry_points.txt"
+    points.write_text("[vl.sources]\nnano = colours:Colours\n")
+    with pytest.raises(vl.ConfigError, match=r"'nano' of vl.sources is vl.nano.*colours:Colours.*another name"):
+        find_plugin("vl.sources", "nano")
+    source = package / "colours.py"
+    source.write_text(source.read_text() + '\nTASKS["scenes"] = next(iter(TASKS.values()))\n')
+    points.write_text("[vl.tasks]\ncolours = colours:TASKS\n")
+    with pytest.raises(vl.ConfigError, match=r"'colours' of vl\.tasks has a task 'scenes'"):
+        find_tasks()

@@ -70,8 +70,17 @@ class Task:
 
 @lru_cache(maxsize=1)
 def find_tasks() -> dict[str, Task]:
-    """Every built-in task by its name; plug-ins are imported when this is first asked."""
-    return {name: task for tasks in find_plugins("vl.tasks").values() for name, task in tasks.items()}
+    """Every built-in task by its name; plug-ins are imported when this is first asked.
+
+    Raises:
+        ConfigError: if one cannot be imported, or two have a task of the same name.
+    """
+    found: dict[str, Task] = {}
+    for plugin, tasks in find_plugins("vl.tasks").items():
+        if twice := sorted(found.keys() & tasks):
+            raise ConfigError(f"the plug-in {plugin!r} of vl.tasks has a task {twice[0]!r}, as another has: rename it")
+        found |= tasks
+    return found
 
 
 def find_task(name: str) -> Task:
