@@ -94,6 +94,7 @@ class Ranks:
         self._turn = threading.RLock()
         self._ended: str | None = None  # why no more can be asked
         self._number = self._answered = 0  # of the last command sent, and of the last that all have answered
+        self._answers: dict[int, tuple[str, Any]] = {}  # to the last command, by rank: a wait that is ended keeps them
         self._selector = selectors.DefaultSelector()
         end, begin = os.pipe()
         self._held = _Held(begin, Path(tempfile.mkdtemp(prefix="vl-ranks-")))
@@ -109,7 +110,8 @@ class Ranks:
                 hello = Hello(rank.number, len(devices), str(rank.device), meeting, timeout, build, config)
                 self._send(rank, encode(hello))
             with Interrupts() as interrupts:
-                self._answers(0, interrupts, None, progress)
+                self._wait(interrupts, None, progress)
+                self._results()
         except BaseException:
             self.close()
             raise
@@ -147,12 +149,14 @@ class Ranks:
         with self._turn, Interrupts() as interrupts:
             self._check()
             if self._answered < self._number:  # the caller was interrupted while it waited
-                self._answers(self._number, interrupts, self.timeout)
+                self._wait(interrupts, self.timeout)
             self._number += 1
+            self._answers = {}
             message = encode((self._number, command, make()))
             for rank in self._held.ranks:
                 self._send(rank, message)
-            return self._answers(self._number, interrupts, self.timeout)
+            self._wait(interrupts, self.timeout)
+            return self._results()
 
     def close(self) -> None:
         """End all ranks; harmless when they have ended."""
@@ -171,12 +175,9 @@ class Ranks:
             rank.lost = True
             raise self._failed() from None
 
-    def _answers(
-        self, number: int, interrupts: Interrupts, timeout: float | None, progress: Progress | None = None
-    ) -> list[Any]:
-        """What all ranks answer to the command of this number."""
-        last = None if timeout is None else time.monotonic() + timeout
-        answers: dict[int, tuple[str, Any]] = {}
+    def _wait(self, interrupts: Interrupts, timeout: float | None, progress: Progress | None = None) -> None:
+        """Until all ranks have answered the last command. Goes on where a wait that was interrupted ended."""
+        last, answers = None if timeout is None else time.monotonic() + timeout, self._answers
         while len(answers) < len(self):
             ready = interrupts.wait(self._ready, None if last is None else last - time.monotonic())
             if not ready:
@@ -193,14 +194,17 @@ class Ranks:
                 if kind == "progress":
                     if progress is not None:
                         progress(*value)
-                elif found == number:
+                elif found == self._number:
                     answers[rank.number] = kind, value
-        self._answered = number
+        self._answered = self._number
+
+    def _results(self) -> list[Any]:
+        """What they answered. Raises what one of them refused it with."""
         for rank in self._held.ranks:
-            kind, value = answers[rank.number]
+            kind, value = self._answers[rank.number]
             if kind == "refused":
                 raise _error(rank, value)
-        return [answers[rank][1] for rank in range(len(self))]
+        return [self._answers[rank][1] for rank in range(len(self))]
 
     def _ready(self, timeout: float | None) -> list[_Rank]:
         """The ranks that have something to say, or are gone; none if the time is up."""

@@ -182,6 +182,28 @@ def test_ctrl_c_ends_the_answer_and_nothing_else(split: SplitVL, one: vl.MiniMax
         assert split.generate(QUESTIONS, **SAMPLING)[2].text == one.generate(QUESTIONS, **SAMPLING)[2].text
 
 
+def test_ctrl_c_between_two_ranks_answers_loses_none(
+    split: SplitVL, one: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first has said is not asked again, so what was heard of it before Ctrl-C has to be kept."""
+    ready, waits = split._ranks._ready, 0
+
+    def pressed(timeout: float | None) -> list[Any]:
+        nonlocal waits
+        waits += 1
+        if waits == 2:
+            raise KeyboardInterrupt
+        return ready(timeout)[:1]
+
+    monkeypatch.setattr(split._ranks, "_ready", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        split._ranks.call("room")
+    assert split._ranks._answered < split._ranks._number
+    assert len(split._ranks._answers) == 1
+    monkeypatch.undo()
+    assert split.chat(QUESTIONS[1], **SHORT) == one.chat(QUESTIONS[1], **SHORT)
+
+
 def test_a_forked_process_is_refused_and_leaves_the_ranks_alone(split: SplitVL, one: vl.MiniMaxVL) -> None:
     split.chat(QUESTIONS[1])
     child = os.fork()
