@@ -159,7 +159,7 @@ def _begins_as_base64(value: str) -> bool:
 
 def _turns(record: Mapping[str, Any]) -> list[Any] | None:
     """The messages of a record that has some."""
-    key = next((key for key in TURNS if record.get(key) is not None), None)
+    key = _only(record, [key for key in TURNS if record.get(key) is not None])
     prompt, completion = record.get("prompt"), record.get("completion")
     if key is not None:
         turns = record[key]
@@ -173,6 +173,13 @@ def _turns(record: Mapping[str, Any]) -> list[Any] | None:
     if record.get("system"):
         turns.insert(0, {"role": "system", "content": record["system"]})
     return turns
+
+
+def _only(record: Mapping[str, Any], keys: list[str]) -> str | None:
+    """The one key of those that a record has for the same thing; InputError if they say different things."""
+    if any(record[key] != record[keys[0]] for key in keys):
+        raise InputError(f"the record has {_quoted(keys)}, which differ, and only one of them is read: keep one")
+    return keys[0] if keys else None
 
 
 def _as_turns(given: Any, role: str) -> list[Any]:
@@ -191,11 +198,14 @@ def _as_message(turn: Any) -> Any:
 def _question_and_answer(record: Mapping[str, Any]) -> list[Any]:
     """The two messages of a record with a text."""
     answers = [key for key in ANSWERS if isinstance(record.get(key), str)]
-    question = next((record[key] for key in QUESTIONS if record.get(key) is not None), None)
+    asked = _only(record, [key for key in QUESTIONS if record.get(key) is not None])
+    question = None if asked is None else record[asked]
     if not answers:
         raise InputError(f"{_FORMS}, got an object with {', '.join(map(str, record)) or 'nothing in it'}")
     if question is None and answers[0] in ("answer", "response") and "text" in answers:
         question = record["text"]
+        answers.remove("text")
+    _only(record, answers)
     question = DEFAULT_PROMPT if question is None else question
     if not isinstance(question, str):
         raise InputError(f"a question is a string, not {brief(question)}")

@@ -88,6 +88,9 @@ def test_a_system_prompt_beside_the_turns() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "two texts": ({"caption": "A", "text": "B", "image": "1.png"}, '"caption" and "text", which differ'),
+    "two questions": ({"prompt": "A?", "question": "B?", "answer": "C"}, '"prompt" and "question", which differ'),
+    "two conversations": ({"messages": [], "conversations": [GPT]}, '"messages" and "conversations", which differ'),
     "an unknown key": ({"photo_of_it": "1.png", "text": ANSWER}, '"photo_of_it" looks like an image'),
     "an unknown key in a list": ({"files": ["1.png"], "text": ANSWER}, '"files" looks like an image'),
     "a data URL": ({"payload": "data:image/png;base64,AA==", "text": ANSWER}, '"payload" looks like'),
