@@ -13,7 +13,7 @@ from vl.engine import memory
 from vl.engine.config import EngineConfig, shown, whole
 from vl.errors import ConfigError, DeviceError
 from vl.plan import Gpu, Machine, Workload, find_format, known_gpus
-from vl.plan.gpus import recognise_gpu
+from vl.plan.gpus import gpu_of
 from vl.plan.planner import consider
 from vl.plan.share import spilled as spilled_placement
 from vl.plan.share import whole as whole_placement
@@ -78,7 +78,7 @@ def place_experts(
     count, work = config.text.num_local_experts, Workload.of(engine)
     if device.type not in ("cuda", "cpu"):
         raise ConfigError(f"spill={spill!r}: {device} has no memory apart from the host's: leave it out")
-    gpu = _gpu(device)
+    gpu = gpu_of(device)
     if isinstance(spill, str):
         found = _as_many_as_fit(config, format, dtype, device, work)
         if found is None:
@@ -150,10 +150,3 @@ def _as_many_as_fit(
             "quantise the model further, or lower cache_tokens, max_batch_size or prefill_tokens"
         )
     return slots
-
-
-def _gpu(device: torch.device) -> Gpu | None:
-    if device.type != "cuda":
-        return None
-    seen = torch.cuda.get_device_properties(device)
-    return recognise_gpu(seen.name, seen.total_memory)

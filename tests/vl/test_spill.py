@@ -99,7 +99,7 @@ def test_the_warning_says_what_is_where(tiny_checkpoint: Path) -> None:
 )
 def test_the_warning_says_how_fast(model: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU that is known, of a host with memory enough."""
-    monkeypatch.setattr(vl.spill, "_gpu", lambda device: find_gpu("H200"))
+    monkeypatch.setattr(vl.spill, "gpu_of", lambda device: find_gpu("H200"))
     monkeypatch.setattr(memory, "free", lambda device: 2**42)
     how = {"name": model, "dtype": torch.bfloat16, "device": torch.device("cuda"), "engine": EngineConfig()}
     placed = place_experts(1, find_config(model), format="nf4", **how)  # type: ignore[arg-type]

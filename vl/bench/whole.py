@@ -24,7 +24,7 @@ from vl.hub import NANO
 from vl.loading import patcher_of, pick_dtype
 from vl.model import MiniMaxVL
 from vl.plan import FORMATS, Machine, Option, Workload, plan
-from vl.plan.gpus import recognise_gpu
+from vl.plan.gpus import gpu_of
 from vl.plan.models import find_config
 from vl.plan.share import ONE
 from vl.plan.sizes import attention_bytes, expert_bytes, kv_bytes, router_bytes, state_bytes, table_bytes
@@ -220,10 +220,7 @@ def _planned(
     batch: int,
 ) -> tuple[Option | None, float | None]:
     """`vl plan`'s option, and the seconds in which the bytes of a step of writing could be read."""
-    if devices[0].type != "cuda":
-        return None, None
-    seen = torch.cuda.get_device_properties(devices[0])
-    gpu = recognise_gpu(seen.name, seen.total_memory)
+    gpu = gpu_of(devices[0])
     if gpu is None:
         return None, None
     machine = Machine(gpu, len(devices))

@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import torch
 
 from preprocessing import Inputs
-from text_backbone import HybridCache
 from vl.engine import memory
 from vl.engine.config import EngineConfig
 from vl.engine.driven import Model
@@ -262,18 +261,8 @@ class Engine:
         self._make_cache(pages)
 
     def _make_cache(self, pages: int) -> None:
-        model, recorder = self.model, self._recorder()
-        cache = HybridCache(
-            model.language_model.config,
-            slots=self.config.max_batch_size,
-            pages=pages,
-            page_size=self.config.page_size,
-            device=model.device,
-            dtype=model.dtype,
-            scratch=recorder is not None,
-        )
-        self.runner = Runner(model, cache, recorder, self._vision_graphs)
-        self.scheduler.memory = cache
+        runner = Runner.make(self.model, self.config, pages, self._recorder(), self._vision_graphs)
+        self.runner, self.scheduler.memory = runner, runner.cache
 
     def _check_room(self, prompt: int, new: int) -> None:
         """Refuse what no cache could hold, before it waits for one."""

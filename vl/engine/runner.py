@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from text_backbone import HybridCache, Packed
+from vl.engine.config import EngineConfig
 from vl.engine.decode import DecodeStep
 from vl.engine.driven import Model
 from vl.engine.embedding import Embedder
@@ -32,6 +33,22 @@ class Runner:
         self._model = model
         self._embed = Embedder(model, vision_graphs)
         self.decode = DecodeStep(model.language_model, cache, recorder)
+
+    @classmethod
+    def make(
+        cls, model: Model, config: EngineConfig, pages: int, recorder: Recorder | None, vision_graphs: VisionGraphs
+    ) -> Runner:
+        """One over a new cache of so many pages."""
+        cache = HybridCache(
+            model.language_model.config,
+            slots=config.max_batch_size,
+            pages=pages,
+            page_size=config.page_size,
+            device=model.device,
+            dtype=model.dtype,
+            scratch=recorder is not None,
+        )
+        return cls(model, cache, recorder, vision_graphs)
 
     def follow(self) -> bool:
         """Between generations the model may have been moved, cast or adapted. False if the cache does not fit it."""

@@ -65,7 +65,7 @@ class Codes:
 
 
 # Of experts and of projections. One H200, 28 November 2026.
-# NF4, MoE layers: 1 token 41 -> 74 us, 2 82 -> 137, 8 269 -> 455, 64 650 -> 1350 to 1690, 256 660 -> 5100, 4096 9050,
+# NF4, MoE layers: 1 token 41 -> 74 us, 2 82 -> 137, 8 269 -> 475, 64 650 -> 1750, 256 660 -> 5130, 4096 9050,
 # 16384 21700; projections in docs/benchmarks.md. Look-ups of codes limit it, not memory, hence the rate: more rows take
 # more of them.
 # int8 and FP8: single kernels with the fastest tile of a sweep, before int8's last change; layers have not been timed.

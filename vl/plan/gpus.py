@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vl.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 DATA = Path(__file__).with_name("gpus.toml")
 GIB = 2**30
@@ -103,6 +106,16 @@ def recognise_gpu(name: str, memory: int) -> Gpu | None:
         and abs(memory - known.memory) < 0.05 * known.memory
     ]
     return max(alike, key=lambda found: found[0], default=(0, None))[1]
+
+
+def gpu_of(device: torch.device) -> Gpu | None:
+    """The GPU that a device of this host is; None for others, and for those of which nothing is known."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    seen = torch.cuda.get_device_properties(device)
+    return recognise_gpu(seen.name, seen.total_memory)
 
 
 def describe_gpu(

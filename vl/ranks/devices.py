@@ -13,7 +13,7 @@ from vl.config import VLConfig
 from vl.engine.config import EngineConfig, shown, whole
 from vl.errors import ConfigError, DeviceError
 from vl.plan import Machine, Option, Workload, plan
-from vl.plan.gpus import recognise_gpu
+from vl.plan.gpus import gpu_of
 from vl.plan.share import ONE, SPILLED, TENSOR
 
 AUTO = "auto"
@@ -175,12 +175,12 @@ def _fastest(
     """
     if not torch.cuda.is_available():
         raise ConfigError("placement='auto' is predicted for GPUs: name 'tensor', 'expert' or 'layers' on the CPU")
-    seen = torch.cuda.get_device_properties(0)
-    known = recognise_gpu(seen.name, seen.total_memory)
+    first = torch.device("cuda", 0)
+    known = gpu_of(first)
     if known is None:
         raise ConfigError(
-            f"nothing is known of the speed of {seen.name}, so 'auto' cannot choose: give devices= a number, and "
-            "placement= a name"
+            f"nothing is known of the speed of {torch.cuda.get_device_name(first)}, so 'auto' cannot choose: give "
+            "devices= a number, and placement= a name"
         )
     work = Workload.of(engine)
     options = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from text_backbone import HybridCache, Packed
+from text_backbone import Packed
 from vl.engine import EngineConfig, Request, Timings, memory
 from vl.engine.graphs import GraphRecorder
 from vl.engine.prompt import Prompt
@@ -49,18 +49,9 @@ class Part:
 
     def make_cache(self, pages: int) -> None:
         """A cache of so many pages, and what runs steps over it."""
-        model, device = self._model, self._model.device
+        device = self._model.device
         recorder = GraphRecorder(device) if device.type == "cuda" else None
-        cache = HybridCache(
-            model.language_model.config,
-            slots=self._config.max_batch_size,
-            pages=pages,
-            page_size=self._config.page_size,
-            device=device,
-            dtype=model.dtype,
-            scratch=recorder is not None,
-        )
-        self._runner = Runner(model, cache, recorder, self._vision_graphs)
+        self._runner = Runner.make(self._model, self._config, pages, recorder, self._vision_graphs)
 
     def memory(self) -> int:
         """Bytes of tensors on this device at the peak; 0 where that is not counted."""

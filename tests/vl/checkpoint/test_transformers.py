@@ -9,22 +9,12 @@ import torch
 from torch import Tensor
 from transformers import MiniMaxConfig, MiniMaxForCausalLM
 
-from text_backbone import MiniMaxText, Packed, TextConfig, init_weights, released_tensors
+from text_backbone import MiniMaxText, Packed, init_weights, released_tensors
 from vl.checkpoint import load_weights, write_weights
 from vl.config import read_config
 from vl.manifest import expected_shapes, read_manifest
 
-TEXT = TextConfig(
-    vocab_size=50,
-    hidden_size=32,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    intermediate_size=16,
-    num_local_experts=4,
-    rotary_dim=8,
-    attn_type_list=(0, 1, 0),
-)
+from .tiny import TEXT
 
 
 def native_config(**changes: Any) -> MiniMaxConfig:

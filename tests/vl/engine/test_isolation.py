@@ -18,8 +18,8 @@ from torch import Tensor
 
 import vl
 from vl.engine import Engine, Request, TextStream
-from vl.engine import engine as engine_module
 from vl.engine import memory as memory_module
+from vl.engine import runner as runner_module
 from vl.engine.runner import Runner
 
 
@@ -245,10 +245,10 @@ def test_a_cache_that_cannot_be_allocated_leaves_the_engine_as_it_was(
 ) -> None:
     model = vl.load(tiny_checkpoint, device="cpu", cache_tokens=64, page_size=4)
     expected = model.chat(QUESTIONS[0], max_new_tokens=12)
-    cache = engine_module.HybridCache
+    cache = runner_module.HybridCache
     with monkeypatch.context() as patch:
         patch.setattr(
-            engine_module, "HybridCache", lambda config, **sizes: _fails_above(16, cache, config, sizes, error)
+            runner_module, "HybridCache", lambda config, **sizes: _fails_above(16, cache, config, sizes, error)
         )
         for _ in range(2):
             with pytest.raises(vl.DeviceError if not isinstance(error, OSError) else OSError) as caught:
