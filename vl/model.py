@@ -24,6 +24,7 @@ from vl.checkpoint import Slot, weight_dtype, write_weights
 from vl.config import VLConfig, write_config
 from vl.engine import Generation, Request, SamplingParams, TextStream, Timings
 from vl.engine.prompt import Prompt
+from vl.engine.reading import Progress
 from vl.errors import ConfigError, DeviceError, InputError
 from vl.saving import replace_model
 
@@ -36,9 +37,9 @@ class Driver(Protocol):
     def check(self, params: SamplingParams) -> None: ...
     def prepare(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request: ...
     def submit(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request: ...
-    def stream(self, request: Request) -> Iterator[str]: ...
+    def stream(self, request: Request, progress: Progress | None = None) -> Iterator[str]: ...
     def stay_in_process(self) -> None: ...
-    def run(self, requests: Sequence[Request]) -> list[Generation]: ...
+    def run(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Generation]: ...
     def cancel(self, request: Request) -> None: ...
     def step(self) -> None: ...
 
@@ -172,28 +173,38 @@ class MiniMaxVL(nn.Module):
     # The doors
 
     def caption(self, image: ImageSource, prompt: str | None = None, **sampling: Any) -> str:
-        """Describe one image, or answer `prompt` about it. `sampling` is that of `generate`."""
+        """Describe one image, or answer `prompt` about it. `sampling`, and `progress`, are those of `generate`."""
         question = DEFAULT_PROMPT if prompt is None else prompt
         content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
         return self.chat([{"role": "user", "content": content}], **sampling)
 
-    def chat(self, messages: Messages, *, tools: Tools | None = None, **sampling: Any) -> str:
-        """Answer a conversation (OpenAI/transformers content parts). `tools` and `sampling` are those of `generate`."""
-        return self.generate([messages], tools=tools, **sampling)[0].text
+    def chat(
+        self, messages: Messages, *, tools: Tools | None = None, progress: Progress | None = None, **sampling: Any
+    ) -> str:
+        """Answer a conversation (OpenAI/transformers content parts). The other arguments are those of `generate`."""
+        return self.generate([messages], tools=tools, progress=progress, **sampling)[0].text
 
-    def stream(self, messages: Messages, *, tools: Tools | None = None, **sampling: Any) -> Iterator[str]:
+    def stream(
+        self, messages: Messages, *, tools: Tools | None = None, progress: Progress | None = None, **sampling: Any
+    ) -> Iterator[str]:
         """Answer a conversation piece by piece; the pieces joined are `chat`'s answer.
 
         Bad input raises here, not at the first piece. Closing the iterator ends the generation.
         """
         params = SamplingParams.of(sampling)
+        _check_progress(progress)
         self.engine.stay_in_process()  # tensors' threads are the parent's too: nothing is computed before
         inputs, timings = self._prepare(messages, tools)
         # Checked now, and queued when the first piece is asked for: whoever never asks leaves nothing behind.
-        return self.engine.stream(self.engine.prepare(inputs, params, timings))
+        return self.engine.stream(self.engine.prepare(inputs, params, timings), progress)
 
     def generate(
-        self, batch: Sequence[Messages | Inputs], *, tools: Tools | None = None, **sampling: Any
+        self,
+        batch: Sequence[Messages | Inputs],
+        *,
+        tools: Tools | None = None,
+        progress: Progress | None = None,
+        **sampling: Any,
     ) -> list[Generation]:
         """Continue many conversations at once.
 
@@ -201,6 +212,8 @@ class MiniMaxVL(nn.Module):
             batch: conversations, or what `processor` made of them.
             tools: descriptions of functions that the model may call (JSON objects, as OpenAI has them), for every
                 conversation. Its calls are in `Generation.tool_calls`.
+            progress: called with a `vl.Reading` after each pass over the prompts, which are read `prefill_tokens` at a
+                time: how many of their tokens are read, and how fast.
             sampling: `max_new_tokens` (256), `temperature` (0: greedy), `top_p`, `top_k`, `seed`, `stop`; see
                 `vl.engine.SamplingParams`. They hold for every row.
 
@@ -211,11 +224,13 @@ class MiniMaxVL(nn.Module):
             ImageError, InputError: naming the image or message that cannot be used; nothing is generated then.
         """
         params = SamplingParams.of(sampling)
+        _check_progress(progress)
         self.engine.stay_in_process()  # tensors' threads are the parent's too: nothing is computed before
         if not isinstance(batch, Iterable):
             raise InputError(f"the batch must be a list of conversations, not {type(batch).__name__}")
         prepared = [self._prepare(item, tools) for item in batch]  # before any is queued: bad input costs nothing
-        results = self.engine.run([self.engine.prepare(inputs, params, timings) for inputs, timings in prepared])
+        requests = [self.engine.prepare(inputs, params, timings) for inputs, timings in prepared]
+        results = self.engine.run(requests, progress)
         for result in results:
             result.tool_calls = self.processor.tool_calls(result.token_ids)
         return results
@@ -298,6 +313,11 @@ class MiniMaxVL(nn.Module):
 
     def close(self) -> None:
         """End the processes of a model over several devices; it answers no more. One in this process has none."""
+
+
+def _check_progress(progress: object) -> None:
+    if progress is not None and not callable(progress):
+        raise InputError(f"progress={progress!r:.80} cannot be called: give a function of a vl.Reading, or None")
 
 
 def _text_model(

@@ -36,6 +36,7 @@ from vl.cli.console import (
     stdin_is_terminal,
 )
 from vl.cli.engine import engine_options
+from vl.cli.progress import ReadingProgress
 from vl.engine.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -183,9 +184,10 @@ class Dialogue:
         turn = _message("user", question, self._waiting)
         pieces: list[str] = []
         try:
-            for piece in self._model.stream([*self._messages, turn], **self._sampling):
-                pieces.append(piece)
-                yield piece
+            with ReadingProgress(stderr_console()) as progress:
+                for piece in self._model.stream([*self._messages, turn], progress=progress, **self._sampling):
+                    pieces.append(piece)
+                    yield piece
         finally:
             if pieces:
                 self._messages += [turn, _message("assistant", "".join(pieces))]
@@ -194,7 +196,8 @@ class Dialogue:
     def report(self, question: str) -> dict[str, Any]:
         """The answer with its token counts and timings."""
         turn = _message("user", question, self._waiting)
-        generation = self._model.generate([[*self._messages, turn]], **self._sampling)[0]
+        with ReadingProgress(stderr_console()) as progress:
+            generation = self._model.generate([[*self._messages, turn]], progress=progress, **self._sampling)[0]
         return {
             "text": generation.text,
             "finish_reason": generation.finish_reason,

@@ -1,4 +1,4 @@
-"""Progress of a captioning run on stderr: a bar in a terminal, a line now and then in a log."""
+"""Progress on stderr: of a captioning run, and of reading a long prompt."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from vl.cli.console import plural
 
 if TYPE_CHECKING:
+    from vl.engine import Reading
     from vl.jobs import Tally
 
 _LOG_SECONDS = 30.0
 
 
 class CaptionProgress:
-    """Shows a `Tally` while images are captioned; a context manager.
+    """Shows a `Tally` while images are captioned, in a terminal a bar, else a line now and then; a context manager.
 
     Args:
         console: where to.
@@ -67,3 +68,29 @@ class CaptionProgress:
             self._logged = now
             of = "" if total is None else f" of {total:,}, {(total - tally.images) / tally.rate:,.0f} s left"
             self._console.print(f"{tally.images:,} images{of} · {note}", soft_wrap=True)
+
+
+class ReadingProgress:
+    """Shows a `Reading` of a prompt that takes several passes: tokens, speed and the time that is left.
+
+    A context manager. Nothing is shown where stderr is no terminal, nor of a prompt that is read in one pass.
+    """
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("reading"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("reading", total=None, note="")
+
+    def __enter__(self) -> ReadingProgress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def __call__(self, reading: Reading) -> None:
+        if reading.tokens == reading.total:
+            self._bar.stop()
+            return
+        note = f"{reading.tokens:,} of {reading.total:,} tokens · {reading.rate:,.0f} tokens/s"
+        self._bar.update(self._task, completed=reading.tokens, total=reading.total, note=note)
+        self._bar.start()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vl.engine.config import EngineConfig
     from vl.engine.driven import TextStream
     from vl.engine.engine import Engine
+    from vl.engine.reading import Reading
     from vl.engine.request import Request
     from vl.engine.results import FinishReason, Generation, Timings, Usage
     from vl.engine.sampling import SamplingParams
@@ -21,6 +22,7 @@ __all__ = [
     "EngineConfig",
     "FinishReason",
     "Generation",
+    "Reading",
     "Request",
     "SamplingParams",
     "TextStream",
@@ -32,6 +34,7 @@ _HOMES = {
     "config": ("EngineConfig",),
     "driven": ("TextStream",),
     "engine": ("Engine",),
+    "reading": ("Reading",),
     "request": ("Request",),
     "results": ("FinishReason", "Generation", "Timings", "Usage"),
     "sampling": ("SamplingParams",),

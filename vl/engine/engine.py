@@ -22,6 +22,7 @@ from vl.engine.config import EngineConfig
 from vl.engine.driven import Model
 from vl.engine.graphs import GraphRecorder, Recorder
 from vl.engine.prompt import Prompt
+from vl.engine.reading import Progress, Watch
 from vl.engine.request import Request
 from vl.engine.results import Generation, Timings
 from vl.engine.runner import Runner
@@ -130,8 +131,9 @@ class Engine:
                 if request.arrival < 0:
                     self.scheduler.add(request)
 
-    def stream(self, request: Request) -> Iterator[str]:
-        """The text of `request`, piece by piece, driving the engine as needed."""
+    def stream(self, request: Request, progress: Progress | None = None) -> Iterator[str]:
+        """The text of `request`, piece by piece, driving the engine as needed. `progress` hears how far it is read."""
+        watch = Watch([request], progress)
         try:
             self._queue([request])
             while request.pieces or not request.done:
@@ -139,17 +141,23 @@ class Engine:
                     yield request.pieces.popleft()
                 else:
                     self.step()
+                    watch()
             request.result()
         finally:
             self.cancel(request)
 
-    def run(self, requests: Sequence[Request]) -> list[Generation]:
-        """Drive the engine until all of `requests` are finished, or one has failed: that raises what it failed of."""
+    def run(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Generation]:
+        """Drive the engine until all of `requests` are finished, or one has failed: that raises what it failed of.
+
+        `progress` hears how far they are read.
+        """
+        watch = Watch(requests, progress)
         try:
             self._queue(requests)
             for request in requests:
                 while not request.done:
                     self.step()
+                    watch()
                 request.result()
             return [request.result() for request in requests]
         finally:

@@ -86,6 +86,11 @@ class Request(Entry):
     def done(self) -> bool:
         return self.finish_reason is not None or self.error is not None
 
+    @property
+    def read_tokens(self) -> int:
+        """Tokens of the prompt that are read; all of them once it has written any, though it may begin again."""
+        return self.prompt_tokens if self.written else min(self.computed, self.prompt_tokens)
+
     def start(self) -> None:
         """It runs now; when it began is what counts, whatever came in between."""
         self._since = self._since or time.perf_counter()

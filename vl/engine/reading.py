@@ -1,0 +1,57 @@
+"""How far prompts are read, for whoever waits for them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vl.engine.request import Request
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How far prompts are read.
+
+    Attributes:
+        tokens: of the prompts, those that are read.
+        total: tokens of the prompts.
+        seconds: since the first of them were read.
+        rate: tokens that were read in a second, on average.
+    """
+
+    tokens: int
+    total: int
+    seconds: float
+    rate: float
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until all are read, if it goes on like this."""
+        return (self.total - self.tokens) / self.rate if self.rate else float("inf")
+
+
+Progress = Callable[[Reading], object]
+
+
+class Watch:
+    """Tells `progress` how far the prompts of `requests` are read; called after every step.
+
+    It tells when that has changed, in the thread that waits for the requests: what `progress` raises ends its caller's
+    own requests.
+    """
+
+    def __init__(self, requests: Sequence[Request], progress: Progress | None) -> None:
+        self._requests, self._progress = requests, progress
+        self._total = sum(request.prompt_tokens for request in requests)
+        self._begun, self._told = time.perf_counter(), 0
+
+    def __call__(self) -> None:
+        if self._progress is None or self._told == self._total:
+            return
+        tokens = sum(request.read_tokens for request in self._requests)
+        if tokens == self._told:
+            return
+        self._told = tokens
+        seconds = time.perf_counter() - self._begun
+        self._progress(Reading(tokens, self._total, seconds, tokens / seconds))
