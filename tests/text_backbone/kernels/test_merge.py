@@ -27,13 +27,16 @@ def test_merge(tokens: int, offset: float, strided: bool) -> None:
     want = (scores.softmax(-1) @ values).transpose(0, 1)
 
     acc, highest = (torch.full(shape, torch.nan, device=DEVICE) for shape in ((heads, tokens, d), (heads, tokens)))
+    if strided:  # some rows of a larger tensor
+        acc = torch.full((tokens + 5, heads, d), torch.nan, device=DEVICE).transpose(0, 1)[:, 3 : tokens + 3]
+        highest = torch.full((heads, tokens + 5), torch.nan, device=DEVICE)[:, 3 : tokens + 3]
     out = torch.full((tokens, heads, d), torch.nan, device=DEVICE)
     parts = list(zip(scores.split(sizes, 2), values.split(sizes, 1), strict=True))
     for i, (seen, held) in enumerate(parts):
         part: Tensor = (seen.softmax(-1) @ held).float().to(DEVICE)  # [heads, tokens, d]
         part = part.transpose(0, 1) if strided else part.transpose(0, 1).contiguous()
         logs = seen.logsumexp(-1).float().to(DEVICE)
-        merging.merge(acc, highest, part, logs, out, first=i == 0, last=i == len(parts) - 1)
+        merging.merge(acc, highest, part, logs, out if i == len(parts) - 1 else None, first=i == 0)
     # A log of 500 is held to 2 ** -15.
     torch.testing.assert_close(out.cpu().double(), want, rtol=1e-4, atol=1e-4)
 
@@ -51,7 +54,8 @@ kernels = [
     (chunks._joined, tile | {"ROWS": 16}, {}),
     (decode._join, tile | {"HEADS": 64, "KEYS": 64, "SEQUENCES": 64, "JOINED": 16}, {"past": "*i64"}),
 ]
-numbers = ("tokens", "part_token", "part_head", "rows", "splits", "n", "programs")
+strides = ("acc_head", "acc_token", "highest_head", "part_token", "part_head", "logs_head")
+numbers = (*strides, "tokens", "rows", "splits", "n", "programs")
 for kernel, sizes, types in kernels:
     types |= {"out": "*bf16"} | dict.fromkeys(sizes, "constexpr") | dict.fromkeys(numbers, "i32")
     signature = {name: types.get(name, "*fp32") for name in kernel.arg_names}

@@ -10,7 +10,7 @@ from torch import Tensor
 from text_backbone import Packed
 from text_backbone.kernels import softmax
 from text_backbone.kernels.device import reference_kernels
-from text_backbone.kernels.softmax import varlen
+from text_backbone.kernels.softmax import library, varlen
 
 chunks = pytest.importorskip("text_backbone.kernels.softmax.triton", reason="Triton is not installed")
 decode = pytest.importorskip("text_backbone.kernels.softmax.decode", reason="Triton is not installed")
@@ -202,7 +202,7 @@ def test_runs_make_one_batch(past: list[int], monkeypatch: pytest.MonkeyPatch) -
         assert longest[1] == k_offsets.diff().max()
         return out
 
-    def part(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> tuple[Tensor, Tensor]:
+    def part(q: Tensor, k: Tensor, v: Tensor, *bounds: object, causal: bool) -> tuple[Tensor, Tensor]:
         k, v = (x.double().repeat_interleave(q.shape[1] // k.shape[1], dim=1).transpose(0, 1) for x in (k, v))
         scores = q.double().transpose(0, 1) @ k.transpose(1, 2) * q.shape[2] ** -0.5  # [heads, L, S]
         if causal:
@@ -212,8 +212,8 @@ def test_runs_make_one_batch(past: list[int], monkeypatch: pytest.MonkeyPatch) -
 
     sizes: list[tuple[int, ...]] = []
     monkeypatch.setattr(varlen, "_flash", flash)
-    monkeypatch.setattr(past_blocks, "_flash", part)
-    monkeypatch.setattr(past_blocks, "_cudnn", part)
+    monkeypatch.setattr(library, "flash", part)
+    monkeypatch.setattr(library, "cudnn", part)
     monkeypatch.setattr(past_blocks, "_SMALLEST", 64)
     monkeypatch.setattr(past_blocks, "_LARGEST", 256)
     monkeypatch.setattr(past_blocks, "takes", lambda q, k: True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
 
-from text_backbone.kernels.softmax import varlen
+from text_backbone.kernels.softmax import library
 from text_backbone.kernels.softmax.merge import merge
 from text_backbone.kernels.softmax.triton import chunk_attention
 from text_backbone.kernels.softmax.varlen import Run
@@ -49,7 +49,7 @@ def attention(
     _attend(q[:head], k[:head], v[:head], past, keys, values, pages, out[:head])
     if left:  # rows that cuDNN would need a plan of their own for
         before, slots = packed.past[run.sequences] + head, packed.slots[run.sequences]
-        offsets = varlen.ends(left, q.device)
+        offsets = library.ends(left, q.device)
         out[head:] = chunk_attention(q[head:], offsets, before, slots, left, keys, values, page_table, past + head)
     return out
 
@@ -61,11 +61,10 @@ def _attend(
     tokens, heads, d = q.shape
     acc = q.new_empty(heads, tokens, d, dtype=torch.float32)
     highest = q.new_empty(heads, tokens, dtype=torch.float32)
-    merge(acc, highest, *_cudnn(q, k, v, causal=True), out, first=True)
+    merge(acc, highest, *library.cudnn(q, k, v, causal=True), first=True)
     for start, stop in blocks(past):
         k, v = (_cached(pool, pages, start, stop).to(q.dtype) for pool in (keys, values))
-        attend = _cudnn if stop - start >= _SMALLEST else _flash
-        merge(acc, highest, *attend(q, k, v), out, last=stop == past)
+        merge(acc, highest, *_attention(q, k, v), out if stop == past else None)
 
 
 def blocks(past: int) -> Iterator[tuple[int, int]]:
@@ -78,25 +77,16 @@ def blocks(past: int) -> Iterator[tuple[int, int]]:
         start += size
 
 
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention to all keys of a block, and its logs; see `library.flash`."""
+    if len(k) >= _SMALLEST:
+        return library.cudnn(q, k, v, causal=False)
+    return library.flash(q, k, v, library.whole(q, k), causal=False)
+
+
 def _cached(pool: Tensor, pages: Tensor, start: int, stop: int) -> Tensor:
     """Cached rows `start` to `stop` of a sequence, contiguous."""
     page_size = pool.shape[1]
     first = start // page_size
     held = pool.index_select(0, pages[first : -(-stop // page_size)])
     return held.flatten(0, 1)[start - first * page_size : stop - first * page_size]
-
-
-def _cudnn(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> tuple[Tensor, Tensor]:
-    """The attention [T, heads, d], in whatever layout, and the log of its denominators, float32 [heads, T]."""
-    q, k, v = (x[None].transpose(1, 2) for x in (q, k, v))
-    out, weight, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, causal)
-    return out[0].transpose(0, 1), weight.view(q.shape[1:3])
-
-
-def _flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """As `_cudnn`."""
-    q_offsets, k_offsets = (varlen.ends(len(x), q.device) for x in (q, k))
-    out, weight, *_ = torch.ops.aten._flash_attention_forward(
-        q, k, v, q_offsets, k_offsets, len(q), len(k), 0.0, False, False
-    )
-    return out, weight

@@ -24,48 +24,52 @@ def merged(highest, total, other_highest, other_total):
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def _merge(acc, highest, part, logs, out, tokens, part_token, part_head,
+def _merge(acc, highest, part, logs, out, tokens, acc_head, acc_token, highest_head, part_token, part_head, logs_head,
            D: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
            FIRST: tl.constexpr, LAST: tl.constexpr):  # fmt: skip
     """FIRST: there are no parts before. LAST: the mean goes to `out` [tokens, heads, d], and not to `acc`."""
-    head, token = tl.program_id(1), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    head, token = tl.program_id(1).to(tl.int64), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, WIDE)
     real = token < tokens
     inside = real[:, None] & (d < D)[None, :]
-    row = head.to(tl.int64) * tokens + token
-    at = row[:, None] * D + d[None, :]
-    mean = tl.load(part + token.to(tl.int64)[:, None] * part_token + head * part_head + d[None, :], mask=inside)
-    mean = mean.to(tl.float32)
-    log = tl.load(logs + row, mask=real, other=0.0) * _LOG2_E
+    token = token.to(tl.int64)
+    at = acc + head * acc_head + token[:, None] * acc_token + d[None, :]
+    row = highest + head * highest_head + token
+    mean = tl.load(part + token[:, None] * part_token + head * part_head + d[None, :], mask=inside).to(tl.float32)
+    log = tl.load(logs + head * logs_head + token, mask=real, other=0.0) * _LOG2_E
     if not FIRST:
-        before = tl.load(highest + row, mask=real, other=0.0)
+        before = tl.load(row, mask=real, other=0.0)
         log, total, kept, added = merged(before, 1.0, log, 1.0)
-        mean = tl.load(acc + at, mask=inside, other=0.0) * (kept / total)[:, None] + mean * (added / total)[:, None]
+        mean = tl.load(at, mask=inside, other=0.0) * (kept / total)[:, None] + mean * (added / total)[:, None]
         log += tl.log2(total)
     if LAST:
-        to = (token.to(tl.int64)[:, None] * tl.num_programs(1) + head) * D + d[None, :]
+        to = (token[:, None] * tl.num_programs(1) + head) * D + d[None, :]
         tl.store(out + to, mean.to(out.dtype.element_ty), mask=inside)
     else:
-        tl.store(acc + at, mean, mask=inside)
-        tl.store(highest + row, log, mask=real)
+        tl.store(at, mean, mask=inside)
+        tl.store(row, log, mask=real)
 
 
 def merge(
-    acc: Tensor, highest: Tensor, part: Tensor, logs: Tensor, out: Tensor, *, first: bool = False, last: bool = False
+    acc: Tensor, highest: Tensor, part: Tensor, logs: Tensor, out: Tensor | None = None, *, first: bool = False
 ) -> None:
     """Merge a partial attention with those before it, in place.
 
     Args:
-        acc, highest: float32 [heads, tokens, d] and [heads, tokens], the mean so far and its base-2 log-weight.
+        acc, highest: float32 [heads, tokens, d] and [heads, tokens], the mean so far and its base-2 log-weight, in
+            whatever layout but for the last dimension's.
         part: [tokens, heads, d], in whatever layout.
         logs: float32 [heads, tokens], the natural logs of its softmax's denominators.
-        out: [tokens, heads, d]; the `last` merge writes to it, the others do not touch it.
+        out: [tokens, heads, d], contiguous; the last merge writes to it, and leaves `acc` and `highest` as they are.
         first: nothing is in `acc` yet.
     """
     tokens, heads, d = part.shape
     if part.stride(2) != 1:
         part = part.contiguous()
+    if logs.stride(1) != 1:
+        logs = logs.contiguous()
     _merge[(triton.cdiv(tokens, _ROWS), heads)](
-        acc, highest, part, logs.contiguous(), out, tokens, part.stride(0), part.stride(1),
-        D=d, WIDE=triton.next_power_of_2(d), ROWS=_ROWS, FIRST=first, LAST=last, num_warps=4,
+        acc, highest, part, logs, acc if out is None else out, tokens,
+        acc.stride(0), acc.stride(1), highest.stride(0), part.stride(0), part.stride(1), logs.stride(0),
+        D=d, WIDE=triton.next_power_of_2(d), ROWS=_ROWS, FIRST=first, LAST=out is not None, num_warps=4,
     )  # fmt: skip

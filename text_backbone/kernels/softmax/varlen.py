@@ -2,8 +2,8 @@
 
 FlashAttention takes all sequences of a batch in one launch, forward and backward. cuDNN is 1.7 times as fast on an
 H200 but builds a plan for every new shape, which takes 25 to 100 ms: it gets long sequences only, and of those a head
-that is one of eight lengths per power of two. FlashAttention adds the few rows that are left. The op is called as
-`aten` has it, since `torch.nn.attention.varlen` prefers cuDNN in newer releases, with a plan per batch.
+that is one of eight lengths per power of two. FlashAttention adds the few rows that are left. It is not called through
+`torch.nn.attention.varlen`, which prefers cuDNN in newer releases, with a plan per batch.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from text_backbone.kernels.device import capability
+from text_backbone.kernels.softmax import library
 from text_backbone.packed import Packed
 
 # A plan has to be worth it: 64 heads of 128 at 4096 tokens, or as many products.
@@ -68,13 +69,8 @@ def prefill_attention(q: Tensor, k: Tensor, v: Tensor, run: Run) -> Tensor:
     if head == tokens:
         return out
     left = tokens - head
-    q_offsets, k_offsets = (ends(n, q.device) for n in (left, tokens))
+    q_offsets, k_offsets = (library.ends(n, q.device) for n in (left, tokens))
     return torch.cat((out, _flash(q[head:], k, v, q_offsets, k_offsets, left, tokens)))
-
-
-def ends(tokens: int, device: torch.device) -> Tensor:
-    """int32 [2], the offsets of one sequence; made on the device, where a copy from the host would wait."""
-    return torch.arange(0, 2 * tokens, tokens, dtype=torch.int32, device=device)
 
 
 def runs_of(packed: Packed, width: int, cudnn: bool) -> tuple[Run, ...]:
@@ -116,11 +112,7 @@ def _head(tokens: int, width: int) -> int:
 def _flash(
     q: Tensor, k: Tensor, v: Tensor, q_offsets: Tensor, k_offsets: Tensor, longest_q: int, longest_k: int
 ) -> Tensor:
-    # A longest query of 1 would make it regroup the heads, with another layout of what the backward needs.
-    longest_q = max(2, longest_q)
-    return torch.ops.aten._flash_attention_forward(
-        q, k, v, q_offsets, k_offsets, longest_q, longest_k, 0.0, True, False
-    )[0]
+    return library.flash(q, k, v, library.Bounds(q_offsets, k_offsets, longest_q, longest_k), causal=True)[0]
 
 
 def _offsets(packed: Packed) -> Tensor:
