@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 
 
@@ -54,7 +55,9 @@ class Allocator:
         self.slots, self.pages, self.page_size = slots, pages, page_size
         self._slots, self._pages = Numbers(slots), Numbers(pages)
         self._owned: dict[int, list[int]] = {}
-        self._holders: dict[int, int] = {}  # of each page that is not free
+        self._slots_on: Counter[int] = Counter()  # how many slots hold a page
+        self._kept: Counter[int] = Counter()  # and how often it is held besides
+        self._idle = 0
 
     @property
     def free_slots(self) -> int:
@@ -63,6 +66,11 @@ class Allocator:
     @property
     def free_pages(self) -> int:
         return len(self._pages)
+
+    @property
+    def idle_pages(self) -> int:
+        """Pages that no slot holds, but something else does: they would be free if it dropped them."""
+        return self._idle
 
     def capacity(self, slot: int) -> int:
         """Tokens that fit into the pages of `slot`."""
@@ -98,37 +106,69 @@ class Allocator:
                 f"{self.pages} are free; release a sequence or build the cache with more pages"
             )
         new = [self._pages.take() for _ in range(missing)]
-        self._holders |= dict.fromkeys(new, 1)
+        self._slots_on.update(new)
         owned += new
         return new
 
-    def share(self, slot: int, pages: Sequence[int]) -> None:
-        """Let `slot`, which has no pages yet, begin with pages that others hold: full ones, which nobody writes to."""
+    def share(self, slot: int, pages: Sequence[int], tokens: int) -> list[int]:
+        """Let `slot`, which has no pages yet, begin with the first `tokens` tokens of pages that others hold.
+
+        Pages that are full of them it holds too: nobody writes to those. If the last one is not, the slot takes a new
+        page in its place, into which what it holds has to be copied.
+
+        Returns:
+            the new page, or none.
+
+        Raises:
+            CacheFull: if there is no page for that copy; the slot then has none.
+        """
         if self.pages_of(slot):
             raise ValueError(f"cache slot {slot} has pages already: share before anything is reserved")
-        self.retain(pages)
-        self._owned[slot] += pages
+        full, rest = divmod(tokens, self.page_size)
+        if len(pages) != full + bool(rest):
+            raise ValueError(f"{tokens} tokens lie in {full + bool(rest)} pages, not in {len(pages)}")
+        self._check_held(pages)
+        if rest and not self.free_pages:
+            raise CacheFull("no page is free for a copy of the one that the prefix ends in; release a sequence first")
+        for page in pages[:full]:
+            self._idle -= not self._slots_on[page]
+            self._slots_on[page] += 1
+        self._owned[slot] += pages[:full]
+        return self.reserve(slot, tokens)
 
     def retain(self, pages: Sequence[int]) -> None:
         """Hold pages that somebody holds once more."""
-        free = [page for page in pages if page not in self._holders]
-        if free:
-            raise ValueError(f"pages {free} are free: what they held is gone")
-        for page in pages:
-            self._holders[page] += 1
+        self._check_held(pages)
+        self._kept.update(pages)
 
     def drop(self, pages: Sequence[int]) -> None:
-        """Hold pages once less; those that nobody holds any more are free."""
+        """Hold pages once less, that `retain` has held."""
         for page in pages:
-            if page not in self._holders:
-                raise ValueError(f"page {page} is free already")
-            self._holders[page] -= 1
-            if not self._holders[page]:
-                del self._holders[page]
-                self._pages.give_back(page)
+            if not self._kept[page]:
+                raise ValueError(f"page {page} is not kept: it is free already, or held by slots alone")
+            self._kept[page] -= 1
+            if not self._kept[page] and not self._slots_on[page]:
+                self._idle -= 1
+                self._free(page)
 
     def release(self, slot: int) -> None:
-        """Give back a slot, and drop its pages."""
-        self.drop(self.pages_of(slot))
+        """Give back a slot, and its pages: those that nobody holds any more are free."""
+        for page in self.pages_of(slot):
+            self._slots_on[page] -= 1
+            if self._slots_on[page]:
+                continue
+            if self._kept[page]:
+                self._idle += 1
+            else:
+                self._free(page)
         del self._owned[slot]
         self._slots.give_back(slot)
+
+    def _free(self, page: int) -> None:
+        del self._slots_on[page], self._kept[page]
+        self._pages.give_back(page)
+
+    def _check_held(self, pages: Sequence[int]) -> None:
+        free = [page for page in pages if not self._slots_on[page] and not self._kept[page]]
+        if free:
+            raise ValueError(f"pages {free} are free: what they held is gone")

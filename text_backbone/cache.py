@@ -85,6 +85,7 @@ class HybridCache:
         self.keys = torch.zeros(kv, dtype=dtype, device=device)
         self.values = torch.zeros(kv, dtype=dtype, device=device)
         self.page_table = torch.zeros(table, dtype=torch.int32, device=device)
+        self._kept: dict[int, Sequence[Tensor]] = {}  # states on the host, by place
         self._kinds = config.attn_type_list
         self.scratch_slot: int | None = None
         if scratch:
@@ -100,8 +101,13 @@ class HybridCache:
         return self._allocator.free_pages
 
     @property
+    def idle_pages(self) -> int:
+        """Pages that no slot holds, but something else does (`retain`)."""
+        return self._allocator.idle_pages
+
+    @property
     def nbytes(self) -> int:
-        """Memory that the tensors take."""
+        """Memory that the tensors take, kept states not counted: they are on the host."""
         return sum(tensor.nbytes for tensor in (self.states, self.keys, self.values, self.page_table))
 
     def capacity(self, slot: int) -> int:
@@ -130,12 +136,77 @@ class HybridCache:
             self._write(slot, len(self._allocator.pages_of(slot)) - len(new), new)
 
     def release(self, slot: int) -> None:
-        """Give back a slot and its pages.
+        """Give back a slot, and of its pages those that nobody else holds.
 
         Raises:
             ValueError: if the slot is not in use, for instance because it was released before.
         """
         self._allocator.release(slot)
+
+    # Beginning with what another sequence has left: pages that are shared, and states that were kept
+
+    def pages_of(self, slot: int) -> Sequence[int]:
+        """The pages of `slot`, in the order of its tokens. Raises ValueError if the slot is not in use."""
+        return self._allocator.pages_of(slot)
+
+    def retain(self, pages: Sequence[int]) -> None:
+        """Hold pages once more, so that they outlive their slots. Raises ValueError if one is free."""
+        self._allocator.retain(pages)
+
+    def drop(self, pages: Sequence[int]) -> None:
+        """Undo one `retain`. Raises ValueError if a page is not kept."""
+        self._allocator.drop(pages)
+
+    def share(self, slot: int, pages: Sequence[int], tokens: int) -> None:
+        """Let `slot`, which has no pages yet, begin with the keys and values of `tokens` tokens that lie in `pages`.
+
+        The sequence that wrote them may go on writing behind those tokens: a page that is not full of them is copied.
+
+        Raises:
+            CacheFull: if there is no page for that copy; the slot then has none.
+            ValueError: if the slot is not in use or has pages, or those are too few or free.
+        """
+        new = self._allocator.share(slot, pages, tokens)
+        for page in new:
+            self.keys[:, page].copy_(self.keys[:, pages[-1]])
+            self.values[:, page].copy_(self.values[:, pages[-1]])
+        self._write(slot, 0, self._allocator.pages_of(slot))
+
+    def snapshot(self, slot: int, out: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
+        """A copy of the states of `slot` on the host, without waiting for the device.
+
+        On a GPU it is there once the work queued on the current stream is done; later work may change the slot.
+
+        Args:
+            out: what an earlier call returned, to be written to again.
+
+        Returns:
+            of each lightning layer float32 [heads, d, d], page-locked if the cache is on a GPU.
+        """
+        self.capacity(slot)
+        out = self._host_states() if out is None else out
+        for kept, states in zip(out, self.states, strict=True):
+            kept.copy_(states[slot], non_blocking=True)
+        return out
+
+    def restore(self, slot: int, states: Sequence[Tensor]) -> None:
+        """Give `slot` the states that `snapshot` has copied, without waiting for the device."""
+        self.capacity(slot)
+        for kept, own in zip(states, self.states, strict=True):
+            own[slot].copy_(kept, non_blocking=True)
+
+    def keep(self, slot: int, place: int) -> None:
+        """`snapshot` into the place of that number, instead of what was there."""
+        self._kept[place] = self.snapshot(slot, self._kept.get(place))
+
+    def recall(self, slot: int, place: int) -> None:
+        """`restore` what was kept at that place, which stays there."""
+        self.restore(slot, self._kept[place])
+
+    def _host_states(self) -> list[Tensor]:
+        """Layer by layer: PyTorch rounds page-locked memory up to a power of two, which a layer's states mostly are."""
+        shape, pinned = self.states.shape[2:], self.states.is_cuda
+        return [torch.empty(shape, dtype=torch.float32, device="cpu", pin_memory=pinned) for _ in self.states]
 
     def _write(self, slot: int, at: int, pages: Sequence[int]) -> None:
         """Put `pages` into the page table, without waiting for the device."""

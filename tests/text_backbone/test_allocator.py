@@ -60,14 +60,23 @@ class Sharing(RuleBasedStateMachine):
         self.kept.append(prefix)
 
     @precondition(lambda self: self.kept and [] in self.slots.values())
-    @rule(data=st.data())
-    def begin_with_a_kept_prefix(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), rest=st.integers(1, PAGE))
+    def begin_with_a_kept_prefix(self, data: st.DataObject, rest: int) -> None:
         slot = next(slot for slot, pages in self.slots.items() if not pages)
         prefix = data.draw(st.sampled_from(self.kept))
-        self.allocator.share(slot, prefix)
-        self.slots[slot] += prefix
+        tokens, free = (len(prefix) - 1) * PAGE + rest, PAGES - len(self.held())
+        with pytest.raises(ValueError, match=f"{tokens} tokens lie in {len(prefix)} pages, not in {len(prefix) + 1}"):
+            self.allocator.share(slot, [*prefix, prefix[0]], tokens)
+        if rest < PAGE and not free:
+            with pytest.raises(CacheFull, match="no page is free for a copy"):
+                self.allocator.share(slot, prefix, tokens)
+            return
+        new = self.allocator.share(slot, prefix, tokens)
+        assert len(new) == (rest < PAGE)
+        assert not set(new) & self.held()
+        self.slots[slot] += prefix[: len(prefix) - len(new)] + new
         with pytest.raises(ValueError, match="has pages already"):
-            self.allocator.share(slot, prefix)
+            self.allocator.share(slot, prefix, tokens)
 
     @precondition(lambda self: self.kept)
     @rule(data=st.data())
@@ -93,10 +102,19 @@ class Sharing(RuleBasedStateMachine):
             with pytest.raises(ValueError, match="free"):
                 use([page])
 
+    @precondition(lambda self: self.held() - {page for pages in self.kept for page in pages})
+    @rule(data=st.data())
+    def what_slots_hold_is_not_dropped(self, data: st.DataObject) -> None:
+        kept = {page for pages in self.kept for page in pages}
+        page = data.draw(st.sampled_from(sorted(self.held() - kept)))
+        with pytest.raises(ValueError, match=f"page {page} is not kept"):
+            self.allocator.drop([page])
+
     @invariant()
     def counts_agree(self) -> None:
         assert self.allocator.free_pages == PAGES - len(self.held())
         assert self.allocator.free_slots == SLOTS - len(self.slots)
+        assert self.allocator.idle_pages == len(self.held()) - len({p for pages in self.slots.values() for p in pages})
         for slot, pages in self.slots.items():
             assert self.allocator.pages_of(slot) == pages
             assert self.allocator.capacity(slot) == len(pages) * PAGE

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from torch import Tensor
@@ -114,3 +114,63 @@ def test_a_released_slot_starts_clean(model: MiniMaxText, feed: Callable[..., li
     first = feed(model, cache, ids, [[13]])[0]
     feed(model, cache, [torch.randint(0, 50, (16,))], [[16]])
     assert torch.equal(feed(model, cache, ids, [[13]])[0], first)
+
+
+class Twins:
+    """A sequence that is fed piece by piece, and what of it a cache has kept."""
+
+    def __init__(self, model: MiniMaxText, cache: HybridCache, ids: Tensor) -> None:
+        self.model, self.cache, self.ids = model, cache, ids
+
+    def read(self, slot: int, start: int, stop: int) -> Tensor:
+        self.cache.reserve(slot, stop)
+        packed = Packed.of([stop - start], past=[start], slots=[slot])
+        return self.model(self.model.embed(self.ids[start:stop]), packed, self.cache)
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_a_sequence_goes_on_from_any_of_its_beginnings(model: MiniMaxText, data: st.DataObject) -> None:
+    """Pages that are shared, the last one copied, and states that were kept, while their owner writes on."""
+    length = data.draw(st.integers(2, 30))
+    cut = data.draw(st.integers(1, length - 1))
+    ids = torch.randint(0, 50, (length,))
+    cache = HybridCache(model.config, slots=3, pages=30, page_size=4)
+    twins = Twins(model, cache, ids)
+    first = cache.acquire()
+    twins.read(first, 0, cut)
+    cache.keep(first, 7)
+    states = [kept.clone() for kept in cache.snapshot(first)]
+    pages = list(cache.pages_of(first))
+    cache.retain(pages)
+    expected = twins.read(first, cut, length)
+    owner_is_gone = data.draw(st.booleans())
+    if owner_is_gone:
+        cache.release(first)
+    used = cache.pages - cache.free_pages
+    second, third = cache.acquire(), cache.acquire()
+    cache.share(second, pages, cut)
+    cache.recall(second, 7)
+    assert [kept.tolist() for kept in cache.snapshot(second)] == [kept.tolist() for kept in states]
+    assert cache.pages - cache.free_pages == used + (cut % 4 > 0), "only a page that is not full is copied"
+    cache.reserve(third, 9)  # something else, which must not touch them
+    model(model.embed(torch.randint(0, 50, (9,))), Packed.of([9], slots=[third]), cache)
+    torch.testing.assert_close(twins.read(second, cut, length), expected, rtol=1e-5, atol=1e-5)
+    for slot in (second, third) if owner_is_gone else (first, second, third):
+        cache.release(slot)
+    cache.drop(pages)
+    assert (cache.free_slots, cache.free_pages, cache.idle_pages) == (3, 30, 0)
+
+
+def test_a_snapshot_is_written_to_again(model: MiniMaxText) -> None:
+    cache = HybridCache(model.config, slots=1, pages=1, page_size=4)
+    slot = cache.acquire()
+    first = cache.snapshot(slot)
+    assert [states.shape for states in first] == [cache.states.shape[2:]] * len(cache.states)
+    cache.states[:, slot] = 3
+    assert cache.snapshot(slot, first) is first
+    assert all(bool((states == 3).all()) for states in first)
+    cache.release(slot)
+    for use in (cache.snapshot, lambda s: cache.restore(s, first), cache.pages_of):
+        with pytest.raises(ValueError, match="not in use"):
+            use(slot)

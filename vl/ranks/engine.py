@@ -10,7 +10,7 @@ from text_backbone.allocator import Allocator
 from vl.engine import Engine, EngineConfig, Request
 from vl.engine.driven import Model
 from vl.ranks.interrupts import Interrupts
-from vl.ranks.messages import NewRequest, Step, Written
+from vl.ranks.messages import Call, NewRequest, Step, Written
 from vl.ranks.processes import Ranks
 
 
@@ -52,6 +52,8 @@ class SplitEngine(Engine):
 class CacheLedger(Allocator):
     """The slots and pages of every rank's cache, which do later what was done here.
 
+    States that are kept at a place (`keep`, `recall`) are kept by each rank: its part of them.
+
     Attributes:
         calls: that the ranks have not heard of: name, arguments and, of `acquire`, the slot got.
     """
@@ -60,7 +62,7 @@ class CacheLedger(Allocator):
 
     def __init__(self, slots: int, pages: int, page_size: int) -> None:
         super().__init__(slots, pages, page_size)
-        self.calls: list[tuple[str, tuple[int, ...], int | None]] = []
+        self.calls: list[Call] = []
 
     def acquire(self) -> int:
         with Interrupts():
@@ -72,13 +74,42 @@ class CacheLedger(Allocator):
         with Interrupts():
             new = super().reserve(slot, tokens)
             if new:
-                self.calls.append(("reserve", (slot, tokens), None))
+                self._tell("reserve", slot, tokens)
         return new
 
     def release(self, slot: int) -> None:
         with Interrupts():
             super().release(slot)
-            self.calls.append(("release", (slot,), None))
+            self._tell("release", slot)
+
+    def share(self, slot: int, pages: Sequence[int], tokens: int) -> list[int]:
+        with Interrupts():
+            calls = len(self.calls)
+            new = super().share(slot, pages, tokens)
+            del self.calls[calls:]  # the `reserve` that is part of it
+            self._tell("share", slot, tuple(pages), tokens)
+        return new
+
+    def retain(self, pages: Sequence[int]) -> None:
+        with Interrupts():
+            super().retain(pages)
+            self._tell("retain", tuple(pages))
+
+    def drop(self, pages: Sequence[int]) -> None:
+        with Interrupts():
+            super().drop(pages)
+            self._tell("drop", tuple(pages))
+
+    def keep(self, slot: int, place: int) -> None:
+        """As of `HybridCache`."""
+        self._tell("keep", slot, place)
+
+    def recall(self, slot: int, place: int) -> None:
+        """As of `HybridCache`."""
+        self._tell("recall", slot, place)
+
+    def _tell(self, name: str, *args: int | tuple[int, ...]) -> None:
+        self.calls.append((name, args, None))
 
 
 class _Mirror:

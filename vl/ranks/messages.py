@@ -16,6 +16,8 @@ from vl.engine import EngineConfig, SamplingParams
 from vl.engine.prompt import Prompt
 
 Progress = Callable[[int, int], None]
+Call = tuple[str, tuple[int | tuple[int, ...], ...], int | None]
+"""Of a cache's method: its name, arguments and, of `acquire`, the slot got."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Step:
     """What the ranks do in one step of the engine. Columns of plain numbers: a step is short.
 
     Attributes:
-        memory: calls of the cache's methods since the last step: name, arguments and, of `acquire`, the slot got.
+        memory: calls of the cache's methods since the last step.
         ended: numbers of requests that are over.
         new: requests that the ranks have not seen yet.
         batch: numbers of those who run, in order. Of each of them:
@@ -66,7 +68,7 @@ class Step:
         running: numbers of all requests that have begun, in order.
     """
 
-    memory: Sequence[tuple[str, tuple[int, ...], int | None]]
+    memory: Sequence[Call]
     ended: Sequence[int]
     new: Sequence[NewRequest]
     batch: Sequence[int]
