@@ -10,11 +10,15 @@ from vl.plan.efficiency import (
     DENSE,
     ELEMENTWISE,
     EXPERTS,
+    KERNELS,
     LIGHTNING_DECODE,
     LIGHTNING_PREFILL,
+    MESSAGES,
     QUANTISED,
     SOFTMAX_DECODE,
     SOFTMAX_PREFILL,
+    SPLIT_KERNELS,
+    START,
     VISION,
     Codes,
     Efficiency,
@@ -77,13 +81,16 @@ class Pass:
 class Estimate:
     """Times of a placement of a model in one format on one kind of GPU.
 
-    `spilled`: the part of the experts that is in host memory alone.
+    Attributes:
+        spilled: the part of the experts that is in host memory alone.
+        used: experts of a layer that the tokens of a pass choose; None: as many as if each was as likely.
     """
 
     placement: Placement
     form: Format
     gpu: Gpu
     spilled: float = 0.0
+    used: float | None = None
 
     def speed(self, work: Workload) -> Speed:
         tokens, vision = work.tokens, 0.0
@@ -117,6 +124,8 @@ class Estimate:
         experts = self.experts(text, step.tokens)
         kinds = set(text.attn_type_list)
         seconds = sum(layers_of(text, kind) * (self._attention(text, kind, step) + experts) for kind in kinds)
+        if step.decode:
+            seconds += text.num_hidden_layers * START * (KERNELS + SPLIT_KERNELS * self._split)
         head = 2 * step.sequences * text.vocab_size * text.hidden_size
         return seconds + DENSE.seconds(self.gpu, table_bytes(text), head)
 
@@ -142,7 +151,7 @@ class Estimate:
         """Seconds of the experts of a layer."""
         flops = 6 * tokens * text.num_experts_per_tok * text.hidden_size * text.intermediate_size
         moved = 2 * VALUE * tokens * text.hidden_size
-        codes, used = QUANTISED[self.form.experts.name][0], used_experts(text, tokens)
+        codes, used = QUANTISED[self.form.experts.name][0], self._used(text, tokens)
         return self._product(EXPERTS, codes, self.form.experts, expert(text), used, flops, moved)
 
     def products(self, matrices: list[Matrix], tokens: int) -> float:
@@ -173,24 +182,32 @@ class Estimate:
     def _spilled_bytes(self, step: Pass) -> float:
         """Of the experts that a pass uses, what comes from host memory to each GPU."""
         text = self.placement.shares[0].text
-        used = used_experts(text, step.tokens) / text.num_local_experts
+        used = self._used(text, step.tokens) / text.num_local_experts
         return self.spilled * used * expert_bytes(text, self.form.experts)
 
+    def _used(self, text: TextConfig, tokens: int) -> float:
+        return used_experts(text, tokens) if self.used is None else self.used
+
+    @property
+    def _split(self) -> bool:
+        """Whether ranks share each layer."""
+        return self.placement.gpus > 1 and self.placement.kind != LAYERS
+
     def _communication(self, step: Pass) -> float:
-        """By layers: the activations, from GPU to GPU and from the last to all, the sums of the embeddings, and the
-        logits of the last tokens. By tensor: the sums of both sub-layers and of the embeddings,
-        the gated norm's mean square in lightning layers, and the logits of the last tokens."""
+        """Messages from and to the caller's process, and between GPUs. By layers: the activations, from GPU to GPU and
+        from the last to all, the sums of the embeddings, and the logits of the last tokens. By tensor: the sums of both
+        sub-layers, in which the squares of lightning's norm travel, and of the embeddings, and those logits."""
         gpus, link = self.placement.gpus, self.gpu.link
         if gpus == 1:
             return 0.0
         text = self.placement.shares[0].text
         x = VALUE * step.tokens * text.hidden_size
         sums = [(1, x), (1, VALUE * step.sequences * text.vocab_size * gpus)]
-        passed = 0.0
-        if self.placement.kind == LAYERS:
-            passed = gpus * (link.latency + x / link.bandwidth)
+        passed = MESSAGES
+        if self._split:
+            sums.append((2 * text.num_hidden_layers, x))
         else:
-            sums += [(2 * text.num_hidden_layers, x), (layers_of(text, LIGHTNING), 4 * step.tokens)]
+            passed += gpus * (link.latency + x / link.bandwidth)
         hops = 2 * (gpus - 1) / gpus
         return passed + sum(count * (link.latency + hops * nbytes / link.bandwidth) for count, nbytes in sums)
 
