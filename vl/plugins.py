@@ -17,11 +17,11 @@ from typing import Any
 
 from vl.errors import ConfigError
 
-# The embedded model's own, which are there whether or not the package is installed.
+# The project's own, which are there whether or not the package is installed.
 _OWN = {
-    "vl.sources": {"nano": "vl.nano.source:NanoSource"},
+    "vl.sources": {"nano": "vl.nano.source:NanoSource", "recall": "vl.recall.source:RecallSource"},
     "vl.tasks": {"nano": "vl.nano.tasks:TASKS"},
-    "vl.recipes": {"nano": "vl.nano"},
+    "vl.recipes": {"nano": "vl.nano", "recall": "vl.recall"},
 }
 
 

@@ -70,7 +70,7 @@ def test_a_task_is_one_of_vl_eval(package: Path, tiny_checkpoint: Path, capsys: 
 
 
 def test_what_cannot_be_found_is_said(package: Path) -> None:
-    with pytest.raises(vl.ConfigError, match="use nano, colours or an import path"):
+    with pytest.raises(vl.ConfigError, match="use nano, recall, colours or an import path"):
         find_plugin("vl.sources", "colour")
     with pytest.raises(vl.ConfigError, match="cannot import colours:Colour:"):
         find_plugin("vl.sources", "colours:Colour")

@@ -22,7 +22,8 @@ def train(
         typer.Argument(
             metavar="CONFIG.toml|NAME",
             help="The recipe: a file, or the name of one that comes with the package: "
-            "align (the projector alone), tune (everything), lora (adapters), nano, reading, skills, tiny.",
+            "align (the projector alone), tune (everything), lora (adapters), nano, reading, skills, tiny, recall, "
+            "recall_softmax.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model, checkpoints and logs.")],
@@ -48,7 +49,7 @@ def train(
         typer.Option(metavar="MINUTES", min=0.0, help="Save and stop after so long.", show_default=False),
     ] = None,
 ) -> None:
-    """Train a model: from scratch on pictures that are rendered on the way, or from a checkpoint on data of your own.
+    """Train a model: from scratch on pictures or text made on the way, or from a checkpoint on data of your own.
 
     Under torchrun, the parameters are sharded over its processes: torchrun --nproc-per-node 8 -m vl.cli train ...
     """
@@ -92,7 +93,7 @@ def recipe_table(recipe: TrainConfig) -> Table:
             "vision", f"{vision.num_hidden_layers} layers x {vision.hidden_size}, {vision.image_size} px tiles"
         )
     table.add_row("learns", f"adapters of rank {recipe.lora.rank}" if recipe.lora else Text(", ".join(run.train)))
-    table.add_row("data", Text(printable(", ".join(data.files)) if data.files else "rendered pictures"))
+    table.add_row("data", Text(printable(", ".join(data.files) or f"made by {data.source}")))
     passes = f" or {run.epochs} x the data" if run.epochs else ""
     limit = f" or {run.minutes:g} minutes" if run.minutes else ""
     batches = f"{run.accumulate} x " if run.accumulate > 1 else ""

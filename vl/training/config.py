@@ -199,8 +199,8 @@ class RunConfig:
 class TrainConfig:
     """Everything that one command needs to train a model.
 
-    `text` and `vision` shape a model from scratch; with `run.init` they may be left out, and must fit the checkpoint
-    otherwise.
+    `text` and `vision` shape a model from scratch, `text` alone a text-only one; with `run.init` they may be left out,
+    and must fit the checkpoint otherwise.
     """
 
     text: TextConfig | None = None
@@ -278,16 +278,16 @@ class TrainConfig:
     @property
     def model(self) -> VLConfig:
         """The config of a model from scratch. Raises ConfigError if the tables do not describe one."""
-        if self.text is None or self.vision is None:
+        if self.text is None:
             raise ConfigError(
                 "nothing says what to train: name a checkpoint to start from in run.init (or --init), or describe "
-                "a model from scratch in the tables [text] and [vision]"
+                "a model from scratch in the tables [text] and, if it is to see, [vision]"
             )
         return VLConfig(
             text=self.text,
             vision=self.vision,
             pinpoints=self.pinpoints,
-            image_token_index=IMAGE_ID,
+            image_token_index=None if self.vision is None else IMAGE_ID,
             bos_token_id=BEGIN_ID,
             eos_token_ids=(END_ID,),
         )

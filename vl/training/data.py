@@ -57,8 +57,9 @@ def pack(
     total = 0
     for sample in samples:
         sequence = encode(sample.messages, processor, sample.kind)
-        shown = torch.cat([sample.label(grid) for grid in sequence.inputs.grids])
-        sequences.append(replace(sequence, patch_labels=shown))
+        if grids := sequence.inputs.grids:
+            sequence = replace(sequence, patch_labels=torch.cat([sample.label(grid) for grid in grids]))
+        sequences.append(sequence)
         total += len(sequence)
         if total >= budget:
             break

@@ -21,7 +21,10 @@ class Sample(Protocol):
     def messages(self) -> Messages: ...
 
     def label(self, grid: Grid) -> Tensor:
-        """What each patch of an image shows: int64 [tiles, patches**2, points**2], see `vl.training.dense`."""
+        """What each patch of an image shows: int64 [tiles, patches**2, points**2], see `vl.training.dense`.
+
+        Asked of samples with images alone.
+        """
         ...
 
 
@@ -30,7 +33,7 @@ class DataSource(Protocol):
 
     Attributes:
         kinds: of conversations that it makes.
-        classes: of patches, the background among them.
+        classes: of patches, the background among them; 0 for a source of text alone.
     """
 
     kinds: tuple[str, ...]

@@ -136,7 +136,8 @@ class Trainer:
         freeze(self.model, config.run.train)
         if config.data.files or tower is None or not any(p.requires_grad for p in tower.vit.parameters()):
             return Learner(self.model)
-        classes = config.data.open_source().classes
+        if not (classes := config.data.open_source().classes):
+            return Learner(self.model)
         return Learner(self.model, PatchHead(tower.config.hidden_size, classes, device=self.model.device))
 
     def _build_optimizer(self) -> MasterOptimizer:
@@ -163,9 +164,12 @@ class Trainer:
         data, run = self.config.data, self.config.run
         processor, image_token = self.model.processor, self.model.config.image_token_index
         if not data.files:
-            if self.model.config.vision is None:
-                raise ConfigError("a text-only model cannot learn from pictures: give it files in [data]")
             drawn = data.open_source()
+            if drawn.classes and self.model.config.vision is None:
+                raise ConfigError(
+                    f"a text-only model cannot learn from the pictures of {data.source!r}: give it files in [data], or "
+                    "name a source of text in data.source; a new model sees with a table [vision]"
+                )
             held = {kind: draw_held_out(drawn, processor, image_token, kind, run.eval_samples) for kind in drawn.kinds}
             return DrawnBatches(data, processor, image_token, drawn), held
         records, lengths = self._measure(data.files, "train")
