@@ -338,6 +338,10 @@ def _text_model(
         if format is not None:
             return quantized_backbone(config.text, format, device=device, dtype=dtype)
     except ValueError as error:
-        how = f"quantised to {format}" if placement is None else f"split by {placement} in {format or '16 bits'}"
-        raise ConfigError(f"this model cannot be {how}: {error}") from error
+        if placement is None:
+            raise ConfigError(f"this model cannot be quantised to {format}: {error}") from error
+        raise ConfigError(
+            f"this model cannot be split by {placement} in {format or '16 bits'}: {error}; give another placement, "
+            "or fewer devices"
+        ) from error
     return MiniMaxText(config.text, device=device, dtype=dtype)

@@ -87,8 +87,11 @@ def test_tiles_fit_the_shared_memory(three_gpus: None) -> None:
     for codes in (torch.int8, torch.float8_e4m3fn):
         assert moe.inference_tiles(10**6, 32, torch.bfloat16, HOPPER, codes) == moe.INFERENCE_8[codes][-1][1:]
         assert moe.inference_tiles(10**6, 32, torch.bfloat16, AMPERE, codes) == moe.INFERENCE_8_SMALL[codes][-1][1:]
-    assert row_scaled.dense_tile(64, torch.bfloat16, torch.int8, HOPPER) in dict(row_scaled.INT8).values()
-    assert row_scaled.dense_tile(64, torch.bfloat16, torch.float8_e4m3fn, AMPERE) in dict(row_scaled.FP8_SMALL).values()
+        assert row_scaled.dense_tile(64, 6144, torch.bfloat16, codes, HOPPER) == row_scaled.NARROW[codes]
+    assert row_scaled.dense_tile(64, 24576, torch.bfloat16, torch.int8, HOPPER) in dict(row_scaled.INT8).values()
+    assert row_scaled.dense_tile(8, 6144, torch.bfloat16, torch.int8, HOPPER) in dict(row_scaled.INT8).values()
+    fp8 = row_scaled.dense_tile(64, 6144, torch.bfloat16, torch.float8_e4m3fn, AMPERE)
+    assert fp8 in dict(row_scaled.FP8_SMALL).values()
 
 
 @pytest.mark.parametrize(

@@ -75,10 +75,14 @@ INFERENCE_SMALL = (
 # The same for codes of eight bits, by their type: int8 is multiplied in 16 bits, e4m3 as it is.
 INFERENCE_8 = {
     torch.int8: (
-        (6, Tile(16, 128, 128, 4, 4), Tile(16, 128, 128, 4, 4)),
+        (6, Tile(16, 128, 256, 4, 3, swap=True, tma=True), Tile(16, 128, 256, 4, 3)),
         (14, Tile(32, 128, 128, 4, 4), Tile(32, 128, 128, 4, 4)),
-        (48, Tile(64, 128, 128, 4, 3), Tile(64, 128, 128, 4, 3)),
-        (1 << 31, Tile(256, 128, 64, 8, 4, swap=True, tma=True), Tile(256, 128, 64, 8, 4, swap=True, tma=True)),
+        (48, Tile(64, 128, 64, 4, 5, swap=True, tma=True), Tile(64, 128, 64, 4, 5, swap=True, tma=True)),
+        (
+            1 << 31,
+            Tile(256, 128, 64, 8, 4, swap=True, tma=True),
+            Tile(256, 128, 64, 8, 4, swap=True, tma=True, short=True),
+        ),
     ),
     torch.float8_e4m3fn: (
         (6, Tile(16, 64, 256, 4, 5, swap=True), Tile(16, 64, 256, 4, 5, swap=True)),
@@ -115,8 +119,8 @@ class Gemv(NamedTuple):
 GEMV_UP = Gemv(1, 1024, 8, 4)
 GEMV_DOWN = Gemv(8, 1024, 8, 4)
 # of codes of eight bits
-GEMV_UP_8 = Gemv(1, 1024, 4, 4)
-GEMV_DOWN_8 = Gemv(2, 1024, 4, 4)
+GEMV_UP_8 = Gemv(4, 512, 4, 4, stages=4)
+GEMV_DOWN_8 = Gemv(8, 512, 4, 4, stages=4)
 
 
 def training_tile(op: str, x: Tensor) -> Tile:

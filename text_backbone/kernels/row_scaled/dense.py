@@ -82,7 +82,7 @@ def linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     rows, by = (x, Scales(scales)) if codes.dtype == torch.int8 else _rounded(x, scales)
     if tokens <= VECTOR.most:
         return vector(rows, codes, by, VECTOR)
-    return matrix(rows, codes, by, dense_tile(tokens, x.dtype, codes.dtype, x.device))
+    return matrix(rows, codes, by, dense_tile(tokens, len(codes), x.dtype, codes.dtype, x.device))
 
 
 def _rounded(x: Tensor, scales: Tensor) -> tuple[Tensor, Scales]:

@@ -143,7 +143,7 @@ def _projections(make: Any, name: str, codes: torch.dtype) -> Iterator[Sweep]:
             if tokens > most:
                 continue
             x, of_x = _rows(make, tokens, columns, weight, scales)
-            now = dense_tile(tokens, torch.bfloat16, codes, _here(weight.device))
+            now = dense_tile(tokens, rows, torch.bfloat16, codes, _here(weight.device))
             run = partial(_matrix, x, weight, of_x)
             yield Sweep(f"{name} projection {rows} x {columns}, {tokens} tokens", table[codes], run, now, tokens <= 64)
         x, of_x = _rows(make, 1, columns, weight, scales)
