@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, Self, TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor
@@ -112,7 +112,7 @@ class Packed:
             return self.past
         return self.local_positions + self.past[self.sequence_ids]
 
-    def memo(self, derive: Callable[[Packed, *Key], T], *key: *Key) -> T:
+    def memo(self, derive: Callable[[Self, *Key], T], *key: *Key) -> T:
         """`derive(self, *key)`, made once for each function and key: what the layers of a pass ask for again and again.
 
         What it makes outlives the pass, and serves training too although inference may have been the first to ask.

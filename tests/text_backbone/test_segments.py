@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from text_backbone import Packed
 from text_backbone.kernels.lightning.chunks import CHUNK, chunked
+from text_backbone.kernels.lightning.link import Link
 from text_backbone.kernels.lightning.segments import cut
 
 
@@ -30,14 +31,23 @@ def test_chunks(lengths: list[int]) -> None:
 
 @settings(deadline=None)
 @given(
-    st.lists(st.integers(1, 300), min_size=1, max_size=6), st.sampled_from([(16, 16), (64, 16), (64, 64), (256, 32)])
+    st.lists(st.integers(1, 300), min_size=1, max_size=6),
+    st.sampled_from([(16, 16), (64, 16), (64, 64), (256, 32)]),
+    st.lists(st.integers(0, 5), unique=True),
+    st.lists(st.integers(0, 5), unique=True),
 )
-def test_segments(lengths: list[int], sizes: tuple[int, int]) -> None:
+def test_segments(lengths: list[int], sizes: tuple[int, int], begun: list[int], left: list[int]) -> None:
     size, piece = sizes
     packed = Packed.of(lengths)
-    segments = cut(packed, size, piece)
+    takes, gives = (tuple(i for i in linked if i < len(lengths)) for linked in (begun, left))
+    link = Link(takes, gives, lambda *args: args[0]) if takes or gives else None
+    segments = cut(packed, size, piece, link)
+    assert segments.link is link
     chains = {sequence: (first, count, tail) for sequence, first, count, tail, *_ in segments.chains.tolist()}
-    assert set(chains) == {i for i, length in enumerate(lengths) if length > size}
+    assert set(chains) == {i for i, length in enumerate(lengths) if length > size or i in takes or i in gives}
+    for sequence, *_, taken, given_ in segments.chains.tolist():
+        assert taken == (takes.index(sequence) if sequence in takes else -1)
+        assert given_ == (gives.index(sequence) if sequence in gives else -1)
     pieces = segments.pieces.tolist()
     assert (len(pieces), len(chains), len(segments.table)) == (segments.cells, segments.chained, segments.count)
     reached = [0] * len(lengths)
@@ -53,7 +63,8 @@ def test_segments(lengths: list[int], sizes: tuple[int, int]) -> None:
             assert [pieces[cell][:2] for cell in range(before, after + 1)] == [
                 [start + at, min(piece, length - at)] for at in range(0, length, piece)
             ]
-            assert all(row[2:4] == [first == 0, last] for row in pieces[before : after + 1])
+            needless = [first == 0 and sequence not in takes, last and sequence not in gives]
+            assert all(row[2:4] == needless for row in pieces[before : after + 1])
         else:
             assert before == after == -1
     assert reached == lengths

@@ -50,9 +50,7 @@ class Collectives:
     def all_gather(self, x: Tensor) -> Tensor:
         """Every rank's contiguous tensor, one after the other: [ranks, *x.shape]."""
         _check(x)
-        out = x.new_empty(self.ranks, *x.shape)
-        _all_gather(out.flatten(0, 1) if x.dim() else out, x, group=self.group)
-        return out
+        return all_gather(x, self.group)
 
     def broadcast(self, x: Tensor, source: int) -> Tensor:
         """The tensor of rank `source`, in the place of every other's."""
@@ -75,6 +73,13 @@ class Collectives:
         dist.broadcast_object_list(box, group=self.group, group_src=source, device=self.device)
         assert box[0] is not None
         return box[0].to(self.device)
+
+
+def all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Every rank's contiguous tensor, one after the other: [ranks, *x.shape]."""
+    out = x.new_empty(dist.get_world_size(group), *x.shape)
+    _all_gather(out.flatten(0, 1) if x.dim() else out, x, group=group)
+    return out
 
 
 def _check(x: Tensor) -> None:

@@ -47,7 +47,7 @@ def sample(
 def small_segments(monkeypatch: pytest.MonkeyPatch, segment: int, piece: int) -> None:
     """Whatever the batch, cut it into segments and pieces of about these many tokens."""
     cut = kernels.cut
-    monkeypatch.setattr(kernels, "cut", lambda packed, size, piece_: cut(packed, segment, piece))
+    monkeypatch.setattr(kernels, "cut", lambda packed, size, piece_, link: cut(packed, segment, piece, link))
 
 
 def check_forward(

@@ -275,7 +275,7 @@ def error(got: Tensor, want: Tensor) -> float:
 def sample(segment: int | None, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Packed]:
     """A batch to be cut into segments of so many tokens, and pieces of half as many."""
     if segment:
-        monkeypatch.setattr(kernels, "cut", lambda packed, size, piece: cut(packed, segment, segment // 2))
+        monkeypatch.setattr(kernels, "cut", lambda packed, size, piece, link: cut(packed, segment, segment // 2, link))
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(sum(LENGTHS), len(SLOPES) * 3 * D, generator=generator).bfloat16()
     return qkv, Packed.of(LENGTHS, slots=[2 * i + 1 for i in range(len(LENGTHS))][::-1])

@@ -192,7 +192,7 @@ def gain_kernel(
 ):  # fmt: skip
     """cells [., H, D, D]: the sum of k^T v over a piece, decayed to its end; REVERSE, of q^T grad, to its beginning.
 
-    Pieces of the last segment of a chain, or of its first one if REVERSE, are not needed.
+    Those of pieces that nothing comes after, or before if REVERSE, are not needed.
     """
     wait(EARLY)
     BLOCKS: tl.constexpr = D // BV
@@ -238,6 +238,8 @@ def scan_kernel(
 
     A segment is `parts` pieces. REVERSE: the states after the pieces that end one, from the last segment's on. The
     other cells keep their gains.
+
+    slots: [n], which of `states` a sequence starts from; None if chains say it: what they take or, REVERSE, give.
     """
     wait(EARLY)
     pid = tl.program_id(0)
@@ -249,8 +251,10 @@ def scan_kernel(
     rate = tl.load(slopes + head)
     state = tl.zeros((BLOCK,), tl.float32)
     if states is not None:
-        state = tl.load(states + (tl.load(slots + sequence) * H + head) * (D * D) + at).to(tl.float32)
-    needed = count - parts + 1 if REVERSE else (count - 1) // parts * parts + 1
+        slot = tl.load(row + (5 if REVERSE else 4)) if slots is None else tl.load(slots + sequence)
+        cached = states + (tl.maximum(slot, 0) * H + head) * (D * D) + at
+        state = tl.load(cached, mask=at < tl.where(slot >= 0, D * D, 0), other=0.0).to(tl.float32)
+    needed = tl.maximum(count - parts, 0) + 1 if REVERSE else (count - 1) // parts * parts + 1
     length = tail.to(tl.int32) if REVERSE else piece  # of the first piece
     for i in range(0, needed, 2):  # two loads in flight, whose waits are most of the time here
         here = cell_pointers(cells, cell, i, head, at, count, H, D, REVERSE)
@@ -261,6 +265,38 @@ def scan_kernel(
         if i + 1 < needed:
             state = pass_piece(state, next_gain, there, i + 1, count, parts, piece, rate, REVERSE)
         length = piece
+
+
+@triton.jit(do_not_specialize=["piece"])
+def sum_kernel(
+    cells, given, slopes, chains, piece,
+    H: tl.constexpr, D: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """given [., H, D, D]: the gains of all pieces of a chain that gives, decayed to its end, or to its beginning if
+    REVERSE, when those that take give.
+
+    ROWS pieces are in flight at a time.
+    """
+    wait(EARLY)
+    pid = tl.program_id(0)
+    BLOCKS: tl.constexpr = D * D // BLOCK
+    row = chains + (pid // (H * BLOCKS)).to(tl.int64) * 6
+    slot = tl.load(row + (4 if REVERSE else 5))
+    if slot >= 0:
+        head = pid // BLOCKS % H
+        at = pid % BLOCKS * BLOCK + tl.arange(0, BLOCK)
+        cell, count, tail = tl.load(row + 1), tl.load(row + 2).to(tl.int32), tl.load(row + 3)
+        rate = tl.load(slopes + head)
+        state = tl.zeros((BLOCK,), tl.float32)
+        for first in range(0, count, ROWS):
+            index = first + tl.arange(0, ROWS)
+            after = tl.where(index < count - 1, (count - 2 - index).to(tl.int64) * piece + tail, 0)
+            between = index.to(tl.int64) * piece if REVERSE else tl.maximum(after, 0)
+            pointers = cells + ((cell + index) * H + head)[:, None] * (D * D) + at[None, :]
+            gains = tl.load(pointers, mask=(index < count)[:, None], other=0.0)
+            state += tl.sum(gains * tl.exp(-rate * between)[:, None], axis=0)
+        tl.store(given + (slot * H + head) * (D * D) + at, state)
 
 
 @triton.jit

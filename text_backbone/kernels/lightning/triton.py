@@ -27,7 +27,8 @@ from text_backbone.kernels.lightning.configs import (
     pick,
 )
 from text_backbone.kernels.lightning.decode import decode
-from text_backbone.kernels.lightning.forward import gain_kernel, scan_kernel, walk_kernel
+from text_backbone.kernels.lightning.forward import gain_kernel, scan_kernel, sum_kernel, walk_kernel
+from text_backbone.kernels.lightning.link import Link
 from text_backbone.kernels.lightning.segments import Segments, cut
 from text_backbone.kernels.overlap import early
 from text_backbone.packed import Packed
@@ -38,44 +39,47 @@ SHORTEST = 512  # tokens of a piece of a sequence; shorter ones would move more 
 FEW = 2048  # tokens that are not worth the two more launches, if whole sequences make BUSY programs
 BUSY = 128  # programs, or half of them if each has half of the tokens, and so on
 SCAN_BLOCK = 512  # elements of a state in one program
+SUM_ROWS = 8  # states that it adds at a time
 HANDFUL = 64  # tokens whose rounding would show, as few of them average out; in bfloat16 they are multiplied as float16
 
 
-def lightning_attention(qkv: Tensor, slopes: Tensor, packed: Packed, states: Tensor | None = None) -> Tensor:
+def lightning_attention(
+    qkv: Tensor, slopes: Tensor, packed: Packed, states: Tensor | None = None, link: Link | None = None
+) -> Tensor:
     """Same as `reference.lightning_attention`, but differentiable only without `states`."""
     qkv = qkv.contiguous()
     if torch.is_grad_enabled() and qkv.requires_grad:
-        return _LightningAttention.apply(qkv, slopes, packed)
+        return _LightningAttention.apply(qkv, slopes, packed, link)
     if packed.longest == 1 and states is not None:
         return decode(qkv, slopes, packed, states)
-    return forward(qkv, slopes, packed, states)[0]
+    return forward(qkv, slopes, packed, states, link=link)[0]
 
 
 class _LightningAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, slopes: Tensor, packed: Packed) -> Tensor:
-        out, cells, segments = forward(qkv, slopes, packed, None)
+    def forward(ctx: Any, qkv: Tensor, slopes: Tensor, packed: Packed, link: Link | None) -> Tensor:
+        out, cells, segments = forward(qkv, slopes, packed, None, link=link)
         ctx.save_for_backward(qkv, slopes, cells)
         ctx.packed, ctx.segments = packed, segments
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         qkv, slopes, cells = ctx.saved_tensors
-        return backward(grad.contiguous(), qkv, slopes, ctx.packed, cells, ctx.segments), None, None
+        return backward(grad.contiguous(), qkv, slopes, ctx.packed, cells, ctx.segments), None, None, None
 
 
-def segments_for(packed: Packed, heads: int, d: int, walk: Tiles, gain: Tiles) -> Segments:
+def segments_for(packed: Packed, heads: int, d: int, walk: Tiles, gain: Tiles, link: Link | None = None) -> Segments:
     """Segments and pieces as long as they may be while there are enough of them to fill the GPU."""
     whole = max(1 << (packed.longest - 1).bit_length(), SHORTEST)  # longer segments would all be the same
     if whole <= FEW and packed.sequences * heads * d * FEW >= BUSY * walk.values * whole:
-        return packed.memo(cut, whole, whole)
+        return packed.memo(cut, whole, whole, link)
     size, piece = (
         min(max(_power_of_two(packed.tokens * heads * d // (tiles.values * tiles.programs)), SHORTEST), whole)
         for tiles in (walk, gain)
     )
-    return packed.memo(cut, size, min(piece, size))
+    return packed.memo(cut, size, min(piece, size), link)
 
 
 def forward(
@@ -85,11 +89,13 @@ def forward(
     states: Tensor | None,
     walk: Tiles | None = None,
     gain: Tiles | None = None,
+    link: Link | None = None,
 ) -> tuple[Tensor, Tensor | None, Segments]:
     """The output [T, heads * d], the states before pieces of segments, and the segments, which the backward needs.
 
     The states, float32 [cells, heads, d, d], are None where no sequence is longer than a segment. `walk` and `gain`
-    are the tiles to use instead of the tables'; with `walk` it is the kernel for every GPU that runs.
+    are the tiles to use instead of the tables'; with `walk` it is the kernel for every GPU that runs. A `link` goes
+    without `states`.
     """
     heads = len(slopes)
     d = qkv.shape[1] // (3 * heads)
@@ -97,7 +103,7 @@ def forward(
     hopper = _hopper(qkv, slopes, d, states) if walk is None and dtype == torch.bfloat16 else None
     walk = walk or (HOPPER if hopper else pick(WALK, d, dtype, qkv.device))
     gain = gain or pick(GAIN, d, qkv.dtype, qkv.device)
-    segments = segments_for(packed, heads, d, walk, gain)
+    segments = segments_for(packed, heads, d, walk, gain, link)
     out = qkv.new_empty(qkv.shape[0], heads * d)
     cells = None
     if segments.cells:
@@ -168,7 +174,7 @@ def backward(
     hopper = _hopper(qkv, slopes, d, None) if walk is None and not grad.data_ptr() % 16 else None
     gain = gain or pick(GAIN, d, qkv.dtype, qkv.device)
     # Of dk and dv; on Hopper it need not be that of dq, which starts from the forward's states.
-    back = segments_for(packed, heads, d, HOPPER_BACKWARD, gain) if hopper else segments
+    back = segments_for(packed, heads, d, HOPPER_BACKWARD, gain, segments.link) if hopper else segments
     dqkv, after = torch.empty_like(qkv), None
     if back.cells:
         after = _states_between(qkv, grad, None, slopes, packed, back, gain)
@@ -203,7 +209,10 @@ def _states_between(
     segments: Segments,
     tiles: Tiles,
 ) -> Tensor:
-    """The state before every piece that begins a segment; given `grad`, the reverse one after those that end one."""
+    """The state before every piece that begins a segment; given `grad`, the reverse one after those that end one.
+
+    With a link, the sequences start from what its exchange makes of the sums over all of their pieces.
+    """
     heads = len(slopes)
     d = qkv.shape[1] // (3 * heads)
     reverse = grad is not None
@@ -218,8 +227,17 @@ def _states_between(
         **_options(tiles, heads, d, qkv.dtype),
         **early(qkv.device),
     )
-    scan_kernel[(segments.chained * heads * (d * d // SCAN_BLOCK),)](
-        cells, states, packed.slots, slopes, segments.chains, segments.piece, segments.size // segments.piece,
+    grid = (segments.chained * heads * (d * d // SCAN_BLOCK),)
+    slots: Tensor | None = packed.slots
+    if link := segments.link:
+        given = cells.new_empty(len(link.takes if reverse else link.gives), heads, d, d)
+        sum_kernel[grid](
+            cells, given, slopes, segments.chains, segments.piece,
+            H=heads, D=d, REVERSE=reverse, BLOCK=SCAN_BLOCK, ROWS=SUM_ROWS, num_warps=4, **early(qkv.device),
+        )  # fmt: skip
+        states, slots = link.exchange(given, slopes, reverse), None
+    scan_kernel[grid](
+        cells, states, slots, slopes, segments.chains, segments.piece, segments.size // segments.piece,
         H=heads, D=d, REVERSE=reverse, BLOCK=SCAN_BLOCK, num_warps=4, **early(qkv.device),
     )  # fmt: skip
     return cells

@@ -1,0 +1,85 @@
+"""Lightning attention over context ranks: LASP-2 (arXiv:2502.07563), which is LASP+ of MiniMax-01 (arXiv:2501.08313).
+
+Every chunk of the batch gives what its own tokens add to the state of its last sequence, [heads, d, d] whatever their
+number. All ranks get all of these in one message, and each adds up what comes before its own chunks:
+
+    S_c = sum over earlier chunks j of the sequence of exp(-s (tokens of it between j and c)) G_j
+
+No rank waits for another's result. The backward pass is the same in the other direction: a chunk gives the sum of
+q^T do of its first sequence, decayed to its first token, and adds up what comes after. Nothing overlaps the message: at
+full size it is 8 MiB from each rank, below a hundredth of the time of a layer over 16 k tokens a rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from text_backbone.kernels.lightning import Link, lightning_attention
+from text_backbone.parallel.collectives import all_gather
+from text_backbone.parallel.context import Chunk, ContextShard
+
+
+def lasp_attention(qkv: Tensor, slopes: Tensor, shard: ContextShard, group: dist.ProcessGroup) -> Tensor:
+    """Lightning attention over sequences of which every rank of `group` has its part.
+
+    Called by all ranks, in the same order. If it is to be differentiated, `qkv` needs gradients on all of them: every
+    rank waits for the others in the backward pass too.
+
+    Args:
+        qkv: [T, heads * 3 * d], the fused projection of this rank's tokens.
+        slopes: float32 [heads].
+
+    Returns:
+        [T, heads * d].
+    """
+    if not any(chunk.pieces[-1].leaves for chunk in shard.chunks):
+        return lightning_attention(qkv, slopes, shard)
+    return lightning_attention(qkv, slopes, shard, link=shard.memo(link_of, group))
+
+
+def link_of(shard: ContextShard, group: dist.ProcessGroup) -> Link:
+    """The first and the last piece of both chunks, whether or not they begin and end there: all ranks do the same."""
+    first, second = (len(chunk.pieces) for chunk in shard.own)
+    states = States(shard.chunks, shard.held, shard.rank, group)
+    return Link(takes=(0, first), gives=(first - 1, first + second - 1), exchange=states.exchange)
+
+
+@dataclass(frozen=True)
+class States:
+    """What chunks give and take. The attributes are those of `ContextShard`."""
+
+    chunks: tuple[Chunk, ...]
+    held: tuple[tuple[int, int], ...]
+    rank: int
+    group: dist.ProcessGroup
+
+    def exchange(self, given: Tensor, slopes: Tensor, reverse: bool) -> Tensor:
+        """The `Link.exchange` of this rank's two chunks: given and taken [2, heads, d, d]."""
+        gathered = all_gather(given, self.group).flatten(0, 1)
+        place = {chunk: i for i, chunk in enumerate(chunk for pair in self.held for chunk in pair)}
+        add = self._after if reverse else self._before
+        taken = torch.zeros_like(given)
+        for own, chunk in enumerate(self.held[self.rank]):
+            for other in add(chunk):
+                # On the way to the next chunk, all that was given so far decays by what this one has of the sequence.
+                faded = torch.exp(-slopes * self.chunks[other].length)[:, None, None]
+                torch.addcmul(gathered[place[other]], taken[own], faded, out=taken[own])
+        return taken
+
+    def _before(self, chunk: int) -> range:
+        """The chunks before it, in order, that have tokens of its first sequence."""
+        first = chunk
+        while first and self.chunks[first].pieces[0].enters and (first == chunk or len(self.chunks[first].pieces) == 1):
+            first -= 1
+        return range(first, chunk)
+
+    def _after(self, chunk: int) -> range:
+        """The chunks after it, from the last one on, that have tokens of its last sequence."""
+        last = chunk
+        while self.chunks[last].pieces[-1].leaves and (last == chunk or len(self.chunks[last].pieces) == 1):
+            last += 1
+        return range(last, chunk, -1)
