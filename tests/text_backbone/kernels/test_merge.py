@@ -13,6 +13,7 @@ from torch import Tensor
 merging = pytest.importorskip("text_backbone.kernels.softmax.merge", reason="Triton is not installed")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+NEAR = {"rtol": 1e-4, "atol": 1e-4}  # a log of 500 is held to 2 ** -15
 
 
 @pytest.mark.parametrize("tokens", [1, 31, 70])
@@ -26,19 +27,23 @@ def test_merge(tokens: int, offset: float, strided: bool) -> None:
     values = torch.randn(heads, sum(sizes), d, generator=generator, dtype=torch.float64)
     want = (scores.softmax(-1) @ values).transpose(0, 1)
 
-    acc, highest = (torch.full(shape, torch.nan, device=DEVICE) for shape in ((heads, tokens, d), (heads, tokens)))
+    acc, acc_logs = (torch.full(shape, torch.nan, device=DEVICE) for shape in ((tokens, heads, d), (heads, tokens)))
     if strided:  # some rows of a larger tensor
-        acc = torch.full((tokens + 5, heads, d), torch.nan, device=DEVICE).transpose(0, 1)[:, 3 : tokens + 3]
-        highest = torch.full((heads, tokens + 5), torch.nan, device=DEVICE)[:, 3 : tokens + 3]
+        acc = torch.full((heads, tokens + 5, d), torch.nan, device=DEVICE).transpose(0, 1)[3 : tokens + 3]
+        acc_logs = torch.full((heads, tokens + 5), torch.nan, device=DEVICE)[:, 3 : tokens + 3]
     out = torch.full((tokens, heads, d), torch.nan, device=DEVICE)
     parts = list(zip(scores.split(sizes, 2), values.split(sizes, 1), strict=True))
     for i, (seen, held) in enumerate(parts):
         part: Tensor = (seen.softmax(-1) @ held).float().to(DEVICE)  # [heads, tokens, d]
         part = part.transpose(0, 1) if strided else part.transpose(0, 1).contiguous()
         logs = seen.logsumexp(-1).float().to(DEVICE)
-        merging.merge(acc, highest, part, logs, out if i == len(parts) - 1 else None, first=i == 0)
-    # A log of 500 is held to 2 ** -15.
-    torch.testing.assert_close(out.cpu().double(), want, rtol=1e-4, atol=1e-4)
+        merging.merge(acc, acc_logs, part, logs, out if i == len(parts) - 1 else None, first=i == 0)
+    seen = scores[:, :, : sizes[0] + sizes[1]]  # before the last merge
+    torch.testing.assert_close(
+        acc.cpu().double().transpose(0, 1), seen.softmax(-1) @ values[:, : seen.shape[2]], **NEAR
+    )
+    torch.testing.assert_close(acc_logs.cpu().double(), seen.logsumexp(-1), **NEAR)
+    torch.testing.assert_close(out.cpu().double(), want, **NEAR)
 
 
 COMPILE = """
@@ -54,7 +59,7 @@ kernels = [
     (chunks._joined, tile | {"ROWS": 16}, {}),
     (decode._join, tile | {"HEADS": 64, "KEYS": 64, "SEQUENCES": 64, "JOINED": 16}, {"past": "*i64"}),
 ]
-strides = ("acc_head", "acc_token", "highest_head", "part_token", "part_head", "logs_head")
+strides = ("acc_head", "acc_token", "acc_logs_head", "part_token", "part_head", "logs_head")
 numbers = (*strides, "tokens", "rows", "splits", "n", "programs")
 for kernel, sizes, types in kernels:
     types |= {"out": "*bf16"} | dict.fromkeys(sizes, "constexpr") | dict.fromkeys(numbers, "i32")

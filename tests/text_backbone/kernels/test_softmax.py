@@ -216,7 +216,7 @@ def test_runs_make_one_batch(past: list[int], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(library, "cudnn", part)
     monkeypatch.setattr(past_blocks, "_SMALLEST", 64)
     monkeypatch.setattr(past_blocks, "_LARGEST", 256)
-    monkeypatch.setattr(past_blocks, "takes", lambda q, k: True)
+    monkeypatch.setattr(library, "cudnn_takes", lambda q, k: True)
     monkeypatch.setattr(varlen, "_LONG_TOKENS", 64)
     monkeypatch.setattr(varlen, "_LONG_WORK", 0)
     monkeypatch.setattr(varlen, "takes", lambda q: True)

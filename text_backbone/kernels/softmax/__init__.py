@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from text_backbone.kernels.device import use_gpu_kernels
-from text_backbone.kernels.softmax import reference, varlen
+from text_backbone.kernels.softmax import library, reference, varlen
 from text_backbone.packed import Packed
 
 __all__ = ["paged_attention", "softmax_attention"]
@@ -44,7 +44,7 @@ def paged_attention(
             q, packed.offsets, packed.past, packed.slots, packed.longest, keys, values, page_table, max(packed.pasts)
         )
     parts = []
-    cudnn = varlen.prefers_cudnn(q.device) and cached.takes(q, k)
+    cudnn = varlen.prefers_cudnn(q.device) and library.cudnn_takes(q, k)
     for run in packed.memo(varlen.runs_of, q.shape[1] * q.shape[2], cudnn):
         new = q[run.rows], k[run.rows], v[run.rows]
         if not run.cached:

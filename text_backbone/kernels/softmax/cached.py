@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
 
 from text_backbone.kernels.softmax import library
 from text_backbone.kernels.softmax.merge import merge
@@ -21,12 +20,6 @@ from text_backbone.kernels.softmax.varlen import Run
 from text_backbone.packed import Packed
 
 _SMALLEST, _LARGEST = 4096, 65536  # keys of a block; the copies of the largest take little memory beside a chunk
-
-
-def takes(q: Tensor, k: Tensor) -> bool:
-    """Whether cuDNN takes a chunk q [T, heads, d] with keys k [T, kv_heads, d]."""
-    q, k = (x[None].transpose(1, 2) for x in (q, k))
-    return can_use_cudnn_attention(SDPAParams(q, k, k, None, 0.0, True, True))
 
 
 def attention(
@@ -59,12 +52,12 @@ def _attend(
 ) -> None:
     """The attention, all of it by parts, to `out`; `pages` is the sequence's row of the page table."""
     tokens, heads, d = q.shape
-    acc = q.new_empty(heads, tokens, d, dtype=torch.float32)
-    highest = q.new_empty(heads, tokens, dtype=torch.float32)
-    merge(acc, highest, *library.cudnn(q, k, v, causal=True), first=True)
+    acc = q.new_empty(tokens, heads, d, dtype=torch.float32)
+    logs = q.new_empty(heads, tokens, dtype=torch.float32)
+    merge(acc, logs, *library.cudnn(q, k, v, causal=True), first=True)
     for start, stop in blocks(past):
         k, v = (_cached(pool, pages, start, stop).to(q.dtype) for pool in (keys, values))
-        merge(acc, highest, *_attention(q, k, v), out if stop == past else None)
+        merge(acc, logs, *_attention(q, k, v), out if stop == past else None)
 
 
 def blocks(past: int) -> Iterator[tuple[int, int]]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
 
 
 class Bounds(NamedTuple):
@@ -58,6 +59,13 @@ def flash_backward(
         grad, q, k, v, out, logs.contiguous(), bounds.q_offsets, bounds.k_offsets, max(2, bounds.longest_q),
         bounds.longest_k, 0.0, causal, unused, unused,
     )  # fmt: skip
+
+
+def cudnn_takes(q: Tensor, k: Tensor) -> bool:
+    """Whether cuDNN takes q [T, heads, d] with keys k [S, kv_heads, d]."""
+    square = len(q) == len(k)
+    q, k = (x[None].transpose(1, 2) for x in (q, k))
+    return can_use_cudnn_attention(SDPAParams(q, k, k, None, 0.0, square, True))
 
 
 def cudnn(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> tuple[Tensor, Tensor]:

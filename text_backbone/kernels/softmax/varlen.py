@@ -101,12 +101,20 @@ def prefers_cudnn(device: torch.device) -> bool:
     return capability(device)[0] in (9, 10) and torch.backends.cudnn.is_available()
 
 
+def rounded(tokens: int) -> int:
+    """The largest length that cuDNN sees and that is at most `tokens`: seven eighths of them, at least."""
+    step = max(1, 2 ** (tokens.bit_length() - 1) // _STEPS)
+    return tokens // step * step
+
+
+def worth_a_plan(rows: int, keys: int, width: int) -> bool:
+    """Whether so many queries and keys, of heads * d = `width`, take cuDNN's plan."""
+    return min(rows, keys) >= _LONG_TOKENS and rows * keys * width >= _LONG_WORK
+
+
 def _head(tokens: int, width: int) -> int:
     """Tokens of a sequence that cuDNN takes: at most `tokens`, 0 if a plan is not worth it."""
-    if tokens < _LONG_TOKENS or tokens * tokens * width < _LONG_WORK:
-        return 0
-    step = 2 ** (tokens.bit_length() - 1) // _STEPS
-    return tokens // step * step
+    return rounded(tokens) if worth_a_plan(tokens, tokens, width) else 0
 
 
 def _flash(

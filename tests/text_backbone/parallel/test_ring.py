@@ -1,0 +1,186 @@
+"""Ring attention against the whole batch on one rank. Ranks are threads here, and processes in the tests of models."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from text_backbone import Packed
+from text_backbone.kernels.softmax import reference
+from text_backbone.parallel import ring
+from text_backbone.parallel.context import ContextShard
+
+HEADS, KV_HEADS, D = 4, 2, 8
+
+
+class Post:
+    """Messages between threads. Nothing is received before it is waited for, as late as can be."""
+
+    def __init__(self) -> None:
+        self.arrived = threading.Condition()
+        self.boxes: dict[tuple[int, int], deque[Tensor]] = {}
+        self.sent: list[tuple[int, int, Tensor]] = []
+        self.failed = False
+
+    def put(self, source: int, to: int, message: Tensor) -> None:
+        with self.arrived:
+            self.boxes.setdefault((source, to), deque()).append(message)
+            self.sent.append((source, to, message))
+            self.arrived.notify_all()
+
+    def take(self, source: int, to: int) -> Tensor:
+        with self.arrived:
+            assert self.arrived.wait_for(lambda: self.failed or self.boxes.get((source, to)), 30), (source, to)
+            assert not self.failed
+            return self.boxes[source, to].popleft()
+
+    def run(self, work: Callable[[int], Any], ranks: int) -> list[Any]:
+        def as_rank(rank: int) -> Any:
+            try:
+                return work(rank)
+            except BaseException:
+                with self.arrived:
+                    self.failed = True
+                    self.arrived.notify_all()
+                raise
+
+        with ThreadPoolExecutor(ranks) as pool:
+            found = list(pool.map(as_rank, range(ranks)))
+        assert not any(self.boxes.values())
+        return found
+
+
+@dataclass
+class Thread:
+    """A `ring.Transport` of one rank."""
+
+    post: Post
+    rank: int
+
+    def exchange(self, send: Tensor | None, to: int, receive: Tensor | None, source: int) -> ring.Wait:
+        if send is not None:
+            assert send.is_contiguous()
+            self.post.put(self.rank, to, send.clone())
+            send.fill_(torch.nan)  # it is not to be read again
+        if receive is not None:
+            receive.fill_(torch.nan)
+
+        def wait() -> None:
+            if receive is not None:
+                receive.copy_(self.post.take(source, self.rank))
+
+        return wait
+
+
+@dataclass
+class Batch:
+    """Queries, keys, values and the gradient of the output, of all tokens."""
+
+    lengths: Sequence[int]
+    inputs: tuple[Tensor, Tensor, Tensor]
+    grad: Tensor
+
+    @classmethod
+    def draw(cls, lengths: Sequence[int], dtype: torch.dtype) -> Batch:
+        generator = torch.Generator().manual_seed(sum(lengths))
+
+        def some(heads: int) -> Tensor:
+            return torch.randn(sum(lengths), heads, D, generator=generator, dtype=torch.float64).to(dtype)
+
+        return cls(lengths, (2 * some(HEADS), some(KV_HEADS), some(KV_HEADS)), some(HEADS))
+
+    def want(self) -> list[Tensor]:
+        """The output and the gradients in float64."""
+        q, k, v = (x.double().requires_grad_() for x in self.inputs)
+        out = reference.softmax_attention(q, k, v, Packed.of(self.lengths))
+        return [out.detach(), *torch.autograd.grad(out, (q, k, v), self.grad.double())]
+
+    def on(self, ranks: int, post: Post) -> list[Tensor]:
+        """The same by so many ranks, put together."""
+        shards = [ContextShard.share(self.lengths, rank, ranks) for rank in range(ranks)]
+
+        def work(rank: int) -> list[Tensor]:
+            q, k, v = (shards[rank].take(x).requires_grad_() for x in self.inputs)
+            out = ring.ring_attention(q, k, v, shards[rank], Thread(post, rank))
+            return [out.detach(), *torch.autograd.grad(out, (q, k, v), shards[rank].take(self.grad))]
+
+        rows = torch.cat([shard.rows for shard in shards])
+        parts = zip(*post.run(work, ranks), strict=True)
+        return [torch.empty_like(torch.cat(part)).index_copy_(0, rows, torch.cat(part)) for part in parts]
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    return float((got.double() - want).norm() / want.norm())
+
+
+batches = st.tuples(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(1, 4)).filter(
+    lambda batch: sum(batch[0]) >= 2 * batch[1]
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(batches)
+@example(([100], 4))
+@example(([8, 8, 8, 8], 2))
+@example(([1] * 8, 4))
+@example(([3, 1, 1, 60, 2, 14], 3))
+def test_ranks_compute_what_one_does(batch: tuple[list[int], int]) -> None:
+    lengths, ranks = batch
+    drawn = Batch.draw(lengths, torch.float64)
+    for got, want in zip(drawn.on(ranks, Post()), drawn.want(), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("lengths", [[700], [5, 300, 1, 90, 64, 40], [32] * 16, [17] * 30], ids=str)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_float32(lengths: list[int], ranks: int) -> None:
+    drawn = Batch.draw(lengths, torch.float32)
+    for got, want in zip(drawn.on(ranks, Post()), drawn.want(), strict=True):
+        assert got.dtype == torch.float32
+        assert relative(got, want) < 1e-6
+
+
+def test_many_ranks_are_as_exact_as_few_in_bfloat16() -> None:
+    """Parts are rounded, and their float32 sum once more: 1.4 times the error, of however many. Rounded sums drift."""
+    drawn = Batch.draw([800], torch.bfloat16)
+    post = Post()
+    for few, many, want in zip(drawn.on(1, Post()), drawn.on(8, post), drawn.want(), strict=True):
+        assert few.dtype == many.dtype == torch.bfloat16
+        assert relative(many, want) < 1.5 * relative(few, want) < 6e-3
+    assert {message.dtype for _, _, message in post.sent} == {torch.bfloat16, torch.float32}
+
+
+def test_messages_are_of_what_is_needed() -> None:
+    """Keys of one sequence go forward, twice, and their gradients back; where no sequence crosses ranks, nothing."""
+    post = Post()
+    Batch.draw([8] * 8, torch.float32).on(4, post)
+    assert post.sent == []
+    Batch.draw([4, 4, 5, 3, 4, 4], torch.float32).on(3, post)
+    assert [message.shape for _, _, message in post.sent] == 3 * [(2, 4, KV_HEADS, D)]
+    ((source, to, _), again, back) = post.sent
+    assert (again[:2], back[:2]) == ((source, to), (to, source))
+
+
+def test_a_rank_that_does_not_differentiate() -> None:
+    """Inference: no gradients are kept, and the output is the same."""
+    drawn, post = Batch.draw([50, 30], torch.float32), Post()
+    shards = [ContextShard.share(drawn.lengths, rank, 2) for rank in range(2)]
+
+    def work(rank: int) -> Tensor:
+        with torch.inference_mode():
+            return ring.ring_attention(*map(shards[rank].take, drawn.inputs), shards[rank], Thread(post, rank))
+
+    want = drawn.want()[0]
+    for shard, out in zip(shards, post.run(work, 2), strict=True):
+        assert not out.requires_grad
+        assert relative(out, shard.take(want)) < 1e-6
