@@ -86,14 +86,14 @@ def place_experts(
         spill = found
     if spill >= count:
         raise ConfigError(f"spill={spill} would leave all {count} experts on the device: give 1 to {count - 1}")
-    needed = host_bytes(config.text, format, dtype, pinned=device.type == "cuda")
+    needed = host_bytes(config.text, format, dtype)
     there = memory.free(HOST)
     if there is not None and needed > there:
         raise DeviceError(
             f"spill={spill}: the experts of {name} take {memory.gib(needed)} of host memory, and {memory.gib(there)} "
             "are free: quantise the model further, or use a host with more memory"
         )
-    on_device = host_bytes(config.text, format, dtype, pinned=False) * spill // count
+    on_device = needed * spill // count
     if gpu is None:
         speed = f"No speed is predicted for {device}"
     else:

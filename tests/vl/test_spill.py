@@ -16,14 +16,14 @@ import torch
 from typer.testing import CliRunner
 
 import vl
-from text_backbone.spill import SpilledExperts
+from text_backbone.spill import SpilledExperts, host_bytes
 from vl.cli.app import app
 from vl.config import VLConfig
 from vl.engine import Engine, EngineConfig, engine, memory
 from vl.plan import Workload, find_format, find_gpu
 from vl.plan.memory import FRAGMENTS, PROCESS
 from vl.plan.models import find_config
-from vl.plan.sizes import expert, stored
+from vl.plan.sizes import expert, expert_bytes, stored
 from vl.quantization import FORMATS
 from vl.spill import most_slots, place_experts, tokens_per_second
 
@@ -162,6 +162,14 @@ def test_as_many_as_fit(form: str | None, vl01: VLConfig) -> None:
     several = most_slots(vl01, form, least * 2**30 + int(5.01 * layer / (1 - FRAGMENTS)), work)
     assert several == 6
     assert most_slots(vl01, form, 2 * 2**40 + PROCESS, work) is None
+
+
+@pytest.mark.parametrize("form", [None, *FORMATS])
+def test_the_host_takes_what_is_planned(form: str | None, vl01: VLConfig) -> None:
+    """Of the released model in NF4 209 GiB, of which PyTorch's own pinned memory would make 248."""
+    planned = expert_bytes(vl01.text, find_format(form or "bf16").experts)
+    assert host_bytes(vl01.text, form, torch.bfloat16) == pytest.approx(planned, rel=0.001)
+    assert form != "nf4" or planned / 2**30 == pytest.approx(209, abs=1)
 
 
 def test_the_speed_to_expect(vl01: VLConfig) -> None:

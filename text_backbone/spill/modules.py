@@ -17,6 +17,7 @@ from text_backbone.kernels.moe import expert_mlp
 from text_backbone.model import MiniMaxText
 from text_backbone.moe import Experts, SparseMoE
 from text_backbone.quantization import Quantized, QuantizedExperts, quantize_backbone
+from text_backbone.spill.pinned import pinned
 from text_backbone.spill.residents import Group, Residents
 
 _ONE_CALL = threading.Lock()  # slots are written to; a lock for each layer could not be copied with the model
@@ -184,15 +185,16 @@ def spilled_backbone(
     return model
 
 
-def host_bytes(config: TextConfig, format: str | None, dtype: torch.dtype, *, pinned: bool) -> int:
-    """What the experts take of the host's memory. PyTorch gives out pinned memory in powers of two."""
+def host_bytes(config: TextConfig, format: str | None, dtype: torch.dtype) -> int:
+    """What the experts take of the host's memory, but for what is left of the last page of each tensor."""
     one = replace(config, attn_type_list=config.attn_type_list[:1])
     model = MiniMaxText(one, device="meta", dtype=dtype)
     if format is not None:
         quantize_backbone(model, format)
     experts = cast(SparseMoE, model.layers[0].get_submodule("block_sparse_moe")).experts
-    sizes = [part.nbytes for weight in (experts.w13, experts.w2) for part in _parts(weight)]
-    return config.num_hidden_layers * sum(1 << (size - 1).bit_length() if pinned else size for size in sizes)
+    return config.num_hidden_layers * sum(
+        part.nbytes for weight in (experts.w13, experts.w2) for part in _parts(weight)
+    )
 
 
 @cache
@@ -216,10 +218,10 @@ def _slots(weight: Tensor | Quantized, slots: int, device: torch.device) -> Tens
 
 def _in_host(weight: Tensor | Quantized, device: torch.device) -> nn.Parameter | Quantized:
     """The same weight there; of one on `meta`, room for it, and what is loaded is quantised on `device`."""
-    pinned = device.type == "cuda"
 
     def move(part: Tensor) -> Tensor:
-        room = torch.empty(part.shape, dtype=part.dtype, device="cpu", pin_memory=pinned)
+        on_gpu = device.type == "cuda"
+        room = pinned(part.shape, part.dtype) if on_gpu else torch.empty(part.shape, dtype=part.dtype, device="cpu")
         return room if part.is_meta else room.copy_(part)
 
     if isinstance(weight, Tensor):
