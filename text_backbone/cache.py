@@ -49,6 +49,22 @@ def _shapes(config: TextConfig, slots: int, pages: int, page_size: int, scratch:
     )
 
 
+@dataclass(frozen=True)
+class MarkedStates:
+    """The states of one lightning layer in a pass with marks.
+
+    Attributes:
+        states: float32 [slots, heads, d, d].
+        kept: of each mark float32 [heads, d, d] on the host, for a copy.
+    """
+
+    states: Tensor
+    kept: Sequence[Tensor]
+
+
+LayerCache = Tensor | MarkedStates | PagedKV
+
+
 class HybridCache:
     """Cache of a hybrid decoder, shared by up to `slots` sequences.
 
@@ -197,11 +213,17 @@ class HybridCache:
 
     def keep(self, slot: int, place: int) -> None:
         """`snapshot` into the place of that number, instead of what was there."""
-        self._kept[place] = self.snapshot(slot, self._kept.get(place))
+        self.snapshot(slot, self._place(place))
 
     def recall(self, slot: int, place: int) -> None:
         """`restore` what was kept at that place, which stays there."""
         self.restore(slot, self._kept[place])
+
+    def _place(self, place: int) -> Sequence[Tensor]:
+        """The memory of a place, made when it is first used."""
+        if place not in self._kept:
+            self._kept[place] = self._host_states()
+        return self._kept[place]
 
     def _host_states(self) -> list[Tensor]:
         """Layer by layer: PyTorch rounds page-locked memory up to a power of two, which a layer's states mostly are."""
@@ -217,8 +239,10 @@ class HybridCache:
         values = torch.tensor(pages, dtype=torch.int32)
         row.copy_(values.pin_memory() if row.is_cuda else values, non_blocking=True)
 
-    def layers(self, packed: Packed) -> Iterator[Tensor | PagedKV]:
+    def layers(self, packed: Packed) -> Iterator[LayerCache]:
         """What each decoder layer reads and writes for `packed`: its states [slots, heads, d, d] or its `PagedKV`.
+
+        If `packed` has marks, states come with what is kept of them.
 
         For single tokens nothing on the device comes from lengths that the host knows: a CUDA graph may capture it.
 
@@ -226,7 +250,7 @@ class HybridCache:
             ValueError: if a sequence's slot is not in use or has too few pages for its tokens.
         """
         self.check(packed)
-        return self._views(self._rows(packed))
+        return self._views(self._rows(packed), [self._place(mark.place) for mark in packed.marks])
 
     def check(self, packed: Packed) -> None:
         """Raise the ValueError of `layers`."""
@@ -237,10 +261,15 @@ class HybridCache:
                     f"call reserve({slot}, {past + length}) first"
                 )
 
-    def _views(self, rows: Tensor) -> Iterator[Tensor | PagedKV]:
-        states, pages = iter(self.states), zip(self.keys, self.values, strict=True)
+    def _views(self, rows: Tensor, kept: Sequence[Sequence[Tensor]]) -> Iterator[LayerCache]:
+        layer, pages = 0, zip(self.keys, self.values, strict=True)
         for kind in self._kinds:
-            yield next(states) if kind == LIGHTNING else PagedKV(*next(pages), self.page_table, rows)
+            if kind == LIGHTNING:
+                states = self.states[layer]
+                yield MarkedStates(states, [place[layer] for place in kept]) if kept else states
+                layer += 1
+            else:
+                yield PagedKV(*next(pages), self.page_table, rows)
 
     def _rows(self, packed: Packed) -> Tensor:
         slots = packed.slots if packed.longest == 1 else packed.slots[packed.sequence_ids]

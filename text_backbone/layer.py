@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from text_backbone.cache import PagedKV
+from text_backbone.cache import LayerCache
 from text_backbone.config import LIGHTNING, TextConfig
 from text_backbone.lightning import LightningAttention
 from text_backbone.moe import SparseMoE
@@ -48,7 +48,7 @@ class DecoderLayer(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, packed: Packed, table: Tensor, memory: Tensor | PagedKV | None, next_norm: nn.Module
+        self, x: Tensor, packed: Packed, table: Tensor, memory: LayerCache | None, next_norm: nn.Module
     ) -> tuple[Tensor, Tensor]:
         """One layer, from after its input norm to after the next norm.
 

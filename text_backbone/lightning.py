@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from text_backbone.cache import MarkedStates
 from text_backbone.config import TextConfig
 from text_backbone.kernels.lightning import lightning_attention
 from text_backbone.linear import linear
@@ -23,6 +25,29 @@ def decay_slopes(heads: int, layer: int, layers: int, device: torch.device) -> T
     slopes = [2 ** (-8 * (h + 1) / heads) * depth for h in range(heads)]
     with torch.inference_mode(False):  # the cached tensor has to serve training too
         return torch.tensor(slopes, dtype=torch.float32, device=device)
+
+
+def attend(qkv: Tensor, slopes: Tensor, packed: Packed, memory: Tensor | MarkedStates | None) -> Tensor:
+    """`lightning_attention`, which also keeps copies of the states where `packed` has marks.
+
+    The rows are gone through in parts, each of which ends at a mark: the states are those of the mark in between.
+    """
+    if not isinstance(memory, MarkedStates):
+        return lightning_attention(qkv, slopes, packed, memory)
+    outs, start = [], 0
+    for number, part in enumerate(packed.memo(_parts)):
+        outs.append(lightning_attention(qkv[start : start + part.tokens], slopes, part, memory.states))
+        start += part.tokens
+        if number < len(packed.marks):
+            memory.kept[number].copy_(memory.states[packed.marks[number].slot], non_blocking=True)
+    return torch.cat(outs)
+
+
+def _parts(packed: Packed) -> list[Packed]:
+    """The rows up to each mark, and those behind the last one."""
+    ends = [0, *(mark.row for mark in packed.marks)]
+    ends += [packed.tokens] if ends[-1] < packed.tokens else []
+    return [packed.part(start, stop) for start, stop in pairwise(ends)]
 
 
 class LightningAttention(nn.Module):
@@ -44,8 +69,8 @@ class LightningAttention(nn.Module):
         self.out_proj = linear(inner, hidden, device=device, dtype=dtype)
         self.norm = GatedNorm(inner, NORM_EPS, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor, packed: Packed, table: Tensor, states: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, packed: Packed, table: Tensor, states: Tensor | MarkedStates | None) -> Tensor:
         """x [T, hidden] -> [T, hidden]; `states` [slots, heads, d, d] is updated in place; `table` is not used."""
         slopes = decay_slopes(self.heads, self.layer, self.layers, x.device)
-        out = lightning_attention(self.qkv_proj(x), slopes, packed, states)  # [T, heads * d]
+        out = attend(self.qkv_proj(x), slopes, packed, states)  # [T, heads * d]
         return self.out_proj(self.norm(out, self.output_gate(x)))

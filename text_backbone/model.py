@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from text_backbone.cache import HybridCache, PagedKV
+from text_backbone.cache import HybridCache, LayerCache
 from text_backbone.config import TextConfig
 from text_backbone.head import OutputHead
 from text_backbone.kernels.rotary import rotary_table
@@ -77,7 +77,7 @@ class MiniMaxText(nn.Module):
         differentiable = torch.is_grad_enabled() and cache is None
         # Triton launches on the current device, which need not be the one that the weights are on.
         with torch.set_grad_enabled(differentiable), torch.cuda.device_of(embeds):
-            memories: Iterable[Tensor | PagedKV | None]
+            memories: Iterable[LayerCache | None]
             memories = [None] * len(self.layers) if cache is None else cache.layers(packed)
             table = rotary_table(packed.positions, self.config.rotary_dim, self.config.rope_theta)
             norms = [*(layer.get_submodule("input_layernorm") for layer in self.layers), self.norm]

@@ -6,13 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Self, TypeVar, TypeVarTuple
+from typing import Any, NamedTuple, Self, TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
 Key = TypeVarTuple("Key")
+
+
+class Mark(NamedTuple):
+    """The states of `slot`, as they are once the rows before `row` are read, are to be kept at `place`."""
+
+    row: int
+    slot: int
+    place: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +37,7 @@ class Packed:
         starts: `offsets` without the last, on the host.
         pasts: `past` on the host.
         slot_ids: `slots` on the host.
+        marks: where the cache is to keep a copy of a sequence's states; rising.
     """
 
     offsets: Tensor
@@ -38,6 +47,7 @@ class Packed:
     starts: tuple[int, ...]
     pasts: tuple[int, ...]
     slot_ids: tuple[int, ...]
+    marks: tuple[Mark, ...] = field(default=(), kw_only=True)
     _memo: dict[tuple[object, ...], Any] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -47,12 +57,17 @@ class Packed:
         *,
         past: Sequence[int] | None = None,
         slots: Sequence[int] | None = None,
+        marks: Sequence[tuple[int, int, int]] = (),
         device: torch.device | str | None = None,
     ) -> Packed:
         """Describe sequences of `lengths` new tokens, after `past` cached ones (0), in cache slots `slots` (0, 1, ...).
 
+        Args:
+            marks: (i, tokens, place): sequence i's states after so many of its new tokens are kept at that place.
+
         Raises:
-            ValueError: if the lists differ in length, a length is below 1, a past below 0, or a slot occurs twice.
+            ValueError: if the lists differ in length, a length is below 1, a past below 0, a slot occurs twice, or a
+                mark is not within its sequence, or where another is.
         """
         lengths = tuple(int(length) for length in lengths)
         pasts = tuple(int(p) for p in past) if past is not None else (0,) * len(lengths)
@@ -69,6 +84,11 @@ class Packed:
             raise ValueError(f"each sequence needs a cache slot of its own; got slots {slot_ids}")
         starts = tuple(accumulate(lengths, initial=0))
         count = len(lengths)
+        for i, tokens, _ in marks:
+            if not (0 <= i < count and 1 <= tokens <= lengths[i]):
+                raise ValueError(f"a mark after {tokens} tokens of sequence {i} is not within lengths {lengths}")
+        if len({mark[:2] for mark in marks}) != len(marks):
+            raise ValueError(f"two marks are at the same token: {sorted(marks)}")
         # One copy to the device, and every row of it at a 16-byte boundary, for which kernels are compiled.
         spare = (0,) * (2 - count % 2)
         rows = sent(((*starts, *spare[1:]), (*pasts, *spare), (*slot_ids, *spare)), device)
@@ -80,6 +100,21 @@ class Packed:
             starts=starts[:-1],
             pasts=pasts,
             slot_ids=slot_ids,
+            marks=tuple(sorted(Mark(starts[i] + tokens, slot_ids[i], place) for i, tokens, place in marks)),
+        )
+
+    def part(self, start: int, stop: int) -> Packed:
+        """The rows from `start` to `stop`: of a sequence that begins before them, what is before counts as cached."""
+        cut = [
+            (max(at, start), min(at + length, stop), i)
+            for i, (at, length) in enumerate(zip(self.starts, self.lengths, strict=True))
+        ]
+        cut = [(first, last, i) for first, last, i in cut if first < last]
+        return Packed.of(
+            [last - first for first, last, _ in cut],
+            past=[self.pasts[i] + first - self.starts[i] for first, _, i in cut],
+            slots=[self.slot_ids[i] for _, _, i in cut],
+            device=self.offsets.device,
         )
 
     @property

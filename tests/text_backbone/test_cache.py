@@ -174,3 +174,43 @@ def test_a_snapshot_is_written_to_again(model: MiniMaxText) -> None:
     for use in (cache.snapshot, lambda s: cache.restore(s, first), cache.pages_of):
         with pytest.raises(ValueError, match="not in use"):
             use(slot)
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_states_are_kept_at_marks_within_a_pass(model: MiniMaxText, data: st.DataObject) -> None:
+    """The states are those of a sequence that ends there, and what the pass gives is as without marks."""
+    lengths = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=3))
+    pasts = [data.draw(st.integers(0, 5)) for _ in lengths]
+    every = [(i, tokens) for i, length in enumerate(lengths) for tokens in range(1, length + 1)]
+    marks = data.draw(st.lists(st.sampled_from(every), unique=True, max_size=4))
+    ids = [torch.randint(0, 50, (past + length,)) for past, length in zip(pasts, lengths, strict=True)]
+    cache = HybridCache(model.config, slots=4, pages=40, page_size=4)
+
+    def begin(i: int) -> int:
+        slot = cache.acquire()
+        cache.reserve(slot, len(ids[i]))
+        if pasts[i]:
+            model(model.embed(ids[i][: pasts[i]]), Packed.of([pasts[i]], slots=[slot]), cache)
+        return slot
+
+    def read(marks: list[tuple[int, int, int]]) -> Tensor:
+        slots = [begin(i) for i in range(len(ids))]
+        tokens = torch.cat([sequence[past:] for sequence, past in zip(ids, pasts, strict=True)])
+        hidden = model(model.embed(tokens), Packed.of(lengths, past=pasts, slots=slots, marks=marks), cache)
+        for slot in slots:
+            cache.release(slot)
+        return hidden
+
+    expected = read([])
+    found = read([(i, tokens, place) for place, (i, tokens) in enumerate(marks)])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for place, (i, tokens) in enumerate(marks):
+        slot = begin(i)
+        part = ids[i][pasts[i] : pasts[i] + tokens]
+        model(model.embed(part), Packed.of([tokens], past=[pasts[i]], slots=[slot]), cache)
+        want = cache.snapshot(slot)
+        cache.recall(slot, place)
+        for kept, states in zip(cache.snapshot(slot), want, strict=True):
+            torch.testing.assert_close(kept, states, rtol=1e-5, atol=1e-5)
+        cache.release(slot)

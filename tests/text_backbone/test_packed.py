@@ -32,11 +32,26 @@ def test_positions(shape: list[tuple[int, int]]) -> None:
         ([3], {"past": [-1]}, "cannot be negative"),
         ([3, 2], {"slots": [1, 1]}, "slot of its own"),
         ([3], {"slots": [-1]}, "slot of its own"),
+        ([3, 2], {"marks": [(1, 3, 0)]}, "after 3 tokens of sequence 1 is not within lengths"),
+        ([3], {"marks": [(0, 0, 0)]}, "after 0 tokens of sequence 0 is not within lengths"),
+        ([3], {"marks": [(1, 1, 0)]}, "of sequence 1 is not within lengths"),
+        ([3], {"marks": [(0, 2, 0), (0, 2, 1)]}, "two marks are at the same token"),
     ],
 )
 def test_bad_batches_are_refused(lengths: list[int], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Packed.of(lengths, **options)
+
+
+@given(data=st.data())
+def test_parts_are_what_lies_between_two_rows(data: st.DataObject) -> None:
+    shape = data.draw(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 50)), min_size=1, max_size=5))
+    packed = Packed.of([n for n, _ in shape], past=[p for _, p in shape], slots=range(10, 10 + len(shape)))
+    start = data.draw(st.integers(0, packed.tokens - 1))
+    stop = data.draw(st.integers(start + 1, packed.tokens))
+    part = packed.part(start, stop)
+    assert part.positions.tolist() == packed.positions[start:stop].tolist()
+    assert part.slots[part.sequence_ids].tolist() == packed.slots[packed.sequence_ids][start:stop].tolist()
 
 
 def test_positions_are_64_bit() -> None:

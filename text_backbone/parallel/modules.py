@@ -6,12 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from text_backbone.cache import PagedKV
+from text_backbone.cache import MarkedStates, PagedKV
 from text_backbone.head import OutputHead
-from text_backbone.kernels.lightning import lightning_attention
 from text_backbone.kernels.moe import route
 from text_backbone.kernels.norms import divided, gated_norm_of, gated_part, row_squares
-from text_backbone.lightning import LightningAttention, decay_slopes
+from text_backbone.lightning import LightningAttention, attend, decay_slopes
 from text_backbone.moe import SparseMoE
 from text_backbone.norms import ResidualNorm
 from text_backbone.packed import Packed
@@ -86,10 +85,10 @@ class SplitLightningAttention(LightningAttention):
         self.first_head, self.width = layout.heads[0], self.all_heads * layout.config.head_dim
         self.group = group
 
-    def forward(self, x: Tensor, packed: Packed, table: Tensor, states: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, packed: Packed, table: Tensor, states: Tensor | MarkedStates | None) -> Tensor:
         slopes = decay_slopes(self.all_heads, self.layer, self.layers, x.device)
         slopes = slopes[self.first_head : self.first_head + self.heads]
-        out = lightning_attention(self.qkv_proj(x), slopes, packed, states)  # [T, heads * d]
+        out = attend(self.qkv_proj(x), slopes, packed, states)  # [T, heads * d]
         gate, weight, eps = self.output_gate(x), self.norm.weight, self.norm.eps
         if out.dtype == torch.float16:
             squares = self.group.all_reduce(row_squares(out))
