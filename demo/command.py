@@ -15,6 +15,7 @@ from vl.cli.console import (
     PlacementOption,
     QuantizationOption,
     SpillOption,
+    StepTimeoutOption,
     check_options,
     load_model,
 )
@@ -36,6 +37,7 @@ def demo(
     quantization: QuantizationOption = None,
     devices: DevicesOption = None,
     placement: PlacementOption = None,
+    step_timeout: StepTimeoutOption = None,
     spill: SpillOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[
@@ -61,6 +63,7 @@ def demo(
         "quantization": quantization,
         "devices": devices,
         "placement": placement,
+        "step_timeout": step_timeout,
         "spill": spill,
     }
     page = build(load_model(model, device, dtype, engine, **loading))

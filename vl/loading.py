@@ -23,7 +23,7 @@ from vl.hub import resolve_source
 from vl.manifest import Manifest, expected_shapes, read_manifest
 from vl.model import MiniMaxVL
 from vl.quantization import Quantization, read_quantization
-from vl.ranks.devices import Devices, Placed, check_timeout, read_devices
+from vl.ranks.devices import Devices, Placed, read_devices, read_timeout
 from vl.ranks.model import SplitVL
 from vl.ranks.processes import Ranks
 from vl.spill import Spill, place_experts, read_spill
@@ -39,7 +39,7 @@ def load(
     quantization: Quantization = None,
     devices: Devices = None,
     placement: str | None = None,
-    step_timeout: float = 600.0,
+    step_timeout: float | None = None,
     spill: Spill = None,
     background: Background = None,
     progress: Callable[[int, int], None] | None = None,
@@ -61,7 +61,7 @@ def load(
             process, or with an error of one of them. Such a model generates; it is not trained, moved or saved.
         placement: how it is cut over them: "tensor" (a part of every matrix; the default), "expert" (whole experts),
             "layers" (runs of layers), or "auto".
-        step_timeout: seconds after which a step of several devices that has not ended counts as hung.
+        step_timeout: seconds after which a step of several devices that has not ended counts as hung; by default 600.
         spill: keep the experts in host memory, and so many of every layer on the device, the most used; the others
             are copied when they are chosen, which is slow: a warning says how fast to expect it to be. "auto" keeps as
             many as fit beside the cache, all of them if they do. Such a model generates; it is not trained or moved.
@@ -82,7 +82,7 @@ def load(
     read_background(background)
     spilling = read_spill(spill, devices)
     asked = read_devices(devices, placement, device)
-    check_timeout(step_timeout)
+    timeout = read_timeout(step_timeout, devices)
     place = pick_device(device if asked is None or asked.devices is None else asked.devices[0])
     kind = pick_dtype(dtype, place)
     stored_as = read_quantization(quantization, kind)
@@ -101,7 +101,7 @@ def load(
                 quantization=stored_as,
                 background=background,
                 progress=progress,
-                timeout=step_timeout,
+                timeout=timeout,
             )
         place = placed.devices[0]
     if device is None and place.type == "cpu":

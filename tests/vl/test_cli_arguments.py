@@ -117,10 +117,10 @@ def test_commands_that_load_a_model_take_devices(command: str, monkeypatch: pyte
     vl_app.load_plugins()
     about = {"caption": [str(red)], "chat": ["Hello you"], "eval": ["--all", "--count", "1"], "demo": []}[command]
     for text, devices in (("2", 2), ("auto", "auto"), ("0,1", [0, 1]), ("cuda:0, cuda:3", ["cuda:0", "cuda:3"])):
-        assert vl_app.run([command, *about, "--devices", text, "--placement", "layers"]) == 3
-        assert (given["devices"], given["placement"]) == (devices, "layers")
+        assert vl_app.run([command, *about, "--devices", text, "--placement", "layers", "--step-timeout", "90"]) == 3
+        assert (given["devices"], given["placement"], given["step_timeout"]) == (devices, "layers", 90)
     assert vl_app.run([command, *about]) == 3
-    assert (given["devices"], given["placement"]) == (None, None)
+    assert (given["devices"], given["placement"], given["step_timeout"]) == (None, None, None)
 
 
 def test_batch_size_beyond_the_memory(red: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

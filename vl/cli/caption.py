@@ -27,6 +27,7 @@ from vl.cli.console import (
     QuantizationOption,
     SeedOption,
     SpillOption,
+    StepTimeoutOption,
     TemperatureOption,
     TopKOption,
     TopPOption,
@@ -86,6 +87,7 @@ def caption(
     quantization: QuantizationOption = None,
     devices: DevicesOption = None,
     placement: PlacementOption = None,
+    step_timeout: StepTimeoutOption = None,
     spill: SpillOption = None,
     *,
     engine: EngineConfig,
@@ -125,6 +127,7 @@ def caption(
             "quantization": quantization,
             "devices": devices,
             "placement": placement,
+            "step_timeout": step_timeout,
             "spill": spill,
         },
     )

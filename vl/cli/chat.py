@@ -25,6 +25,7 @@ from vl.cli.console import (
     QuantizationOption,
     SeedOption,
     SpillOption,
+    StepTimeoutOption,
     TemperatureOption,
     TopKOption,
     TopPOption,
@@ -72,6 +73,7 @@ def chat(
     quantization: QuantizationOption = None,
     devices: DevicesOption = None,
     placement: PlacementOption = None,
+    step_timeout: StepTimeoutOption = None,
     spill: SpillOption = None,
     *,
     engine: EngineConfig,
@@ -99,6 +101,7 @@ def chat(
         "quantization": quantization,
         "devices": devices,
         "placement": placement,
+        "step_timeout": step_timeout,
         "spill": spill,
     }
     loaded = load_model(model, device, dtype, engine, **loading)

@@ -65,6 +65,14 @@ PlacementOption = Annotated[
         help="How it is cut: a part of every matrix, whole experts, or runs of layers.", show_default="tensor"
     ),
 ]
+StepTimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="When a step of several GPUs counts as hung.",
+        show_default="600",
+    ),
+]
 SpillOption = Annotated[
     Any,
     typer.Option(

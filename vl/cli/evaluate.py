@@ -25,6 +25,7 @@ from vl.cli.console import (
     PlacementOption,
     QuantizationOption,
     SpillOption,
+    StepTimeoutOption,
     check_options,
     complain,
     load_model,
@@ -99,6 +100,7 @@ def evaluate(
     quantization: QuantizationOption = None,
     devices: DevicesOption = None,
     placement: PlacementOption = None,
+    step_timeout: StepTimeoutOption = None,
     spill: SpillOption = None,
     background: BackgroundOption = None,
     *,
@@ -122,6 +124,7 @@ def evaluate(
         "quantization": quantization,
         "devices": devices,
         "placement": placement,
+        "step_timeout": step_timeout,
         "spill": spill,
         "background": background,
     }

@@ -19,6 +19,7 @@ from vl.plan.share import ONE, SPILLED, TENSOR
 AUTO = "auto"
 EXPERT = "expert"
 MOST = 16  # processes of one host
+STEP_TIMEOUT = 600.0  # seconds: the first steps compile kernels
 
 Device = int | str | torch.device
 Devices = int | str | Sequence[Device] | None  # what `vl.load` takes
@@ -107,10 +108,21 @@ def read_devices(devices: Any, placement: Any, device: torch.device | str | None
     return Asked(_listed(devices), placement)
 
 
-def check_timeout(seconds: Any) -> None:
-    """Raises ConfigError if it is not a number of seconds above 0."""
+def read_timeout(seconds: Any, devices: Any) -> float:
+    """The argument `step_timeout` of `vl.load`, in seconds.
+
+    Raises:
+        ConfigError: if it is not a number above 0, or no several devices are asked for.
+    """
+    if seconds is None:
+        return STEP_TIMEOUT
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e9:
         raise ConfigError(f"step_timeout={shown(seconds)} is not a number of seconds above 0")
+    if devices is None:
+        raise ConfigError(
+            f"step_timeout={seconds} ends steps of a model over several devices that hang: give devices= too"
+        )
+    return float(seconds)
 
 
 def _kind(device: torch.device | str | None) -> str:

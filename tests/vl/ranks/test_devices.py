@@ -15,7 +15,7 @@ from vl.engine import EngineConfig
 from vl.hub import NANO
 from vl.plan.gpus import GIB
 from vl.plan.models import released
-from vl.ranks.devices import Asked, read_devices
+from vl.ranks.devices import Asked, read_devices, read_timeout
 
 ENGINE = EngineConfig()
 
@@ -90,10 +90,17 @@ def test_what_cannot_be(
         vl.load("nano", devices=devices, placement=placement, device=device)
 
 
-@pytest.mark.parametrize("timeout", [0, -1, True, "60", float("nan"), None])
+@pytest.mark.parametrize("timeout", [0, -1, True, "60", float("nan")])
 def test_a_timeout_is_a_number_of_seconds(timeout: Any) -> None:
     with pytest.raises(vl.ConfigError, match="step_timeout"):
         vl.load("nano", devices=2, device="cpu", step_timeout=timeout)
+
+
+def test_a_timeout_is_of_several_devices() -> None:
+    assert read_timeout(None, None) == read_timeout(None, 2) == 600
+    assert read_timeout(7, "auto") == 7
+    with pytest.raises(vl.ConfigError, match=r"step_timeout=7 .* give devices= too"):
+        vl.load("nano", device="cpu", step_timeout=7)
 
 
 @pytest.mark.parametrize(
