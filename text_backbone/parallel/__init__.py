@@ -1,7 +1,18 @@
-"""The decoder split over several processes, one a GPU: applied from outside, the model's files do not know of it."""
+"""The decoder over several processes, one a GPU, split or with batches that they share: applied from outside, the
+model's files do not know of it."""
 
 from text_backbone.parallel.collectives import Collectives
+from text_backbone.parallel.context import ContextShard
+from text_backbone.parallel.context_modules import context_parallel
 from text_backbone.parallel.layout import PLACEMENTS, Layout
 from text_backbone.parallel.model import SplitText, split_backbone
 
-__all__ = ["PLACEMENTS", "Collectives", "Layout", "SplitText", "split_backbone"]
+__all__ = [
+    "PLACEMENTS",
+    "Collectives",
+    "ContextShard",
+    "Layout",
+    "SplitText",
+    "context_parallel",
+    "split_backbone",
+]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-WORKER = Path(__file__).parent / "worker.py"
+HERE = Path(__file__).parent
 TIMEOUT = 250  # seconds
 
 Run = Callable[..., list[dict[str, Any]]]
@@ -24,7 +24,16 @@ Run = Callable[..., list[dict[str, Any]]]
 @pytest.fixture(scope="session")
 def worker() -> ModuleType:
     """The ranks' own code, to do the same in one process."""
-    spec = importlib.util.spec_from_file_location("worker", WORKER)
+    return load("worker")
+
+
+@pytest.fixture(scope="session")
+def context_worker() -> ModuleType:
+    return load("context_worker")
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -36,10 +45,12 @@ def worker() -> ModuleType:
 def run_ranks() -> Run:
     """What each of so many ranks has for every case. A rank that fails, or all if they hang, end the others."""
 
-    def run(ranks: int, cases: Mapping[str, dict[str, Any]], folder: Path, device: str = "cpu") -> list[dict[str, Any]]:
+    def run(
+        ranks: int, cases: Mapping[str, dict[str, Any]], folder: Path, device: str = "cpu", worker: str = "worker"
+    ) -> list[dict[str, Any]]:
         torch.save(dict(cases), folder / "cases.pt")
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        command = [sys.executable, str(WORKER)]
+        command = [sys.executable, str(HERE / f"{worker}.py")]
         processes = []
         try:
             for rank in range(ranks):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -243,7 +244,9 @@ def microseconds(run: Callable[[], object], device: torch.device) -> float:
     return 10 * start.elapsed_time(end)
 
 
-def main(rank: int, ranks: int, folder: Path, kind: str) -> None:
+@contextmanager
+def meeting(rank: int, ranks: int, folder: Path, kind: str) -> Iterator[torch.device]:
+    """This process among the ranks, and its device."""
     torch.set_num_threads(1)
     device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
@@ -256,11 +259,16 @@ def main(rank: int, ranks: int, folder: Path, kind: str) -> None:
         world_size=ranks,
         device_id=device if kind == "cuda" else None,
     )
-    found: dict[str, Any] = {"sums": sums(device)} if kind == "cuda" else {}
-    for name, case in torch.load(folder / "cases.pt").items():
-        found[name] = run(case, device)
-    torch.save(found, folder / f"{rank}.pt")
+    yield device
     dist.destroy_process_group()
+
+
+def main(rank: int, ranks: int, folder: Path, kind: str) -> None:
+    with meeting(rank, ranks, folder, kind) as device:
+        found: dict[str, Any] = {"sums": sums(device)} if kind == "cuda" else {}
+        for name, case in torch.load(folder / "cases.pt").items():
+            found[name] = run(case, device)
+        torch.save(found, folder / f"{rank}.pt")
 
 
 if __name__ == "__main__":

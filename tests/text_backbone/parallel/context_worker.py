@@ -1,0 +1,76 @@
+"""Cases of a decoder over context ranks, and the process of one rank, which runs those that it is given."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from text_backbone import MiniMaxText, Packed, TextConfig, init_weights
+from text_backbone.parallel import ContextShard, context_parallel
+
+CONFIG: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 40,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "rotary_dim": 8,
+    "rope_theta": 1e4,
+    "attn_type_list": (0, 1, 0),
+}
+
+
+def case(lengths: list[int], dtype: torch.dtype = torch.float32, **changes: Any) -> dict[str, Any]:
+    """What ranks and one process are told: a decoder, sequences, and of each token the one that is to follow."""
+    model = MiniMaxText(TextConfig(**(CONFIG | changes)), dtype=dtype)
+    generator = torch.Generator().manual_seed(1)
+    init_weights(model, std=0.2, generator=generator)
+    ids = torch.randint(0, 50, (2, sum(lengths)), generator=generator)
+    told = {"lengths": lengths, "dtype": dtype, "changes": changes, "weights": model.state_dict()}
+    return told | {"ids": ids[0], "following": ids[1]}
+
+
+def build(told: dict[str, Any], device: torch.device, dtype: torch.dtype | None = None) -> MiniMaxText:
+    model = MiniMaxText(TextConfig(**(CONFIG | told["changes"])), device=device, dtype=dtype or told["dtype"])
+    model.load_state_dict(told["weights"])
+    return model
+
+
+def results(model: MiniMaxText, told: dict[str, Any], packed: Packed) -> dict[str, Any]:
+    """Of a batch or a part of it: hidden states, its part of the loss, and the gradients of that."""
+    ids, following = (told[name].to(model.norm.weight.device) for name in ("ids", "following"))
+    if isinstance(packed, ContextShard):
+        ids, following = packed.take(ids), packed.take(following)
+    hidden = model(model.embed(ids), packed)
+    loss = torch.nn.functional.cross_entropy(model.logits(hidden), following, reduction="sum") / len(told["ids"])
+    loss.backward()
+    grads: dict[str, Tensor] = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"hidden": hidden.detach(), "loss": loss.detach(), "grads": grads}
+
+
+def main(rank: int, ranks: int, folder: Path, kind: str) -> None:
+    from worker import meeting  # beside this file, which is a script here
+
+    with meeting(rank, ranks, folder, kind) as device:
+        found = {}
+        for name, told in torch.load(folder / "cases.pt").items():
+            model = build(told, device)
+            context_parallel(model, dist.group.WORLD, device)  # type: ignore[arg-type]
+            shard = ContextShard.share(told["lengths"], rank, ranks, device=device)
+            found[name] = results(model, told, shard)
+            model.zero_grad()
+            whole = results(model, told, Packed.of(told["lengths"], device=device))
+            found[name]["whole"] = whole["hidden"]  # which every rank computes alone, as before
+        torch.save(found, folder / f"{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

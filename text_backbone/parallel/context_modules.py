@@ -1,0 +1,77 @@
+"""Attention over context ranks, in the place of a whole decoder's: all else of it works on single tokens as it is."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from text_backbone.cache import MarkedStates, PagedKV
+from text_backbone.kernels.rotary import rotary
+from text_backbone.lightning import LightningAttention, decay_slopes
+from text_backbone.model import MiniMaxText
+from text_backbone.packed import Packed
+from text_backbone.parallel.context import ContextShard
+from text_backbone.parallel.lasp import lasp_attention
+from text_backbone.parallel.ring import Messages, ring_attention
+from text_backbone.softmax import SoftmaxAttention
+
+
+class ContextLightningAttention(LightningAttention):
+    """LASP+ of a `ContextShard`; any other batch is whole, and goes as before. Takes over the modules of `whole`."""
+
+    def __init__(self, whole: LightningAttention, group: dist.ProcessGroup) -> None:
+        nn.Module.__init__(self)
+        self.heads, self.layer, self.layers = whole.heads, whole.layer, whole.layers
+        self.group = group
+        for name, child in whole.named_children():
+            self.add_module(name, child)
+
+    def forward(self, x: Tensor, packed: Packed, table: Tensor, states: Tensor | MarkedStates | None) -> Tensor:
+        if not isinstance(packed, ContextShard):
+            return super().forward(x, packed, table, states)
+        slopes = decay_slopes(self.heads, self.layer, self.layers, x.device)
+        out = lasp_attention(self.qkv_proj(x), slopes, packed, self.group)
+        return self.out_proj(self.norm(out, self.output_gate(x)))
+
+
+class ContextSoftmaxAttention(SoftmaxAttention):
+    """Ring attention of a `ContextShard`; any other batch is whole, and goes as before."""
+
+    def __init__(self, whole: SoftmaxAttention, messages: Messages) -> None:
+        nn.Module.__init__(self)
+        self.head_dim, self.messages = whole.head_dim, messages
+        for name, child in whole.named_children():
+            self.add_module(name, child)
+
+    def forward(self, x: Tensor, packed: Packed, table: Tensor, pages: PagedKV | None) -> Tensor:
+        if not isinstance(packed, ContextShard):
+            return super().forward(x, packed, table, pages)
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotary(q, k, table)
+        return self.o_proj(ring_attention(q, k, v, packed, self.messages).flatten(1))
+
+
+def context_parallel(model: MiniMaxText, group: dist.ProcessGroup, device: torch.device) -> None:
+    """Lets a decoder take `ContextShard`s, in place: the ranks of `group` then compute a batch together.
+
+    Called by all of them, which all hold the whole decoder and call it in the same order, each with its shard of the
+    same batch and the embeddings of the tokens there. The gradients of the weights are those of its tokens: the sum
+    over the ranks is that of the whole batch. Nothing is cached. In a pass that is differentiated the embeddings need
+    gradients, on all ranks: see `lasp_attention`.
+
+    Args:
+        device: of this rank.
+
+    Raises:
+        ValueError: if the decoder is split over ranks already.
+    """
+    messages = Messages(group, device)
+    for layer in model.layers:
+        attention = layer.get_submodule("self_attn")
+        if type(attention) is LightningAttention:
+            layer.self_attn = ContextLightningAttention(attention, group)
+        elif type(attention) is SoftmaxAttention:
+            layer.self_attn = ContextSoftmaxAttention(attention, messages)
+        else:
+            raise ValueError(f"a decoder with {type(attention).__name__} is split already: give a whole one")
