@@ -11,6 +11,7 @@ from torch import Tensor
 
 from text_backbone.allocator import Allocator
 from text_backbone.config import LIGHTNING, TextConfig
+from text_backbone.kernels.softmax import paged_attention
 from text_backbone.packed import Packed
 
 
@@ -29,23 +30,36 @@ class PagedKV:
     page_table: Tensor
     rows: Tensor
 
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
+        """Of new tokens that have been written to the pages; arguments and result as of `paged_attention`."""
+        return paged_attention(q, k, v, packed, self.keys, self.values, self.page_table)
+
 
 def bytes_needed(
-    config: TextConfig, *, slots: int, pages: int, page_size: int, dtype: torch.dtype, scratch: bool = False
+    config: TextConfig,
+    *,
+    slots: int,
+    pages: int,
+    page_size: int,
+    dtype: torch.dtype,
+    scratch: bool = False,
+    elsewhere: int = 0,
 ) -> int:
     """Memory that a `HybridCache` of these sizes takes."""
-    states, kv, table = map(prod, _shapes(config, slots, pages, page_size, scratch))
+    states, kv, table = map(prod, _shapes(config, slots, pages, page_size, scratch, elsewhere))
     return 4 * states + 2 * dtype.itemsize * kv + 4 * table
 
 
-def _shapes(config: TextConfig, slots: int, pages: int, page_size: int, scratch: bool) -> tuple[tuple[int, ...], ...]:
+def _shapes(
+    config: TextConfig, slots: int, pages: int, page_size: int, scratch: bool, elsewhere: int
+) -> tuple[tuple[int, ...], ...]:
     """Of the states, of the keys and of the values, and of the page table."""
     d, kinds = config.head_dim, config.attn_type_list
     lightning = sum(kind == LIGHTNING for kind in kinds)
     return (
         (lightning, slots + scratch, config.num_attention_heads, d, d),
         (len(kinds) - lightning, pages + scratch, page_size, config.num_key_value_heads, d),
-        (slots + scratch, pages),
+        (slots + scratch, pages + elsewhere),
     )
 
 
@@ -74,6 +88,7 @@ class HybridCache:
 
     Args:
         scratch: have one slot and one page more, which no sequence can acquire: for rows that only fill a batch up.
+        elsewhere: pages, the last by number, that sequences can own but `keys` and `values` have no room for.
 
     Attributes:
         states: float32 [lightning_layers, slots, heads, d, d].
@@ -93,10 +108,11 @@ class HybridCache:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         scratch: bool = False,
+        elsewhere: int = 0,
     ) -> None:
-        self._allocator = Allocator(slots, pages, page_size)
-        self.page_size, self.slots, self.pages = page_size, slots, pages
-        states, kv, table = _shapes(config, slots, pages, page_size, scratch)
+        self._allocator = Allocator(slots, pages + elsewhere, page_size)
+        self.page_size, self.slots, self.pages = page_size, slots, pages + elsewhere
+        states, kv, table = _shapes(config, slots, pages, page_size, scratch, elsewhere)
         self.states = torch.zeros(states, dtype=torch.float32, device=device)
         self.keys = torch.zeros(kv, dtype=dtype, device=device)
         self.values = torch.zeros(kv, dtype=dtype, device=device)
@@ -125,6 +141,10 @@ class HybridCache:
     def nbytes(self) -> int:
         """Memory that the tensors take, kept states not counted: they are on the host."""
         return sum(tensor.nbytes for tensor in (self.states, self.keys, self.values, self.page_table))
+
+    def on_device(self, slots: Sequence[int]) -> bool:
+        """Whether all pages of these slots are where `keys` and `values` are: then a CUDA graph may read them."""
+        return True
 
     def capacity(self, slot: int) -> int:
         """Tokens that `slot` may hold with the pages it owns. Raises ValueError if the slot is not in use."""
@@ -184,9 +204,12 @@ class HybridCache:
         """
         new = self._allocator.share(slot, pages, tokens)
         for page in new:
-            self.keys[:, page].copy_(self.keys[:, pages[-1]])
-            self.values[:, page].copy_(self.values[:, pages[-1]])
+            self._copy_page(pages[-1], page)
         self._write(slot, 0, self._allocator.pages_of(slot))
+
+    def _copy_page(self, page: int, to: int) -> None:
+        for pool in (self.keys, self.values):
+            pool[:, to].copy_(pool[:, page])
 
     def snapshot(self, slot: int, out: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
         """A copy of the states of `slot` on the host, without waiting for the device.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from text_backbone.cache import PagedKV
 from text_backbone.config import TextConfig
 from text_backbone.kernels.rotary import rotary, rotary_to_pages
-from text_backbone.kernels.softmax import paged_attention, softmax_attention
+from text_backbone.kernels.softmax import softmax_attention
 from text_backbone.linear import linear
 from text_backbone.packed import Packed
 
@@ -36,5 +36,5 @@ class SoftmaxAttention(nn.Module):
             out = softmax_attention(q, k, v, packed)
         else:
             q, k = rotary_to_pages(q, k, v, table, pages.keys, pages.values, pages.rows)
-            out = paged_attention(q, k, v, packed, pages.keys, pages.values, pages.page_table)
+            out = pages.attention(q, k, v, packed)
         return self.o_proj(out.flatten(1))

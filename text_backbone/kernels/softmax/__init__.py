@@ -11,9 +11,10 @@ from torch import Tensor
 
 from text_backbone.kernels.device import use_gpu_kernels
 from text_backbone.kernels.softmax import library, reference, varlen
+from text_backbone.kernels.softmax.parts import Cached, attention_in_parts
 from text_backbone.packed import Packed
 
-__all__ = ["paged_attention", "softmax_attention"]
+__all__ = ["Cached", "attention_in_parts", "paged_attention", "softmax_attention"]
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from text_backbone.kernels.device import float32_precision, multiprocessors
-from text_backbone.kernels.softmax.merge import merged
+from text_backbone.kernels.softmax.merge import LN_2, merged
 from text_backbone.kernels.softmax.triton import attend, scale_of, tile_keys, tile_width
 from text_backbone.packed import Packed
 
@@ -74,10 +74,13 @@ def _partial(q, keys, values, page_table, past, slots, accs, logs, n, table_stri
 
 
 @triton.jit(do_not_specialize=["n", "programs"])
-def _join(accs, logs, out, past, n, programs,
+def _join(accs, logs, out, out_logs, past, n, programs,
           HEADS: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, KEYS: tl.constexpr, SEQUENCES: tl.constexpr,
           JOINED: tl.constexpr):  # fmt: skip
-    """`out` [n, HEADS, D]: one sequence and head, over the programs that saw some of its keys."""
+    """`out` [n, HEADS, D]: one sequence and head, over the programs that saw some of its keys.
+
+    `out_logs` float32 [HEADS, n], if given: the natural logs of the softmaxes' denominators.
+    """
     sequence, head = tl.program_id(0), tl.program_id(1)
     _, blocks, ends, share, _ = _shares(past, n, programs, KEYS, SEQUENCES)
     end = _at(ends, sequence, SEQUENCES)
@@ -98,6 +101,8 @@ def _join(accs, logs, out, past, n, programs,
         acc = acc * kept + tl.sum(values * weights[:, None], axis=0) * added
     at = (sequence * HEADS + head) * D + d
     tl.store(out + at, (acc / total).to(out.dtype.element_ty), mask=d < D)
+    if out_logs is not None:
+        tl.store(out_logs + head * n + sequence, (highest + tl.log2(total)) * LN_2)
 
 
 def _programs(device: torch.device, kv_heads: int) -> int:
@@ -118,6 +123,37 @@ def decode_attention(q: Tensor, packed: Packed, keys: Tensor, values: Tensor, pa
     Returns:
         [n, heads, d].
     """
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    _run(q, keys, values, packed.past, packed.slots, page_table, out)
+    return out
+
+
+def partial_attention(
+    q: Tensor, keys: Tensor, values: Tensor, pages: Tensor | None, tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Attention of one token, of whatever position, to cached tokens of its sequence.
+
+    Args:
+        q: [1, heads, d].
+        keys, values: as of `decode_attention`.
+        pages: int32 [n], the pages that the `tokens` tokens lie in, in their order; None: the first ones.
+
+    Returns:
+        float32 [1, heads, d], and the natural logs of the softmaxes' denominators, float32 [heads, 1].
+    """
+    if pages is None:
+        pages = torch.arange(-(-tokens // keys.shape[1]), dtype=torch.int32, device=q.device)
+    before = torch.full((1,), tokens - 1, dtype=torch.int64, device=q.device)  # the last stands for the token
+    out, logs = q.new_empty(q.shape, dtype=torch.float32), q.new_empty(q.shape[1], 1, dtype=torch.float32)
+    _run(q, keys, values, before, torch.zeros_like(before), pages[None], out, logs)
+    return out, logs
+
+
+def _run(
+    q: Tensor, keys: Tensor, values: Tensor, past: Tensor, slots: Tensor, page_table: Tensor, out: Tensor,
+    out_logs: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Both launches, to `out` [n, heads, d] and, if given, `out_logs` [heads, n]."""
     q = q.contiguous()
     n, heads, d = q.shape
     page_size, kv_heads = keys.shape[1:3]
@@ -126,14 +162,12 @@ def decode_attention(q: Tensor, packed: Packed, keys: Tensor, values: Tensor, pa
     sequences = triton.next_power_of_2(n)
     accs = torch.empty(programs + n, heads, d, dtype=torch.float32, device=q.device)
     logs = torch.empty(programs + n, heads, dtype=torch.float32, device=q.device)
-    out = torch.empty_like(q)
     _partial[(programs, kv_heads)](
-        q, keys, values, page_table, packed.past, packed.slots, accs, logs, n, page_table.stride(0), scale_of(d),
+        q, keys, values, page_table, past, slots, accs, logs, n, page_table.stride(0), scale_of(d),
         GROUP=group, KV_HEADS=kv_heads, D=d, WIDE=width, ROWS=max(16, triton.next_power_of_2(group)), KEYS=tile,
         PAGE=page_size, SEQUENCES=sequences, PRECISION=float32_precision(), num_warps=_WARPS, num_stages=_STAGES,
     )  # fmt: skip
     _join[(n, heads)](
-        accs, logs, out, packed.past, n, programs,
+        accs, logs, out, out_logs, past, n, programs,
         HEADS=heads, D=d, WIDE=width, KEYS=tile, SEQUENCES=sequences, JOINED=_JOINED,
     )  # fmt: skip
-    return out

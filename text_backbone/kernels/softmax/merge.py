@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 _ROWS = 32  # of a program
-_LOG2_E, _LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
+_LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -48,7 +48,7 @@ def _merge(acc, acc_logs, part, logs, out, tokens,
         tl.store(out + to, mean.to(out.dtype.element_ty), mask=inside)
     else:
         tl.store(at, mean, mask=inside)
-        tl.store(row, log * _LN_2, mask=real)
+        tl.store(row, log * LN_2, mask=real)
 
 
 def merge(

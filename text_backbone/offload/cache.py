@@ -1,0 +1,215 @@
+"""A hybrid cache whose pages beyond a number are in host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count, groupby
+
+import torch
+from torch import Tensor
+
+from text_backbone.cache import HybridCache, LayerCache, PagedKV, bytes_needed
+from text_backbone.config import SOFTMAX, TextConfig
+from text_backbone.kernels.softmax import Cached, attention_in_parts, paged_attention
+from text_backbone.offload.host import BUFFERS, Bringing, HostPages, buffer_pages
+from text_backbone.offload.layout import Loads, Past, Piece, Span
+from text_backbone.packed import Packed, sent
+
+
+class OffloadedCache(HybridCache):
+    """A `HybridCache` in which softmax layers' pages from number `pages` on are in host memory.
+
+    Sequences take the pages with the lowest numbers first. Where a page is never changes: what is new is written to its
+    page at once, and attention to pages of the host takes them by way of two buffers on the device, each filled
+    while the other is attended to. A batch none of whose sequences owns such pages goes as in a `HybridCache`.
+
+    Args:
+        pages: on the device.
+        host_pages: more of them, in host memory. The other arguments are those of `HybridCache`.
+
+    Attributes:
+        host: those pages.
+        page_table: has the scratch page where a sequence's page is in host memory.
+    """
+
+    def __init__(
+        self,
+        config: TextConfig,
+        *,
+        slots: int,
+        pages: int,
+        host_pages: int,
+        page_size: int = 256,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            config, slots=slots, pages=pages, page_size=page_size, device=device, dtype=dtype, scratch=True,
+            elsewhere=host_pages,
+        )  # fmt: skip
+        self.device_pages = pages
+        layers, page = len(self.keys), (page_size, *self.keys.shape[3:])
+        self.host = HostPages(layers, host_pages, page, self.keys.device, self.keys.dtype)
+        self._offloaded: set[int] = set()  # slots with pages in host memory
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the tensors take on the device."""
+        return super().nbytes + self.host.buffers.nbytes
+
+    def on_device(self, slots: Sequence[int]) -> bool:
+        return self._offloaded.isdisjoint(slots)
+
+    def release(self, slot: int) -> None:
+        super().release(slot)
+        self._offloaded.discard(slot)
+
+    def _write(self, slot: int, at: int, pages: Sequence[int]) -> None:
+        if any(page >= self.device_pages for page in pages):
+            self._offloaded.add(slot)
+        super()._write(slot, at, [min(page, self.device_pages) for page in pages])
+
+    def _copy_page(self, page: int, to: int) -> None:
+        for layer, pools in enumerate(zip(self.keys, self.values, strict=True)):
+            held = self._page(layer, pools, page)
+            if to < self.device_pages:
+                for pool, values in zip(pools, held, strict=True):
+                    pool[to].copy_(values)
+            else:
+                rows = 0, (to - self.device_pages) * self.page_size, self.page_size
+                self.host.write(layer, self.host.spans_to(iter([rows])), held)
+
+    def _page(self, layer: int, pools: tuple[Tensor, Tensor], page: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a page, [page_size, kv_heads, d], on the device."""
+        keys, values = pools
+        if page < self.device_pages:
+            return keys[page], values[page]
+        # Not from host to host: the host does not wait for what the device has yet to write there.
+        return self.host.read(layer, page - self.device_pages)
+
+    def layers(self, packed: Packed) -> Iterator[LayerCache]:
+        """As `HybridCache.layers`. Softmax layers are to attend one after the other, each to all of its past."""
+        memories = super().layers(packed)
+        return memories if self.on_device(packed.slot_ids) else self._through_buffers(packed, memories)
+
+    def _through_buffers(self, packed: Packed, memories: Iterator[LayerCache]) -> Iterator[LayerCache]:
+        step, layers = Step(self, packed), count()
+        for memory in memories:
+            if isinstance(memory, PagedKV):
+                pages = memory.keys, memory.values, memory.page_table, memory.rows
+                yield OffloadedKV(*pages, step, next(layers))
+            else:
+                yield memory
+
+    def past_of(self, slot: int, tokens: int, loads: Loads) -> Past:
+        """Where the first `tokens` tokens of a slot are; those in host memory are added to `loads`."""
+        return loads.take(self._allocator.pages_of(slot), tokens)
+
+    def host_rows(self, slot: int, past: int, tokens: int) -> Iterator[tuple[int, int, int]]:
+        """Of `tokens` new tokens those whose pages are in host memory: (first of them, first row there, how many)."""
+        pages, size, end = self._allocator.pages_of(slot), self.page_size, past + tokens
+        for number in range(past // size, -(-end // size)):
+            first, last = max(past, number * size), min(end, (number + 1) * size)
+            page = pages[number] - self.device_pages
+            if page >= 0:
+                yield first - past, page * size + first % size, last - first
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring sequences of a batch that are wholly on the device, or one that is not.
+
+    Attributes:
+        rows: their tokens.
+        packed: these sequences as a batch.
+        past: of the one that is not.
+        near: int32, the pages in `past.near`; None: there are none.
+    """
+
+    rows: slice
+    packed: Packed
+    past: Past | None = None
+    near: Tensor | None = None
+
+
+class Step:
+    """One pass over a batch, some of whose pages are in host memory."""
+
+    def __init__(self, cache: OffloadedCache, packed: Packed) -> None:
+        self._host, device = cache.host, cache.keys.device
+        loads = Loads(cache.device_pages, cache.page_size, cache.host.room)
+        self._runs: list[Run] = []
+        new: list[tuple[int, int, int]] = []
+        sequences = zip(packed.starts, packed.lengths, packed.pasts, packed.slot_ids, strict=True)
+        for far, some in groupby(sequences, lambda sequence: None if cache.on_device(sequence[3:]) else sequence[3]):
+            starts, lengths, pasts, slots = zip(*some, strict=True)
+            rows = slice(starts[0], starts[-1] + lengths[-1])
+            batch = Packed.of(lengths, past=pasts, slots=slots, device=device)
+            if far is None:
+                self._runs.append(Run(rows, batch))
+                continue
+            past = cache.past_of(far, pasts[0], loads)
+            pages = sent([past.near], device)[0].to(torch.int32) if past.near else None
+            self._runs.append(Run(rows, batch, past, pages))
+            new += ((rows.start + at, row, count) for at, row, count in cache.host_rows(far, pasts[0], lengths[0]))
+        self._new: list[Span] = cache.host.spans_to(iter(new))
+        self._bringing = Bringing(cache.host, loads.pages)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, pages: OffloadedKV) -> Tensor:
+        """As `PagedKV.attention`; what is new and belongs in host memory is written there."""
+        self._host.write(pages.layer, self._new, (k, v))
+        outs = []
+        for run in self._runs:
+            new = q[run.rows], k[run.rows], v[run.rows]
+            if run.past is None:
+                outs.append(paged_attention(*new, run.packed, pages.keys, pages.values, pages.page_table))
+            else:
+                outs.append(attention_in_parts(*new, run.packed, list(self._parts(run.past, run.near, pages))))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def _parts(self, past: Past, near: Tensor | None, pages: OffloadedKV) -> Iterator[Callable[[], Cached]]:
+        """What is on the device first: meanwhile the rest comes."""
+        if near is not None:
+            held = Cached(pages.keys, pages.values, past.near_tokens, near)
+            yield lambda: held
+        for piece in past.pieces:
+            yield partial(self._bring, pages.layer, piece)
+
+    def _bring(self, layer: int, piece: Piece) -> Cached:
+        keys, values = self._bringing.bring(layer, piece.load)
+        return Cached(keys[piece.at :], values[piece.at :], piece.tokens)
+
+
+@dataclass(frozen=True)
+class OffloadedKV(PagedKV):
+    """The pages of softmax layer number `layer` where those of some sequences are in host memory."""
+
+    step: Step
+    layer: int
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
+        return self.step.attention(q, k, v, self)
+
+
+def device_bytes(
+    config: TextConfig, *, slots: int, pages: int, host_pages: int, page_size: int, dtype: torch.dtype
+) -> int:
+    """Memory that an `OffloadedCache` of these sizes takes on the device."""
+    tensors = bytes_needed(
+        config, slots=slots, pages=pages, page_size=page_size, dtype=dtype, scratch=True, elsewhere=host_pages
+    )
+    return tensors + BUFFERS * buffer_pages(host_pages, page_size) * _page_bytes(config, page_size, dtype)
+
+
+def host_bytes(config: TextConfig, *, host_pages: int, page_size: int, dtype: torch.dtype) -> int:
+    """Memory that an `OffloadedCache` of these sizes takes of the host's."""
+    room = buffer_pages(host_pages, page_size)
+    layers = sum(kind == SOFTMAX for kind in config.attn_type_list)
+    return layers * -(-host_pages // room) * room * _page_bytes(config, page_size, dtype)
+
+
+def _page_bytes(config: TextConfig, page_size: int, dtype: torch.dtype) -> int:
+    """Keys and values of a page of one layer."""
+    return 2 * dtype.itemsize * page_size * config.num_key_value_heads * config.head_dim
