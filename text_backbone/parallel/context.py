@@ -1,27 +1,27 @@
 """How a packed batch is shared out over context ranks: the one layout that both kinds of attention work with.
 
-The tokens of a packed batch of any sequences are cut, where they lie, into 2 x ranks chunks of as many tokens each, to
-within one: nothing is padded or moved, and a chunk begins and ends anywhere in a sequence. Every rank holds two chunks,
-so paired that all ranks have about the same causal attention to do: with the chunks in the order of what they cost, the
-first and the last, the second and the last but one, and so on. Of one long sequence those are chunks r and
-2 x ranks - 1 - r ("zigzag"). Of a long and many short ones, which cost next to nothing wherever they lie, they are
-others: rely on what `held` says alone.
+The tokens of a packed batch of any sequences are cut, where they lie, into chunks of as many tokens each, to within
+one: nothing is padded or moved, and a chunk begins and ends anywhere in a sequence. Every rank holds two chunks, or
+four or eight where two would not do, so chosen that all ranks have about the same causal attention to do. Of one long
+sequence those are chunks r and 2 x ranks - 1 - r ("zigzag"). Of a long and many short ones, which cost next to nothing
+wherever they lie, they are others: rely on what `held` says alone.
 
 What follows for whoever computes with it:
 
-- A rank's local batch is its two chunks end to end, in the batch's order, and is `Packed` as any other: each *piece* of
+- A rank's local batch is its chunks end to end, in the batch's order, and is `Packed` as any other: each *piece* of
   a sequence in a chunk is a sequence of its own there, whose `positions` begin where the piece does. A sequence that
-  passes through both chunks of a rank makes two pieces, even where the chunks follow one another.
+  passes through two chunks of a rank makes two pieces, even where the chunks follow one another.
 - Norms, projections, experts and losses know of single tokens alone, and need nothing else.
 - Softmax attention: the tokens of a piece attend to all earlier pieces of their sequence, which other ranks hold.
 - Lightning attention: of a chunk only its first piece can have begun before (`enters`), and only its last can go on
   after (`leaves`). So one state goes into a chunk and one comes out, however many sequences the batch has, and one
-  message of two states a rank is all that has to be exchanged.
+  message of a rank's states, one a chunk, is all that has to be exchanged.
 - Every rank knows the pieces of every chunk (`chunks`) and who holds it (`held`) from the lengths alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -31,6 +31,10 @@ import torch
 from torch import Tensor
 
 from text_backbone.packed import Packed, sent
+
+# Chunks of a rank, and how much more work than the mean a rank may have with so many, before all get more: twice
+# as many make the messages of seven lightning layers twice as long, for the work of one softmax layer.
+COUNTS = {2: 0.05, 4: 0.2, 8: math.inf}
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,13 @@ class ContextShard(Packed):
     Attributes:
         begins: int64 [n], position in its sequence of each piece's first token.
         chunks: all of them, in the batch's order.
-        held: by rank, the numbers of its two chunks, the earlier one first.
+        held: by rank, the numbers of its chunks in order; as many for every rank.
         rank: which rank this is.
     """
 
     begins: Tensor
     chunks: tuple[Chunk, ...]
-    held: tuple[tuple[int, int], ...]
+    held: tuple[tuple[int, ...], ...]
     rank: int
 
     @classmethod
@@ -104,10 +108,9 @@ class ContextShard(Packed):
         """What `rank` of `ranks` holds of sequences of `lengths` tokens.
 
         Raises:
-            ValueError: if there are fewer tokens than chunks, which every rank might as well compute alone.
+            ValueError: if there are fewer tokens than two a rank, which every rank might as well compute alone.
         """
-        chunks = cut_batch(lengths, 2 * ranks)
-        held = pair_chunks(chunks)
+        chunks, held = lay_out(lengths, ranks)
         pieces = [piece for chunk in held[rank] for piece in chunks[chunk].pieces]
         packed = Packed.of([piece.length for piece in pieces], device=device)
         own = {f.name: getattr(packed, f.name) for f in fields(Packed) if f.init}
@@ -119,10 +122,9 @@ class ContextShard(Packed):
         return len(self.held)
 
     @property
-    def own(self) -> tuple[Chunk, Chunk]:
-        """The two chunks that are here."""
-        first, second = self.held[self.rank]
-        return self.chunks[first], self.chunks[second]
+    def own(self) -> tuple[Chunk, ...]:
+        """The chunks that are here."""
+        return tuple(self.chunks[i] for i in self.held[self.rank])
 
     @cached_property
     def positions(self) -> Tensor:
@@ -138,6 +140,21 @@ class ContextShard(Packed):
     def take(self, whole: Tensor) -> Tensor:
         """The rows [T, ...] that are here of a tensor that has one for each token of the whole batch."""
         return torch.cat([whole[chunk.start : chunk.start + chunk.length] for chunk in self.own])
+
+
+def lay_out(lengths: Sequence[int], ranks: int) -> tuple[tuple[Chunk, ...], tuple[tuple[int, ...], ...]]:
+    """The chunks of a batch, and who holds them; see `ContextShard`."""
+    tokens, best = sum(lengths), math.inf
+    for count, bearable in COUNTS.items():
+        if count > min(COUNTS) and tokens < count * ranks:
+            break
+        chunks = cut_batch(lengths, count * ranks)
+        held, excess = deal(chunks, ranks)
+        if excess < best:
+            best, layout = excess, (chunks, held)
+        if best <= bearable:
+            break
+    return layout
 
 
 def cut_batch(lengths: Sequence[int], count: int) -> tuple[Chunk, ...]:
@@ -163,8 +180,15 @@ def cut_batch(lengths: Sequence[int], count: int) -> tuple[Chunk, ...]:
     return tuple(chunks)
 
 
-def pair_chunks(chunks: Sequence[Chunk]) -> tuple[tuple[int, int], ...]:
-    """Two chunks for each rank, such that all ranks have nearly the same cost."""
-    order = sorted(range(len(chunks)), key=lambda i: chunks[i].cost)
-    pairs = zip(order, reversed(order[len(order) // 2 :]), strict=False)
-    return tuple((min(pair), max(pair)) for pair in pairs)
+def deal(chunks: Sequence[Chunk], ranks: int) -> tuple[tuple[tuple[int, ...], ...], float]:
+    """As many chunks to each rank, such that all have nearly the same cost; and by what part the dearest has more.
+
+    The dearest chunk that is left goes to the rank that has the least so far, of those that have room.
+    """
+    held: list[list[int]] = [[] for _ in range(ranks)]
+    costs = [0] * ranks
+    for i in sorted(range(len(chunks)), key=lambda i: chunks[i].cost, reverse=True):
+        rank = min((r for r in range(ranks) if len(held[r]) < len(chunks) // ranks), key=costs.__getitem__)
+        held[rank].append(i)
+        costs[rank] += chunks[i].cost
+    return tuple(tuple(sorted(own)) for own in held), max(costs) * ranks / sum(costs) - 1
