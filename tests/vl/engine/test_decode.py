@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-import text_backbone.softmax
+import text_backbone.cache
 import vl
 from text_backbone import Packed
 from text_backbone.quantization import QuantizedLinear, quantize_backbone
@@ -96,7 +96,7 @@ def recorded(tiny_text_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
 
     def load(recorder: Rerun | None, **options: int) -> vl.MiniMaxVL:
         monkeypatch.setattr(Engine, "_recorder", lambda self: recorder)
-        monkeypatch.setattr(text_backbone.softmax, "paged_attention", device_only_attention)
+        monkeypatch.setattr(text_backbone.cache, "paged_attention", device_only_attention)
         return build(tiny_text_checkpoint, **options)
 
     return load
@@ -120,7 +120,7 @@ def device_only_attention(
     return F.scaled_dot_product_attention(q[:, :, None], k_all, v_all, attn_mask=mask, enable_gqa=True)[:, :, 0]
 
 
-REFERENCE = text_backbone.softmax.paged_attention
+REFERENCE = text_backbone.cache.paged_attention
 
 
 @pytest.mark.parametrize("slots", [16, 5])
