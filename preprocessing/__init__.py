@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from preprocessing.formats import IMAGE_SUFFIXES, has_image_suffix
     from preprocessing.grid import PINPOINTS, Grid
     from preprocessing.images import image_size, load_image
+    from preprocessing.lazy import LazyImage, LazyTiles
     from preprocessing.patcher import Patcher
     from preprocessing.processor import Inputs, Processor
     from preprocessing.sources import ImageSource
@@ -37,6 +38,8 @@ __all__ = [
     "ImageSource",
     "InputError",
     "Inputs",
+    "LazyImage",
+    "LazyTiles",
     "Messages",
     "Patcher",
     "Processor",
@@ -56,6 +59,7 @@ _HOMES = {
     "formats": ("IMAGE_SUFFIXES", "has_image_suffix"),
     "grid": ("PINPOINTS", "Grid"),
     "images": ("image_size", "load_image"),
+    "lazy": ("LazyImage", "LazyTiles"),
     "patcher": ("Patcher",),
     "processor": ("Inputs", "Processor"),
     "sources": ("ImageSource",),

@@ -13,6 +13,7 @@ from preprocessing.alpha import Background, Colour, read_background, warn_of_dro
 from preprocessing.errors import ImageError
 from preprocessing.formats import FORMATS, open_encoded, refusal
 from preprocessing.header import orientation, upright_size
+from preprocessing.lazy import LazyImage
 from preprocessing.locks import lock_of
 from preprocessing.pixels import from_array, to_rgb
 from preprocessing.quiet import quiet_pillow
@@ -62,6 +63,8 @@ def load_image(source: ImageSource, *, name: str | None = None, background: Back
         InputError: if `background` is not a colour.
     """
     ground = read_background(background)
+    if isinstance(source, LazyImage):
+        return source.make()
     label = label_of(source) or name or "image"
     if isinstance(source, np.ndarray | torch.Tensor):
         _check_size(_array_size(source), label)  # before a copy is made of it
@@ -78,6 +81,8 @@ def image_size(source: ImageSource, *, name: str | None = None) -> tuple[int, in
 
     Raises ImageError as `load_image` does, but for damage in pixels that were not decoded.
     """
+    if isinstance(source, LazyImage):
+        return source.size
     if isinstance(source, Image.Image | np.ndarray | torch.Tensor):
         return load_image(source, name=name).size
     label = label_of(source) or name or "image"

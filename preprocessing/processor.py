@@ -18,6 +18,7 @@ from preprocessing.control import StandIns
 from preprocessing.errors import InputError
 from preprocessing.grid import Grid
 from preprocessing.images import load_image
+from preprocessing.lazy import LazyImage, LazyTiles
 from preprocessing.patcher import Patcher
 from preprocessing.resize import available_cpus
 from preprocessing.sources import ImageSource
@@ -32,11 +33,12 @@ class Inputs:
     """One sequence for the model.
 
     `input_ids`: int64 [T], the image token repeated `grid.tokens` times for each image. `tiles`: uint8 [n, 3, S, S],
-    the images' tiles one after the other. `grids`: one per image, in the order of the prompt.
+    the images' tiles one after the other; of images that are lazy, what makes them when a slice of it is taken.
+    `grids`: one per image, in the order of the prompt.
     """
 
     input_ids: Tensor
-    tiles: Tensor
+    tiles: Tensor | LazyTiles
     grids: list[Grid]
 
     def __len__(self) -> int:
@@ -190,8 +192,7 @@ class Processor:
         self._check_count(int(placeholders.sum()), len(conversation.images))
         patched = self._patch(self.patcher, conversation.images)
         grids = [grid for _, grid in patched]
-        empty = torch.empty(0, 3, self.patcher.tile, self.patcher.tile, dtype=torch.uint8)
-        tiles = patched[0][0] if len(patched) == 1 else torch.cat([empty, *(tiles for tiles, _ in patched)])
+        tiles = _joined([tiles for tiles, _ in patched], grids, self.patcher)
 
         repeats = torch.ones_like(ids)  # [prompt]
         repeats[placeholders] = torch.tensor([grid.tokens for grid in grids], dtype=torch.int64)
@@ -215,9 +216,11 @@ class Processor:
                 "the chat template leaves images out; use the default template"
             )
 
-    def _patch(self, patcher: Patcher, images: list[ImageSource]) -> list[tuple[Tensor, Grid]]:
-        def patch(numbered: tuple[int, ImageSource]) -> tuple[Tensor, Grid]:
+    def _patch(self, patcher: Patcher, images: list[ImageSource]) -> list[tuple[Tensor | LazyImage, Grid]]:
+        def patch(numbered: tuple[int, ImageSource]) -> tuple[Tensor | LazyImage, Grid]:
             number, source = numbered
+            if isinstance(source, LazyImage):
+                return source, patcher.grid(*source.size)
             return patcher(load_image(source, name=f"image {number}", background=self.background))
 
         numbered = list(enumerate(images, 1))
@@ -225,3 +228,12 @@ class Processor:
             return [patch(item) for item in numbered]
         with ThreadPoolExecutor(min(len(images), available_cpus())) as pool:
             return list(pool.map(patch, numbered))
+
+
+def _joined(parts: list[Tensor | LazyImage], grids: list[Grid], patcher: Patcher) -> Tensor | LazyTiles:
+    """The tiles of all images in order."""
+    made = [part for part in parts if isinstance(part, Tensor)]
+    if len(made) < len(parts):
+        return LazyTiles(parts, grids, patcher)
+    empty = torch.empty(0, 3, patcher.tile, patcher.tile, dtype=torch.uint8)
+    return made[0] if len(made) == 1 else torch.cat([empty, *made])

@@ -21,6 +21,7 @@ from preprocessing import fetch
 from preprocessing.errors import ImageError, brief
 from preprocessing.fetch import is_url
 from preprocessing.formats import begins_as_image
+from preprocessing.lazy import LazyImage
 from preprocessing.locks import lock_of
 
 ImageSource: TypeAlias = (
@@ -32,12 +33,13 @@ ImageSource: TypeAlias = (
     | IO[bytes]
     | Mapping[str, Any]
     | Image.Image
+    | LazyImage
     | np.ndarray
     | torch.Tensor
 )
 """An image by name: a path (`~` is the home folder) or an http(s), file: or data: URL. A file of that name wins.
 Encoded: a file's bytes, the same as base64 text, a file opened in binary mode, or `{"bytes": ..., "path": ...}` as data
-sets have it, either of which may be None. Decoded: a Pillow image or an array.
+sets have it, either of which may be None. Decoded: a Pillow image or an array. A `LazyImage` is made when it is due.
 
 Arrays are [H, W], [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA); tensors also [1, H, W], [3, H, W] or [4, H, W]. Their
 dtype is uint8; uint16 with white 65535; bool with white True; or floating point with white 1.0.

@@ -168,7 +168,7 @@ class MiniMaxVL(nn.Module):
         """
         prompt = Prompt.of(inputs, self.config, self.name)
         packed = Packed.of([len(prompt)], device=self.device)
-        return self.language_model.logits(self(prompt.input_ids, prompt.tiles, prompt.grids, packed))
+        return self.language_model.logits(self(prompt.input_ids, prompt.tiles[:], prompt.grids, packed))
 
     # The doors
 

@@ -107,7 +107,7 @@ def _ask(model: MiniMaxVL, example: Example, answer: str) -> _Asked:
 def _logits(model: MiniMaxVL, inputs: Inputs, start: int) -> Tensor:
     """float32 [tokens, vocab] of the tokens after `start`."""
     packed = Packed.of([len(inputs)], device=model.device)
-    hidden = model(inputs.input_ids, inputs.tiles, inputs.grids, packed)
+    hidden = model(inputs.input_ids, inputs.tiles[:], inputs.grids, packed)
     return model.language_model.logits(hidden[start:-1]).cpu()
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from preprocessing import Grid, Inputs
+from preprocessing.lazy import LazyTiles
 from vision_encoder.packing import check_grid
 from vl.config import VLConfig
 from vl.errors import InputError
@@ -18,7 +19,7 @@ from vl.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A prompt of one model, all on the host.
+    """A prompt of one model, all on the host. The tiles of lazy images are made when they are encoded.
 
     Attributes:
         input_ids: int64 [T].
@@ -30,7 +31,7 @@ class Prompt:
     """
 
     input_ids: Tensor
-    tiles: Tensor
+    tiles: Tensor | LazyTiles
     grids: Sequence[Grid]
     places: Tensor
     ends: Sequence[int]
@@ -95,7 +96,7 @@ def _checked_ids(ids: object, vocabulary: int) -> Tensor:
     return ids.cpu()
 
 
-def _checked_tiles(tiles: object, grids: Sequence[Grid], config: VLConfig, name: str) -> Tensor:
+def _checked_tiles(tiles: object, grids: Sequence[Grid], config: VLConfig, name: str) -> Tensor | LazyTiles:
     """`tiles` on the host, known to be those of `grids`."""
     if config.vision is None or config.image_token_index is None:
         if grids:
@@ -106,7 +107,9 @@ def _checked_tiles(tiles: object, grids: Sequence[Grid], config: VLConfig, name:
         found = f"{tiles.dtype} {list(tiles.shape)}"
         if not grids and not tiles.numel():
             return torch.empty(0, 3, side, side, dtype=torch.uint8)
-    if not isinstance(tiles, Tensor) or tiles.dtype != torch.uint8 or tuple(tiles.shape[1:]) != (3, side, side):
+    if not (isinstance(tiles, LazyTiles) and tiles.side == side) and not (
+        isinstance(tiles, Tensor) and tiles.dtype == torch.uint8 and tuple(tiles.shape[1:]) == (3, side, side)
+    ):
         raise InputError(f"tiles must be uint8 [n, 3, {side}, {side}], not {found}: make them with processor")
     try:
         for index, grid in enumerate(grids):
@@ -116,4 +119,4 @@ def _checked_tiles(tiles: object, grids: Sequence[Grid], config: VLConfig, name:
     expected = sum(grid.tiles for grid in grids)
     if len(tiles) != expected:
         raise InputError(f"the {len(grids)} grids describe {expected} tiles, but tiles has {len(tiles)}")
-    return tiles.cpu()
+    return tiles.cpu() if isinstance(tiles, Tensor) else tiles

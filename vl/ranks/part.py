@@ -99,7 +99,7 @@ class Part:
         """As of `MiniMaxVL.logits`, on the host; from the first rank only, as all have the same."""
         model = self._model
         packed = Packed.of([len(prompt)], device=model.device)
-        hidden = model(prompt.input_ids, prompt.tiles, prompt.grids, packed)
+        hidden = model(prompt.input_ids, prompt.tiles[:], prompt.grids, packed)
         logits = model.language_model.logits(hidden)
         return logits.cpu() if torch.distributed.get_rank() == 0 else None
 

@@ -104,7 +104,7 @@ def join(sequences: Iterable[Encoded], image_token: int | None, skipped: Iterabl
     sequences = list(sequences)
     ids = torch.cat([sequence.inputs.input_ids for sequence in sequences])
     labels = torch.cat([sequence.labels for sequence in sequences])
-    tiles = [tile for sequence in sequences for tile in sequence.inputs.tiles]  # uint8 [3, S, S] each
+    tiles = [tile for sequence in sequences for tile in sequence.inputs.tiles[:]]  # uint8 [3, S, S] each
     shown = [sequence.patch_labels.flatten() for sequence in sequences if sequence.patch_labels is not None]
     patch_labels = torch.cat(shown) if shown else None
     points = None if patch_labels is None else supervised(patch_labels)
@@ -119,7 +119,7 @@ def join(sequences: Iterable[Encoded], image_token: int | None, skipped: Iterabl
         answer_lengths=counts[answer],
         image_rows=places.nonzero().flatten(),
         # In a worker this writes straight to the memory that the training process shares.
-        tiles=default_collate(tiles) if tiles else sequences[0].inputs.tiles,
+        tiles=default_collate(tiles) if tiles else sequences[0].inputs.tiles[:],
         patch_points=points,
         patch_labels=None if patch_labels is None else patch_labels[points],
         grids=tuple(grid for sequence in sequences for grid in sequence.inputs.grids),

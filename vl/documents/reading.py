@@ -1,0 +1,67 @@
+"""What a file is, by what is in it, and the message that it becomes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from preprocessing.errors import InputError
+from preprocessing.formats import begins_as_image
+from preprocessing.sources import local_path
+from vl.documents.pdf import PAGE_SIDE, begins_as_pdf, open_pdf
+from vl.documents.text import read_text
+
+_HEAD = 4096  # bytes by which a file is told
+
+Document = str | os.PathLike[str]
+
+
+def read_documents(documents: Sequence[Document], *, page_side: int = PAGE_SIDE) -> list[dict[str, Any]]:
+    """A user's message for each document: its name, then its text, its image, or its pages as images.
+
+    Args:
+        documents: paths of text files (UTF-8, or UTF-16 with its mark), PDFs and images.
+        page_side: pixels of the longer side of a PDF's pages.
+
+    Raises:
+        InputError: naming the file, and the page, that cannot be read, and why.
+    """
+    if isinstance(page_side, bool) or not isinstance(page_side, int) or not 1 <= page_side <= 8192:
+        raise InputError(f"page_side must be a whole number of pixels from 1 to 8192, not {page_side!r:.80}")
+    return [_message(Path(local_path(document)), page_side) for document in documents]
+
+
+def _message(path: Path, page_side: int) -> dict[str, Any]:
+    head = _head(path)
+    if begins_as_pdf(head):
+        pages = open_pdf(path, page_side)
+        parts = [_text(f"{path.name}, {len(pages)} page{'s' if len(pages) > 1 else ''}\n")]
+        for page in pages:
+            parts += [_text(f"Page {page.number}:\n"), _image(page), _text("\n")]
+    elif begins_as_image(head):
+        parts = [_text(f"{path.name}\n"), _image(path)]
+    else:
+        parts = [_text(f"{path.name}\n\n"), _text(read_text(path))]
+    return {"role": "user", "content": parts}
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except (OSError, ValueError) as error:  # a name with a NUL character
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read ({reason}); check the path and its permissions") from None
+    if not head:
+        raise InputError(f"{path} is empty: there is nothing to read in it")
+    return head
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def _image(source: object) -> dict[str, Any]:
+    return {"type": "image", "image": source}
