@@ -75,12 +75,8 @@ class Codes:
 
 
 # Of experts and of projections. One H200, 28 November 2026.
-# NF4, MoE layers: 1 token 41 -> 74 us, 2 82 -> 137, 8 269 -> 475, 64 650 -> 1750, 256 660 -> 5130, 4096 9050,
-# 16384 21700; projections in docs/benchmarks.md. Look-ups of codes limit it, not memory, hence the rate: more rows take
-# more of them.
-# int8 and FP8: single kernels with the fastest tile of a sweep, before int8's last change; layers have not been timed.
-# Experts, both products: int8 1 token 0.108 ms, 64 1.34, 512 2.12, 16384 22.7; FP8 0.097, 1.17, 1.33, 8.57, and 1.0 to
-# round 16384 tokens. Projection 24576 x 6144: int8 1 token 0.044 ms, 8192 3.68; FP8 0.037, 1.69.
+# Layers and projections are in docs/benchmarks.md, "Products with quantised weights". Look-ups of NF4's codes limit it,
+# not memory, hence the rate: more rows take more of them.
 QUANTISED = {
     "bf16": (Codes(1.0, 1.0), Codes(1.0, 1.0)),
     "int8": (Codes(0.85, 0.7), Codes(0.9, 0.95)),
