@@ -13,7 +13,7 @@ from PIL import Image
 import vl.cli.app as vl_app
 from vl.bench import model, vision
 from vl.bench.agreement import agreement
-from vl.bench.ops import moe
+from vl.bench.ops import moe, ring
 from vl.bench.records import Ceilings, Report, Setting
 from vl.bench.runner import Options, run_suite, start
 from vl.bench.timing import measure
@@ -107,6 +107,19 @@ def test_a_fault_costs_its_rows_only(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found["peer", "wrong"].error == "ValueError: no such shape"
     assert found["peer", "ours"].seconds is not None
     assert len(report.records) == 12
+
+
+def test_a_rank_of_a_ring_by_itself() -> None:
+    """Its messages come from nowhere; both contenders compute, with gradients where they are to be timed."""
+    cases = ring.cases(Setting(torch.device("cpu"), small=True, quick=True))
+    assert {case.size for case in cases} == {256, 64}
+    for case in cases:
+        contest = case.build()
+        assert len(contest.contenders) == 2
+        for make in contest.contenders.values():
+            (call,) = make()
+            found = call()
+            assert isinstance(found, tuple) == (case.op == ring.TRAINED)
 
 
 def test_ops_with_json_and_chart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

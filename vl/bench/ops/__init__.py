@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vl.bench.ops import attention, head, lightning, moe, norms, quantized
+from vl.bench.ops import attention, head, lightning, moe, norms, quantized, ring
 from vl.bench.records import Case, Setting
 
 
 def cases(setting: Setting) -> list[Case]:
-    return [case for op in (lightning, moe, quantized, attention, norms, head) for case in op.cases(setting)]
+    return [case for op in (lightning, moe, quantized, attention, ring, norms, head) for case in op.cases(setting)]
