@@ -36,6 +36,10 @@ class ControlTokens:
         """The control tokens that the tokenizer would find in `text`."""
         return self._pattern.findall(text)
 
+    def begins(self, text: str) -> bool:
+        """Whether `text` begins with a control token."""
+        return self._pattern.match(text) is not None
+
     def between(self, text: str) -> Iterator[tuple[int, int]]:
         """Start and end of each stretch of ordinary text."""
         start = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,31 @@ class Processor:
             return [(self.template.render(conversation, add_generation_prompt), False)]
 
         return self._inputs(conversation, self._encode(conversation, render))[0]
+
+    def continuation(
+        self, read: Conversation, messages: Messages | Conversation, add_generation_prompt: bool = True
+    ) -> Inputs:
+        """Inputs of what `messages` add to a prompt that ends after those of `read`, without a generation prompt.
+
+        After that prompt's they make the inputs of all messages, of which only the new ones are tokenised. Raises
+        as `__call__` does, and InputError if this template does not write a conversation as its prefix and more.
+        """
+        new = Conversation.of(messages)
+        count = len(read.messages)
+        whole = Conversation([*read.messages, *new.messages], new.images, [*read.tools, *new.tools])
+
+        def render(conversation: Conversation) -> list[tuple[str, bool]]:
+            begun = self.template.render(replace(conversation, messages=conversation.messages[:count], tools=[]), False)
+            text = self.template.render(conversation, add_generation_prompt)
+            # A control token at the cut, or tokens could have grown over it.
+            if not text.startswith(begun) or not self.tokenizer.control.begins(text[len(begun) :]):
+                raise InputError(
+                    "this chat template does not write a conversation as its beginning and, from a control token on, "
+                    "the rest, so nothing can be added to what was read; use the default template"
+                )
+            return [(text[len(begun) :], False)]
+
+        return self._inputs(new, self._encode(whole, render))[0]
 
     def tool_calls(self, token_ids: Sequence[int]) -> list[ToolCall]:
         """The calls in what the model generated, which begin at the special token `<function_call>`."""

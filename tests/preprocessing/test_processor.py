@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from preprocessing import ChatTemplate, ImageError, InputError, Patcher, Processor, Tokenizer
+from preprocessing import ChatTemplate, Conversation, ImageError, InputError, Patcher, Processor, Tokenizer
 
 TINY = Patcher(((28, 28), (56, 28), (28, 56), (56, 56)), tile=28, patch=14)
 sizes = st.tuples(st.integers(1, 80), st.integers(1, 80))
@@ -141,6 +141,43 @@ def test_what_is_learnt_follows_the_very_prompt(processor: Processor) -> None:
     prompt = processor(talk[:1]).input_ids
     assert torch.equal(inputs.input_ids[: len(prompt)], prompt)
     assert processor.tokenizer.decode(inputs.input_ids[learn].tolist(), False) == "\n\nHello<end_of_sentence>"
+
+
+pieces = st.one_of(sizes, st.sampled_from(["Look: ", "déjà vu\n", "<image>", "<end_of_sentence>\n", "<begin", ""]))
+turns = st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.lists(pieces, max_size=4)), min_size=1)
+
+
+@given(turns, turns)
+@settings(max_examples=60, deadline=None)
+def test_a_continuation_is_the_rest_of_the_whole(processor: Processor, read: Any, more: Any) -> None:
+    first, then = (
+        [
+            {"role": role, "content": [text(p) if isinstance(p, str) else image(p) for p in parts]}
+            for role, parts in some
+        ]
+        for some in (read, more)
+    )
+    whole = processor([*first, *then])
+    begun = processor(first, add_generation_prompt=False)
+    # As a session has what it has read: without the images.
+    rest = processor.continuation(Conversation(Conversation.of(first).messages, []), then)
+    assert torch.equal(whole.input_ids, torch.cat((begun.input_ids, rest.input_ids)))
+    assert whole.grids == [*begun.grids, *rest.grids]
+    assert torch.equal(whole.tiles[len(begun.tiles[:]) :], rest.tiles[:])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages | length }}{{ '<beginning_of_sentence>' }}",  # no prefix of the longer one
+        "{% for message in messages %}{{ message['content'][0]['text'] }}{% endfor %}",  # no control token at the cut
+    ],
+)
+def test_templates_that_cannot_be_continued_are_refused(processor: Processor, template: str) -> None:
+    other = Processor(processor.tokenizer, ChatTemplate(template), TINY)
+    read = Conversation.of([{"role": "user", "content": "Hello"}])
+    with pytest.raises(InputError, match="does not write a conversation as its beginning"):
+        other.continuation(read, [{"role": "user", "content": "there"}])
 
 
 def test_counts_must_agree(processor: Processor) -> None:
