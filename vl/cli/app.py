@@ -21,12 +21,13 @@ import threading
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from vl import __version__
-from vl.cli import bench, caption, chat, convert, evaluate, plan, train
+from vl.cli import bench, caption, chat, convert, evaluate, niah, plan, train
 from vl.cli.console import EXIT_INTERRUPTED, EXIT_NO_READER, EXIT_UNEXPECTED, EXIT_UNUSABLE, complain
 
 EPILOG = (
@@ -34,8 +35,18 @@ EPILOG = (
     "70 unexpected error (VL_TRACEBACK=1 shows where) · 130 interrupted · 141 nobody reads the output"
 )
 
+
+class _Commands(TyperGroup):
+    """Commands by their names, of which some have two words."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = " ".join(args[:2])
+        return super().resolve_command(ctx, [name, *args[2:]] if name in self.commands else args)
+
+
 app = typer.Typer(
     name="vl",
+    cls=_Commands,
     help="Captions, chat and training with models of the MiniMax-VL-01 family.",
     epilog=EPILOG,
     no_args_is_help=True,
@@ -47,6 +58,7 @@ app.command("caption", epilog=EPILOG)(caption.caption)
 app.command("chat", epilog=EPILOG)(chat.chat)
 app.command("train", epilog=EPILOG)(train.train)
 app.command("eval", epilog=EPILOG)(evaluate.evaluate)
+app.command("eval niah", epilog=EPILOG)(niah.niah)
 app.command("plan", epilog=EPILOG)(plan.plan)
 app.command("convert", epilog=EPILOG)(convert.convert)
 app.add_typer(bench.app, name="bench")

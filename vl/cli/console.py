@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import gc
 import os
+import re
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -27,6 +28,7 @@ EXIT_INTERRUPTED = 130
 EXIT_NO_READER = 141
 
 _PIPED_WIDTH = 160
+_UNITS = {"": 1, "k": 2**10, "m": 2**20}
 
 DType = Literal["bfloat16", "float16", "float32", "float64"]
 Quantization = Literal["int8", "fp8", "nf4"]
@@ -37,6 +39,14 @@ def read_devices(text: str) -> int | str | list[int | str]:
     """`devices` of `vl.load` as it is written in a command: a number, a word, or a list with commas."""
     parts: list[int | str] = [int(part) if part.isdecimal() else part for part in map(str.strip, text.split(","))]
     return parts[0] if len(parts) == 1 and (isinstance(parts[0], int) or parts[0] == "auto") else parts
+
+
+def read_tokens(text: str) -> int:
+    """`32768`, `32k`, `1M`: K is 1024 tokens and M 1024 K. Raises BadParameter."""
+    match = re.fullmatch(r"(\d{1,15})([kKmM]?)", text.strip())
+    if not match or not int(match[1]):
+        raise typer.BadParameter(f"{text!r} is not a number of tokens: write 32768, 32K or 1M")
+    return int(match[1]) * _UNITS[match[2].lower()]
 
 
 def read_spill(text: str) -> int | str:

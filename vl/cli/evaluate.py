@@ -110,6 +110,7 @@ def evaluate(
 
     A line of [bold]DATA.jsonl[/bold] is {"messages": [...], "answer": "...", "task": "ocr"}; see
     docs/evaluation.md. A record that cannot be used is a row with an error.
+    [bold]vl eval niah[/bold] finds needles in haystacks, with options of its own.
     """
     from vl.evaluation import OutFolder
 
@@ -171,6 +172,8 @@ def _jobs(names: list[str], everything: bool, metric: str | None) -> list[str]:
     jobs = list(dict.fromkeys([*names, *(filter(_can_draw, tasks) if everything else ())]))
     if not jobs:
         raise typer.BadParameter(f"name a task ({', '.join(tasks)}) or a .jsonl file, or use --all")
+    if "niah" in jobs:
+        raise typer.BadParameter("niah has options of its own, and goes first: vl eval niah --help")
     for name in jobs:
         if name not in tasks and not _is_file(name):
             raise typer.BadParameter(f"{printable(name)} is neither a task ({', '.join(tasks)}) nor a .jsonl file")

@@ -9,24 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from vl.cli.console import EXIT_UNUSABLE, complain, printable, stdout_console
+from vl.cli.console import EXIT_UNUSABLE, complain, printable, read_tokens, stdout_console
 from vl.engine.config import EngineConfig
 
 if TYPE_CHECKING:
     from vl.config import VLConfig
     from vl.plan import Machine, Option, Plan, Workload
 
-_UNITS = {"": 1, "k": 2**10, "m": 2**20}
 _SHOWN = 4  # machines of a format, where none was named
 _WIDE = 120  # columns of a terminal that has room for the whole table
-
-
-def _tokens(text: str) -> int:
-    """`32768`, `32k`, `1M`: K is 1024 tokens and M 1024 K."""
-    match = re.fullmatch(r"(\d{1,15})([kKmM]?)", text)
-    if not match or not int(match[1]):
-        raise typer.BadParameter(f"{text!r} is not a number of tokens: write 32768, 32K or 1M")
-    return int(match[1]) * _UNITS[match[2].lower()]
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -80,7 +71,7 @@ def plan(
     from vl.plan.models import find_config
     from vl.plan.record import as_json
 
-    tokens, size, formats = _tokens(context), _size(image_size), _formats(quantization or [])
+    tokens, size, formats = read_tokens(context), _size(image_size), _formats(quantization or [])
     if gpus is None and (gpu_memory, gpu_bandwidth, gpu_bf16) != (None, None, None):
         raise typer.BadParameter("--gpu-memory, --gpu-bandwidth and --gpu-bf16 go with --gpus")
     config = find_config(model)

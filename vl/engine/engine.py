@@ -91,9 +91,9 @@ class Engine:
 
     # Requests
 
-    def check(self, params: SamplingParams) -> None:
-        """Raises InputError if no prompt at all could be answered so: said once, instead of for each of a million."""
-        self._check_room(1, params.max_new_tokens)
+    def check(self, params: SamplingParams, prompt: int = 1) -> None:
+        """Raises InputError if no prompt of `prompt` tokens could be answered so: said once, not for each of many."""
+        self._check_room(prompt, params.max_new_tokens)
 
     def prepare(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request:
         """Check all of a prompt. Nothing is queued yet: `stream` and `run` do that.

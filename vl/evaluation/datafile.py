@@ -40,7 +40,7 @@ def read_records(path: str | os.PathLike[str], metric: str | None = None) -> Ite
     if metric is not None and metric not in METRICS:
         raise InputError(f"unknown metric {metric!r}: choose from {', '.join(METRICS)}")
     folder = Path(path).parent
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         record: Any = None
         try:
             record = decode_record(line)
@@ -54,10 +54,11 @@ def read_records(path: str | os.PathLike[str], metric: str | None = None) -> Ite
 
 def count_records(path: str | os.PathLike[str]) -> int:
     """How many records a file holds, good and bad. Raises InputError if it cannot be read."""
-    return sum(1 for _ in _lines(path))
+    return sum(1 for _ in read_lines(path))
 
 
-def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, with their numbers from 1. Raises InputError if it cannot be read."""
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):

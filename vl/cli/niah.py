@@ -1,0 +1,300 @@
+"""`vl eval niah`: needles in haystacks, by the length of the prompt and the depth of the needle."""
+
+from __future__ import annotations
+
+import hashlib
+import json as jsonlib
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from vl.cli.console import (
+    EXIT_INTERRUPTED,
+    EXIT_SOME_FAILED,
+    DeviceOption,
+    DevicesOption,
+    DTypeOption,
+    ModelOption,
+    PlacementOption,
+    QuantizationOption,
+    SpillOption,
+    check_options,
+    complain,
+    load_model,
+    plural,
+    printable,
+    read_tokens,
+    stderr_console,
+    stdout_console,
+)
+from vl.cli.engine import engine_options
+from vl.engine.config import EngineConfig
+
+if TYPE_CHECKING:
+    from vl.evaluation.niah import Case, Failed, Grid, NeedleFolder, Result, Row
+    from vl.model import MiniMaxVL
+
+_LENGTHS, _DEPTHS, _COUNT = "1K,2K,4K,8K", "0,25,50,75,100", 4
+_NEW_TOKENS, _NEW_TOKENS_FILES = 32, 256
+_KINDS = {"text": "needles in text", "pages": "needles on pages", "rounds": "answers of long chats"}
+_LOG_SECONDS = 30.0
+_ERRORS = 20
+
+
+@engine_options(max_batch_size=8)
+def niah(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="DATA.jsonl...",
+            help="Long chats in MR-NIAH's layout; without any, prompts are made.",
+            show_default=False,
+        ),
+    ] = None,
+    model: ModelOption = "nano",
+    lengths: Annotated[
+        str | None,
+        typer.Option(help="Tokens of the prompts that are made, with template and question.", show_default=_LENGTHS),
+    ] = None,
+    depths: Annotated[str, typer.Option(help="Where the needles lie, in percent of the haystack.")] = _DEPTHS,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Prompts of each length and depth.", show_default=str(_COUNT))
+    ] = None,
+    distractors: Annotated[
+        int | None, typer.Option(min=0, max=1000, help="Needles that are not asked for.", show_default="0")
+    ] = None,
+    haystack: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE.txt", help="Hay; may be repeated.", show_default="sentences that are drawn"),
+    ] = None,
+    pages: Annotated[bool, typer.Option("--pages", help="Print the haystack on page images.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the prompts.", show_default="0")] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Tokens generated at most.", show_default=f"{_NEW_TOKENS}, for files {_NEW_TOKENS_FILES}"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for rows.jsonl, scores.json and heatmap.png. The same command goes on with what is there.",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="With --out: start again.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON object: scores by cell, and every row.")] = False,
+    device: DeviceOption = None,
+    dtype: DTypeOption = None,
+    quantization: QuantizationOption = None,
+    devices: DevicesOption = None,
+    placement: PlacementOption = None,
+    spill: SpillOption = None,
+    *,
+    engine: EngineConfig,
+) -> None:
+    """Find needles in haystacks: what a model still reads in long prompts.
+
+    A sentence with a code is hidden in text, or on page images, and asked for. The score is the share that is found.
+    """
+    from vl.evaluation.niah import NeedleFolder, check_grid
+
+    if overwrite and out is None:
+        raise typer.BadParameter("--overwrite goes with --out")
+    made = {
+        "--lengths": lengths,
+        "--count": count,
+        "--distractors": distractors,
+        "--haystack": haystack,
+        "--pages": pages or None,
+        "--seed": seed,
+    }
+    if files and (given := [name for name, value in made.items() if value is not None]):
+        raise typer.BadParameter("goes with prompts that are made, not with files", param_hint=given[0])
+    most = max_new_tokens or (_NEW_TOKENS_FILES if files else _NEW_TOKENS)
+    check_options({"max_new_tokens": most}, None)
+    places = _read_depths(depths)
+    grid = None
+    if not files:
+        grid = _grid(_read_lengths(lengths or _LENGTHS), places, count, distractors, haystack, pages, seed)
+    cases = [*grid.cases()] if grid else _chats(files or [], places)
+    settings = {"model": model, "max_new_tokens": most, "dtype": dtype, "quantization": quantization}
+    settings |= _kind(grid, haystack)
+    folder = None if out is None else NeedleFolder(out, settings, overwrite=overwrite)
+    loaded = load_model(
+        model, device, dtype, engine, quantization=quantization, devices=devices, placement=placement, spill=spill
+    )
+    if grid:
+        check_grid(loaded, grid, most)
+    result = _find(loaded, cases, places, engine.max_batch_size, settings, folder)
+    if json:
+        print(jsonlib.dumps(result.to_json(), ensure_ascii=False), flush=True)
+    else:
+        _show(result, folder)
+    if result.errors:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _read_lengths(text: str) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(map(read_tokens, text.split(","))))
+
+
+def _read_depths(text: str) -> tuple[float, ...]:
+    try:
+        depths = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        depths = []
+    if not depths or not all(0 <= depth <= 100 for depth in depths):
+        raise typer.BadParameter(f"{printable(text)!r} are not depths: write percents, as in {_DEPTHS}")
+    return tuple(depths)
+
+
+def _grid(
+    lengths: tuple[int, ...],
+    depths: tuple[float, ...],
+    count: int | None,
+    distractors: int | None,
+    haystack: list[Path] | None,
+    pages: bool,
+    seed: int | None,
+) -> Grid:
+    from vl.evaluation.niah import Grid, drawn_hay, file_hay
+
+    hay = file_hay(haystack) if haystack else drawn_hay
+    return Grid(lengths, depths, count or _COUNT, distractors or 0, pages, hay, seed or 0)
+
+
+def _chats(files: list[Path], depths: tuple[float, ...]) -> list[Case | Failed]:
+    """The chats of all files; that one cannot be read ends the run before the model is loaded."""
+    from vl.errors import InputError
+    from vl.evaluation.niah import read_rounds
+
+    cases = [case for file in dict.fromkeys(files) for case in read_rounds(file, depths)]
+    if not cases:
+        raise InputError(f"{', '.join(map(str, files))}: no records: there should be a line of JSON for each chat")
+    return cases
+
+
+def _kind(grid: Grid | None, haystack: list[Path] | None) -> dict[str, Any]:
+    """What the prompts are, as far as their ids do not say."""
+    if grid is None:
+        return {"kind": "rounds"}
+    texts = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in haystack or []]
+    kind = "pages" if grid.pages else "text"
+    return {"kind": kind, "distractors": grid.distractors, "haystack": texts or "drawn", "seed": grid.seed}
+
+
+def _find(
+    model: MiniMaxVL,
+    cases: Sequence[Case | Failed],
+    depths: tuple[float, ...],
+    batch_size: int,
+    settings: dict[str, Any],
+    folder: NeedleFolder | None,
+) -> Result:
+    """The result, written to the folder row by row."""
+    from vl.evaluation.niah import find_needles
+
+    try:
+        with folder or nullcontext(), _Progress(cases, folder.done if folder else {}) as progress:
+
+            def on_row(row: Row) -> None:
+                if folder:
+                    folder.append(row)
+                progress.advance(row)
+
+            result = find_needles(
+                model,
+                cases,
+                depths,
+                batch_size=batch_size,
+                max_new_tokens=settings["max_new_tokens"],
+                settings=settings,
+                done=folder.done if folder else None,
+                on_row=on_row,
+            )
+            if folder:
+                folder.finish(result, _title(result))
+    except KeyboardInterrupt:
+        if folder:
+            complain(f"the answers so far are in {folder.path}: the same command goes on", kind="interrupted")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    return result
+
+
+class _Progress:
+    """A bar of tokens on a terminal, a line now and then in a log; a context manager."""
+
+    def __init__(self, cases: Sequence[Case | Failed], done: Mapping[str, Row]) -> None:
+        self._sizes = {case.id: getattr(case, "length", 0) for case in cases if case.id not in done}
+        self._console, self._done = stderr_console(), 0
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task("", total=sum(self._sizes.values()), note=self._note)
+        self._logged = time.monotonic()
+
+    @property
+    def _note(self) -> str:
+        return f"{self._done:,} of {len(self._sizes):,}"
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, row: Row) -> None:
+        self._done += 1
+        self._bar.update(self._task, advance=self._sizes[row.id], note=self._note)
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._logged > _LOG_SECONDS:
+            self._logged = now
+            self._console.print(Text(f"prompts: {self._note}, up to {row.length or 0:,} tokens"), soft_wrap=True)
+
+
+def _title(result: Result) -> str:
+    """Of the table and the picture."""
+    model, kind = result.settings["model"], result.settings["kind"]
+    prompts = sum(row.score is not None for row in result.rows)
+    return f"{_KINDS[kind]} found by {printable(model)}, {plural(prompts, 'prompt')}"
+
+
+def _show(result: Result, folder: NeedleFolder | None) -> None:
+    from vl.evaluation.niah import short
+
+    console = stdout_console()
+    table = Table("depth", *map(short, result.lengths), "all")
+    for column in table.columns:
+        column.justify = "right"
+    for depth, cells in zip(result.depths, result.cells(), strict=True):
+        table.add_row(f"{depth:g}%", *map(_percent, (*cells, result.score(depth=depth))))
+    table.add_section()
+    table.add_row("all", *map(_percent, (*map(result.score, result.lengths), result.score())))
+    console.print(Text(_title(result)), table)
+    for row in result.errors[:_ERRORS]:
+        console.print(Text(f"{printable(row.id)}: {printable(row.error or '')}", style="red"), soft_wrap=True)
+    if more := len(result.errors[_ERRORS:]):
+        console.print(Text(f"and {plural(more, 'more error')}", style="red"))
+    if folder:
+        from vl.evaluation.niah.output import PICTURE
+
+        console.print(Text(f"heat map: {printable(str(folder.path / PICTURE))}"), soft_wrap=True)
+
+
+def _percent(score: float | None) -> str:
+    return "-" if score is None else f"{score:.0%}"
