@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from vl.cli.console import usage_errors
-from vl.engine.config import LEAST, EngineConfig
+from vl.engine.config import EngineConfig
 
 Command = Callable[..., None]
 
@@ -48,7 +48,8 @@ def _options(defaults: dict[str, int]) -> list[inspect.Parameter]:
         names = [f"--{setting.name.replace('_', '-')}"]
         if setting.name in _SHORT:
             names.insert(0, _SHORT[setting.name])
-        option = typer.Option(*names, min=LEAST, help=setting.metadata["help"], rich_help_panel="Engine")
+        least, help = setting.metadata["least"], setting.metadata["help"]
+        option = typer.Option(*names, min=least, help=help, rich_help_panel="Engine")
         default = defaults.get(setting.name, setting.default)
         kind = inspect.Parameter.KEYWORD_ONLY
         made.append(inspect.Parameter(setting.name, kind, default=default, annotation=Annotated[int, option]))

@@ -9,12 +9,10 @@ from typing import Any, SupportsIndex
 
 from vl.errors import ConfigError
 
-LEAST = 1  # of every setting
 
-
-def _setting(default: int, help: str) -> int:
-    """A field, with what the command line says of it."""
-    value: int = field(default=default, metadata={"help": help})
+def _setting(default: int, help: str, least: int = 1) -> int:
+    """A field, with what the command line says of it, and the least value that it may have."""
+    value: int = field(default=default, metadata={"help": help, "least": least})
     return value
 
 
@@ -29,23 +27,27 @@ class EngineConfig:
         cache_tokens: capacity of the paged KV cache, in tokens over all sequences. One request that needs more grows
             the cache once the engine is idle.
         page_size: tokens per KV page.
+        host_cache_tokens: tokens more that the cache has room for in the host's memory, page-locked where the model is
+            on a GPU. Sequences whose keys and values are there in part are written more slowly: all of it passes over
+            the bus for every token.
 
     Raises:
-        ConfigError: if a value is not a whole number of at least 1.
+        ConfigError: if a value is not a whole number, or too small.
     """
 
     max_batch_size: int = _setting(16, "Sequences that run at once.")
     prefill_tokens: int = _setting(8192, "Prompt tokens read in a pass.")
     cache_tokens: int = _setting(65536, "Tokens that the cache has room for.")
     page_size: int = _setting(256, "Tokens in a page of the cache.")
+    host_cache_tokens: int = _setting(0, "Tokens more that the cache has room for in host memory.", 0)
 
     def __post_init__(self) -> None:
         for setting in fields(self):
             given = getattr(self, setting.name)
-            value = whole(given)
-            if value is None or value < LEAST:
+            value, least = whole(given), setting.metadata["least"]
+            if value is None or value < least:
                 raise ConfigError(
-                    f"{setting.name} must be a whole number of at least {LEAST}, not {shown(given)}: "
+                    f"{setting.name} must be a whole number of at least {least}, not {shown(given)}: "
                     f"leave it out for {setting.default}"
                 )
             object.__setattr__(self, setting.name, value)
@@ -61,8 +63,13 @@ class EngineConfig:
 
     @property
     def pages(self) -> int:
-        """Pages that hold `cache_tokens`."""
-        return -(-self.cache_tokens // self.page_size)
+        """Pages that hold `cache_tokens`, and those in host memory."""
+        return -(-self.cache_tokens // self.page_size) + self.host_pages
+
+    @property
+    def host_pages(self) -> int:
+        """Pages that hold `host_cache_tokens`."""
+        return -(-self.host_cache_tokens // self.page_size)
 
 
 def whole(value: object) -> int | None:

@@ -110,7 +110,9 @@ class DecodeStep:
             ValueError: if a request's slot has no room for a token more.
         """
         draw = max(request.params.draw for request in requests)
-        replay = self._replay(len(requests), draw)
+        slots = [request.slot for request in requests if request.slot is not None]
+        # Copies from host memory are asked for anew in every step: no graph holds them.
+        replay = self._replay(len(requests), draw) if self._cache.on_device(slots) else None
         inputs = self._inputs_of(self._bucket(len(requests)) if replay else len(requests))
         inputs.fill(requests, self._cache.scratch_slot or 0)
         packed = inputs.packed()

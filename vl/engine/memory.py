@@ -9,10 +9,12 @@ import torch
 
 from text_backbone import TextConfig
 from text_backbone.cache import bytes_needed
+from text_backbone.offload import device_bytes, host_bytes
 from vl.engine.config import EngineConfig
 from vl.engine.driven import Model
 from vl.errors import ConfigError, DeviceError, InputError
 
+HOST = torch.device("cpu")
 _USABLE = 0.95  # of the free memory; the rest is for the work on what is cached
 
 
@@ -40,30 +42,60 @@ def free(device: torch.device) -> int | None:
 
 
 def cache_bytes(text: TextConfig, config: EngineConfig, pages: int, dtype: torch.dtype) -> int:
-    """Memory of the engine's cache with so many pages."""
-    return bytes_needed(
-        text, slots=config.max_batch_size, pages=pages, page_size=config.page_size, dtype=dtype, scratch=True
-    )
+    """Memory of the device that the engine's cache with so many pages takes, those in host memory among them."""
+    slots, size, host = config.max_batch_size, config.page_size, config.host_pages
+    if host:
+        return device_bytes(text, slots=slots, pages=pages - host, host_pages=host, page_size=size, dtype=dtype)
+    return bytes_needed(text, slots=slots, pages=pages, page_size=size, dtype=dtype, scratch=True)
 
 
-def check_config(model: Model, config: EngineConfig) -> None:
-    """Raises ConfigError if the device could not hold the cache even if nothing else were there."""
-    device = model.device
-    needed, there = cache_bytes(model.language_model.config, config, config.pages, model.dtype), total(device)
+def check_config(model: Model, config: EngineConfig, processes: int = 1) -> None:
+    """Refuse a cache that the device, or the host, could not hold.
+
+    Args:
+        processes: each of which has such a cache on the same host.
+
+    Raises:
+        ConfigError: if it could not even if nothing else were there.
+        DeviceError: if too little of the host's memory is free.
+    """
+    device, text = model.device, model.language_model.config
+    needed, there = cache_bytes(text, config, config.pages, model.dtype), total(device)
     if there is not None and needed > there:
         raise ConfigError(
             f"max_batch_size={config.max_batch_size} and cache_tokens={config.cache_tokens} (in pages of "
             f"{config.page_size}) need {gib(needed)} for the cache, but {device} has {gib(there)}: lower them"
         )
+    if not config.host_pages:
+        return
+    if device.type == "mps":
+        raise ConfigError(
+            f"host_cache_tokens: {device} has no memory apart from the host's; raise cache_tokens instead"
+        )
+    each = host_bytes(text, host_pages=config.host_pages, page_size=config.page_size, dtype=model.dtype)
+    needed = processes * each
+    there = total(HOST)
+    if there is not None and needed > there:
+        raise ConfigError(
+            f"host_cache_tokens={config.host_cache_tokens} needs {gib(needed)} of host memory, but the host has "
+            f"{gib(there)}: lower it"
+        )
+    there = free(HOST)
+    if there is not None and needed > there:
+        raise DeviceError(
+            f"host_cache_tokens={config.host_cache_tokens} needs {gib(needed)} of host memory, and {gib(there)} are "
+            "free: lower it, or free some"
+        )
 
 
 def room(model: Model, config: EngineConfig, held: int) -> int | None:
     """Tokens that a cache could hold in place of the present one, of `held` bytes; None if that cannot be told."""
-    text, there = model.language_model.config, free(model.device)
+    text, there, host = model.language_model.config, free(model.device), config.host_pages
     if there is None:
         return None
-    least, page = (cache_bytes(text, config, pages, model.dtype) for pages in (0, 1))
-    return max(0, int(_USABLE * (there + held)) - least) // (page - least) * config.page_size
+    least, page = (cache_bytes(text, config, host + pages, model.dtype) for pages in (0, 1))
+    pages = max(0, int(_USABLE * (there + held)) - least) // (page - least)
+    return (host + pages) * config.page_size
 
 
 def check_room(tokens: int | None, device: torch.device, *, prompt: int, new: int) -> None:

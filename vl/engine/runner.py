@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from text_backbone import HybridCache, Packed
+from text_backbone.offload import OffloadedCache
 from vl.engine.config import EngineConfig
 from vl.engine.decode import DecodeStep
 from vl.engine.driven import Model
@@ -38,15 +40,18 @@ class Runner:
     def make(
         cls, model: Model, config: EngineConfig, pages: int, recorder: Recorder | None, vision_graphs: VisionGraphs
     ) -> Runner:
-        """One over a new cache of so many pages."""
-        cache = HybridCache(
+        """One over a new cache of so many pages, those in host memory among them."""
+        host = config.host_pages
+        make: Callable[..., HybridCache] = partial(HybridCache, scratch=recorder is not None)
+        if host:
+            make = partial(OffloadedCache, host_pages=host)
+        cache = make(
             model.language_model.config,
             slots=config.max_batch_size,
-            pages=pages,
+            pages=pages - host,
             page_size=config.page_size,
             device=model.device,
             dtype=model.dtype,
-            scratch=recorder is not None,
         )
         return cls(model, cache, recorder, vision_graphs)
 

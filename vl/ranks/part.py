@@ -34,7 +34,7 @@ class Part:
 
     def __init__(self, model: MiniMaxVL, config: EngineConfig) -> None:
         self._model, self._config = model.eval(), config
-        memory.check_config(model, config)
+        memory.check_config(model, config, torch.distributed.get_world_size())
         self._runner: Runner | None = None
         self._vision_graphs = VisionGraphs()
         self._requests: dict[int, Request] = {}

@@ -151,6 +151,20 @@ def test_replays_follow_the_page_table(
     assert recorder.replays > recorder.records
 
 
+def test_only_steps_whose_pages_are_on_the_device_are_replayed(
+    recorded: Callable[..., vl.MiniMaxVL], tiny_text_checkpoint: Path
+) -> None:
+    plain = build(tiny_text_checkpoint)
+    prompt = len(plain.processor(ask("Hello")).input_ids)
+    held = 4 * -(-(prompt + 9) // 4)
+    recorder = Rerun()
+    model = recorded(recorder, page_size=4, cache_tokens=held, host_cache_tokens=400)
+    answer = model.generate([ask("Hello")], max_new_tokens=20)[0].token_ids
+    assert answer == plain.generate([ask("Hello")], max_new_tokens=20)[0].token_ids
+    assert len(answer) == 20
+    assert recorder.replays == held - prompt, "one for each token that is read into a page of the device"
+
+
 def test_one_recording_per_size_and_kind_of_draw(recorded: Callable[..., vl.MiniMaxVL]) -> None:
     recorder = Rerun()
     model = recorded(recorder, max_batch_size=6)

@@ -66,7 +66,10 @@ def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: P
 CASES = {
     "nano, 2 by tensor": ("nano", {"devices": 2}),
     "nano, 4 by layers": ("nano", {"devices": 4, "placement": "layers"}),
-    "4 by tensor": ("wide", {"devices": 4, "placement": "tensor"}),
+    "4 by tensor, keys and values in host memory": (
+        "wide",
+        {"devices": 4, "placement": "tensor", "cache_tokens": 512, "host_cache_tokens": 65536},
+    ),
     "nano in nf4, 2 by experts": ("nano", {"devices": 2, "placement": "expert", "quantization": "nf4"}),
     "int8, 2 by tensor": ("wide", {"devices": ["cpu", "cpu"], "quantization": "int8"}),
 }
