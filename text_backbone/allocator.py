@@ -151,6 +151,14 @@ class Allocator:
                 self._idle -= 1
                 self._free(page)
 
+    def in_slots(self, pages: Sequence[int]) -> int:
+        """How many of them slots hold."""
+        return sum(self._slots_on[page] > 0 for page in pages)
+
+    def last_held(self, pages: Sequence[int]) -> bool:
+        """Whether one of them would be free if they were dropped."""
+        return any(self._kept[page] == 1 and not self._slots_on[page] for page in pages)
+
     def release(self, slot: int) -> None:
         """Give back a slot, and its pages: those that nobody holds any more are free."""
         for page in self.pages_of(slot):

@@ -50,6 +50,12 @@ def bytes_needed(
     return 4 * states + 2 * dtype.itemsize * kv + 4 * table
 
 
+def snapshot_bytes(config: TextConfig) -> int:
+    """Memory on the host that a `HybridCache.snapshot` takes."""
+    states, _, _ = _shapes(config, 1, 0, 0, False, 0)
+    return 4 * prod(states)
+
+
 def _shapes(
     config: TextConfig, slots: int, pages: int, page_size: int, scratch: bool, elsewhere: int
 ) -> tuple[tuple[int, ...], ...]:
@@ -193,6 +199,14 @@ class HybridCache:
         """Undo one `retain`. Raises ValueError if a page is not kept."""
         self._allocator.drop(pages)
 
+    def in_slots(self, pages: Sequence[int]) -> int:
+        """How many of them slots hold."""
+        return self._allocator.in_slots(pages)
+
+    def last_held(self, pages: Sequence[int]) -> bool:
+        """Whether one of them would be free if they were dropped."""
+        return self._allocator.last_held(pages)
+
     def share(self, slot: int, pages: Sequence[int], tokens: int) -> None:
         """Let `slot`, which has no pages yet, begin with the keys and values of `tokens` tokens that lie in `pages`.
 
@@ -211,6 +225,7 @@ class HybridCache:
         for pool in (self.keys, self.values):
             pool[:, to].copy_(pool[:, page])
 
+    @torch.inference_mode()
     def snapshot(self, slot: int, out: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
         """A copy of the states of `slot` on the host, without waiting for the device.
 
@@ -228,6 +243,7 @@ class HybridCache:
             kept.copy_(states[slot], non_blocking=True)
         return out
 
+    @torch.inference_mode()
     def restore(self, slot: int, states: Sequence[Tensor]) -> None:
         """Give `slot` the states that `snapshot` has copied, without waiting for the device."""
         self.capacity(slot)
@@ -250,8 +266,13 @@ class HybridCache:
 
     def _host_states(self) -> list[Tensor]:
         """Layer by layer: PyTorch rounds page-locked memory up to a power of two, which a layer's states mostly are."""
-        shape, pinned = self.states.shape[2:], self.states.is_cuda
-        return [torch.empty(shape, dtype=torch.float32, device="cpu", pin_memory=pinned) for _ in self.states]
+        shape = self.states.shape[2:]
+        if self.states.is_cuda:
+            try:
+                return [torch.empty(shape, dtype=torch.float32, device="cpu", pin_memory=True) for _ in self.states]
+            except RuntimeError:
+                pass  # no more can be locked: copies are slower then
+        return [torch.empty(shape, dtype=torch.float32, device="cpu") for _ in self.states]
 
     def _write(self, slot: int, at: int, pages: Sequence[int]) -> None:
         """Put `pages` into the page table, without waiting for the device."""

@@ -115,6 +115,11 @@ class Sharing(RuleBasedStateMachine):
         assert self.allocator.free_pages == PAGES - len(self.held())
         assert self.allocator.free_slots == SLOTS - len(self.slots)
         assert self.allocator.idle_pages == len(self.held()) - len({p for pages in self.slots.values() for p in pages})
+        used = [page for pages in self.slots.values() for page in pages]
+        for prefix in self.kept:
+            assert self.allocator.in_slots(prefix) == len(set(prefix) & set(used))
+            once = [p for p in prefix if sum(p in kept for kept in self.kept) == 1 and p not in used]
+            assert self.allocator.last_held(prefix) == bool(once)
         for slot, pages in self.slots.items():
             assert self.allocator.pages_of(slot) == pages
             assert self.allocator.capacity(slot) == len(pages) * PAGE

@@ -98,7 +98,9 @@ def bench_long(
     model = random_model(whole, f"slice, {attention}", setting.dtype, None, setting.device, None)
     held, times = _allocated(setting.device), LayerTimes(model.language_model, setting.device)
     most = max(lengths) + WRITTEN
-    settings = EngineConfig(max_batch_size=1, prefill_tokens=prefill_tokens, cache_tokens=most, page_size=PAGE)
+    settings = EngineConfig(
+        max_batch_size=1, prefill_tokens=prefill_tokens, cache_tokens=most, page_size=PAGE, prefix_memory=0
+    )
     engine = Engine(model, settings)
 
     def run(tokens: int) -> Generation:

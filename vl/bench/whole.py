@@ -82,6 +82,8 @@ def bench_whole(
         max_batch_size=max(batches),
         prefill_tokens=prefill_tokens,
         cache_tokens=max([*prompts, max(batches) * 2 * (CONTEXT + WRITTEN)]) + 4096,
+        prefix_memory=0,  # everything is to be computed
+        image_memory=0,
     )
     asked = read_devices(devices if devices is not None else 1, placement, device)
     assert asked is not None

@@ -30,6 +30,11 @@ class EngineConfig:
         host_cache_tokens: tokens more that the cache has room for in the host's memory, page-locked where the model is
             on a GPU. Sequences whose keys and values are there in part are written more slowly: all of it passes over
             the bus for every token.
+        prefix_memory: MiB of the host's memory for the states of prompts that were read: one that begins the same way
+            goes on from there. 0 keeps none. The pages that go with them are of the KV cache, and are given back when
+            sequences need them.
+        image_memory: MiB of the device's memory for features of images, which are not encoded again when they come in
+            another prompt. 0 keeps none.
 
     Raises:
         ConfigError: if a value is not a whole number, or too small.
@@ -40,6 +45,8 @@ class EngineConfig:
     cache_tokens: int = _setting(65536, "Tokens that the cache has room for.")
     page_size: int = _setting(256, "Tokens in a page of the cache.")
     host_cache_tokens: int = _setting(0, "Tokens more that the cache has room for in host memory.", 0)
+    prefix_memory: int = _setting(4096, "Host memory for prompts to go on from, in MiB; 0 keeps none.", 0)
+    image_memory: int = _setting(256, "Device memory for images that come again, in MiB; 0 keeps none.", 0)
 
     def __post_init__(self) -> None:
         for setting in fields(self):

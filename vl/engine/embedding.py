@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vl.engine.driven import Model
+from vl.engine.images import ImageFeatures
 from vl.engine.request import Request
 from vl.engine.vision_graphs import VisionGraphs
 
@@ -19,11 +20,11 @@ class Embedder:
     """Makes the input of a pass. Of a request's embeddings it keeps the image features that are not yet read.
 
     Images are encoded together with those that come next, of whichever request, as long as they are no more than
-    `AHEAD` tiles: a few tiles by themselves would leave a GPU idle.
+    `AHEAD` tiles: a few tiles by themselves would leave a GPU idle. Those that `images` has are not encoded.
     """
 
-    def __init__(self, model: Model, graphs: VisionGraphs) -> None:
-        self._model, self._graphs = model, graphs
+    def __init__(self, model: Model, graphs: VisionGraphs, images: ImageFeatures) -> None:
+        self._model, self._graphs, self._images = model, graphs, images
 
     def __call__(self, batch: Sequence[tuple[Request, int]], running: Sequence[Request]) -> Tensor:
         """Embeddings of the next tokens of each request of `batch`, end to end: `[tokens, hidden]`.
@@ -39,11 +40,20 @@ class Embedder:
         ]
         if not due:
             return embeds
-        missing = [(request, image) for request, image in due if image not in request.features]
+        missing = [(request, image) for request, image in due if not self._found(request, image)]
         if missing and not self._encoded_ahead(missing, running):
             self._encode(missing)
         rows, features = zip(*self._placed(batch), strict=True)
         return embeds.index_copy_(0, _sent(torch.cat(rows), embeds.device), torch.cat(features).to(embeds.dtype))
+
+    def _found(self, request: Request, image: int) -> bool:
+        """Whether its features are there, or have been kept."""
+        if image not in request.features:
+            kept = self._images.get(request.prompt.digests[image]) if self._images.limit else None
+            if kept is None:
+                return False
+            request.features[image] = kept
+        return True
 
     def _encoded_ahead(self, due: list[tuple[Request, int]], running: Sequence[Request]) -> bool:
         """Encode images that are due with those that come next. False if there are none, or it fails.
@@ -83,8 +93,11 @@ class Embedder:
         watch = stopwatch(self._model.device)
         features = vision(tiles, grids, max_tiles=AHEAD, replay=self._graphs)
         seconds = watch()
+        self._images.misses += len(wanted)
         for (request, image), part in zip(wanted, features.split([grid.tokens for grid in grids]), strict=True):
             request.features[image] = part
+            if self._images.limit:
+                self._images.put(request.prompt.digests[image], part)
         for request in dict.fromkeys(request for request, _ in wanted):
             request.watches.append(seconds)
 
@@ -93,7 +106,7 @@ class Embedder:
         tiles = sum(request.prompt.grids[image].tiles for request, image in due)
         for request in running:
             for image in request.prompt.images_in(request.computed, request.prompt_tokens):
-                if image in request.features or (request, image) in due:
+                if (request, image) in due or self._found(request, image):
                     continue
                 tiles += request.prompt.grids[image].tiles
                 if tiles > AHEAD:

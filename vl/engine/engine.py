@@ -18,21 +18,26 @@ import torch
 
 from preprocessing import Inputs
 from vl.engine import memory
+from vl.engine.boundaries import boundaries
 from vl.engine.config import EngineConfig
 from vl.engine.driven import Model
 from vl.engine.graphs import GraphRecorder, Recorder
+from vl.engine.images import ImageFeatures
+from vl.engine.prefix import Pages, PrefixCounts, Prefixes
 from vl.engine.prompt import Prompt
 from vl.engine.reading import Progress, Watch
 from vl.engine.request import Request
 from vl.engine.results import Generation, Timings
 from vl.engine.runner import Runner
 from vl.engine.sampling import SamplingParams
-from vl.engine.scheduler import Memory, Scheduler
+from vl.engine.scheduler import Memory, NoBeginnings, Scheduler
 from vl.engine.vision_graphs import VisionGraphs
 from vl.errors import DeviceError, InputError
 
+MARKS = 8  # of a prompt at most: each is a copy of all states
 
-class Cache(Memory, Protocol):
+
+class Cache(Memory, Pages, Protocol):
     """What the requests' slots and pages are taken from. `pages`: all of them; `nbytes`: memory that it takes here."""
 
     @property
@@ -47,6 +52,7 @@ class Steps(Protocol):
     @property
     def cache(self) -> Cache: ...
     def follow(self) -> bool: ...
+    def changed(self) -> bool: ...
     def __call__(
         self, batch: Sequence[tuple[Request, int]], running: Sequence[Request]
     ) -> list[tuple[Request, int]]: ...
@@ -64,6 +70,8 @@ class Engine:
     Attributes:
         scheduler: who waits and who runs.
         runner: does the steps, over a cache that is made when the first request comes.
+        prefixes: what that cache keeps of prompts, for the next ones that begin the same way.
+        counts: of prompts, by whether their beginnings were kept.
 
     Raises:
         ConfigError: if the model's device could never hold the cache.
@@ -72,13 +80,16 @@ class Engine:
     def __init__(self, model: Model, config: EngineConfig | None = None) -> None:
         self.model = model
         self.config = config or EngineConfig()
+        memory.check_prefixes(model.config.text, self.config)
         self._check_config()
         self._start()
 
     def _start(self) -> None:
         self.scheduler = Scheduler[Request](self.config.max_batch_size, self.config.prefill_tokens)
         self.runner: Steps | None = None
-        self._vision_graphs = VisionGraphs()
+        self.prefixes: Prefixes | None = None
+        self.counts = PrefixCounts()
+        self._vision_graphs, self._images = VisionGraphs(), ImageFeatures(self.config.image_memory * memory.MIB)
         self._lock = threading.RLock()
         self._process: int | None = None
 
@@ -106,6 +117,9 @@ class Engine:
         if not isinstance(params, SamplingParams):
             raise InputError(f"params must be SamplingParams, not {type(params).__name__}")
         prompt = Prompt.of(inputs, self.model.config, self.model.name)
+        places = memory.places(self.model.config.text, self.config)
+        if places or self.config.image_memory:
+            _ = prompt.digests  # made here, where no other caller waits for it
         request = Request(
             prompt_tokens=len(prompt),
             max_new_tokens=params.max_new_tokens,
@@ -113,6 +127,7 @@ class Engine:
             params=params,
             stream=self.model.detokeniser(),
             key=params.key(),
+            boundaries=boundaries(prompt, self.model.end_ids, min(MARKS, -(-places // 4))),
             timings=timings or Timings(),
         )
         self._check_room(request.prompt_tokens, request.max_new_tokens)
@@ -171,6 +186,21 @@ class Engine:
         with self._lock:
             self._end(request)
 
+    def forget(self) -> None:
+        """Drop what is kept of prompts and images: for after weights were written to in a way that PyTorch misses.
+
+        Such are writes to a tensor's `.data`. Other changes of the model are noticed.
+        """
+        with self._lock:
+            self._images.clear()
+            if self.prefixes is not None:
+                self.prefixes.clear()
+
+    @property
+    def image_counts(self) -> tuple[int, int]:
+        """How many images were met again and not encoded, and how many were encoded."""
+        return self._images.hits, self._images.misses
+
     # Steps
 
     @torch.inference_mode()
@@ -189,10 +219,13 @@ class Engine:
             if not batch:
                 return
             assert self.runner is not None
+            assert self.prefixes is not None
             try:
                 for request in self.scheduler.running:
                     request.start()
-                for request, token_id in self.runner(batch, self.scheduler.running):
+                with self.prefixes.marking(batch):
+                    written = self.runner(batch, self.scheduler.running)
+                for request, token_id in written:
                     self._push(request, token_id)
             except Exception as error:
                 self._isolate([request for request, _ in batch], error)
@@ -215,6 +248,7 @@ class Engine:
         """After a step failed: states may be half-written. Whose fault it was shows when each runs by itself."""
         if memory.is_exhausted(error):
             traceback.clear_frames(error.__traceback__)  # they hold what the failed pass had allocated
+            self._images.clear()
         if len(requests) == 1:
             self._fail(requests[0], error)
             return
@@ -234,6 +268,8 @@ class Engine:
         self._end(request)
 
     def _end(self, request: Request) -> None:
+        if request.error is None and self.prefixes is not None:
+            self.prefixes.keep(request)  # with what it has written: the next prompt of a conversation has that, too
         self.scheduler.remove(request)
         request.features.clear()
 
@@ -257,6 +293,8 @@ class Engine:
         """
         runner, needed = self.runner, self._pages(request.upcoming)
         follows = runner is not None and runner.follow()
+        if runner is not None and runner.changed() and self.prefixes is not None:
+            self.prefixes.clear()
         if runner is not None and follows and needed <= runner.cache.pages:
             return
         pages = max(needed, self.config.pages)
@@ -264,13 +302,18 @@ class Engine:
             room, most = self._room(), self._pages(request.most)
             twice = 2 * runner.cache.pages if room is None else min(2 * runner.cache.pages, self._pages(room))
             pages = max(pages, min(most, twice))
-        self.runner = self.scheduler.memory = None  # frees the old one before the new one is allocated
+        # Frees the old one before the new one is allocated.
+        self.runner = self.prefixes = self.scheduler.memory = None
+        self.scheduler.beginnings = NoBeginnings()
+        self._images.clear()
         del runner
-        self._make_cache(pages)
+        self.runner = self._make_runner(pages)
+        cache = self.scheduler.memory = self.runner.cache
+        places = memory.places(self.model.config.text, self.config)
+        self.prefixes = self.scheduler.beginnings = Prefixes(cache, places, self.counts)
 
-    def _make_cache(self, pages: int) -> None:
-        runner = Runner.make(self.model, self.config, pages, self._recorder(), self._vision_graphs)
-        self.runner, self.scheduler.memory = runner, runner.cache
+    def _make_runner(self, pages: int) -> Steps:
+        return Runner.make(self.model, self.config, pages, self._recorder(), self._vision_graphs, self._images)
 
     def _check_room(self, prompt: int, new: int) -> None:
         """Refuse what no cache could hold, before it waits for one."""
@@ -282,9 +325,9 @@ class Engine:
         return memory.room(self.model, self.config, self._held())
 
     def _held(self) -> int:
-        """Bytes of the present cache."""
+        """Bytes of the present cache, and of what is dropped with it."""
         runner = self.runner  # another thread may make a new one meanwhile
-        return runner.cache.nbytes if runner else 0
+        return (runner.cache.nbytes if runner else 0) + self._images.nbytes
 
     def _pages(self, tokens: int) -> int:
         return -(-tokens // self.config.page_size)

@@ -8,13 +8,15 @@ from pathlib import Path
 import torch
 
 from text_backbone import TextConfig
-from text_backbone.cache import bytes_needed
+from text_backbone.cache import bytes_needed, snapshot_bytes
 from text_backbone.offload import device_bytes, host_bytes
 from vl.engine.config import EngineConfig
 from vl.engine.driven import Model
 from vl.errors import ConfigError, DeviceError, InputError
 
 HOST = torch.device("cpu")
+MIB = 2**20
+_MOST_PLACES = 1024
 _USABLE = 0.95  # of the free memory; the rest is for the work on what is cached
 
 
@@ -47,6 +49,22 @@ def cache_bytes(text: TextConfig, config: EngineConfig, pages: int, dtype: torch
     if host:
         return device_bytes(text, slots=slots, pages=pages - host, host_pages=host, page_size=size, dtype=dtype)
     return bytes_needed(text, slots=slots, pages=pages, page_size=size, dtype=dtype, scratch=True)
+
+
+def places(text: TextConfig, config: EngineConfig) -> int:
+    """Beginnings that may be kept in the host's memory. `text` is of the whole model, also if it is split."""
+    each = snapshot_bytes(text)
+    return min(_MOST_PLACES, config.prefix_memory * MIB // max(1, each))
+
+
+def check_prefixes(text: TextConfig, config: EngineConfig) -> None:
+    """Raises ConfigError if `prefix_memory` is not 0 and has room for nothing."""
+    if config.prefix_memory and not places(text, config):
+        needed = -(-snapshot_bytes(text) // MIB)
+        raise ConfigError(
+            f"prefix_memory={config.prefix_memory} (MiB) is less than the states of one prefix: "
+            f"give at least {needed}, or 0 to keep none"
+        )
 
 
 def check_config(model: Model, config: EngineConfig, processes: int = 1) -> None:

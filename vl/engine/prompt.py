@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -74,6 +76,24 @@ class Prompt:
         """The part of `places` that lies from `start` to `stop`."""
         first, last = torch.searchsorted(self.places, torch.tensor([start, stop])).tolist()
         return first, last
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Of each image, where in the prompt its first token is, and how many tokens there are up to its last."""
+        return [
+            (int(self.places[end - grid.tokens]), int(self.places[end - 1]) + 1)
+            for end, grid in zip(self.ends, self.grids, strict=True)
+        ]
+
+    @cached_property
+    def digests(self) -> list[bytes]:
+        """Of each image, of all that its features depend on: its tiles and how they lie."""
+        return [self._digest(image) for image in range(len(self.grids))]
+
+    def _digest(self, image: int) -> bytes:
+        digest = hashlib.sha256(repr(self.grids[image]).encode())
+        digest.update(self.tiles_of(image).contiguous().numpy().data)
+        return digest.digest()
 
     def tiles_of(self, image: int) -> Tensor:
         """uint8 [n, 3, S, S] of one image."""

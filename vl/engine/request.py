@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from vl.engine.driven import TextStream
+from vl.engine.keys import Keys
+from vl.engine.prefix import Sequenced
 from vl.engine.prompt import Prompt
 from vl.engine.results import FinishReason, Generation, Timings, Usage
 from vl.engine.sampling import SamplingParams
-from vl.engine.scheduler import Entry
 
 
 class StopScanner:
@@ -53,7 +54,7 @@ class StopScanner:
 
 
 @dataclass(eq=False, kw_only=True)
-class Request(Entry):
+class Request(Sequenced):
     """A prompt, and the text it has produced so far.
 
     Attributes:
@@ -80,6 +81,7 @@ class Request(Entry):
 
     def __post_init__(self) -> None:
         self._scanner = StopScanner(self.params.stops)
+        self._keys = Keys(self.prompt, self.known_ids)
         self._since = 0.0
 
     @property
@@ -97,7 +99,11 @@ class Request(Entry):
 
     @property
     def usage(self) -> Usage:
-        return Usage(self.prompt_tokens, len(self.prompt.places), len(self.token_ids))
+        cached = self.cached_tokens or 0
+        return Usage(self.prompt_tokens, len(self.prompt.places), len(self.token_ids), cached)
+
+    def key_at(self, tokens: int) -> bytes:
+        return self._keys.at(tokens)
 
     def known_ids(self, start: int, stop: int) -> Tensor:
         """int64 on the host: its tokens from `start` to `stop`, those of the prompt and those written."""

@@ -12,11 +12,16 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass
 class Usage:
-    """Token counts. `image_tokens` are part of `prompt_tokens`; `completion_tokens` counts the end token."""
+    """Token counts.
+
+    `image_tokens` are part of `prompt_tokens`; `completion_tokens` counts the end token. `cached_tokens` are the part
+    of the prompt that was not read, because an earlier one began the same way.
+    """
 
     prompt_tokens: int
     image_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass

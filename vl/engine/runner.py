@@ -10,11 +10,13 @@ from torch import Tensor
 
 from text_backbone import HybridCache, Packed
 from text_backbone.offload import OffloadedCache
+from vl.engine.changes import contents
 from vl.engine.config import EngineConfig
 from vl.engine.decode import DecodeStep
 from vl.engine.driven import Model
 from vl.engine.embedding import Embedder
 from vl.engine.graphs import Recorder
+from vl.engine.images import ImageFeatures
 from vl.engine.request import Request
 from vl.engine.sampling import SamplingRows, sample
 from vl.engine.vision_graphs import VisionGraphs
@@ -26,19 +28,32 @@ class Runner:
     Args:
         recorder: makes graphs of the decode step, for which the cache needs a scratch slot; None: there are none.
         vision_graphs: those of the vision encoder.
+        images: what is kept of them.
     """
 
     def __init__(
-        self, model: Model, cache: HybridCache, recorder: Recorder | None, vision_graphs: VisionGraphs
+        self,
+        model: Model,
+        cache: HybridCache,
+        recorder: Recorder | None,
+        vision_graphs: VisionGraphs,
+        images: ImageFeatures,
     ) -> None:
         self.cache = cache
         self._model = model
-        self._embed = Embedder(model, vision_graphs)
+        self._images, self._contents = images, _contents(model)
+        self._embed = Embedder(model, vision_graphs, images)
         self.decode = DecodeStep(model.language_model, cache, recorder)
 
     @classmethod
     def make(
-        cls, model: Model, config: EngineConfig, pages: int, recorder: Recorder | None, vision_graphs: VisionGraphs
+        cls,
+        model: Model,
+        config: EngineConfig,
+        pages: int,
+        recorder: Recorder | None,
+        vision_graphs: VisionGraphs,
+        images: ImageFeatures,
     ) -> Runner:
         """One over a new cache of so many pages, those in host memory among them."""
         host = config.host_pages
@@ -53,7 +68,7 @@ class Runner:
             device=model.device,
             dtype=model.dtype,
         )
-        return cls(model, cache, recorder, vision_graphs)
+        return cls(model, cache, recorder, vision_graphs, images)
 
     def follow(self) -> bool:
         """Between generations the model may have been moved, cast or adapted. False if the cache does not fit it."""
@@ -63,11 +78,19 @@ class Runner:
         self.decode.refresh()
         return True
 
+    def changed(self) -> bool:
+        """Whether the model would compute something else now than what was kept. Asked between generations."""
+        known, self._contents = self._contents, _contents(self._model)
+        if known == self._contents:
+            return False
+        self._images.clear()
+        return True
+
     def __call__(self, batch: Sequence[tuple[Request, int]], running: Sequence[Request]) -> list[tuple[Request, int]]:
         """Read the next tokens of each request of `batch`, for which it has pages.
 
         `running` is the batch and whoever waits for a later step. Returns those all of whose tokens are read then, with
-        the token that comes next.
+        the token that comes next. The cache keeps states at the requests' `marks`.
         """
         if all(request.writing for request, _ in batch):
             writers = [request for request, _ in batch]
@@ -87,6 +110,7 @@ class Runner:
             [tokens for _, tokens in batch],
             past=[request.computed for request, _ in batch],
             slots=[request.slot for request, _ in batch if request.slot is not None],
+            marks=[(i, at, place) for i, (request, _) in enumerate(batch) for at, place in request.marks],
             device=device,
         )
         rows = [i for i, (request, tokens) in enumerate(batch) if request.computed + tokens == request.known]
@@ -102,3 +126,7 @@ class Runner:
         params = [writer.params for writer in writers]
         sampling = SamplingRows.of(params, [w.key for w in writers], [w.known for w in writers], logits)
         return sample(logits, sampling, max(p.draw for p in params)).tolist()
+
+
+def _contents(model: Model) -> list[object]:
+    return contents(model.language_model) + ([] if model.vision is None else contents(model.vision))

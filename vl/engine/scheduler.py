@@ -23,6 +23,8 @@ class Memory(Protocol):
 
     @property
     def free_pages(self) -> int: ...
+    @property
+    def idle_pages(self) -> int: ...
     def capacity(self, slot: int) -> int: ...
     def acquire(self) -> int: ...
     def reserve(self, slot: int, tokens: int) -> object: ...
@@ -74,6 +76,29 @@ class Entry:
 
 
 E = TypeVar("E", bound=Entry)
+E_contra = TypeVar("E_contra", bound=Entry, contravariant=True)
+
+
+class Beginnings(Protocol[E_contra]):
+    """What is kept of earlier sequences: `vl.engine.prefix.Prefixes`. It holds the memory's idle pages."""
+
+    def shared_pages(self, entry: E_contra) -> int: ...
+    def begin(self, entry: E_contra) -> None: ...
+    def evict(self) -> bool: ...
+
+
+class NoBeginnings:
+    """Every sequence is read from its first token on."""
+
+    def shared_pages(self, entry: Entry) -> int:
+        return 0
+
+    def begin(self, entry: Entry) -> None: ...
+
+    def evict(self) -> bool:
+        return False
+
+
 _arrival = attrgetter("arrival")
 
 
@@ -86,11 +111,13 @@ class Scheduler(Generic[E]):
 
     Attributes:
         memory: slots and pages; None only while nothing runs.
+        beginnings: what is kept in that memory for those that begin the same way.
     """
 
     def __init__(self, slots: int, budget: int) -> None:
         self.slots, self.budget = slots, budget
         self.memory: Memory | None = None
+        self.beginnings: Beginnings[E] = NoBeginnings()
         self.waiting: list[E] = []
         self.running: list[E] = []
         self._arrivals = 0
@@ -129,12 +156,17 @@ class Scheduler(Generic[E]):
         return batch
 
     def _make_room(self, entry: E, slot: int, tokens: int) -> bool:
-        """Pages for `tokens` tokens of `entry`; the last to come are preempted for it, itself included: then False."""
+        """Pages for `tokens` tokens of `entry`: free ones, or what is kept for later gives way, or the last to come.
+
+        False if that is `entry` itself.
+        """
         assert self.memory is not None
         while True:
             try:
                 self.memory.reserve(slot, tokens)
             except CacheFull:
+                if self.beginnings.evict():
+                    continue
                 last = self.running[-1]
                 self.preempt(last)
                 if last is entry:
@@ -153,11 +185,13 @@ class Scheduler(Generic[E]):
             return False
         entry = self.waiting[0]
         promised = sum(self._missing(other) for other in self.running)
-        if self._missing(entry) > memory.free_pages - promised:
+        lacking = self._missing(entry) + promised - memory.free_pages - memory.idle_pages
+        if lacking > 0 and lacking > self.beginnings.shared_pages(entry):
             return False
         del self.waiting[0]
         entry.slot = memory.acquire()
         insort(self.running, entry, key=_arrival)
+        self.beginnings.begin(entry)
         return True
 
     def _missing(self, entry: E) -> int:

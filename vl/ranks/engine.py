@@ -9,6 +9,7 @@ from functools import partial
 from text_backbone.allocator import Allocator
 from vl.engine import Engine, EngineConfig, Request
 from vl.engine.driven import Model
+from vl.engine.engine import Steps
 from vl.ranks.interrupts import Interrupts
 from vl.ranks.messages import Call, NewRequest, Step, Written
 from vl.ranks.processes import Ranks
@@ -27,6 +28,11 @@ class SplitEngine(Engine):
         self._mirror = _Mirror()
         super().__init__(model, config)
 
+    @property
+    def image_counts(self) -> tuple[int, int]:
+        """Of the first rank; all do the same."""
+        return self._ranks.call("image_counts")[0]
+
     def _check_config(self) -> None:
         """Each rank has, by its own device."""
 
@@ -38,11 +44,11 @@ class SplitEngine(Engine):
         rooms = [room for room in self._ranks.call("room") if room is not None]
         return min(rooms, default=None)
 
-    def _make_cache(self, pages: int) -> None:
+    def _make_runner(self, pages: int) -> Steps:
         self._ranks.call("drop_cache")  # of every rank, before any makes a new one
         self._ranks.call("make_cache", pages)
         cache = CacheLedger(self.config.max_batch_size, pages, self.config.page_size)
-        self.runner, self.scheduler.memory = RanksRunner(self._ranks, cache, self._mirror), cache
+        return RanksRunner(self._ranks, cache, self._mirror)
 
     def _end(self, request: Request) -> None:
         super()._end(request)
@@ -143,6 +149,7 @@ class _Mirror:
             slots=[request.slot for request, _ in batch if request.slot is not None],
             computed=[request.computed for request, _ in batch],
             written=written,
+            marks=[request.marks for request, _ in batch],
             running=[self.numbers[request] for request in running],
         )
         cache.calls, self._ended = [], []
@@ -167,6 +174,10 @@ class RanksRunner:
     def follow(self) -> bool:
         """A model that is split stays where it is."""
         return True
+
+    def changed(self) -> bool:
+        """Nor can it be trained."""
+        return False
 
     def __call__(self, batch: Sequence[tuple[Request, int]], running: Sequence[Request]) -> list[tuple[Request, int]]:
         """As `Runner`'s."""

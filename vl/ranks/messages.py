@@ -65,6 +65,7 @@ class Step:
         slots: its slot in the cache.
         computed: tokens of it that are in the cache.
         written: ids that it was given since the ranks last heard of it.
+        marks: after how many of its tokens its states are kept, and at which place.
         running: numbers of all requests that have begun, in order.
     """
 
@@ -76,6 +77,7 @@ class Step:
     slots: Sequence[int]
     computed: Sequence[int]
     written: Sequence[Sequence[int]]
+    marks: Sequence[Sequence[tuple[int, int]]]
     running: Sequence[int]
 
 

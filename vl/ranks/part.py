@@ -8,6 +8,7 @@ from torch import Tensor
 from text_backbone import Packed
 from vl.engine import EngineConfig, Request, Timings, memory
 from vl.engine.graphs import GraphRecorder
+from vl.engine.images import ImageFeatures
 from vl.engine.prompt import Prompt
 from vl.engine.runner import Runner
 from vl.engine.vision_graphs import VisionGraphs
@@ -36,7 +37,7 @@ class Part:
         self._model, self._config = model.eval(), config
         memory.check_config(model, config, torch.distributed.get_world_size())
         self._runner: Runner | None = None
-        self._vision_graphs = VisionGraphs()
+        self._vision_graphs, self._images = VisionGraphs(), ImageFeatures(config.image_memory * memory.MIB)
         self._requests: dict[int, Request] = {}
 
     def room(self) -> int | None:
@@ -51,7 +52,11 @@ class Part:
         """A cache of so many pages, and what runs steps over it."""
         device = self._model.device
         recorder = GraphRecorder(device) if device.type == "cuda" else None
-        self._runner = Runner.make(self._model, self._config, pages, recorder, self._vision_graphs)
+        self._runner = Runner.make(self._model, self._config, pages, recorder, self._vision_graphs, self._images)
+
+    def image_counts(self) -> tuple[int, int]:
+        """As of `Engine`."""
+        return self._images.hits, self._images.misses
 
     def memory(self) -> int:
         """Bytes of tensors on this device at the peak; 0 where that is not counted."""
@@ -68,8 +73,9 @@ class Part:
             self._requests[new.number] = _request(new)
         self._follow(step)
         batch = [self._requests[number] for number in step.batch]
-        for request, slot, computed, written in zip(batch, step.slots, step.computed, step.written, strict=True):
-            request.slot, request.computed = slot, computed
+        columns = zip(batch, step.slots, step.computed, step.written, step.marks, strict=True)
+        for request, slot, computed, written, marks in columns:
+            request.slot, request.computed, request.marks = slot, computed, marks
             request.token_ids += written
             request.written = len(request.token_ids)
         numbers = dict(zip(map(id, batch), step.batch, strict=True))

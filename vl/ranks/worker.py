@@ -25,7 +25,7 @@ from vl.ranks.part import Part
 MARGIN = 60.0  # seconds that a rank waits for another longer than the caller does, who then ends all of them
 AWAKE = 2e-3  # seconds that a GPU's process looks for the next command before it sleeps
 # After an error in one of these the ranks are still in step: nobody waits for another in them.
-APART = frozenset({"room", "make_cache", "drop_cache"})
+APART = frozenset({"room", "make_cache", "drop_cache", "image_counts"})
 
 
 def main(pipe: int, lifeline: int) -> None:

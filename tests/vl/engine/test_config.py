@@ -20,14 +20,24 @@ from vl.engine.config import whole
 from vl.loading import patcher_of
 
 HELLO = [{"role": "user", "content": "Hello"}]
-NAMES = [field.name for field in fields(EngineConfig) if field.metadata["least"]]
+LEAST = {field.name: field.metadata["least"] for field in fields(EngineConfig)}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LEAST)
 @pytest.mark.parametrize("value", [0, -1, 2.0, 1.5, "8", None, True, [4], float("nan")])
-def test_a_setting_that_is_no_whole_number_of_at_least_1_is_named(tiny_checkpoint: Path, name: str, value: Any) -> None:
-    with pytest.raises(vl.ConfigError, match=rf"^{name} must be a whole number of at least 1, not "):
-        vl.load(tiny_checkpoint, device="cpu", **{name: value})
+def test_a_setting_that_is_no_whole_number_or_too_small_is_named(name: str, value: Any) -> None:
+    least = LEAST[name]
+    if value == least and value is not True:
+        assert getattr(EngineConfig.of({name: value}), name) == value
+        return
+    with pytest.raises(vl.ConfigError, match=rf"^{name} must be a whole number of at least {least}, not "):
+        EngineConfig.of({name: value})
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_loading_refuses_what_a_setting_cannot_be(tiny_checkpoint: Path, name: str) -> None:
+    with pytest.raises(vl.ConfigError, match=rf"^{name} must be a whole number"):
+        vl.load(tiny_checkpoint, device="cpu", **{name: -1})
 
 
 def test_unknown_settings_are_named_beside_the_known() -> None:

@@ -64,7 +64,7 @@ def idle(model: vl.MiniMaxVL) -> bool:
     if engine.scheduler.waiting or engine.scheduler.running:
         return False
     cache = engine.runner.cache if engine.runner else None
-    return cache is None or (cache.free_slots, cache.free_pages) == (cache.slots, cache.pages)
+    return cache is None or (cache.free_slots, cache.free_pages + cache.idle_pages) == (cache.slots, cache.pages)
 
 
 @pytest.mark.parametrize("bad", [{"top_k": 50.0}, {"temperature": None}, {"stop": 3}, {"max_new_tokens": 10**12}])

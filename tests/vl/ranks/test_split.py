@@ -108,6 +108,20 @@ def test_the_answers_of_one_process(pair: tuple[vl.MiniMaxVL, vl.MiniMaxVL]) -> 
         assert (ours - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
+def test_the_second_turn_reads_only_what_is_new(pair: tuple[vl.MiniMaxVL, vl.MiniMaxVL]) -> None:
+    """Each rank keeps its part of the states, and brings it back."""
+    one, split = pair
+    first = conversations()[0]
+    said = one.generate([first], max_new_tokens=20)[0]
+    assert split.generate([first], max_new_tokens=20)[0].token_ids == said.token_ids
+    second = [*first, {"role": "assistant", "content": said.text}, {"role": "user", "content": "And what else?"}]
+    expected, found = (model.generate([second], max_new_tokens=8)[0] for model in pair)
+    assert found.token_ids == expected.token_ids
+    assert found.usage == expected.usage
+    assert found.usage.cached_tokens > found.usage.image_tokens
+    assert split.engine.image_counts == one.engine.image_counts
+
+
 def test_a_closed_model_says_so(pair: tuple[vl.MiniMaxVL, vl.MiniMaxVL]) -> None:
     """After all else of a model."""
     _, model = pair
