@@ -12,6 +12,8 @@ from torch.utils.data import default_collate
 
 from preprocessing import Grid, Inputs, Processor
 from preprocessing.chat import Messages
+from text_backbone import Packed
+from text_backbone.parallel import ContextShard
 from vl.training.dense import supervised
 
 IGNORE = -100
@@ -43,6 +45,8 @@ class Batch:
         lengths: tokens of each sequence.
         kinds: "scenes", "words" or "records" for each sequence.
         skipped: records that were to be here and could not be read.
+        part: of a part of a batch, which one and of how many, see `vl.training.context`: T is then what it has.
+        features: int64 [image tokens], of a part, which of the features that its tiles make its image tokens are.
     """
 
     input_ids: Tensor
@@ -57,6 +61,21 @@ class Batch:
     lengths: tuple[int, ...]
     kinds: tuple[str, ...]
     skipped: tuple[Skipped, ...] = ()
+    part: tuple[int, int] = (0, 1)
+    features: Tensor | None = None
+
+    def packed(self, device: torch.device) -> Packed:
+        """Where the sequences lie."""
+        if self.part[1] > 1:
+            return ContextShard.share(self.lengths, *self.part, device=device)
+        return Packed.of(self.lengths, device=device)
+
+    def sequences(self) -> Tensor:
+        """int64 [m], which sequence each scored position is of."""
+        packed, rows = self.packed(self.scored.device), self.scored
+        if isinstance(packed, ContextShard):
+            rows = packed.rows[rows]
+        return torch.bucketize(rows, torch.tensor(self.lengths, device=rows.device).cumsum(0), right=True)
 
     def pin_memory(self) -> Batch:
         return self._map(lambda tensor: tensor.pin_memory())

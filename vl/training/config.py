@@ -196,6 +196,21 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How the processes that torchrun starts share the work, beside the parameters, of which each has its shard.
+
+    Attributes:
+        context: so many processes in a row share every batch out by its tokens, for sequences that are too long for
+            one; their number has to be a multiple of it. 1 gives every process batches of its own.
+    """
+
+    context: int = 1
+
+    def __post_init__(self) -> None:
+        at_least("parallel", self, context=1)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything that one command needs to train a model.
 
@@ -209,6 +224,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
     lora: LoRAConfig | None = None
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
         if self.lora and self.run.train != PARTS:
@@ -222,7 +238,8 @@ class TrainConfig:
 
     @classmethod
     def read(cls, path: str | Path) -> TrainConfig:
-        """Reads a TOML file with the tables `text`, `vision`, `data` (with `data.mix`), `optimizer`, `run` and `lora`.
+        """Reads a TOML file with the tables `text`, `vision`, `data` (with `data.mix`), `optimizer`, `run`, `lora` and
+        `parallel`.
 
         `text.layers` stands for the released interleaving of so many layers; `data.mix` is for the data source. A name
         of `find_recipes()`, such as "align", stands for that file.
@@ -262,6 +279,7 @@ class TrainConfig:
             optimizer=build_table(OptimizerConfig, tables.get("optimizer", {}), "optimizer"),
             run=build_table(RunConfig, tables.get("run", {}), "run"),
             lora=build_table(LoRAConfig, tables["lora"], "lora") if "lora" in tables else None,
+            parallel=build_table(ParallelConfig, tables.get("parallel", {}), "parallel"),
         )
         if config.data.mix and not config.data.files:
             config.data.open_source()  # so that what is wrong in the mix is said now

@@ -22,7 +22,7 @@ _RESULTS = ("checkpoints", "log.jsonl", "model", "adapter")  # what would be los
 # How closely a run is watched and how its work is laid out, but not what comes of it.
 _FREE = {
     *("run.log_steps", "run.save_minutes", "run.eval_minutes", "run.eval_samples", "run.peak_tflops"),
-    *("run.compile", "run.recompute", "run.max_tiles", "data.workers"),
+    *("run.compile", "run.recompute", "run.max_tiles", "data.workers", "parallel.context"),
 }
 
 
@@ -73,7 +73,7 @@ def _described(config: TrainConfig, processes: int) -> dict[str, Any]:
     files = sorted({path for name in (*config.data.files, *config.data.held_out) for path in (glob(name) or [name])})
     sizes = {path: Path(path).stat().st_size for path in files if Path(path).is_file()}
     described: dict[str, Any] = json.loads(json.dumps({**asdict(config), "bytes": sizes}, default=list))
-    described["batches_per_step"] = described["run"].pop("accumulate") * processes
+    described["batches_per_step"] = described["run"].pop("accumulate") * (processes // config.parallel.context)
     return described
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,17 @@ def token_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) ->
     """Mean cross-entropy in nats, weighted if so: logits float32 [m, vocab], labels int64 [m], weights [m] -> []."""
     if weights is None:
         return F.cross_entropy(logits, labels)
-    return (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
+    # A part of a batch may have no label, and then has no loss.
+    total = weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    return (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / total
 
 
-def balance_loss(router_logits: Sequence[Tensor], top_k: int) -> tuple[Tensor, Tensor]:
+def balance_loss(
+    router_logits: Sequence[Tensor],
+    top_k: int,
+    tokens: int | None = None,
+    total: Callable[[Tensor], Tensor] = lambda counts: counts,
+) -> tuple[Tensor, Tensor]:
     """Load-balance loss of the Switch Transformer (arXiv:2101.03961, eq. 4), for top-k routing, mean over layers.
 
     With f_e the fraction of all assignments that go to expert e and P_e its mean probability, a layer's loss is
@@ -36,16 +43,19 @@ def balance_loss(router_logits: Sequence[Tensor], top_k: int) -> tuple[Tensor, T
     Args:
         router_logits: one float32 [tokens, E] per layer.
         top_k: experts per token.
+        tokens: of the whole batch, if this is a part of it.
+        total: sums counts over the parts.
 
     Returns:
-        The loss [], differentiable through P, and f as [layers, E] without gradient.
+        The loss [], differentiable through P, and f as [layers, E] without gradient. Of a part of a batch: its summand
+        of the whole batch's loss, and the whole batch's f.
     """
     logits = torch.stack(tuple(router_logits))  # [layers, tokens, E]
-    experts = logits.shape[-1]
+    experts, tokens = logits.shape[-1], tokens or logits.shape[1]
     probabilities = logits.softmax(-1)
     chosen = logits >= logits.topk(top_k).values[..., -1:]  # [layers, tokens, E]
-    load = chosen.float().mean(1) / top_k  # [layers, E]
-    return experts * (load * probabilities.mean(1)).sum(-1).mean(), load
+    load = total(chosen.float().sum(1)) / (tokens * top_k)  # [layers, E]
+    return experts * (load * probabilities.sum(1) / tokens).sum(-1).mean(), load
 
 
 def load_spread(load: Tensor) -> tuple[float, float]:

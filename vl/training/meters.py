@@ -55,8 +55,8 @@ class Meters:
             "expert_min": least,
             "expert_max": most,
             "grad_norm": norm,
-            "samples_per_s": world.sum(self.samples) / elapsed,
-            "tokens_per_s": world.sum(self.tokens) / elapsed,
-            "mfu": world.sum(self.flops) / world.size / elapsed / self.peak,
+            "samples_per_s": world.sum_of_batches(self.samples) / elapsed,
+            "tokens_per_s": world.sum_of_batches(self.tokens) / elapsed,
+            "mfu": world.sum_of_batches(self.flops) / world.size / elapsed / self.peak,
             "data_wait": self.wait / elapsed,
         }

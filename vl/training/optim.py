@@ -64,7 +64,8 @@ class MasterOptimizer:
         """One clipped update from the parameters' gradients, which are then cleared. Returns the gradient norm []."""
         fresh = [(grad, local(p.grad)) for grad, p in zip(self.grads, self.params, strict=True) if p.grad is not None]
         torch._foreach_zero_(self.grads)
-        torch._foreach_copy_([grad for grad, _ in fresh], [grad for _, grad in fresh])
+        if fresh:  # or there was nothing in the batch to learn from
+            torch._foreach_copy_([grad for grad, _ in fresh], [grad for _, grad in fresh])
         for param in self.params:
             param.grad = None
         norm = norm_of_shards(nn.utils.get_total_norm(self.grads), self.params)

@@ -1,6 +1,7 @@
 """Many processes under torchrun: parameters sharded by torch's FSDP2, applied to the model from outside.
 
-Every process has batches of its own; gradients are averaged over all. What a process must agree on with the others
+Every process has batches of its own, or with context parallelism a part of those of `context` neighbours; gradients are
+averaged over all. What a process must agree on with the others
 and the host needs to know (times, counts) goes through gloo, so that no GPU is waited for.
 """
 
@@ -18,38 +19,64 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard
 
+from text_backbone.parallel import context_parallel
+from vl.errors import ConfigError
 from vl.model import MiniMaxVL
+from vl.training.context import Context
 
 _LET_GO_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size`."""
+    """This process among `size`, of which each `context` in a row share their batches out."""
 
     rank: int = 0
     size: int = 1
+    context: int = 1
 
     @classmethod
-    def join(cls, device: torch.device) -> World:
-        """The processes that torchrun started, connected; a world of one without torchrun."""
+    def join(cls, device: torch.device, context: int = 1) -> World:
+        """The processes that torchrun started, connected; a world of one without torchrun.
+
+        Raises ConfigError if they are no multiple of `context`.
+        """
         size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size % context:
+            raise ConfigError(
+                f"parallel.context = {context} shares every batch out over {context} processes, and {size} cannot be "
+                f"divided by that: start a multiple of {context} (torchrun --nproc-per-node {context}), or lower it"
+            )
         if size == 1:
             return cls()
         if not dist.is_initialized():
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-        return cls(dist.get_rank(), size)
+        return cls(dist.get_rank(), size, context)
 
     @property
     def first(self) -> bool:
         """Whether this process writes the files and prints."""
         return self.rank == 0
 
+    @property
+    def groups(self) -> int:
+        """How many have batches of their own."""
+        return self.size // self.context
+
+    @property
+    def group(self) -> int:
+        """Which of those this process is of."""
+        return self.rank // self.context
+
     def sum(self, value: float) -> float:
         """The sum of a number over all processes."""
         return value if self.size == 1 else self._agree(value, dist.ReduceOp.SUM)
+
+    def sum_of_batches(self, value: float) -> float:
+        """The sum over all groups of a number that every process has of its group's whole batches."""
+        return self.sum(value) / self.context
 
     def slowest(self, seconds: float) -> float:
         """The greatest of the processes' numbers, so that all see the same clock."""
@@ -87,6 +114,16 @@ def local_device(device: torch.device) -> torch.device:
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return device
+
+
+def join_context(model: MiniMaxVL, world: World, device: torch.device) -> Context:
+    """Lets the decoder take parts of batches; the processes that share them with this one. Before `parallelize`."""
+    if world.context == 1:
+        return Context()
+    mesh = init_device_mesh(device.type, (world.groups, world.context), mesh_dim_names=("data", "context"))
+    group = mesh["context"].get_group()
+    context_parallel(model.language_model, group, device)
+    return Context(world.rank % world.context, world.context, group)
 
 
 def parallelize(root: nn.Module, model: MiniMaxVL, world: World, device: torch.device) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from text_backbone import Packed
 from vl.model import MiniMaxVL
 from vl.training.batch import Batch
+from vl.training.context import Context
 from vl.training.dense import PatchHead, captured_features, dense_loss
 from vl.training.lora import Adapters
 from vl.training.losses import answer_weights, balance_loss, token_loss
@@ -44,9 +46,14 @@ def scored_logits(
         embeds = model.language_model.embed(batch.input_ids)
         if model.vision is not None:
             features = model.vision(batch.tiles, batch.grids, max_tiles=max_tiles)
+            if batch.features is not None:
+                features = features.index_select(0, batch.features)
             embeds = embeds.index_copy(0, batch.image_rows, features.to(embeds.dtype))
-        packed = Packed.of(batch.lengths, device=embeds.device)
-        hidden = model.language_model(embeds, packed, None, router_logits)  # [T, hidden]
+        if torch.is_grad_enabled() and not embeds.requires_grad:
+            # Nothing before the decoder learns from this batch. But from others' it may, and processes wait for each
+            # other in the backward pass of every layer.
+            embeds.requires_grad_()
+        hidden = model.language_model(embeds, batch.packed(embeds.device), None, router_logits)  # [T, hidden]
         return model.language_model.logits(hidden.index_select(0, batch.scored))
 
 
@@ -57,11 +64,15 @@ class Learner(nn.Module):
         model: with or without a vision encoder.
         head: makes patch classes of the ViT's features; its batches must have `patch_labels`.
         adapters: in effect through the model's own layers; they are here as their parameters belong to the run.
+
+    Attributes:
+        context: the processes among which this one has a part of each batch.
     """
 
     def __init__(self, model: MiniMaxVL, head: PatchHead | None = None, adapters: Adapters | None = None) -> None:
         super().__init__()
         self.model, self.head, self.adapters = model, head, adapters
+        self.context = Context()
 
     def forward(
         self,
@@ -75,6 +86,9 @@ class Learner(nn.Module):
         batch_share: float = 1.0,
     ) -> StepLosses:
         """The loss to descend: mean cross-entropy of the scored tokens, plus the weighted balance and dense losses.
+
+        Of a part of a batch, the mean over the parts is the loss of the whole batch, but that of the tokens, whose mean
+        is over those of the part.
 
         Args:
             batch: on the model's device.
@@ -93,7 +107,13 @@ class Learner(nn.Module):
             patches = dense_loss(self.head(torch.cat(features)), batch.patch_points, batch.patch_labels)
         weights = answer_weights(batch.answer_lengths, reduction)
         tokens = token_loss(logits, batch.labels.index_select(0, batch.scored), weights)
-        even, load = balance_loss(routers, self.model.config.text.num_experts_per_tok)
+        even, load = balance_loss(
+            routers,
+            self.model.config.text.num_experts_per_tok,
+            sum(batch.lengths),
+            partial(self.context.sum, part=batch),
+        )
+        even = even * batch.part[1]
         if (token_share, batch_share) != (1.0, 1.0):
             tokens, even, patches, load = (
                 tokens * token_share,
@@ -134,17 +154,22 @@ def score(learner: Learner, batches: Sequence[Batch], device: torch.device, *, m
     `loss` and `accuracy` are means over tokens. `exact` is the share of sequences whose every token is the most
     likely one, which is the share that greedy decoding reproduces to the letter.
     """
+    context = learner.context
     loss = right = tokens = exact = sequences = 0.0
     for batch in batches:
-        on_device = batch.to(device)
+        part = context.share(batch)
+        on_device = part.to(device)
         logits = learner.scored_logits(on_device, max_tiles=max_tiles)
         labels = on_device.labels.index_select(0, on_device.scored)
-        loss += float(token_loss(logits, labels)) * len(labels)
-        hits = logits.argmax(-1) == labels
-        right += float(hits.sum())
-        tokens += len(labels)
-        ids = torch.repeat_interleave(torch.arange(len(batch.lengths)), torch.tensor(batch.lengths))  # [T]
-        misses = torch.zeros(len(batch.lengths)).index_add_(0, ids[batch.scored], (~hits).float().cpu())
-        exact += float((misses == 0).sum())
+        nats = F.cross_entropy(logits, labels, reduction="none")
+        missed = logits.argmax(-1) != labels
+        by_sequence = torch.zeros(len(batch.lengths), device=device)
+        by_sequence.index_add_(0, on_device.sequences(), missed.float())
+        figures = context.sum(torch.cat((nats.sum()[None], by_sequence)), part)
+        own, *misses = figures.tolist()
+        loss += own
+        right += len(batch.scored) - sum(misses)
+        tokens += len(batch.scored)
+        exact += misses.count(0)
         sequences += len(batch.lengths)
     return {"loss": loss / tokens, "accuracy": right / tokens, "exact": exact / sequences}

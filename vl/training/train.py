@@ -31,7 +31,7 @@ from vl.training.lora import load_adapter, new_adapters
 from vl.training.losses import answer_weights
 from vl.training.meters import Meters
 from vl.training.optim import MasterOptimizer, learning_rate
-from vl.training.parallelize import World, gather, local, local_device, parallelize
+from vl.training.parallelize import World, gather, join_context, local, local_device, parallelize
 from vl.training.recompute import recompute_layers
 from vl.training.report import Report
 from vl.training.state import Progress, load_state, save_state
@@ -96,7 +96,7 @@ class Trainer:
     ) -> None:
         self.config, self.out = config, out
         self.device = local_device(pick_device(device))
-        self.world = World.join(self.device)
+        self.world = World.join(self.device, config.parallel.context)
         check_folder(out, config, self.world.size, resume=resume, overwrite=overwrite)
         # On CPUs only "medium" is faster, by bfloat16 products; what is bfloat16 already loses little by them.
         on_cpu = self.device.type == "cpu" and config.run.dtype == "bfloat16"
@@ -138,6 +138,11 @@ class Trainer:
             return Learner(self.model)
         if not (classes := config.data.open_source().classes):
             return Learner(self.model)
+        if self.world.context > 1:
+            raise ConfigError(
+                "parallel.context shares out tokens, and pictures of a source teach the ViT by their patches too: "
+                'give it files in [data], freeze the ViT (run.train = ["projector", "text"]), or set it to 1'
+            )
         return Learner(self.model, PatchHead(tower.config.hidden_size, classes, device=self.model.device))
 
     def _build_optimizer(self) -> MasterOptimizer:
@@ -145,6 +150,7 @@ class Trainer:
         if self.world.size > 1:
             if self.config.optimizer.muon:
                 raise ConfigError("optimizer.muon needs whole matrices, and several processes have shards: turn it off")
+            self.learner.context = join_context(self.model, self.world, self.device)
             parallelize(self.learner, self.model, self.world, self.device)
         optimizer = MasterOptimizer(self.learner, self.config.optimizer)
         self.learner.to(getattr(torch, self.config.run.dtype))
@@ -186,7 +192,7 @@ class Trainer:
 
     @property
     def _batches_per_step(self) -> int:
-        return self.world.size * self.config.run.accumulate
+        return self.world.groups * self.config.run.accumulate
 
     @property
     def finished(self) -> bool:
@@ -202,7 +208,7 @@ class Trainer:
         """Every batch of this process from here on, with the stage decided when the data loader asks."""
         each = self.config.run.accumulate
         for step in range(self.progress.step, self.steps):
-            first = (step * self.world.size + self.world.rank) * each
+            first = (step * self.world.groups + self.world.group) * each
             for number in range(first, first + each):
                 yield number, self.config.data.stage(self.fraction(step))
 
@@ -248,10 +254,15 @@ class Trainer:
     def step(self, taken: list[Batch]) -> tuple[StepLosses, Tensor]:
         """One update from the batches of this process. Returns the losses and gradient norm, still on the device."""
         recipe = self.config.optimizer
-        weights = [float(answer_weights(batch.answer_lengths, recipe.reduction).sum()) for batch in taken]
+        context = self.learner.context
+        shares = [context.share(batch) for batch in taken]
+        weights = [
+            context.weight(share) * float(answer_weights(share.answer_lengths, recipe.reduction).sum())
+            for share in shares
+        ]
         weight = self.world.sum(sum(weights))
         parts = []
-        for batch, own in zip(taken, weights, strict=True):
+        for batch, own in zip(shares, weights, strict=True):
             part = self.learner(
                 batch.to(self.device),
                 balance=recipe.balance,
@@ -345,9 +356,9 @@ class Trainer:
         skipped = [record for batch in taken for record in batch.skipped]
         self.report.skip(skipped)
         progress.step += 1
-        progress.samples += int(world.sum(sum(len(batch.lengths) for batch in taken)))
-        progress.tokens += int(world.sum(sum(len(batch.input_ids) for batch in taken)))
-        progress.skipped += int(world.sum(len(skipped)))
+        progress.samples += int(world.sum_of_batches(sum(len(batch.lengths) for batch in taken)))
+        progress.tokens += int(world.sum_of_batches(sum(len(batch.input_ids) for batch in taken)))
+        progress.skipped += int(world.sum_of_batches(len(skipped)))
 
     def _totals(self) -> dict[str, float]:
         totals = {"samples": self.progress.samples, "minutes": round(self.progress.seconds / 60, 2)}

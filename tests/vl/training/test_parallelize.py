@@ -33,10 +33,10 @@ train(TrainConfig.of(tables), out, resume=resume, device="cpu")
 FIGURES = ("loss", "grad_norm", "dense", "balance", "expert_max", "samples")
 
 
-def two_processes(values: dict[str, Any], out: Path, *, resume: bool = False) -> None:
+def processes(count: int, values: dict[str, Any], out: Path, *, resume: bool = False) -> None:
     script = out.parent / "run.py"
     script.write_text(SCRIPT)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command = [*launcher, str(script), json.dumps([values, str(out), resume])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(vl.__file__).parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
@@ -60,7 +60,7 @@ def test_two_processes_continue_what_one_began(tmp_path: Path) -> None:
     trainer.step = lambda taken: next(steps)(taken)  # type: ignore[method-assign]
     with pytest.raises(StopIteration):
         trainer.run()
-    two_processes(tables(recompute=True), run, resume=True)
+    processes(2, tables(recompute=True), run, resume=True)
 
     assert len(figures(run, "loss")) == 6
     for name in FIGURES:
@@ -89,7 +89,7 @@ def test_two_processes_learn_from_records(tmp_path: Path) -> None:
     all_of_it = tables(steps=5, init=str(base)) | {"data": data}
     adapters = all_of_it | {"lora": {"rank": 2}}
     for values, name in ((all_of_it, "one"), (adapters, "one-lora")):
-        two_processes(values, tmp_path / name.replace("one", "two"))
+        processes(2, values, tmp_path / name.replace("one", "two"))
         values["run"] = {**values["run"], "accumulate": 2}
         train(TrainConfig.of(values), tmp_path / name, device="cpu")
         other = tmp_path / name.replace("one", "two")
@@ -112,6 +112,6 @@ def test_muon_refuses_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     values = tables(steps=1)
     values["optimizer"] = {"muon": True}
     two = World(rank=0, size=2)
-    monkeypatch.setattr(World, "join", lambda device: two)
+    monkeypatch.setattr(World, "join", lambda device, context: two)
     with pytest.raises(vl.ConfigError, match="whole matrices"):
         Trainer(TrainConfig.of(values), tmp_path, "cpu")
