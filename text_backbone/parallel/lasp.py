@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from text_backbone.kernels.lightning import Link, lightning_attention
+from text_backbone.packed import sent
 from text_backbone.parallel.collectives import all_gather
 from text_backbone.parallel.context import Chunk, ContextShard
 
@@ -45,42 +46,43 @@ def lasp_attention(qkv: Tensor, slopes: Tensor, shard: ContextShard, group: dist
 def link_of(shard: ContextShard, group: dist.ProcessGroup) -> Link:
     """The first and the last piece of each chunk, whether or not they begin and end there: all ranks do the same."""
     ends = tuple(accumulate((len(chunk.pieces) for chunk in shard.own), initial=0))
-    states = States(shard.chunks, shard.held, shard.rank, group)
+    lengths = sent([tuple(chunk.length for chunk in shard.chunks)], shard.offsets.device)[0]
+    states = States(shard.chunks, shard.held, shard.rank, lengths, group)
     return Link(takes=ends[:-1], gives=tuple(end - 1 for end in ends[1:]), exchange=states.exchange)
 
 
 @dataclass(frozen=True)
 class States:
-    """What chunks give and take. The attributes are those of `ContextShard`."""
+    """What chunks give and take.
+
+    Attributes:
+        chunks, held, rank: those of `ContextShard`.
+        lengths: int64 [chunks], tokens of each.
+        group: the ranks.
+    """
 
     chunks: tuple[Chunk, ...]
     held: tuple[tuple[int, ...], ...]
     rank: int
+    lengths: Tensor
     group: dist.ProcessGroup
 
     def exchange(self, given: Tensor, slopes: Tensor, reverse: bool) -> Tensor:
         """The `Link.exchange` of this rank's chunks: given and taken [chunks, heads, d, d]."""
         gathered = all_gather(given, self.group).flatten(0, 1)
         place = {chunk: i for i, chunk in enumerate(chunk for own in self.held for chunk in own)}
-        add = self._after if reverse else self._before
+        faded = torch.exp(-slopes * self.lengths[:, None])[..., None, None]  # [chunks, heads, 1, 1]
+        own = self.held[self.rank]
         taken = torch.zeros_like(given)
-        for own, chunk in enumerate(self.held[self.rank]):
-            for other in add(chunk):
-                # On the way to the next chunk, all that was given so far decays by what this one has of the sequence.
-                faded = torch.exp(-slopes * self.chunks[other].length)[:, None, None]
-                torch.addcmul(gathered[place[other]], taken[own], faded, out=taken[own])
+        state: Tensor | None = None  # what comes of the chunks so far, None where no sequence passes
+        for i in range(own[0], len(self.chunks))[::-1] if reverse else range(own[-1] + 1):
+            pieces = self.chunks[i].pieces
+            if i in own and state is not None:
+                taken[own.index(i)] = state
+            if not (pieces[0].enters if reverse else pieces[-1].leaves):
+                state = None
+            elif state is None or len(pieces) > 1:
+                state = gathered[place[i]]
+            else:  # a sequence that passes through
+                state = torch.addcmul(gathered[place[i]], state, faded[i])
         return taken
-
-    def _before(self, chunk: int) -> range:
-        """The chunks before it, in order, that have tokens of its first sequence."""
-        first = chunk
-        while first and self.chunks[first].pieces[0].enters and (first == chunk or len(self.chunks[first].pieces) == 1):
-            first -= 1
-        return range(first, chunk)
-
-    def _after(self, chunk: int) -> range:
-        """The chunks after it, from the last one on, that have tokens of its last sequence."""
-        last = chunk
-        while self.chunks[last].pieces[-1].leaves and (last == chunk or len(self.chunks[last].pieces) == 1):
-            last += 1
-        return range(last, chunk, -1)
