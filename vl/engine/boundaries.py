@@ -18,11 +18,12 @@ def boundaries(prompt: Prompt, end_ids: Collection[int], most: int) -> tuple[int
     Args:
         end_ids: the tokens that end a message.
         most: how many at most: where the first message ends, which may be a system prompt, and the last ones of where
-            messages and images end; if that leaves some, places in long texts, evenly spaced and in no image.
+            messages and images end, or all but a token, for the same prompt again; if that leaves some, places in long
+            texts, evenly spaced and in no image.
     """
     tokens, images = len(prompt), prompt.spans
     ends = torch.isin(prompt.input_ids, torch.tensor(sorted(end_ids), dtype=torch.int64)).nonzero().flatten() + 1
-    found = _spaced(sorted({*ends.tolist(), *(end for _, end in images)}), tokens)
+    found = _spaced(sorted({*ends.tolist(), *(end for _, end in images), tokens - 1}), tokens)
     if len(found) > most:
         return tuple(found[:1] + found[len(found) - most + 1 :] if most > 1 else found[-1:][:most])
     span = max(SPAN, -(-tokens // (most - len(found) + 1)))

@@ -24,6 +24,8 @@ class EngineConfig:
         max_batch_size: sequences that run at once; each holds one lightning state (`heads * head_dim^2` floats per
             lightning layer) whatever its length.
         prefill_tokens: prompt tokens read per step; longer prompts are read in chunks, which bounds memory.
+        mixed_tokens: the same of a pass in which answers are being written: fewer make their tokens come more evenly,
+            and prompts wait longer. 0 is as many.
         cache_tokens: capacity of the paged KV cache, in tokens over all sequences. One request that needs more grows
             the cache once the engine is idle.
         page_size: tokens per KV page.
@@ -42,6 +44,7 @@ class EngineConfig:
 
     max_batch_size: int = _setting(16, "Sequences that run at once.")
     prefill_tokens: int = _setting(8192, "Prompt tokens read in a pass.")
+    mixed_tokens: int = _setting(0, "The same while answers are being written; 0: as many.", 0)
     cache_tokens: int = _setting(65536, "Tokens that the cache has room for.")
     page_size: int = _setting(256, "Tokens in a page of the cache.")
     host_cache_tokens: int = _setting(0, "Tokens more that the cache has room for in host memory.", 0)

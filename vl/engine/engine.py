@@ -85,7 +85,8 @@ class Engine:
         self._start()
 
     def _start(self) -> None:
-        self.scheduler = Scheduler[Request](self.config.max_batch_size, self.config.prefill_tokens)
+        config = self.config
+        self.scheduler = Scheduler[Request](config.max_batch_size, config.prefill_tokens, config.mixed_tokens or None)
         self.runner: Steps | None = None
         self.prefixes: Prefixes | None = None
         self.counts = PrefixCounts()
@@ -127,6 +128,7 @@ class Engine:
             params=params,
             stream=self.model.detokeniser(),
             key=params.key(),
+            priority=params.priority,
             boundaries=boundaries(prompt, self.model.end_ids, min(MARKS, -(-places // 4))),
             timings=timings or Timings(),
         )

@@ -7,7 +7,7 @@ Both are given up for others, the longest unused first: places when all are take
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +19,7 @@ from text_backbone.allocator import Numbers
 from vl.engine.boundaries import LEAST
 from vl.engine.scheduler import Entry
 
+_WORTH_WAITING = 256  # tokens that another sequence is about to keep
 _REMEMBERED = 256  # keys of what was given up, to tell why it is missed
 
 
@@ -105,7 +106,25 @@ class Prefixes:
     def __len__(self) -> int:
         return len(self._kept)
 
+    @property
+    def free_places(self) -> int:
+        return len(self._places)
+
     # Beginning with what was kept
+
+    def awaits(self, entry: Sequenced, running: Sequence[Sequenced]) -> bool:
+        """Whether one of `running` is reading what `entry` begins with, and will keep it: to wait is worth it then."""
+        if not self._most:
+            return False
+        there = next((found.tokens for found in self._found(entry)), 0)
+        least = bisect_left(entry.boundaries, there + _WORTH_WAITING)
+        due = {at: entry.key_at(at) for at in entry.boundaries[least:]}
+        return any(
+            due.get(at) == other.key_at(at)
+            for other in running
+            for at in other.boundaries[bisect_right(other.boundaries, other.computed) :]
+            if at in due
+        )
 
     def shared_pages(self, entry: Sequenced) -> int:
         """Pages that `entry` need not take, as running sequences hold them anyway."""

@@ -57,6 +57,7 @@ class SamplingParams:
         seed: makes a sampled continuation reproducible, whatever else shares its batch. Below 2^64; None draws one.
         stop: the text ends before the first of these strings; a single string is taken as one, None as none. At most
             64 strings of 1000 characters; lone surrogates in them become U+FFFD.
+        priority: when it runs: before those with a lower one, and in their place, which does not change an answer.
 
     Raises:
         InputError: if a value is not of its type or out of its range.
@@ -68,6 +69,7 @@ class SamplingParams:
     top_k: int = 0
     seed: int | None = None
     stop: str | Sequence[str] | None = ()
+    priority: int = 0
 
     def __post_init__(self) -> None:
         values: dict[str, Any] = {
@@ -76,6 +78,7 @@ class SamplingParams:
             "top_p": _real("top_p", self.top_p, _SMALLEST, 1, "above 0 and at most 1"),
             "top_k": _whole("top_k", self.top_k, 0, 2**31 - 1, "0 (off) or more, below 2^31"),
             "stop": _stop_strings(self.stop),
+            "priority": _whole("priority", self.priority, -(2**31), 2**31 - 1, "of 32 bits"),
         }
         if self.seed is not None:
             values["seed"] = _whole("seed", self.seed, 0, _BITS, "0 or more, below 2^64")

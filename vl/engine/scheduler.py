@@ -1,16 +1,19 @@
 """Which requests run in the next step, and how many tokens of each: plain data, without tensors or a model.
 
-First come, first served. A request that is admitted has a slot; it takes pages as its tokens are written. When pages
-run out, the one that came last gives all of its own back and begins again later, from the tokens known by then: so the
-one that came first always goes on, and all come to their end. The one that is left alone and still lacks pages waits,
-too: for a larger memory.
+Those of the highest priority first, and of these first come, first served. A request that is admitted has a slot; it
+takes pages as its tokens are written. When pages run out, the last in that order gives all of its own back and begins
+again later, from the tokens known by then: so the first always goes on, and all come to their end. The one that is left
+alone and still lacks pages waits, too: for a larger memory.
+
+Of the tokens of prompts that a step may read the first has half, as far as it needs them. The others are for whoever is
+nearest to its end: a short prompt does not wait for a long one, and the longest is read all the same.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
 from text_backbone import CacheFull
@@ -41,6 +44,7 @@ class Entry:
         computed: of the tokens known, those that are in the cache.
         slot: while it runs.
         room: tokens that fit into the pages of its slot.
+        priority: those with a higher one go first, and in place of those with a lower one.
         alone: run it by itself until it has written a token: a step that it shared has failed.
         arrival: its number in the order of coming.
     """
@@ -51,6 +55,7 @@ class Entry:
     computed: int = 0
     slot: int | None = None
     room: int = 0
+    priority: int = 0
     alone: bool = False
     arrival: int = -1
 
@@ -58,6 +63,10 @@ class Entry:
     def known(self) -> int:
         """Tokens of the prompt and those written."""
         return self.prompt_tokens + self.written
+
+    @property
+    def unread(self) -> int:
+        return self.known - self.computed
 
     @property
     def upcoming(self) -> int:
@@ -72,7 +81,7 @@ class Entry:
     @property
     def writing(self) -> bool:
         """Whether only the token written last is to be read."""
-        return self.written > 0 and self.prompt_tokens + self.written - self.computed == 1
+        return self.written > 0 and self.unread == 1
 
 
 E = TypeVar("E", bound=Entry)
@@ -82,40 +91,50 @@ E_contra = TypeVar("E_contra", bound=Entry, contravariant=True)
 class Beginnings(Protocol[E_contra]):
     """What is kept of earlier sequences: `vl.engine.prefix.Prefixes`. It holds the memory's idle pages."""
 
+    def awaits(self, entry: E_contra, running: Sequence[E_contra]) -> bool: ...
     def shared_pages(self, entry: E_contra) -> int: ...
     def begin(self, entry: E_contra) -> None: ...
+    def keep(self, entry: E_contra) -> None: ...
     def evict(self) -> bool: ...
 
 
 class NoBeginnings:
     """Every sequence is read from its first token on."""
 
+    def awaits(self, entry: Entry, running: Sequence[Entry]) -> bool:
+        return False
+
     def shared_pages(self, entry: Entry) -> int:
         return 0
 
     def begin(self, entry: Entry) -> None: ...
 
+    def keep(self, entry: Entry) -> None: ...
+
     def evict(self) -> bool:
         return False
 
 
-_arrival = attrgetter("arrival")
+def _rank(entry: Entry) -> tuple[int, int]:
+    return -entry.priority, entry.arrival
 
 
 class Scheduler(Generic[E]):
-    """Requests waiting and running, both in the order of coming.
+    """Requests waiting and running, both by priority and in the order of coming.
 
     Args:
         slots: requests that run at once.
         budget: tokens of prompts that are read in a step; tokens being written do not count.
+        mixed: the same of a step in which answers are being written, which all wait for it; None: as many.
 
     Attributes:
         memory: slots and pages; None only while nothing runs.
         beginnings: what is kept in that memory for those that begin the same way.
     """
 
-    def __init__(self, slots: int, budget: int) -> None:
+    def __init__(self, slots: int, budget: int, mixed: int | None = None) -> None:
         self.slots, self.budget = slots, budget
+        self.mixed = budget if mixed is None else mixed
         self.memory: Memory | None = None
         self.beginnings: Beginnings[E] = NoBeginnings()
         self.waiting: list[E] = []
@@ -125,7 +144,7 @@ class Scheduler(Generic[E]):
     def add(self, entry: E) -> None:
         """Let `entry` wait for its turn."""
         entry.arrival, self._arrivals = self._arrivals, self._arrivals + 1
-        self.waiting.append(entry)
+        insort(self.waiting, entry, key=_rank)
 
     def remove(self, entry: E) -> None:
         """Forget `entry`, wherever it is; harmless when it is nowhere."""
@@ -135,25 +154,38 @@ class Scheduler(Generic[E]):
     def preempt(self, entry: E) -> None:
         """Take slot and pages from `entry`, which waits again for its turn, to be computed anew."""
         if self._stop(entry):
-            insort(self.waiting, entry, key=_arrival)
+            insort(self.waiting, entry, key=_rank)
 
     def schedule(self) -> list[tuple[E, int]]:
         """Admit what fits. Returns who runs in the next step and how many tokens of each; they have pages for them."""
         while self._admit():
             pass
         alone = [entry for entry in self.running if entry.alone]
+        chosen = alone[:1] or list(self.running)
+        shares = self._shares(chosen)
         batch: list[tuple[E, int]] = []
-        budget = self.budget
-        for entry in alone[:1] or list(self.running):
+        for entry in chosen:
             if entry.slot is None:
                 continue  # it was preempted for one before it
-            writing = entry.writing
-            tokens = 1 if writing else min(budget, entry.known - entry.computed)
+            tokens = 1 if entry.writing else shares[entry]
             needed = entry.computed + tokens
             if tokens and (needed <= entry.room or self._make_room(entry, entry.slot, needed)):
                 batch.append((entry, tokens))
-                budget -= 0 if writing else tokens
         return batch
+
+    def _shares(self, entries: Sequence[E]) -> dict[E, int]:
+        """How many tokens each of those may read whose prompts, or whatever else they know, are not read yet."""
+        readers = [entry for entry in entries if not entry.writing]
+        shares = dict.fromkeys(readers, 0)
+        left = self.budget if len(readers) == len(entries) else min(self.budget, self.mixed)
+        if readers:
+            shares[readers[0]] = min(readers[0].unread, -(-left // 2))
+            left -= shares[readers[0]]
+        for entry in sorted(readers, key=lambda entry: entry.unread - shares[entry]):
+            more = min(entry.unread - shares[entry], left)
+            shares[entry] += more
+            left -= more
+        return shares
 
     def _make_room(self, entry: E, slot: int, tokens: int) -> bool:
         """Pages for `tokens` tokens of `entry`: free ones, or what is kept for later gives way, or the last to come.
@@ -178,21 +210,29 @@ class Scheduler(Generic[E]):
     def _admit(self) -> bool:
         """Start the first of the waiting if a slot is free, and pages for all that it and the running ones know.
 
-        So a prompt that is begun can be read to its end; only what is written then may come to want pages.
+        So a prompt that is begun can be read to its end; only what is written then may come to want pages. Those of a
+        lower priority give way. One that is soon to find more of its beginning lets others go first.
         """
         memory = self.memory
-        if memory is None or not self.waiting or len(self.running) == self.slots:
+        waiting = (entry for entry in self.waiting if not self.beginnings.awaits(entry, self.running))
+        entry = next(waiting, None)
+        if memory is None or entry is None:
             return False
-        entry = self.waiting[0]
-        promised = sum(self._missing(other) for other in self.running)
-        lacking = self._missing(entry) + promised - memory.free_pages - memory.idle_pages
-        if lacking > 0 and lacking > self.beginnings.shared_pages(entry):
-            return False
-        del self.waiting[0]
+        while len(self.running) == self.slots or not self._fits(memory, entry):
+            if not self.running or self.running[-1].priority >= entry.priority:
+                return False
+            self.beginnings.keep(self.running[-1])
+            self.preempt(self.running[-1])
+        self.waiting.remove(entry)
         entry.slot = memory.acquire()
-        insort(self.running, entry, key=_arrival)
+        insort(self.running, entry, key=_rank)
         self.beginnings.begin(entry)
         return True
+
+    def _fits(self, memory: Memory, entry: E) -> bool:
+        promised = sum(self._missing(other) for other in self.running)
+        lacking = self._missing(entry) + promised - memory.free_pages - memory.idle_pages
+        return lacking <= 0 or lacking <= self.beginnings.shared_pages(entry)
 
     def _missing(self, entry: E) -> int:
         """Pages that `entry` lacks for its next token too."""
@@ -211,8 +251,8 @@ class Scheduler(Generic[E]):
 
 
 def _take_out(entry: E, entries: list[E]) -> bool:
-    """Remove `entry` from a list that is in the order of coming; False if it is not there."""
-    at = bisect_left(entries, entry.arrival, key=_arrival)
+    """Remove `entry` from a list that is in order; False if it is not there."""
+    at = bisect_left(entries, _rank(entry), key=_rank)
     if at == len(entries) or entries[at] is not entry:
         return False
     del entries[at]

@@ -31,19 +31,19 @@ def test_they_are_where_messages_and_images_end() -> None:
     assert boundaries(prompt, {END}, 3) == (31, image + 41, image + 92)
     assert boundaries(prompt, {END}, 1) == (image + 92,)
     assert boundaries(prompt, {END}, 0) == ()
-    assert boundaries(prompt, {}, 8) == (image,)
+    assert boundaries(prompt, {}, 8) == (image, image + 99)
 
 
 def test_long_texts_have_some_in_between() -> None:
-    assert boundaries(prompt_of(3 * SPAN + 5), {END}, 8) == (SPAN, 2 * SPAN, 3 * SPAN)
-    few = boundaries(prompt_of(100 * SPAN), {END}, 4)
-    assert few == (20 * SPAN, 40 * SPAN, 60 * SPAN, 80 * SPAN)
-    assert boundaries(prompt_of(20, "end", 2 * SPAN), {END}, 4) == (21, SPAN + 21)
+    assert boundaries(prompt_of(3 * SPAN + 50), {END}, 8) == (SPAN, 2 * SPAN, 3 * SPAN, 3 * SPAN + 49)
+    few = boundaries(prompt_of(100 * SPAN), {END}, 5)
+    assert few == (20 * SPAN, 40 * SPAN, 60 * SPAN, 80 * SPAN, 100 * SPAN - 1)
+    assert boundaries(prompt_of(20, "end", 2 * SPAN), {END}, 4) == (21, SPAN + 21, 2 * SPAN + 20)
 
 
 def test_none_is_within_an_image() -> None:
     images = ["image"] * 20
-    assert boundaries(prompt_of(*images), {END}, 30) == tuple(GRID.tokens * number for number in range(1, 20))
+    assert boundaries(prompt_of(*images, 5), {END}, 30) == tuple(GRID.tokens * number for number in range(1, 21))
 
 
 @given(
@@ -56,4 +56,4 @@ def test_they_are_few_and_apart(runs: list[int | str], most: int) -> None:
     assert len(found) <= most
     assert all(at < len(prompt) for at in found)
     assert all(later - at >= LEAST for at, later in zip((0, *found), found, strict=False))
-    assert not any(first < at < last for at in found for first, last in prompt.spans)
+    assert not any(first < at < last for at in found[:-1] for first, last in prompt.spans)

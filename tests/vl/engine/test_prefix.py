@@ -134,6 +134,7 @@ def test_any_run_reads_what_it_would_alone_and_loses_nothing(
     for drawn, cuts, most, _, _ in jobs:
         ids = [part for part in drawn for _ in range(parts[part])]
         texts.append(text(ids, most, [cut for cut in cuts if cut < len(ids)]))
+        texts[-1].priority = len(ids) % 2
     pages = max(-(-entry.most // page_size) for entry in texts) + spare
     scheduler, memory, prefixes = made(slots, pages, page_size, places)
     ended: set[Text] = set()
@@ -157,6 +158,7 @@ def test_any_run_reads_what_it_would_alone_and_loses_nothing(
             break
     assert len(ended) == len(texts)
     assert memory.free_slots == memory.slots
+    assert prefixes.free_places + len(prefixes) == places
     assert memory.free_pages + memory.idle_pages == memory.pages
     prefixes.clear()
     assert (memory.free_pages, memory.idle_pages, len(prefixes)) == (memory.pages, 0, 0)
@@ -202,6 +204,35 @@ def test_a_system_prompt_is_computed_once_for_those_that_come_together() -> None
     assert [tokens for _, tokens in batch] == [8, 8, 8]
     assert [entry.cached_tokens for entry in together] == [40] * 3
     assert memory.pages - memory.free_pages == 5 + 3, "they share five pages"
+
+
+def test_those_that_come_together_wait_for_the_first_to_read_what_they_share() -> None:
+    scheduler, memory, prefixes = made(4, 200, 8, 10)
+    scheduler.budget = 1000
+    together = [text([1] * 300 + [2, number] * 4, 1, [300]) for number in range(3)]
+    other = text([3] * 50)
+    for entry in (*together, other):
+        scheduler.add(entry)
+    assert scheduler.schedule() == [(together[0], 308), (other, 50)]
+    step(scheduler, memory, prefixes)
+    scheduler.remove(together[0])
+    assert [(entry, tokens) for entry, tokens in scheduler.schedule() if entry in together] == [
+        (together[1], 8),
+        (together[2], 8),
+    ]
+
+
+def test_what_gives_way_to_a_higher_priority_goes_on_where_it_was() -> None:
+    scheduler, memory, prefixes = made(1, 200, 8, 10)
+    slow, urgent = text([1] * 30, 9), text([2] * 30)
+    urgent.priority = 1
+    scheduler.add(slow)
+    step(scheduler, memory, prefixes)
+    assert step(scheduler, memory, prefixes) == [slow]
+    run(scheduler, memory, prefixes, urgent)
+    assert scheduler.schedule() == [(slow, 1)]
+    assert slow.computed == 31
+    assert prefixes.free_places + len(prefixes) == 10
 
 
 def test_pages_are_given_back_before_anybody_is_preempted() -> None:

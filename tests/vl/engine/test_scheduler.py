@@ -23,17 +23,18 @@ class Job(Entry):
     read: int = 0  # prompt tokens and written ones that were read, again after it was preempted
 
 
-def job(name: int, draw: tuple[int, int, int, int, int]) -> Job:
-    prompt, most, length, comes, leaves = draw
+def job(name: int, draw: tuple[int, int, int, int, int, int]) -> Job:
+    prompt, most, length, comes, leaves, priority = draw
     return Job(
-        prompt_tokens=prompt, max_new_tokens=most, name=name, length=min(length, most), comes=comes, leaves=leaves
-    )
+        prompt_tokens=prompt, max_new_tokens=most, name=name, length=min(length, most), comes=comes, leaves=leaves,
+        priority=priority,
+    )  # fmt: skip
 
 
 jobs = st.lists(
     st.tuples(
         st.integers(1, 30), st.integers(1, 20), st.integers(1, 20), st.integers(0, 20),
-        st.one_of(st.just(10**9), st.integers(0, 15)),
+        st.one_of(st.just(10**9), st.integers(0, 15)), st.integers(0, 2),
     ),
     min_size=1, max_size=12,
 )  # fmt: skip
@@ -53,8 +54,10 @@ def advance(scheduler: Scheduler[Job], batch: list[tuple[Job, int]]) -> list[Job
 def check(scheduler: Scheduler[Job], memory: Allocator, batch: list[tuple[Job, int]]) -> None:
     running, waiting = scheduler.running, scheduler.waiting
     assert len(running) <= scheduler.slots
-    assert sum(tokens for entry, tokens in batch if not entry.writing) <= scheduler.budget
-    assert [e.arrival for e in running + waiting] == sorted(e.arrival for e in running + waiting)
+    read = sum(tokens for entry, tokens in batch if not entry.writing)
+    assert read <= (scheduler.mixed if any(entry.writing for entry, _ in batch) else scheduler.budget)
+    order = [(-e.priority, e.arrival) for e in running + waiting]
+    assert order == sorted(order)
     slots = [e.slot for e in running if e.slot is not None]
     owned = [page for slot in slots for page in memory.pages_of(slot)]
     assert len(set(slots)) == len(running)
@@ -66,7 +69,7 @@ def check(scheduler: Scheduler[Job], memory: Allocator, batch: list[tuple[Job, i
         assert 1 <= tokens <= entry.known - entry.computed
     if running or waiting:
         oldest = (running + waiting)[0]
-        assert batch[0][0] is oldest, "the one that came first always goes on"
+        assert batch[0][0] is oldest, "the first of the highest priority always goes on"
 
 
 @settings(max_examples=300, deadline=None)
@@ -76,13 +79,15 @@ def check(scheduler: Scheduler[Job], memory: Allocator, batch: list[tuple[Job, i
     budget=st.integers(1, 25),
     page_size=st.integers(1, 8),
     spare=st.integers(0, 10),
+    mixed=st.integers(1, 25),
 )
 def test_everybody_ends_and_nothing_is_lost(
-    jobs: list[tuple[int, int, int, int, int]], slots: int, budget: int, page_size: int, spare: int
+    jobs: list[tuple[int, int, int, int, int, int]], slots: int, budget: int, page_size: int, spare: int, mixed: int
 ) -> None:
     entries = [job(i, draw) for i, draw in enumerate(jobs)]
     pages = max(-(-e.most // page_size) for e in entries) + spare
-    memory, scheduler = Allocator(slots, pages, page_size), Scheduler[Job](slots, budget)
+    mixed = min(mixed, budget)
+    memory, scheduler = Allocator(slots, pages, page_size), Scheduler[Job](slots, budget, mixed)
     scheduler.memory = memory
     todo, ended, step = sorted(entries, key=lambda e: e.comes), [], 0
     while todo or scheduler.waiting or scheduler.running:
@@ -99,7 +104,7 @@ def test_everybody_ends_and_nothing_is_lost(
             ended.append(entry)
         step += 1
         # Even if each ran by itself, and began again at every token.
-        assert step <= 40 + sum((e.most // budget + 2) * e.length for e in entries)
+        assert step <= 40 + sum((e.most // mixed + 2) * e.length for e in entries) * (1 + len(entries))
     assert len(ended) == len(entries)
     assert (memory.free_slots, memory.free_pages) == (slots, pages)
 
@@ -137,6 +142,51 @@ def test_a_prompt_is_not_begun_beside_one_that_needs_the_pages() -> None:
     assert scheduler.schedule() == [(first, 3)]
     assert memory.free_pages == 7
     assert scheduler.waiting == [second]
+
+
+def reading(*prompts: int, budget: int = 100, slots: int = 5) -> tuple[Scheduler[Job], list[Job]]:
+    scheduler = Scheduler[Job](slots, budget)
+    scheduler.memory = Allocator(slots, 1000, 1)
+    entries = [Job(prompt_tokens=prompt, max_new_tokens=5, name=i, length=5) for i, prompt in enumerate(prompts)]
+    for entry in entries:
+        scheduler.add(entry)
+    return scheduler, entries
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one_which_is_read_all_the_same() -> None:
+    scheduler, (long, short, middle) = reading(900, 20, 70)
+    assert scheduler.schedule() == [(long, 50), (short, 20), (middle, 30)]
+    advance(scheduler, scheduler.schedule())
+    assert scheduler.schedule() == [(long, 60), (short, 1), (middle, 40)]
+
+
+def test_prompts_of_a_kind_are_read_one_after_the_other() -> None:
+    scheduler, (first, second, third) = reading(80, 80, 80)
+    assert scheduler.schedule() == [(first, 80), (second, 20)]
+    advance(scheduler, scheduler.schedule())
+    assert scheduler.schedule() == [(first, 1), (second, 60), (third, 40)]
+
+
+def test_fewer_tokens_are_read_while_others_write() -> None:
+    scheduler, (first, second) = reading(80, 90)
+    scheduler.mixed = 10
+    advance(scheduler, scheduler.schedule())
+    assert scheduler.schedule() == [(first, 1), (second, 10)]
+    scheduler.remove(first)
+    assert scheduler.schedule() == [(second, 70)]
+
+
+def test_a_higher_priority_goes_first_and_in_place_of_a_lower_one() -> None:
+    scheduler, (low, lower) = reading(10, 10, slots=2)
+    lower.priority = -1
+    advance(scheduler, scheduler.schedule())
+    urgent, usual = (Job(prompt_tokens=4, max_new_tokens=5, length=5, priority=p) for p in (3, 0))
+    scheduler.add(usual)
+    scheduler.add(urgent)
+    assert scheduler.schedule() == [(urgent, 4), (low, 1)]
+    assert scheduler.waiting == [usual, lower], "of its own priority nobody gives way"
+    scheduler.remove(low)
+    assert scheduler.schedule() == [(urgent, 4), (usual, 4)]
 
 
 def test_those_that_are_to_run_alone_do() -> None:

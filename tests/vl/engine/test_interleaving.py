@@ -1,0 +1,146 @@
+"""Whatever comes, leaves, fails or gives way when: each request has the text it gets alone, and nothing is lost."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vl
+from vl.engine import Engine, Request
+from vl.engine.runner import Runner
+
+PICTURES = [np.random.default_rng(seed).integers(0, 256, (50, 60, 3), dtype=np.uint8) for seed in range(2)]
+TEXTS = ["Hello", "Describe it in detail, and then count what there is.", "A"]
+
+
+def conversation(kind: int) -> list[dict[str, Any]]:
+    """Two pictures by three questions, the last ones in a second turn; and the questions without a picture."""
+    picture, text = divmod(kind, 3)
+    parts = [{"type": "image", "image": PICTURES[picture]}] if picture < 2 else []
+    first = {"role": "user", "content": [*parts, {"type": "text", "text": TEXTS[text]}]}
+    if text < 2:
+        return [first]
+    return [first, {"role": "assistant", "content": "Well."}, {"role": "user", "content": TEXTS[1]}]
+
+
+SAMPLINGS: list[dict[str, Any]] = [{}, {"temperature": 1.2, "seed": 3}, {"temperature": 0.9, "seed": 4, "top_k": 9}]
+
+
+def tiny(folder: Path, **options: int) -> vl.MiniMaxVL:
+    return vl.load(folder, device="cpu", dtype="float32", **options)
+
+
+class Broken(RuntimeError):
+    """What a step fails of, after it has written to the states."""
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_checkpoint: Path) -> vl.MiniMaxVL:
+    return tiny(tiny_checkpoint, prefix_memory=0, image_memory=0, max_batch_size=1)
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_checkpoint: Path) -> vl.MiniMaxVL:
+    """Small in everything, so that all of it runs out."""
+    return tiny(tiny_checkpoint, page_size=5, cache_tokens=360, prefill_tokens=60, max_batch_size=3, mixed_tokens=30)
+
+
+@pytest.fixture(scope="module")
+def alone(plain: vl.MiniMaxVL) -> Any:
+    @cache
+    def answer(kind: int, sampling: int, length: int) -> list[int]:
+        return plain.generate([conversation(kind)], max_new_tokens=length, **SAMPLINGS[sampling])[0].token_ids
+
+    return answer
+
+
+requests = st.lists(
+    st.tuples(
+        st.integers(0, 8),  # conversation
+        st.integers(0, 2),  # sampling
+        st.sampled_from([1, 6, 25]),  # length
+        st.integers(0, 12),  # comes in this step
+        st.one_of(st.just(None), st.integers(0, 12)),  # leaves so many steps later
+        st.integers(0, 1),  # priority
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=12, deadline=None)
+@given(drawn=requests, fails=st.sets(st.integers(0, 25), max_size=3), poison=st.one_of(st.none(), st.integers(0, 5)))
+def test_any_interleaving(
+    shared: vl.MiniMaxVL,
+    alone: Any,
+    drawn: list[tuple[int, int, int, int, int | None, int]],
+    fails: set[int],
+    poison: int | None,
+) -> None:
+    """`fails`: steps that do, once. `poison`: the request that makes every step fail in which it is to write on."""
+    engine = shared.engine
+    assert isinstance(engine, Engine)
+    made: dict[int, Request] = {}
+    left: set[int] = set()
+    number = 0
+    call = Runner.__call__
+
+    def runner(self: Runner, batch: list[tuple[Request, int]], running: list[Request]) -> list[tuple[Request, int]]:
+        victim = None if poison is None else made.get(poison)
+        if number in fails or any(request is victim and request.written == 3 for request, _ in batch):
+            fails.discard(number)
+            self.cache.states[:, [request.slot for request, _ in batch]] += 1
+            raise Broken
+        return call(self, batch, running)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runner, "__call__", runner)
+        while number < 13 or not all(request.done or i in left for i, request in made.items()):
+            for i, (kind, sampling, length, comes, leaves, priority) in enumerate(drawn):
+                if comes == number:
+                    params = vl.SamplingParams(max_new_tokens=length, priority=priority, **SAMPLINGS[sampling])
+                    made[i] = engine.submit(shared.processor(conversation(kind)), params)
+                if leaves is not None and comes + leaves == number and not made[i].done:
+                    engine.cancel(made[i])
+                    left.add(i)
+            engine.step()
+            number += 1
+            assert number < 2000
+    for i, (kind, sampling, length, *_) in enumerate(drawn):
+        expected = alone(kind, sampling, length)
+        if i in left or isinstance(made[i].error, Broken):
+            assert made[i].token_ids == expected[: made[i].written]
+        else:
+            assert made[i].token_ids == expected
+    nothing_is_lost(engine)
+
+
+def nothing_is_lost(engine: Engine) -> None:
+    assert engine.runner is not None
+    assert engine.prefixes is not None
+    cache, prefixes = engine.runner.cache, engine.prefixes
+    assert not engine.scheduler.waiting
+    assert not engine.scheduler.running
+    assert (cache.free_slots, cache.free_pages + cache.idle_pages) == (cache.slots, cache.pages)
+    held = {page for kept in prefixes._kept.values() for page in kept.pages}
+    assert len(held) == cache.idle_pages
+    places = [kept.place for kept in prefixes._kept.values()]
+    assert len(set(places)) == len(places)
+    assert len(places) + prefixes.free_places == prefixes._most
+
+
+def test_answers_of_one_prompt_share_its_reading(plain: vl.MiniMaxVL, tiny_checkpoint: Path) -> None:
+    model = tiny(tiny_checkpoint)
+    inputs = model.processor([{"role": "user", "content": "Tell me all about it, at length. " * 40}])
+    ways = [vl.SamplingParams(max_new_tokens=5, temperature=1.0, seed=seed) for seed in range(4)]
+    found, expected = (each.engine.run([each.engine.prepare(inputs, way) for way in ways]) for each in (model, plain))
+    assert [result.token_ids for result in found] == [result.token_ids for result in expected]
+    read = [result.usage.prompt_tokens - result.usage.cached_tokens for result in found]
+    assert read[0] == len(inputs.input_ids)
+    assert max(read[1:]) < 30
