@@ -214,8 +214,8 @@ class MiniMaxVL(nn.Module):
                 conversation. Its calls are in `Generation.tool_calls`.
             progress: called with a `vl.Reading` after each pass over the prompts, which are read `prefill_tokens` at a
                 time: how many of their tokens are read, and how fast.
-            sampling: `max_new_tokens` (256), `temperature` (0: greedy), `top_p`, `top_k`, `seed`, `stop`; see
-                `vl.engine.SamplingParams`. They hold for every row.
+            sampling: `max_new_tokens` (256), `temperature` (0: greedy), `top_p`, `top_k`, `seed`, `stop`, `priority`;
+                see `vl.engine.SamplingParams`. They hold for every row.
 
         Returns:
             one `Generation` per row, in order.

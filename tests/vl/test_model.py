@@ -114,7 +114,7 @@ def test_calls_in_an_answer(tiny_model: vl.MiniMaxVL, monkeypatch: pytest.Monkey
     processor.tokenizer.backend.add_special_tokens(["<function_call>"])
     answer = '<function_call>```typescript\nfunctions.get_time({"city": "Paris"})\n```'
 
-    def run(requests: list[Request]) -> list[vl.Generation]:
+    def run(requests: list[Request], progress: None) -> list[vl.Generation]:
         return [dataclasses.replace(result, token_ids=processor.tokenizer.encode(answer)) for result in real(requests)]
 
     real = tiny_model.engine.run
