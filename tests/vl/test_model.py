@@ -127,13 +127,17 @@ def test_calls_in_an_answer(tiny_model: vl.MiniMaxVL, monkeypatch: pytest.Monkey
 def test_usage_and_timings(tiny_model: vl.MiniMaxVL) -> None:
     messages = CONVERSATIONS[2]
     inputs = tiny_model.processor(messages)
+    tiny_model.engine.forget()
     (result,) = tiny_model.generate([messages], max_new_tokens=5)
+    assert result.usage.cached_tokens == 0
     assert result.usage.prompt_tokens == inputs.input_ids.numel()
     assert result.usage.image_tokens == sum(grid.tokens for grid in inputs.grids)
     assert result.usage.completion_tokens == len(result.token_ids)
     timings = result.timings
     assert min(timings.preprocess, timings.vision, timings.prefill, timings.decode) > 0
-    assert tiny_model.generate([inputs], max_new_tokens=5)[0].token_ids == result.token_ids
+    (again,) = tiny_model.generate([inputs], max_new_tokens=5)
+    assert again.token_ids == result.token_ids
+    assert (again.usage.cached_tokens, again.timings.vision) == (len(inputs.input_ids) - 1, 0)
 
 
 def test_length_and_stop_strings(tiny_model: vl.MiniMaxVL) -> None:

@@ -160,9 +160,9 @@ def test_only_steps_whose_pages_are_on_the_device_are_replayed(
     recorder = Rerun()
     model = recorded(recorder, page_size=4, cache_tokens=held, host_cache_tokens=400)
     answer = model.generate([ask("Hello")], max_new_tokens=20)[0].token_ids
-    assert answer == plain.generate([ask("Hello")], max_new_tokens=20)[0].token_ids
     assert len(answer) == 20
     assert recorder.replays == held - prompt, "one for each token that is read into a page of the device"
+    assert answer == plain.generate([ask("Hello")], max_new_tokens=20)[0].token_ids
 
 
 def test_one_recording_per_size_and_kind_of_draw(recorded: Callable[..., vl.MiniMaxVL]) -> None:
