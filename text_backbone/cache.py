@@ -276,12 +276,7 @@ class HybridCache:
 
     def _write(self, slot: int, at: int, pages: Sequence[int]) -> None:
         """Put `pages` into the page table, without waiting for the device."""
-        row = self.page_table[slot, at : at + len(pages)]
-        if len(pages) == 1:
-            row.fill_(pages[0])  # what a sequence that is being written needs now and then: no copy at all
-            return
-        values = torch.tensor(pages, dtype=torch.int32)
-        row.copy_(values.pin_memory() if row.is_cuda else values, non_blocking=True)
+        put(self.page_table[slot, at : at + len(pages)], pages)
 
     def layers(self, packed: Packed) -> Iterator[LayerCache]:
         """What each decoder layer reads and writes for `packed`: its states [slots, heads, d, d] or its `PagedKV`.
@@ -319,3 +314,12 @@ class HybridCache:
         slots = packed.slots if packed.longest == 1 else packed.slots[packed.sequence_ids]
         pages = self.page_table[slots, packed.positions // self.page_size].to(torch.int64)
         return pages * self.page_size + packed.positions % self.page_size
+
+
+def put(row: Tensor, numbers: Sequence[int]) -> None:
+    """Write numbers to a row of as many, without waiting for the device."""
+    if len(numbers) == 1:
+        row.fill_(numbers[0])  # what a sequence that is being written needs now and then: no copy at all
+        return
+    values = torch.tensor(numbers, dtype=row.dtype)
+    row.copy_(values.pin_memory() if row.is_cuda else values, non_blocking=True)

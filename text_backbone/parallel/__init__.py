@@ -6,12 +6,14 @@ from text_backbone.parallel.context import ContextShard
 from text_backbone.parallel.context_modules import context_parallel
 from text_backbone.parallel.layout import PLACEMENTS, Layout
 from text_backbone.parallel.model import SplitText, split_backbone
+from text_backbone.parallel.pages import ShardedCache
 
 __all__ = [
     "PLACEMENTS",
     "Collectives",
     "ContextShard",
     "Layout",
+    "ShardedCache",
     "SplitText",
     "context_parallel",
     "split_backbone",

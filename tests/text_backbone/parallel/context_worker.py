@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from text_backbone import MiniMaxText, Packed, TextConfig, init_weights
-from text_backbone.parallel import ContextShard, context_parallel
+from text_backbone import HybridCache, MiniMaxText, Packed, TextConfig, init_weights
+from text_backbone.parallel import Collectives, ContextShard, ShardedCache, context_parallel
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 50,
@@ -56,6 +56,24 @@ def results(model: MiniMaxText, told: dict[str, Any], packed: Packed) -> dict[st
     return {"hidden": hidden.detach(), "loss": loss.detach(), "grads": grads}
 
 
+@torch.inference_mode()
+def cached(model: MiniMaxText, told: dict[str, Any], cache: HybridCache) -> Tensor:
+    """Hidden states of a batch that is read in three passes: half of each sequence, the rest but one, and that one."""
+    device = model.norm.weight.device
+    ids = [part.to(device) for part in told["ids"].split(told["lengths"]) if len(part) > 3]
+    lengths = [len(part) for part in ids]
+    slots, outs = [cache.acquire() for _ in lengths], []
+    for slot, n in zip(slots, lengths, strict=True):
+        cache.reserve(slot, n)
+    cuts = [(0, n // 2, n - 1, n) for n in lengths]
+    for i in range(3):
+        tokens = torch.cat([part[cut[i] : cut[i + 1]] for part, cut in zip(ids, cuts, strict=True)])
+        past, new = [cut[i] for cut in cuts], [cut[i + 1] - cut[i] for cut in cuts]
+        packed = Packed.of(new, past=past, slots=slots, device=device)
+        outs.append(model(model.embed(tokens), packed, cache))
+    return torch.cat(outs)
+
+
 def main(rank: int, ranks: int, folder: Path, kind: str) -> None:
     from worker import meeting  # beside this file, which is a script here
 
@@ -63,11 +81,15 @@ def main(rank: int, ranks: int, folder: Path, kind: str) -> None:
         found = {}
         for name, told in torch.load(folder / "cases.pt").items():
             model = build(told, device)
+            sizes: dict[str, Any] = {"slots": 8, "page_size": 4, "device": device, "dtype": told["dtype"]}
+            pages = ShardedCache(model.config, pages=128 // ranks, group=Collectives(None, device), **sizes)
+            read = cached(model, told, pages)
             context_parallel(model, dist.group.WORLD, device)  # type: ignore[arg-type]
             shard = ContextShard.share(told["lengths"], rank, ranks, device=device)
             found[name] = results(model, told, shard)
             model.zero_grad()
             whole = results(model, told, Packed.of(told["lengths"], device=device))
+            found[name]["cached"] = read
             found[name]["whole"] = whole["hidden"]  # which every rank computes alone, as before
         torch.save(found, folder / f"{rank}.pt")
 

@@ -1,4 +1,4 @@
-"""Two and four processes that share a batch out compute what one does, forward and backward."""
+"""Two and four processes that share a batch or a cache out compute what one does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from text_backbone import MiniMaxText, Packed
+from text_backbone import HybridCache, MiniMaxText, Packed
 from text_backbone.parallel import ContextShard, context_modules, context_parallel
 
 CASES = {
@@ -40,10 +40,14 @@ def test_ranks_compute_what_one_process_does(
         model = context_worker.build(told[name], torch.device("cpu"))
         want = context_worker.results(model, told[name], Packed.of(lengths))
         parts = [rank[name] for rank in found]
+        cache = HybridCache(model.config, slots=8, pages=128, page_size=4)
+        read = context_worker.cached(model, told[name], cache)
         for rank, part in enumerate(parts):
             shard = ContextShard.share(lengths, rank, ranks)
             assert relative(part["hidden"], shard.take(want["hidden"])) < 1e-5
             assert torch.equal(part["whole"], want["hidden"])
+            assert torch.equal(part["cached"], parts[0]["cached"])
+            assert relative(part["cached"], read) < 1e-5
         assert sum(part["loss"] for part in parts).item() == pytest.approx(want["loss"].item(), rel=1e-5)
         assert want["grads"].keys() == {key for key, _ in model.named_parameters()}
         for key, grad in want["grads"].items():

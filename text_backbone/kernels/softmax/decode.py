@@ -144,8 +144,20 @@ def partial_attention(
     if pages is None:
         pages = torch.arange(-(-tokens // keys.shape[1]), dtype=torch.int32, device=q.device)
     before = torch.full((1,), tokens - 1, dtype=torch.int64, device=q.device)  # the last stands for the token
-    out, logs = q.new_empty(q.shape, dtype=torch.float32), q.new_empty(q.shape[1], 1, dtype=torch.float32)
-    _run(q, keys, values, before, torch.zeros_like(before), pages[None], out, logs)
+    return partial_attentions(q, keys, values, before, torch.zeros_like(before), pages[None])
+
+
+def partial_attentions(
+    q: Tensor, keys: Tensor, values: Tensor, before: Tensor, slots: Tensor, page_table: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`partial_attention` of several sequences: q [n, heads, d] to the first `before` + 1 tokens of each.
+
+    Args:
+        before, slots: int64 [n].
+        page_table: int32 [slots, pages], the pages of each slot in their order.
+    """
+    out, logs = q.new_empty(q.shape, dtype=torch.float32), q.new_empty(q.shape[1], len(q), dtype=torch.float32)
+    _run(q, keys, values, before, slots, page_table, out, logs)
     return out, logs
 
 

@@ -92,6 +92,12 @@ class Merged:
 
             self._merge = merge.merge
 
+    @classmethod
+    def nothing(cls, q: Tensor) -> Merged:
+        """Of queries that have seen no key yet: 0, with logs of minus infinity."""
+        out = torch.zeros_like(q, dtype=torch.promote_types(q.dtype, torch.float32))
+        return cls(out, out.new_full((q.shape[1], len(q)), float("-inf")))
+
     def add(self, rows: slice, part: Tensor, logs: Tensor) -> None:
         """Merge attention of the queries `rows` to other keys."""
         self._merge(self._acc[rows], self._logs[:, rows], part, logs)

@@ -63,9 +63,14 @@ def attention_in_parts(
             from text_backbone.kernels.softmax.decode import partial_attention
 
             merged.add(slice(0, 1), *partial_attention(q, cached.keys, cached.values, cached.pages, cached.tokens))
-            continue
-        for start in range(0, cached.tokens, _COPIED):
-            keys, values = (x.to(q.dtype) for x in cached.rows(start, min(start + _COPIED, cached.tokens)))
-            for rows, some in tiles(q, keys):
-                merged.add(rows, *block_attention(q[rows], keys[some], values[some]))
+        else:
+            add_cached(merged, q, cached)
     return merged.result()[0].to(q.dtype)
+
+
+def add_cached(merged: Merged, q: Tensor, cached: Cached) -> None:
+    """Add attention of all of `merged`'s queries q [T, heads, d] to cached tokens."""
+    for start in range(0, cached.tokens, _COPIED):
+        keys, values = (x.to(q.dtype) for x in cached.rows(start, min(start + _COPIED, cached.tokens)))
+        for rows, some in tiles(q, keys):
+            merged.add(rows, *block_attention(q[rows], keys[some], values[some]))
