@@ -4,7 +4,7 @@ Queries stay, keys and values go round. In step s a rank gets what it needs of t
 there, and gives the rank s after it what that one needs (`blocks`). While it attends to one block the next is under
 way. Partial results are merged in float32 by the logs of their softmaxes' denominators. In the backward the keys and
 values go round again; a block's gradients, summed in float32, go back to where it came from, and are added there in
-float32. So a rank holds two blocks of others, whatever the number of ranks, and no sum is ever rounded to less.
+float32. So a rank holds three blocks of others at most, whatever their number, and no sum is ever rounded to less.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from text_backbone.parallel.blocks import Plan, Step, plan_attention
 from text_backbone.parallel.context import ContextShard
 
 Wait = Callable[[], None]
+Flight = tuple[Step, Tensor, Wait]  # what arrives [2, n, kv_heads, d]
 
 
 class Transport(Protocol):
@@ -38,7 +39,8 @@ class Transport(Protocol):
     def exchange(self, send: Tensor | None, to: int, receive: Tensor | None, source: int) -> Wait:
         """Start to send a contiguous tensor, and to receive one in the place of another; either may be None.
 
-        Both are in use until the function that is returned has been called: it waits, on a GPU the stream does.
+        Both are in use, and kept, until the function that is returned has been called: it waits, on a GPU the stream
+        does.
         """
         ...
 
@@ -65,6 +67,7 @@ class Messages:
         def wait() -> None:
             for work in works:
                 work.wait()
+            ops.clear()  # which kept the tensors
 
         return wait
 
@@ -153,21 +156,18 @@ def own_sequences(shard: Packed) -> Packed:
 def _blocks(k: Tensor, v: Tensor, plan: Plan, transport: Transport) -> Iterator[tuple[Step, Tensor]]:
     """For each step the keys and values that arrive [2, n, kv_heads, d]; the first are under way on return."""
 
-    def start(step: Step) -> tuple[Step, Tensor, Tensor | None, Wait]:
+    def start(step: Step) -> Flight:
         send = torch.stack([torch.cat([x[rows] for rows in step.sent]) for x in (k, v)]) if step.sent else None
         receive = k.new_empty(2, step.arriving, *k.shape[1:])
-        wait = transport.exchange(send, step.to, receive if step.arriving else None, step.source)
-        return step, receive, send, wait
+        return step, receive, transport.exchange(send, step.to, receive if step.arriving else None, step.source)
 
     flights = map(start, plan.steps)
     return _arrivals(next(flights, None), flights)
 
 
-def _arrivals(
-    flight: tuple[Step, Tensor, Tensor | None, Wait] | None, later: Iterator[tuple[Step, Tensor, Tensor | None, Wait]]
-) -> Iterator[tuple[Step, Tensor]]:
+def _arrivals(flight: Flight | None, later: Iterator[Flight]) -> Iterator[tuple[Step, Tensor]]:
     while flight is not None:
-        step, block, _, wait = flight
+        step, block, wait = flight
         flight = next(later, None)  # under way while the block is attended to
         wait()
         yield step, block

@@ -187,6 +187,37 @@ def test_messages_are_of_what_is_needed() -> None:
     assert (again[:2], back[:2]) == ((source, to), (to, source))
 
 
+def test_the_next_block_is_under_way_while_one_is_attended_to() -> None:
+    drawn, post = Batch.draw([160], torch.float32), Post()
+    shards = [ContextShard.share(drawn.lengths, rank, 4) for rank in range(4)]
+    told: list[str] = []
+
+    class Telling(Thread):
+        def exchange(self, send: Tensor | None, to: int, receive: Tensor | None, source: int) -> ring.Wait:
+            told.append(f"start {source}")
+            wait = super().exchange(send, to, receive, source)
+
+            def waited() -> None:
+                wait()
+                told.append(f"got {source}")
+
+            return waited
+
+    def work(rank: int) -> None:
+        transport = (Telling if rank == 1 else Thread)(post, rank)
+        q, k, v = map(shards[rank].take, drawn.inputs)
+        out, logs = ring.forward(q, k, v, shards[rank], transport)
+        if rank == 1:
+            told.append("backward")
+        ring.backward(shards[rank].take(drawn.grad), q, k, v, out, logs, shards[rank], transport)
+
+    post.run(work, 4)
+    # Gradients of a block go back once it is computed; those of this rank's keys are added when the next block is.
+    keys = ["start 0", "start 3", "got 0", "start 2", "got 3", "got 2"]
+    back = ["start 2", "got 2", "start 3", "got 3", "start 0", "got 0"]
+    assert told == [*keys, "backward", *keys[:3], back[0], *keys[3:5], *back[1:3], keys[5], *back[3:]]
+
+
 def test_a_rank_that_does_not_differentiate() -> None:
     """Inference: no gradients are kept, and the output is the same."""
     drawn, post = Batch.draw([50, 30], torch.float32), Post()
