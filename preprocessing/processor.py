@@ -110,9 +110,19 @@ class Processor:
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
     def __call__(
-        self, messages: Messages | Conversation, add_generation_prompt: bool = True, tools: Tools | None = None
+        self,
+        messages: Messages | Conversation,
+        add_generation_prompt: bool = True,
+        tools: Tools | None = None,
+        continue_final_message: bool = False,
     ) -> Inputs:
-        """Inputs for the conversation, ready for the assistant's next words. `tools`: functions that it may call.
+        """Inputs for the conversation, ready for the assistant's next words.
+
+        Args:
+            add_generation_prompt: end with what comes before an answer.
+            tools: functions that the model may call.
+            continue_final_message: end with the text of the last message instead, if that is the assistant's and calls
+                no functions: the next words go on from it.
 
         Raises:
             InputError: for malformed messages or tools, a template that leaves them out, a number of placeholders in
@@ -120,8 +130,12 @@ class Processor:
             ImageError: for an image that cannot be read.
         """
         conversation = Conversation.of(messages, tools)
+        last = conversation.messages[-1]
+        begun = continue_final_message and last["role"] == "assistant" and not last.get("tool_calls")
 
         def render(conversation: Conversation) -> list[tuple[str, bool]]:
+            if begun:
+                return [(text, False) for text in self.template.begun(conversation)]
             return [(self.template.render(conversation, add_generation_prompt), False)]
 
         return self._inputs(conversation, self._encode(conversation, render))[0]

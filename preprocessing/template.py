@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -165,6 +166,18 @@ class ChatTemplate:
         if not segments:
             raise InputError("no assistant message to learn from; add one after the user's")
         return [*segments, (whole[done:], False)]
+
+    def begun(self, conversation: Conversation) -> list[str]:
+        """The prompt before the last message, which is the assistant's, and that message's text: it is to go on there.
+
+        Raises:
+            InputError: as of `render`, or if that message has more than text.
+        """
+        *before, last = conversation.messages
+        if any(part["type"] != "text" for part in last["content"]):
+            raise InputError(f"message {len(before) + 1}: an assistant's message to go on from must be text only")
+        prompt = self.render(replace(conversation, messages=before))
+        return [prompt, "".join(part["text"] for part in last["content"])]
 
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool, tools: list[dict[str, Any]]) -> str:
         names = {

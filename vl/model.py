@@ -209,7 +209,8 @@ class MiniMaxVL(nn.Module):
         """Continue many conversations at once.
 
         Args:
-            batch: conversations, or what `processor` made of them.
+            batch: conversations, or what `processor` made of them. A last message of the assistant is what its answer
+                begins with: it goes on from there, and only what is new is in the result.
             tools: descriptions of functions that the model may call (JSON objects, as OpenAI has them), for every
                 conversation. Its calls are in `Generation.tool_calls`.
             progress: called with a `vl.Reading` after each pass over the prompts, which are read `prefill_tokens` at a
@@ -242,7 +243,7 @@ class MiniMaxVL(nn.Module):
                 raise InputError("tools are written into the prompt: give them to the processor that made these inputs")
             inputs = item
         else:
-            inputs = self.processor(item, tools=tools)
+            inputs = self.processor(item, tools=tools, continue_final_message=True)
         return inputs, Timings(preprocess=time.perf_counter() - start)
 
     # The checkpoint

@@ -53,6 +53,36 @@ def test_placeholders_expand(processor: Processor, content: list[Any]) -> None:
     assert inputs.input_ids.tolist() == expected
 
 
+TIME = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize("tools", [None, [TIME]])
+@pytest.mark.parametrize("begun", ["", "It is", " <end_of_sentence> in words", "Sure:\n\n"])
+def test_an_answer_goes_on_from_the_last_message(processor: Processor, begun: str, tools: Any) -> None:
+    asked = [{"role": "user", "content": [image((30, 30)), text("What is it?")]}]
+    messages = [*asked, {"role": "assistant", "content": begun}]
+    inputs = processor(messages, tools=tools, continue_final_message=True)
+    prompt = processor(asked, tools=tools)
+    count = len(prompt.input_ids)
+    assert inputs.input_ids[:count].tolist() == prompt.input_ids.tolist()
+    assert inputs.grids == prompt.grids
+    rest = inputs.input_ids[count:].tolist()
+    assert processor.tokenizer.decode(rest, skip_special_tokens=False) == begun
+    assert processor.tokenizer.token_id("<end_of_sentence>") not in rest
+
+
+def test_what_an_answer_cannot_go_on_from(processor: Processor) -> None:
+    asked = {"role": "user", "content": "What is it?"}
+    with pytest.raises(InputError, match="message 2: an assistant's message to go on from must be text only"):
+        processor([asked, {"role": "assistant", "content": [image((30, 30))]}], continue_final_message=True)
+    call = {"id": "1", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}
+    calls = [asked, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    for messages in (calls, [asked]):
+        assert torch.equal(processor(messages, continue_final_message=True).input_ids, processor(messages).input_ids), (
+            "calls are whole, and a question is no answer: another message comes"
+        )
+
+
 def test_transparent_images_lie_on_the_background(checkpoint: Path) -> None:
     """Clear black beside solid red."""
     picture = Image.new("RGBA", (28, 56))

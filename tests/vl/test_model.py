@@ -124,6 +124,14 @@ def test_calls_in_an_answer(tiny_model: vl.MiniMaxVL, monkeypatch: pytest.Monkey
     assert result.tool_calls == [vl.ToolCall("get_time", {"city": "Paris"})]
 
 
+def test_an_answer_goes_on_from_the_assistants_last_message(tiny_model: vl.MiniMaxVL) -> None:
+    begun = [*ask("Hello"), {"role": "assistant", "content": "It is"}]
+    (full,) = tiny_model.generate([tiny_model.processor(begun, continue_final_message=True)], max_new_tokens=6)
+    assert tiny_model.chat(begun, max_new_tokens=6) == "".join(tiny_model.stream(begun, max_new_tokens=6)) == full.text
+    assert full.usage.prompt_tokens > len(tiny_model.processor(ask("Hello")).input_ids)
+    assert full.usage.prompt_tokens < len(tiny_model.processor(begun).input_ids)
+
+
 def test_usage_and_timings(tiny_model: vl.MiniMaxVL) -> None:
     messages = CONVERSATIONS[2]
     inputs = tiny_model.processor(messages)
