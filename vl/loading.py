@@ -60,7 +60,7 @@ def load(
             fastest of those that it fits. Each has a process of its own, which ends with the model (`close`), with this
             process, or with an error of one of them. Such a model generates; it is not trained, moved or saved.
         placement: how it is cut over them: "tensor" (a part of every matrix; the default), "expert" (whole experts),
-            "layers" (runs of layers), or "auto".
+            "layers" (runs of layers), "context" (all of it on each: they share the tokens of a prompt), or "auto".
         step_timeout: seconds after which a step of several devices that has not ended counts as hung; by default 600.
         spill: keep the experts in host memory, and so many of every layer on the device, the most used; the others
             are copied when they are chosen, which is slow: a warning says how fast to expect it to be. "auto" keeps as

@@ -87,35 +87,43 @@ class Chunk:
 class ContextShard(Packed):
     """The tokens of a packed batch that one context rank holds, as a batch: see above.
 
-    As nothing is cached, `past` is 0; where in their sequences the pieces begin is in `begins` and in `positions`.
+    Whatever is cached, `past` is 0; where in their sequences the pieces begin is in `begins` and in `positions`.
 
     Attributes:
         begins: int64 [n], position in its sequence of each piece's first token.
         chunks: all of them, in the batch's order.
         held: by rank, the numbers of its chunks in order; as many for every rank.
         rank: which rank this is.
+        cached: the whole batch, if that is one sequence which goes on from a cache and is left in it.
     """
 
     begins: Tensor
     chunks: tuple[Chunk, ...]
     held: tuple[tuple[int, ...], ...]
     rank: int
+    cached: Packed | None = None
 
     @classmethod
     def share(
-        cls, lengths: Sequence[int], rank: int, ranks: int, *, device: torch.device | str | None = None
+        cls,
+        lengths: Sequence[int],
+        rank: int,
+        ranks: int,
+        *,
+        cached: Packed | None = None,
+        device: torch.device | str | None = None,
     ) -> ContextShard:
         """What `rank` of `ranks` holds of sequences of `lengths` tokens.
 
         Raises:
             ValueError: if there are fewer tokens than two a rank, which every rank might as well compute alone.
         """
-        chunks, held = lay_out(lengths, ranks)
+        chunks, held = lay_out(lengths, ranks, cached.pasts[0] if cached else 0)
         pieces = [piece for chunk in held[rank] for piece in chunks[chunk].pieces]
         packed = Packed.of([piece.length for piece in pieces], device=device)
         own = {f.name: getattr(packed, f.name) for f in fields(Packed) if f.init}
         begins = sent([tuple(piece.start for piece in pieces)], device)[0]
-        return cls(**own, begins=begins, chunks=chunks, held=held, rank=rank)
+        return cls(**own, begins=begins, chunks=chunks, held=held, rank=rank, cached=cached)
 
     @property
     def ranks(self) -> int:
@@ -142,13 +150,13 @@ class ContextShard(Packed):
         return torch.cat([whole[chunk.start : chunk.start + chunk.length] for chunk in self.own])
 
 
-def lay_out(lengths: Sequence[int], ranks: int) -> tuple[tuple[Chunk, ...], tuple[tuple[int, ...], ...]]:
-    """The chunks of a batch, and who holds them; see `ContextShard`."""
+def lay_out(lengths: Sequence[int], ranks: int, past: int = 0) -> tuple[tuple[Chunk, ...], tuple[tuple[int, ...], ...]]:
+    """The chunks of a batch, and who holds them; see `ContextShard`. `past`: tokens before the first sequence's."""
     tokens, best = sum(lengths), math.inf
     for count, bearable in COUNTS.items():
         if count > min(COUNTS) and tokens < count * ranks:
             break
-        chunks = cut_batch(lengths, count * ranks)
+        chunks = cut_batch(lengths, count * ranks, past)
         held, excess = deal(chunks, ranks)
         if excess < best:
             best, layout = excess, (chunks, held)
@@ -157,7 +165,7 @@ def lay_out(lengths: Sequence[int], ranks: int) -> tuple[tuple[Chunk, ...], tupl
     return layout
 
 
-def cut_batch(lengths: Sequence[int], count: int) -> tuple[Chunk, ...]:
+def cut_batch(lengths: Sequence[int], count: int, past: int = 0) -> tuple[Chunk, ...]:
     """Sequences of `lengths` tokens, end to end, in `count` chunks of as many tokens each, to within one.
 
     Raises:
@@ -174,7 +182,8 @@ def cut_batch(lengths: Sequence[int], count: int) -> tuple[Chunk, ...]:
             if starts[i] >= stop:
                 break
             begin, end = max(start, starts[i]), min(stop, starts[i + 1])
-            pieces.append(Piece(i, begin - starts[i], end - begin, lengths[i]))
+            before = 0 if i else past
+            pieces.append(Piece(i, before + begin - starts[i], end - begin, before + lengths[i]))
             first = i if starts[i + 1] > stop else i + 1
         chunks.append(Chunk(start, stop - start, tuple(pieces)))
     return tuple(chunks)

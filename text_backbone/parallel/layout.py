@@ -14,6 +14,7 @@ PLACEMENTS: dict[str, frozenset[str]] = {
     "tensor": frozenset({"heads", "inner", "vocabulary"}),
     "expert": frozenset({"heads", "experts", "vocabulary"}),
     "layers": frozenset({"layers", "vocabulary"}),
+    "context": frozenset(),
 }
 # Last part of a matrix' released name -> what is shared out of it, and along which dimension.
 _DIMENSIONS = {
@@ -34,7 +35,8 @@ class Layout:
     Attributes:
         config: of the whole decoder.
         placement: "tensor" shares the heads of both attentions, the inner units of every expert and the vocabulary;
-            "expert" whole experts in place of their inner units; "layers" runs of layers, and the vocabulary.
+            "expert" whole experts in place of their inner units; "layers" runs of layers, and the vocabulary. "context"
+            shares nothing of the decoder, but the tokens of long prompts.
         rank, ranks: which share, and of how many.
 
     Raises:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import cast
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from text_backbone.cache import HybridCache
+from text_backbone.cache import HybridCache, LayerCache
 from text_backbone.config import LIGHTNING, TextConfig
 from text_backbone.layer import DecoderLayer
 from text_backbone.model import MiniMaxText
 from text_backbone.packed import Packed
 from text_backbone.parallel.collectives import Collectives
+from text_backbone.parallel.context import ContextShard
+from text_backbone.parallel.context_modules import context_parallel, gather_rows
 from text_backbone.parallel.layout import Layout
 from text_backbone.parallel.modules import (
     Received,
@@ -22,6 +27,7 @@ from text_backbone.parallel.modules import (
     SplitMoE,
     SplitSoftmaxAttention,
 )
+from text_backbone.parallel.pages import ShardedCache
 from text_backbone.quantization import quantize_backbone
 
 
@@ -68,6 +74,66 @@ class SplitText(MiniMaxText):
         return super().forward(embeds, packed, cache, router_logits)
 
 
+class ContextText(SplitText):
+    """All of a `MiniMaxText` on every rank; ranks share out the tokens of a prompt, a pass at a time.
+
+    A pass over `least` tokens for each rank goes so, with a cache if it is over one sequence whose pages are all here,
+    and ends with its hidden states and its cache on all ranks. Other passes, as of decode, every rank computes alone.
+    """
+
+    least = 256
+
+    def __init__(self, layout: Layout, group: Collectives, *, dtype: torch.dtype | None = None) -> None:
+        MiniMaxText.__init__(self, layout.config, device="meta", dtype=dtype)
+        self.layout, self.group = layout, group
+        context_parallel(self, group.group, group.device)
+
+    def forward(
+        self,
+        embeds: Tensor,
+        packed: Packed,
+        cache: HybridCache | None = None,
+        router_logits: list[Tensor] | None = None,
+    ) -> Tensor:
+        if router_logits is not None:
+            return super().forward(embeds, packed, cache, router_logits)
+        if cache is None:
+            return self._shared(embeds, packed, None)
+        here = cache.on_device(packed.slot_ids) and not isinstance(cache, ShardedCache)
+        if packed.sequences > 1 or not here:
+            return super().forward(embeds, packed, cache)
+        cache.check(packed)
+        outs, start = [], 0
+        for mark in packed.marks:
+            outs.append(self._shared(embeds[start : mark.row], packed.part(start, mark.row), cache))
+            cache.keep(mark.slot, mark.place)
+            start = mark.row
+        if start < packed.tokens:
+            outs.append(self._shared(embeds[start:], packed.part(start, packed.tokens) if start else packed, cache))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def _shared(self, embeds: Tensor, packed: Packed, cache: HybridCache | None) -> Tensor:
+        """Hidden states of a batch without marks."""
+        rank, ranks = self.layout.rank, self.layout.ranks
+        if packed.tokens < self.least * ranks:
+            return super().forward(embeds, packed, cache)
+        shard = ContextShard.share(
+            packed.lengths, rank, ranks, cached=None if cache is None else packed, device=embeds.device
+        )
+        memory = None if cache is None else cast(HybridCache, _Whole(cache, packed))
+        return gather_rows(super().forward(shard.take(embeds), shard, memory), shard, self.group.group)
+
+
+class _Whole:
+    """A cache as a pass over a part of a batch sees it: it takes all of the batch."""
+
+    def __init__(self, cache: HybridCache, whole: Packed) -> None:
+        self.cache, self.whole = cache, whole
+
+    def layers(self, packed: Packed) -> Iterator[LayerCache]:
+        return self.cache.layers(self.whole)
+
+
 def split_backbone(
     config: TextConfig,
     group: dist.ProcessGroup | None = None,
@@ -84,7 +150,7 @@ def split_backbone(
     Args:
         config: of the whole.
         group: the ranks; None for all processes of `torch.distributed`.
-        placement: one of `layout.PLACEMENTS`.
+        placement: one of `layout.PLACEMENTS`. With "context" the part is all of it, see `ContextText`.
         quantization: None, "int8", "fp8" or "nf4". Parts are those of the whole quantised matrices, so that the ranks
             compute what one process does. With FP8 activations are rounded with the largest of the columns that are
             here, so that where columns are split (`out_proj`, `o_proj`, `w2`) results differ by FP8's rounding.
@@ -96,7 +162,8 @@ def split_backbone(
     """
     place = torch.get_default_device() if device is None else torch.device(device)
     layout = Layout(config, placement, dist.get_rank(group), dist.get_world_size(group))
-    model = SplitText(layout, Collectives(group, place), dtype=dtype)
+    kind = ContextText if placement == "context" else SplitText
+    model = kind(layout, Collectives(group, place), dtype=dtype)
     if quantization is not None:
         quantize_backbone(model, quantization, layout.part)
     return model.to_empty(device=place).requires_grad_(False)

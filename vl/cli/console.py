@@ -32,7 +32,7 @@ _UNITS = {"": 1, "k": 2**10, "m": 2**20}
 
 DType = Literal["bfloat16", "float16", "float32", "float64"]
 Quantization = Literal["int8", "fp8", "nf4"]
-Placement = Literal["tensor", "expert", "layers", "auto"]
+Placement = Literal["tensor", "expert", "layers", "context", "auto"]
 
 
 def read_devices(text: str) -> int | str | list[int | str]:

@@ -24,7 +24,9 @@ def whole(
     layers: Annotated[int | None, typer.Option(min=1, help="So many of its layers.", show_default="all")] = None,
     quantization: Annotated[str, typer.Option(help="nf4, int8, fp8, or bf16 for none.")] = "nf4",
     devices: Annotated[int | None, typer.Option(min=1, help="How many GPUs.", show_default="all of this host")] = None,
-    placement: Annotated[str | None, typer.Option(help="tensor, expert or layers.", show_default="tensor")] = None,
+    placement: Annotated[
+        str | None, typer.Option(help="tensor, expert, layers or context.", show_default="tensor")
+    ] = None,
     prompt: Annotated[list[int] | None, typer.Option(help="Tokens to read.", show_default="8192, 32768")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Sequences to write.", show_default="1, 8, 64")] = None,
     prefill_tokens: Annotated[int, typer.Option(min=1, help="Tokens read at a time.")] = 16384,

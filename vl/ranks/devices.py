@@ -18,6 +18,7 @@ from vl.plan.share import ONE, SPILLED, TENSOR
 
 AUTO = "auto"
 EXPERT = "expert"
+CONTEXT = "context"
 MOST = 16  # processes of one host
 STEP_TIMEOUT = 600.0  # seconds: the first steps compile kernels
 
@@ -76,7 +77,7 @@ def read_devices(devices: Any, placement: Any, device: torch.device | str | None
 
     Args:
         devices: None, how many, "auto", or a list of devices ("cuda:1", or 1 for short).
-        placement: None, "tensor", "expert", "layers" or "auto".
+        placement: None, "tensor", "expert", "layers", "context" or "auto".
         device: "cpu" makes `devices` processes on the CPU; of GPUs it may say "cuda" only.
 
     Raises:
@@ -90,6 +91,11 @@ def read_devices(devices: Any, placement: Any, device: torch.device | str | None
         if placement is not None:
             raise ConfigError(f"placement={placement!r} is how a model is cut over several devices: give devices= too")
         return None
+    if devices == AUTO and placement == CONTEXT:
+        raise ConfigError(
+            f"placement={CONTEXT!r} has the whole model on every device, and reads prompts faster but writes no "
+            f"faster, which is what devices={AUTO!r} goes by: give a number of devices"
+        )
     kind = _kind(device)
     placement = placement or (AUTO if devices == AUTO else TENSOR)
     if isinstance(devices, str):

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from text_backbone import HybridCache, MiniMaxText, Packed, TextConfig, init_weights
-from text_backbone.parallel import Collectives, ContextShard, ShardedCache, context_parallel
+from text_backbone.parallel import Collectives, ContextShard, ShardedCache, context_parallel, split_backbone
+from text_backbone.parallel.model import ContextText
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 50,
@@ -74,11 +75,39 @@ def cached(model: MiniMaxText, told: dict[str, Any], cache: HybridCache) -> Tens
     return torch.cat(outs)
 
 
+# Lengths of passes over one sequence, and after how many tokens of each its states are kept; the last ones decode.
+PASSES = [(100, (1, 64)), (3, ()), (77, (77,)), (1, ()), (1, ())]
+
+
+@torch.inference_mode()
+def prefilled(model: MiniMaxText, told: dict[str, Any]) -> dict[str, Any]:
+    """Hidden states of a sequence that is read in passes, and what is cached of it, after and on the way."""
+    device, dtype = model.norm.weight.device, model.norm.weight.dtype
+    cache = HybridCache(model.config, slots=2, pages=20, page_size=16, device=device, dtype=dtype)
+    cache.acquire()
+    slot, done, hidden, kept = cache.acquire(), 0, [], []
+    cache.reserve(slot, sum(length for length, _ in PASSES))
+    for length, marks in PASSES:
+        ids = told["ids"][done : done + length].to(device)
+        at = [(0, mark, place) for place, mark in enumerate(marks)]
+        packed = Packed.of([length], past=[done], slots=[slot], marks=at, device=device)
+        hidden.append(model(model.embed(ids), packed, cache))
+        for place in range(len(marks)):
+            held = HybridCache(model.config, slots=1, pages=1, device=device)
+            held.restore(held.acquire(), cache._kept[place])
+            kept.append(held.states.clone())
+        done += length
+    rows = torch.cat([cache.page_table[slot]]).long()
+    pages = torch.stack((cache.keys, cache.values))[:, :, rows].flatten(2, 3)[:, :, :done]
+    return {"hidden": torch.cat(hidden), "states": cache.states[:, slot].clone(), "pages": pages, "kept": kept}
+
+
 def main(rank: int, ranks: int, folder: Path, kind: str) -> None:
     from worker import meeting  # beside this file, which is a script here
 
     with meeting(rank, ranks, folder, kind) as device:
         found = {}
+        ContextText.least = 8
         for name, told in torch.load(folder / "cases.pt").items():
             model = build(told, device)
             sizes: dict[str, Any] = {"slots": 8, "page_size": 4, "device": device, "dtype": told["dtype"]}
@@ -91,6 +120,10 @@ def main(rank: int, ranks: int, folder: Path, kind: str) -> None:
             whole = results(model, told, Packed.of(told["lengths"], device=device))
             found[name]["cached"] = read
             found[name]["whole"] = whole["hidden"]  # which every rank computes alone, as before
+            if len(told["lengths"]) == 1:
+                text = split_backbone(model.config, placement="context", device=device, dtype=told["dtype"])
+                text.load_state_dict(told["weights"])
+                found[name]["prefilled"] = prefilled(text, told)
         torch.save(found, folder / f"{rank}.pt")
 
 

@@ -52,6 +52,14 @@ def test_ranks_compute_what_one_process_does(
         assert want["grads"].keys() == {key for key, _ in model.named_parameters()}
         for key, grad in want["grads"].items():
             assert relative(sum(part["grads"][key] for part in parts), grad) < 1e-5, (name, key)
+    one = context_worker.prefilled(context_worker.build(told["one"], torch.device("cpu")), told["one"])
+    for rank in found:
+        prefilled = rank["one"]["prefilled"]
+        for key in ("hidden", "states", "pages"):
+            assert relative(prefilled[key], one[key]) < 1e-5, key
+            assert torch.equal(prefilled[key], found[0]["one"]["prefilled"][key]), key
+        for got, kept in zip(prefilled["kept"], one["kept"], strict=True):
+            assert relative(got, kept) < 1e-5
 
 
 BF16 = [9000, 1, 300, 4097, 64]

@@ -70,6 +70,9 @@ def test_no_rank_holds_more_than_its_share(cases: Any, found: Found, ranks: int,
     _, model = cases[name]
     whole = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
     held = [rank[name]["bytes"] for rank in found[ranks]]
+    if name == "context":
+        assert held == [whole] * ranks
+        return
     assert whole <= sum(held) < 1.2 * whole
     # Five layers or experts are not shared evenly.
     assert max(held) < whole / ranks * (1.1 if name.startswith("tensor") else 1.7)

@@ -79,7 +79,8 @@ def test_without_a_gpu_they_are_processes_on_the_cpu(monkeypatch: pytest.MonkeyP
         ([0, 1], None, "cuda", vl.ConfigError, "leave device='cuda' out"),
         (2, None, "cuda:1", vl.ConfigError, "device='cuda:1' with devices="),
         (2, None, "mps", vl.ConfigError, "device='mps' with devices="),
-        (2, "rows", None, vl.ConfigError, "placement='rows' is not known: use 'tensor', 'expert', 'layers', 'auto'"),
+        (2, "rows", None, vl.ConfigError, "placement='rows' is not known: use 'tensor', 'expert', 'layers', "),
+        ("auto", "context", None, vl.ConfigError, "placement='context' has the whole model on every device"),
         (None, "tensor", None, vl.ConfigError, "give devices= too"),
     ],
 )

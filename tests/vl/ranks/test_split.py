@@ -70,6 +70,7 @@ CASES = {
         "wide",
         {"devices": 4, "placement": "tensor", "cache_tokens": 512, "host_cache_tokens": 65536},
     ),
+    "nano, 2 by context": ("nano", {"devices": 2, "placement": "context"}),
     "nano in nf4, 2 by experts": ("nano", {"devices": 2, "placement": "expert", "quantization": "nf4"}),
     "int8, 2 by tensor": ("wide", {"devices": ["cpu", "cpu"], "quantization": "int8"}),
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-Exchange = Callable[[Tensor, Tensor, bool], Tensor]
+Exchange = Callable[[Tensor, Tensor, bool, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +21,11 @@ class Link:
     Attributes:
         takes: sequences that begin from a state.
         gives: sequences that something elsewhere goes on from.
-        exchange: (given, slopes, reverse) -> taken. Forward, given is float32 [gives, heads, d, d], and taken
+        exchange: (given, slopes, reverse, states) -> taken. Forward, given is float32 [gives, heads, d, d], and taken
             [takes, heads, d, d] the state before each sequence's first token. `reverse`, given is [takes, heads, d, d],
             and taken [gives, heads, d, d] the same sum over all tokens that come after each sequence, decayed to the
-            first token after it. float64 if the batch is. It has no gradient of its own.
+            first token after it. float64 if the batch is. It has no gradient of its own. `states` are a cache's, for it
+            to begin with and to leave the new ones in, or None.
     """
 
     takes: tuple[int, ...]

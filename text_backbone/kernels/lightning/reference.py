@@ -34,13 +34,13 @@ def lightning_attention(
         slopes: float32 [heads], s >= 0.
         states: float32 [slots, heads, d, d], read and overwritten in place at `packed.slots`; None starts every
             sequence from zero and keeps nothing.
-        link: sequences that begin or go on elsewhere; goes without `states`.
+        link: sequences that begin or go on elsewhere; with it, `states` are for its exchange alone.
 
     Returns:
         [T, heads * d] in `qkv`'s dtype. Decays, products and states are float32 (float64 for float64 input).
     """
     if link is not None:
-        return _linked(qkv, slopes, packed, link)
+        return _linked(qkv, slopes, packed, link, states)
     initial = None if states is None else states.index_select(0, packed.slots)
     out, final = lightning_recurrence(qkv, slopes, packed, initial)
     if states is not None:
@@ -78,12 +78,12 @@ def lightning_recurrence(
     return torch.cat(outs, dim=1).flatten(1), torch.cat(finals, dim=1)
 
 
-def _linked(qkv: Tensor, slopes: Tensor, packed: Packed, link: Link) -> Tensor:
+def _linked(qkv: Tensor, slopes: Tensor, packed: Packed, link: Link, states: Tensor | None) -> Tensor:
     """The sequences that give are computed twice: what they give is what they come to without what they get."""
     lengths, starts = ([values[i] for i in link.gives] for values in (packed.lengths, packed.starts))
     ends = torch.cat([qkv[start : start + length] for start, length in zip(starts, lengths, strict=True)])
     _, given = lightning_recurrence(ends, slopes, Packed.of(lengths, device=qkv.device))
-    taken = _Exchanged.apply(given, slopes.to(given.dtype), link)
+    taken = _Exchanged.apply(given, slopes.to(given.dtype), link, states)
     takes = torch.tensor(link.takes, device=qkv.device)
     initial = given.new_zeros(packed.sequences, *given.shape[1:]).index_copy(0, takes, taken)
     return lightning_recurrence(qkv, slopes, packed, initial)[0]
@@ -91,18 +91,18 @@ def _linked(qkv: Tensor, slopes: Tensor, packed: Packed, link: Link) -> Tensor:
 
 class _Exchanged(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, given: Tensor, slopes: Tensor, link: Link) -> Tensor:
+    def forward(ctx: Any, given: Tensor, slopes: Tensor, link: Link, states: Tensor | None) -> Tensor:
         ctx.save_for_backward(slopes)
         ctx.link = link
-        return link.exchange(given.contiguous(), slopes, False)
+        return link.exchange(given.contiguous(), slopes, False, states)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         """With the state before the first token the gradient is the sum of q^T do decayed to the token before that, and
         with the state after the last it is the sum decayed to that token: once more each than a link has it.
         """
-        return ctx.link.exchange(grad.contiguous(), ctx.saved_tensors[0], True), None, None
+        return ctx.link.exchange(grad.contiguous(), ctx.saved_tensors[0], True, None), None, None, None
 
 
 def _step(x: Tensor, slopes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ def lightning_attention(
     qkv = qkv.contiguous()
     if torch.is_grad_enabled() and qkv.requires_grad:
         return _LightningAttention.apply(qkv, slopes, packed, link)
-    if packed.longest == 1 and states is not None:
+    if packed.longest == 1 and states is not None and link is None:
         return decode(qkv, slopes, packed, states)
     return forward(qkv, slopes, packed, states, link=link)[0]
 
@@ -94,8 +94,8 @@ def forward(
     """The output [T, heads * d], the states before pieces of segments, and the segments, which the backward needs.
 
     The states, float32 [cells, heads, d, d], are None where no sequence is longer than a segment. `walk` and `gain`
-    are the tiles to use instead of the tables'; with `walk` it is the kernel for every GPU that runs. A `link` goes
-    without `states`.
+    are the tiles to use instead of the tables'; with `walk` it is the kernel for every GPU that runs. With a `link` the
+    `states` are for its exchange alone.
     """
     heads = len(slopes)
     d = qkv.shape[1] // (3 * heads)
@@ -109,7 +109,7 @@ def forward(
     if segments.cells:
         cells = _states_between(qkv, None, states, slopes, packed, segments, gain)
     grid = (segments.count * heads * (d // walk.values),)
-    pointers = qkv, out, states, packed.slots, _pointer(cells, slopes), slopes, segments.table
+    pointers = qkv, out, None if link else states, packed.slots, _pointer(cells, slopes), slopes, segments.table
     if hopper:
         module = hopper.forward
         module.walk_kernel[grid](
@@ -235,7 +235,7 @@ def _states_between(
             cells, given, slopes, segments.chains, segments.piece,
             H=heads, D=d, REVERSE=reverse, BLOCK=SCAN_BLOCK, ROWS=SUM_ROWS, num_warps=4, **early(qkv.device),
         )  # fmt: skip
-        states, slots = link.exchange(given, slopes, reverse), None
+        states, slots = link.exchange(given, slopes, reverse, states), None
     scan_kernel[grid](
         cells, states, slots, slopes, segments.chains, segments.piece, segments.size // segments.piece,
         H=heads, D=d, REVERSE=reverse, BLOCK=SCAN_BLOCK, num_warps=4, **early(qkv.device),
