@@ -52,6 +52,15 @@ def test_a_table_of_one_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert "bf16" not in line
 
 
+def test_keys_and_values_in_host_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--gpus", "2xH200", "--quantization", "nf4", "--context", "1M"]
+    plain, far = (as_json(capsys, *asked, *more)["options"] for more in ([], ["--host-cache-tokens", "512K"]))
+    assert [option["placement"] for option in plain if option["fits"]] == ["spilled"]
+    assert (far[0]["placement"], far[0]["fits"], far[0]["memory"]["host"]) == ("tensor", True, 20 * 2**30)
+    assert as_json(capsys, *asked, "--host-cache-tokens", "512K")["workload"]["host_cache_tokens"] == 2**19
+    assert run(capsys, *asked, "--host-cache-tokens", "many")[0] == 2
+
+
 def test_the_smallest_machines_come_first(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys)
     assert code == 0

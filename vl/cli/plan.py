@@ -53,7 +53,13 @@ def plan(
     ] = EngineConfig.prefill_tokens,
     host_memory: Annotated[
         float | None,
-        typer.Option(min=0, help="GiB of the host's memory that experts may be kept in.", show_default=False),
+        typer.Option(
+            min=0, help="GiB of the host's memory that experts, keys and values may take.", show_default=False
+        ),
+    ] = None,
+    host_cache_tokens: Annotated[
+        str | None,
+        typer.Option(help="Tokens, of all sequences, with keys and values in host memory: 32K.", show_default=False),
     ] = None,
     gpu_memory: Annotated[
         float | None, typer.Option(help="GiB of a GPU, instead of what is known.", show_default=False)
@@ -76,7 +82,8 @@ def plan(
         raise typer.BadParameter("--gpu-memory, --gpu-bandwidth and --gpu-bf16 go with --gpus")
     config = find_config(model)
     cost = image_cost(config, *size) if images else (0, 0)
-    work = Workload(tokens, batch, images, *cost, prefill_tokens=prefill_tokens)
+    far = 0 if host_cache_tokens is None else read_tokens(host_cache_tokens)
+    work = Workload(tokens, batch, images, *cost, prefill_tokens=prefill_tokens, host_cache_tokens=far)
     host = None if host_memory is None else int(host_memory * 2**30)
     if gpus is None:
         found = smallest(config, work, formats, host)

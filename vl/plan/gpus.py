@@ -54,7 +54,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """`count` GPUs of one kind in one host. `host_memory`: bytes that weights may take there; None: as many as needed.
+    """`count` GPUs of one kind in one host. `host_memory`: bytes that may be taken there; None: as many as needed.
 
     Raises:
         ConfigError: if there are not 1 to 16 GPUs.

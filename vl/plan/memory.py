@@ -12,7 +12,7 @@ from text_backbone.config import LIGHTNING, SOFTMAX, TextConfig
 from vision_encoder.config import VisionConfig
 from vl.plan.gpus import GIB
 from vl.plan.share import Share
-from vl.plan.sizes import VALUE, kv_bytes, layers_of, state_bytes
+from vl.plan.sizes import INDEX, VALUE, kv_bytes, layers_of, state_bytes
 from vl.plan.workload import TILES_AT_A_TIME, Workload
 
 # What a process takes of a GPU beside PyTorch's tensors: the CUDA context (0.6 GiB for a bare process in
@@ -27,6 +27,9 @@ SEGMENT = 512  # tokens at least between two states that lightning prefill keeps
 # Cached tokens whose keys and values softmax attention copies at a time, and below which it takes all that are left
 # (kernels/softmax/cached.py).
 BLOCK, FEWEST = 65536, 4096
+# Where pages are in host memory: buffers on the GPU that they pass through, and tokens of one, which is also what is
+# taken of the host's memory at a time (offload/host.py).
+BUFFERS, BUFFER_TOKENS = 2, 65536
 LOGIT = 4  # float32, as the output head makes them
 SAMPLING = 20  # bytes of a logit in a decode step: itself, a probability, and a float32 and an int64 of a sort
 
@@ -41,7 +44,7 @@ class Memory:
         activations: at the peak of a pass.
         overhead: of the process, beside PyTorch's tensors.
         available: what may be taken of the GPU.
-        host: weights in the host's memory, of all GPUs together.
+        host: weights, and keys and values, in the host's memory, of all GPUs together.
     """
 
     weights: int
@@ -66,9 +69,32 @@ def overhead(gpus: int) -> int:
 
 
 def cache_memory(text: TextConfig, work: Workload, tokens: int) -> tuple[int, int]:
-    """States and pages of sequences of `tokens` tokens, with the engine's scratch slot and page."""
-    slots, pages = work.batch + 1, work.pages(tokens) + 1
-    return state_bytes(text, slots), kv_bytes(text, slots, pages, work.page_size)
+    """States and pages of sequences of `tokens` tokens, with the engine's scratch slot and page.
+
+    With the pages come the buffers of those in host memory.
+    """
+    slots, host = work.batch + 1, work.host_pages
+    kv = kv_bytes(text, slots, work.near(tokens) + 1, work.page_size) + INDEX * slots * host
+    if host and layers_of(text, SOFTMAX):
+        kv += BUFFERS * _buffer_pages(work) * _page_bytes(text, work)
+    return state_bytes(text, slots), kv
+
+
+def host_cache_memory(text: TextConfig, work: Workload) -> int:
+    """Pages in host memory, which is taken in pieces of a buffer's size."""
+    if not work.host_pages:
+        return 0
+    pieces = -(-work.host_pages // _buffer_pages(work))
+    return layers_of(text, SOFTMAX) * pieces * _buffer_pages(work) * _page_bytes(text, work)
+
+
+def _buffer_pages(work: Workload) -> int:
+    return max(1, min(work.host_pages, BUFFER_TOKENS // work.page_size))
+
+
+def _page_bytes(text: TextConfig, work: Workload) -> int:
+    """Keys and values of a page of one layer."""
+    return 2 * VALUE * work.page_size * text.num_key_value_heads * text.head_dim
 
 
 def activation_memory(share: Share, work: Workload, tokens: int) -> int:

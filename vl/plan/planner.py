@@ -9,7 +9,7 @@ from vl.config import VLConfig
 from vl.errors import ConfigError
 from vl.plan.formats import FORMATS, NF4, Format, find_format
 from vl.plan.gpus import Gpu, Machine, known_gpus
-from vl.plan.memory import FRAGMENTS, Memory, activation_memory, cache_memory, overhead
+from vl.plan.memory import FRAGMENTS, Memory, activation_memory, cache_memory, host_cache_memory, overhead
 from vl.plan.share import LAYERS, ONE, SPILLED, TENSOR, Placement, Share, placements
 from vl.plan.sizes import VALUE, expert, expert_bytes, stored, weight_bytes
 from vl.plan.speed import Estimate, Speed
@@ -134,7 +134,7 @@ def consider(placement: Placement, form: Format, machine: Machine, work: Workloa
     gpu = machine.gpu
     memory, spilled = _memory(placement, form, machine, work)
     problem = _problem(form, gpu, memory, machine)
-    speed = None if problem else Estimate(placement, form, gpu, spilled).speed(work)
+    speed = None if problem else Estimate(placement, form, gpu, spilled, near=_near(work)).speed(work)
     return Option(
         machine=machine,
         format=form.name,
@@ -162,11 +162,13 @@ def _memory(placement: Placement, form: Format, machine: Machine, work: Workload
     """Of the fullest GPU, and the part of the experts that it has not. The host has all: none is written back."""
     rows = [_on_gpu(share, form, machine, work, placement.kind) for share in placement.shares]
     fullest = max(rows, key=lambda memory: memory.total)
+    host = sum(memory.host for memory in rows) * (placement.gpus // len(rows))
+    fullest = replace(fullest, host=host)
     if placement.kind != SPILLED:
         return fullest, 0.0
     experts = int(expert_bytes(placement.shares[0].text, form.experts))
     spilled = min(experts, max(0, fullest.total - fullest.available))
-    host = experts * placement.gpus if spilled else 0
+    host += experts * placement.gpus if spilled else 0
     memory = replace(fullest, weights=fullest.weights - spilled, host=host)
     return memory, spilled / experts
 
@@ -180,7 +182,13 @@ def _on_gpu(share: Share, form: Format, machine: Machine, work: Workload, kind: 
         activations=activation_memory(share, work, work.tokens) + _staging(share, form, kind),
         overhead=overhead(machine.count),
         available=int((1 - FRAGMENTS) * machine.gpu.memory),
+        host=host_cache_memory(share.text, work),
     )
+
+
+def _near(work: Workload) -> float | None:
+    """Tokens of each sequence whose keys and values are on the GPU, when all of it is cached; None: all of them."""
+    return max(0.0, work.tokens - work.host_cache_tokens / work.batch) if work.host_cache_tokens else None
 
 
 def _staging(share: Share, form: Format, kind: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from text_backbone.config import LIGHTNING, TextConfig
@@ -31,6 +32,7 @@ from vl.plan.sizes import (
     Matrix,
     expert,
     expert_bytes,
+    kv_bytes,
     layers_of,
     projections,
     state_bytes,
@@ -84,6 +86,7 @@ class Estimate:
     Attributes:
         spilled: the part of the experts that is in host memory alone.
         used: experts of a layer that the tokens of a pass choose; None: as many as if each was as likely.
+        near: tokens of each sequence, its first, whose keys and values are on the GPU; None: all are.
     """
 
     placement: Placement
@@ -91,6 +94,7 @@ class Estimate:
     gpu: Gpu
     spilled: float = 0.0
     used: float | None = None
+    near: float | None = None
 
     def speed(self, work: Workload) -> Speed:
         tokens, vision = work.tokens, 0.0
@@ -101,10 +105,15 @@ class Estimate:
         return Speed(prefill, vision, decode, tokens / (prefill + vision), work.batch / decode)
 
     def prefill(self, tokens: int, chunk: int) -> float:
-        """Seconds to read a prompt, in passes of `chunk` tokens. Attention grows evenly from pass to pass."""
+        """Seconds to read a prompt, in passes of `chunk` tokens.
+
+        Attention grows evenly from pass to pass, and what comes from host memory does from the first one that has it.
+        """
         chunk = min(chunk, tokens)
         full, rest = divmod(tokens, chunk)
-        seconds = full * self.run(Pass(chunk, (full - 1) * chunk / 2))
+        alone = full if self.near is None else min(full, math.ceil(self.near / chunk))
+        runs = ((first, stop) for first, stop in ((0, alone), (alone, full)) if first < stop)
+        seconds = sum((stop - first) * self.run(Pass(chunk, (first + stop - 1) * chunk / 2)) for first, stop in runs)
         return seconds + (self.run(Pass(rest, full * chunk)) if rest else 0.0)
 
     def decode(self, context: int, batch: int) -> float:
@@ -115,9 +124,17 @@ class Estimate:
         """Seconds of a pass."""
         compute = sum(self._share(share, step) for share in self.placement.shares)
         moved = self._spilled_bytes(step) / self.gpu.host_bandwidth
+        keys = self._far_bytes(step) / self.gpu.host_bandwidth  # which come while others, or other layers, are at work
         # Reading a prompt needs all experts, which can come while others work; a step waits for those it chose.
-        local = compute + moved if step.decode else max(compute, moved)
+        local = moved + max(compute, keys) if step.decode else max(compute, moved + keys)
         return local + self._communication(step)
+
+    def _far_bytes(self, step: Pass) -> float:
+        """Keys and values that come from host memory to each GPU; with `layers`, to one after the other."""
+        if self.near is None:
+            return 0.0
+        far = step.sequences * max(0.0, step.past - self.near)
+        return sum(far * kv_bytes(share.text, 0, 1, 1) for share in self.placement.shares)
 
     def _share(self, share: Share, step: Pass) -> float:
         text = share.text

@@ -20,10 +20,10 @@ class Workload:
         context: tokens of each sequence, prompt and answer; of text, where it has images.
         batch: sequences that run at once.
         images: of each sequence; `image_tokens` and `image_tiles` are those of one.
-        prefill_tokens, page_size: as of `vl.engine.EngineConfig`.
+        prefill_tokens, page_size, host_cache_tokens: as of `vl.engine.EngineConfig`.
 
     Raises:
-        ConfigError: if a number is below 1 (images: below 0), or beyond anything.
+        ConfigError: if a number is below 1 (images, host_cache_tokens: below 0), or beyond anything.
     """
 
     context: int = 32768
@@ -33,20 +33,22 @@ class Workload:
     image_tiles: int = 0
     prefill_tokens: int = EngineConfig.prefill_tokens
     page_size: int = EngineConfig.page_size
+    host_cache_tokens: int = EngineConfig.host_cache_tokens
 
     @classmethod
     def of(cls, engine: EngineConfig) -> Workload:
         """As many sequences as an engine runs at once, which fill its cache."""
         return cls(
-            context=max(1, engine.cache_tokens // engine.max_batch_size),
+            context=max(1, (engine.cache_tokens + engine.host_cache_tokens) // engine.max_batch_size),
             batch=engine.max_batch_size,
             prefill_tokens=engine.prefill_tokens,
             page_size=engine.page_size,
+            host_cache_tokens=engine.host_cache_tokens,
         )
 
     def __post_init__(self) -> None:
-        for name in ("context", "batch", "prefill_tokens", "page_size", "images"):
-            least, value = int(name != "images"), getattr(self, name)
+        for name in ("context", "batch", "prefill_tokens", "page_size", "images", "host_cache_tokens"):
+            least, value = int(name not in ("images", "host_cache_tokens")), getattr(self, name)
             if not isinstance(value, int) or not least <= value <= LIMIT:
                 raise ConfigError(f"{name} must be a whole number from {least} to {LIMIT:,}, not {value!r:.40}")
         if self.batch * self.tokens > LIMIT:
@@ -65,6 +67,15 @@ class Workload:
     def pages(self, tokens: int) -> int:
         """Of all sequences, if each has so many tokens."""
         return self.batch * -(-tokens // self.page_size)
+
+    @property
+    def host_pages(self) -> int:
+        """Pages in host memory."""
+        return -(-self.host_cache_tokens // self.page_size)
+
+    def near(self, tokens: int) -> int:
+        """Pages on a device, if each sequence has so many tokens: what the host does not take."""
+        return max(1, self.pages(tokens) - self.host_pages)
 
 
 def image_cost(config: VLConfig, width: int, height: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -140,6 +141,39 @@ def test_the_smallest_machines(vl01: VLConfig) -> None:
 
 def test_bf16_needs_eight_of_the_largest(vl01: VLConfig) -> None:
     assert {option.machine.name for option in smallest(vl01, formats=["bf16"]).options} == {"8 x H200", "8 x B200"}
+
+
+@pytest.mark.parametrize("kind", [TENSOR, LAYERS])
+def test_keys_and_values_in_host_memory(vl01: VLConfig, kind: str) -> None:
+    """Room on the GPUs for what they take of it, and steps as fast as all of it passes over the bus."""
+    machine, tokens = Machine(find_gpu("H200"), 2), 2**20
+
+    def option(far: int, **changes: Any) -> Option:
+        return by_kind(vl01, replace(machine, **changes), Workload(tokens, host_cache_tokens=far), "nf4")[kind]
+
+    near, half, all_but_one = option(0), option(tokens // 2), option(tokens - 256)
+    assert (near.fits, half.fits, all_but_one.fits) == (False, True, True)
+    assert [o.memory.host for o in (near, half)] == [0, 20 * 2**30]
+    a_token = 10 * 4096  # of ten layers
+    moved = a_token * tokens // 2 / machine.gpu.host_bandwidth / (2 if kind == TENSOR else 1)
+    assert half.speed is not None
+    assert all_but_one.speed is not None
+    assert half.speed.decode == pytest.approx(moved, rel=0.02)
+    assert all_but_one.speed.decode == pytest.approx(2 * moved, rel=0.02)
+    assert half.speed.prefill == pytest.approx(all_but_one.speed.prefill, rel=0.01), "hidden behind the work"
+    assert near.max_context < tokens < half.max_context < all_but_one.max_context
+    assert option(tokens // 2, host_memory=20 * 2**30).fits
+    assert option(tokens // 2, host_memory=20 * 2**30 - 1).problem == "host memory"
+
+
+def test_small_passes_over_what_is_in_host_memory_wait_for_it(vl01: VLConfig) -> None:
+    """Each pass brings all that is there by then; 16 tokens are read faster than that comes."""
+    gpu, near, chunk = find_gpu("H200"), 2**19, 16
+    estimate = Estimate(whole(vl01), FORMATS["nf4"], gpu, near=near)
+    alone = estimate.prefill(near, chunk)
+    assert alone == pytest.approx(replace(estimate, near=None).prefill(near, chunk))
+    brought = 10 * 4096 * sum(max(0, past - near) for past in range(0, 2 * near, chunk)) / gpu.host_bandwidth
+    assert estimate.prefill(2 * near, chunk) - alone == pytest.approx(brought, rel=0.01)
 
 
 def test_host_memory_bounds_what_is_spilled(vl01: VLConfig) -> None:

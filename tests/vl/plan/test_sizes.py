@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +12,14 @@ import torch
 import vl
 from text_backbone import HybridCache, MiniMaxText, TextConfig
 from text_backbone.config import hybrid_layers
+from text_backbone.offload import device_bytes, host_bytes
 from text_backbone.quantization import quantized_backbone
 from vision_encoder import VisionConfig, VisionEncoder
 from vl.config import VLConfig, read_config
 from vl.hub import NANO
 from vl.manifest import expected_shapes
 from vl.plan.formats import FORMATS, NF4
-from vl.plan.memory import cache_memory, copied_tokens
+from vl.plan.memory import cache_memory, copied_tokens, host_cache_memory
 from vl.plan.planner import WRITTEN
 from vl.plan.share import Share, by_layers, by_tensor, placements
 from vl.plan.sizes import parameters, state_bytes, vision_values, weight_bytes
@@ -78,6 +80,19 @@ def test_cache_is_the_engines(text: TextConfig, batch: int, context: int) -> Non
     assert states == cache.states.nbytes
     # The page table has no column for the scratch page.
     assert kv == pytest.approx(cache.nbytes - cache.states.nbytes, abs=4 * (batch + 1))
+
+
+@pytest.mark.parametrize("text", [TextConfig(), SMALL], ids=["full", "3"])
+@pytest.mark.parametrize(("batch", "host_tokens"), [(1, 1), (1, 2**20), (16, 2**16 + 1), (64, 2**18)])
+def test_pages_in_host_memory_are_the_engines(text: TextConfig, batch: int, host_tokens: int) -> None:
+    work = Workload(16384, batch, host_cache_tokens=host_tokens)
+    host_pages = -(-host_tokens // 256)
+    sizes: dict[str, Any] = {"host_pages": host_pages, "page_size": 256, "dtype": torch.bfloat16}
+    pages = max(1, batch * 64 - host_pages)
+    states, kv = cache_memory(text, work, 16384)
+    # The page table has no column for the scratch page.
+    assert states + kv == pytest.approx(device_bytes(text, slots=batch, pages=pages, **sizes), abs=4 * (batch + 1))
+    assert host_cache_memory(text, work) == host_bytes(text, **sizes)
 
 
 def test_numbers_of_the_design(vl01: VLConfig) -> None:
