@@ -270,10 +270,12 @@ class Engine:
         self._end(request)
 
     def _end(self, request: Request) -> None:
-        if request.error is None and self.prefixes is not None:
-            self.prefixes.keep(request)  # with what it has written: the next prompt of a conversation has that, too
-        self.scheduler.remove(request)
-        request.features.clear()
+        try:
+            if request.error is None and self.prefixes is not None:
+                self.prefixes.keep(request)  # with what it has written: a conversation's next prompt has that, too
+        finally:
+            self.scheduler.remove(request)
+            request.features.clear()
 
     # The cache
 

@@ -16,7 +16,7 @@ from vl.errors import ConfigError, DeviceError, InputError
 
 HOST = torch.device("cpu")
 MIB = 2**20
-_MOST_PLACES = 1024
+_MOST_PLACES = 256
 _USABLE = 0.95  # of the free memory; the rest is for the work on what is cached
 
 

@@ -7,7 +7,7 @@ Both are given up for others, the longest unused first: places when all are take
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_right, insort
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -116,15 +116,14 @@ class Prefixes:
         """Whether one of `running` is reading what `entry` begins with, and will keep it: to wait is worth it then."""
         if not self._most:
             return False
-        there = next((found.tokens for found in self._found(entry)), 0)
-        least = bisect_left(entry.boundaries, there + _WORTH_WAITING)
-        due = {at: entry.key_at(at) for at in entry.boundaries[least:]}
-        return any(
-            due.get(at) == other.key_at(at)
+        due = (
+            at
             for other in running
             for at in other.boundaries[bisect_right(other.boundaries, other.computed) :]
-            if at in due
+            if at in entry.boundaries and other.key_at(at) == entry.key_at(at)
         )
+        most = max(due, default=0)
+        return most > 0 and most >= _WORTH_WAITING + next((found.tokens for found in self._found(entry)), 0)
 
     def shared_pages(self, entry: Sequenced) -> int:
         """Pages that `entry` need not take, as running sequences hold them anyway."""
@@ -229,7 +228,11 @@ class Prefixes:
         if key in self._kept:
             return
         for _, place in self._places_for([key]):
-            self._memory.keep(entry.slot, place)
+            try:
+                self._memory.keep(entry.slot, place)
+            except BaseException:
+                self._places.give_back(place)
+                raise
             self._add(entry, key, entry.computed, place)
 
     def _add(self, entry: Sequenced, key: bytes, tokens: int, place: int) -> None:

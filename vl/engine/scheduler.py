@@ -214,9 +214,13 @@ class Scheduler(Generic[E]):
         lower priority give way. One that is soon to find more of its beginning lets others go first.
         """
         memory = self.memory
+        if memory is None or not self.waiting:
+            return False
+        if len(self.running) == self.slots and self.running[-1].priority >= self.waiting[0].priority:
+            return False
         waiting = (entry for entry in self.waiting if not self.beginnings.awaits(entry, self.running))
         entry = next(waiting, None)
-        if memory is None or entry is None:
+        if entry is None:
             return False
         while len(self.running) == self.slots or not self._fits(memory, entry):
             if not self.running or self.running[-1].priority >= entry.priority:
