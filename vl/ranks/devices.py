@@ -69,6 +69,11 @@ class Asked:
                 Layout(config.text, placement, 0, len(devices))
             except ValueError as error:
                 raise ConfigError(f"devices={len(devices)}: {error}") from error
+            if placement == CONTEXT and engine.host_cache_tokens:
+                raise ConfigError(
+                    f"host_cache_tokens={engine.host_cache_tokens} does not go with placement={CONTEXT!r}, of which "
+                    "every device attends to pages of its own: leave it out, or use another placement"
+                )
         return Placed(devices, placement)
 
 

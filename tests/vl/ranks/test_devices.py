@@ -118,6 +118,11 @@ def test_a_model_that_cannot_be_cut_so_is_refused(count: int, placement: str, me
         vl.load("nano", devices=count, placement=placement, device="cpu")
 
 
+def test_sharing_a_prompt_leaves_no_page_in_host_memory() -> None:
+    with pytest.raises(vl.ConfigError, match=r"host_cache_tokens=300 does not go with placement='context'"):
+        vl.load("nano", devices=2, placement="context", device="cpu", host_cache_tokens=300)
+
+
 def test_one_device_is_this_process(tiny_checkpoint: Path) -> None:
     for devices in (1, ["cpu"], "auto"):
         model = vl.load(tiny_checkpoint, devices=devices, device=None if devices == ["cpu"] else "cpu")
