@@ -89,7 +89,10 @@ class Rerun:
 
 @pytest.fixture
 def kernel_sized(tiny_text_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., vl.MiniMaxVL]]:
-    """Makes text models whose heads every decode kernel takes; a step that no graph can hold fails the test."""
+    """Makes text models whose heads every decode kernel takes; a step that no graph can hold fails the test.
+
+    They keep no prefixes unless told to: in bfloat16 another cut of a prompt rounds otherwise.
+    """
     donor = vl.load(tiny_text_checkpoint, device="cpu")
     text = replace(
         donor.config.text, hidden_size=64, head_dim=32, rotary_dim=16, intermediate_size=32, attn_type_list=(0, 1, 1)
@@ -99,7 +102,8 @@ def kernel_sized(tiny_text_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) ->
     def build(dtype: torch.dtype, *, device: str = "cuda", graphs: bool = True, **options: int) -> vl.MiniMaxVL:
         if not graphs:
             monkeypatch.setattr(Engine, "_recorder", lambda self: Rerun())
-        model = build_model(config, donor.processor, device=device, dtype=dtype, engine=EngineConfig(**options)).eval()
+        engine = EngineConfig(**{"prefix_memory": 0} | options)
+        model = build_model(config, donor.processor, device=device, dtype=dtype, engine=engine).eval()
         text_backbone.init_weights(model.language_model, std=0.3, generator=torch.Generator(device).manual_seed(0))
         return model
 
@@ -129,6 +133,28 @@ def test_graphs_equal_the_step_launched_op_by_op(kernel_sized: Callable[..., vl.
     assert len(decode._replays) >= 3
     assert (cache.free_slots, cache.free_pages + cache.idle_pages) == (cache.slots, cache.pages)
     assert answers(kernel_sized(dtype, graphs=False, max_batch_size=6)) == first
+
+
+def test_prompts_go_on_from_what_was_kept(kernel_sized: Callable[..., vl.MiniMaxVL]) -> None:
+    """States that were copied to page-locked memory within a pass, and back; shared pages, and copies of the last."""
+    plain = kernel_sized(torch.float32)
+    model = kernel_sized(torch.float32, prefix_memory=64, page_size=16, prefill_tokens=150, max_batch_size=6)
+    system = {"role": "system", "content": "Answer all that is asked, one thing after the other. " * 9}
+    batches = [[[system, *question] for question in QUESTIONS], QUESTIONS]
+    for _ in range(2):
+        for batch in batches:
+            found, expected = (each.generate(batch, max_new_tokens=24) for each in (model, plain))
+            assert [result.token_ids for result in found] == [result.token_ids for result in expected]
+    assert all(result.usage.cached_tokens > 0 for result in model.generate(batches[0], max_new_tokens=4))
+    said = plain.generate(batches[0][:1], max_new_tokens=24)[0]
+    talk = [*batches[0][0], {"role": "assistant", "content": said.text}, {"role": "user", "content": "And then?"}]
+    (found, expected) = (each.generate([talk], max_new_tokens=24)[0] for each in (model, plain))
+    assert found.token_ids == expected.token_ids
+    assert found.usage.cached_tokens > 0
+    assert model.engine.runner is not None
+    kept = [states for place in model.engine.runner.cache._kept.values() for states in place]
+    assert kept
+    assert all(states.is_pinned() for states in kept)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

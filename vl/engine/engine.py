@@ -11,6 +11,7 @@ import os
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -35,6 +36,7 @@ from vl.engine.vision_graphs import VisionGraphs
 from vl.errors import DeviceError, InputError
 
 MARKS = 8  # of a prompt at most: each is a copy of all states
+_HASHING = ThreadPoolExecutor(2, "vl-digests")
 
 
 class Cache(Memory, Pages, Protocol):
@@ -120,7 +122,7 @@ class Engine:
         prompt = Prompt.of(inputs, self.model.config, self.model.name)
         places = memory.places(self.model.config.text, self.config)
         if places or self.config.image_memory:
-            _ = prompt.digests  # made here, where no other caller waits for it
+            _HASHING.submit(getattr, prompt, "digests")  # so that they are there, mostly, when a step asks for them
         request = Request(
             prompt_tokens=len(prompt),
             max_new_tokens=params.max_new_tokens,
