@@ -80,7 +80,8 @@ def feed() -> Callable[..., list[Tensor]]:
             for i, length in zip(live, lengths, strict=True):
                 cache.reserve(slots[i], done[i] + length)
             tokens = torch.cat([ids[i][done[i] : done[i] + n] for i, n in zip(live, lengths, strict=True)])
-            packed = Packed.of(lengths, past=[done[i] for i in live], slots=[slots[i] for i in live])
+            past, rows = [done[i] for i in live], [slots[i] for i in live]
+            packed = Packed.of(lengths, past=past, slots=rows, device=tokens.device)
             hidden = model(model.embed(tokens), packed, cache)
             for i, piece in zip(live, hidden.split(lengths), strict=True):
                 outs[i].append(piece)

@@ -111,7 +111,8 @@ def main(rank: int, ranks: int, folder: Path, kind: str) -> None:
         for name, told in torch.load(folder / "cases.pt").items():
             model = build(told, device)
             sizes: dict[str, Any] = {"slots": 8, "page_size": 4, "device": device, "dtype": told["dtype"]}
-            pages = ShardedCache(model.config, pages=128 // ranks, group=Collectives(None, device), **sizes)
+            room = sum(n // 4 + 1 for n in told["lengths"]) // ranks + len(told["lengths"])
+            pages = ShardedCache(model.config, pages=room, group=Collectives(None, device), **sizes)
             read = cached(model, told, pages)
             context_parallel(model, dist.group.WORLD, device)  # type: ignore[arg-type]
             shard = ContextShard.share(told["lengths"], rank, ranks, device=device)
