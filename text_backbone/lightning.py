@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from text_backbone.cache import MarkedStates
 from text_backbone.config import TextConfig
 from text_backbone.kernels.lightning import lightning_attention
-from text_backbone.linear import linear
+from text_backbone.linear import linear, project
 from text_backbone.norms import GatedNorm
 from text_backbone.packed import Packed
 
@@ -72,5 +72,6 @@ class LightningAttention(nn.Module):
     def forward(self, x: Tensor, packed: Packed, table: Tensor, states: Tensor | MarkedStates | None) -> Tensor:
         """x [T, hidden] -> [T, hidden]; `states` [slots, heads, d, d] is updated in place; `table` is not used."""
         slopes = decay_slopes(self.heads, self.layer, self.layers, x.device)
-        out = attend(self.qkv_proj(x), slopes, packed, states)  # [T, heads * d]
-        return self.out_proj(self.norm(out, self.output_gate(x)))
+        projected = project(x, self.qkv_proj, self.output_gate)
+        out = attend(next(projected), slopes, packed, states)  # [T, heads * d]
+        return self.out_proj(self.norm(out, next(projected)))

@@ -9,7 +9,7 @@ from text_backbone.cache import PagedKV
 from text_backbone.config import TextConfig
 from text_backbone.kernels.rotary import rotary, rotary_to_pages
 from text_backbone.kernels.softmax import softmax_attention
-from text_backbone.linear import linear
+from text_backbone.linear import linear, project
 from text_backbone.packed import Packed
 
 
@@ -30,7 +30,8 @@ class SoftmaxAttention(nn.Module):
 
     def forward(self, x: Tensor, packed: Packed, table: Tensor, pages: PagedKV | None) -> Tensor:
         """x [T, hidden] -> [T, hidden]; `table` float32 [T, rotary_dim]; the new keys and values go to `pages`."""
-        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        projected = project(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (each.unflatten(-1, (-1, self.head_dim)) for each in projected)
         if pages is None:
             q, k = rotary(q, k, table)
             out = softmax_attention(q, k, v, packed)

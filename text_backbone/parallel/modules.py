@@ -11,6 +11,7 @@ from text_backbone.head import OutputHead
 from text_backbone.kernels.moe import route
 from text_backbone.kernels.norms import divided, gated_norm_of, gated_part, row_squares
 from text_backbone.lightning import LightningAttention, attend, decay_slopes
+from text_backbone.linear import project, project_to
 from text_backbone.moe import SparseMoE
 from text_backbone.norms import ResidualNorm
 from text_backbone.packed import Packed
@@ -88,14 +89,15 @@ class SplitLightningAttention(LightningAttention):
     def forward(self, x: Tensor, packed: Packed, table: Tensor, states: Tensor | MarkedStates | None) -> Tensor:
         slopes = decay_slopes(self.all_heads, self.layer, self.layers, x.device)
         slopes = slopes[self.first_head : self.first_head + self.heads]
-        out = attend(self.qkv_proj(x), slopes, packed, states)  # [T, heads * d]
-        gate, weight, eps = self.output_gate(x), self.norm.weight, self.norm.eps
+        projected = project(x, self.qkv_proj, self.output_gate)
+        out = attend(next(projected), slopes, packed, states)  # [T, heads * d]
+        gate, weight, eps = next(projected), self.norm.weight, self.norm.eps
         if out.dtype == torch.float16:
             squares = self.group.all_reduce(row_squares(out))
             return self.group.all_reduce(self.out_proj(gated_norm_of(out, gate, weight, eps, squares, self.width)))
-        part, tail = gated_part(out, gate, weight, self.group.rank, self.group.ranks)
-        message = torch.cat((self.out_proj(part), tail), dim=1)
-        return divided(self.group.all_reduce(message), tail.shape[1], self.width, eps)
+        part, message = gated_part(out, gate, weight, self.group.rank, self.group.ranks, x.shape[1])
+        project_to(message[:, : x.shape[1]], part, self.out_proj)
+        return divided(self.group.all_reduce(message), message.shape[1] - x.shape[1], self.width, eps)
 
 
 class SplitMoE(SparseMoE):

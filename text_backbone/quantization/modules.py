@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from text_backbone.config import TextConfig
 from text_backbone.kernels.moe import expert_mlp
 from text_backbone.layer import DecoderLayer
+from text_backbone.linear import Together
 from text_backbone.model import MiniMaxText
 from text_backbone.moe import Experts
 from text_backbone.part import Part
 from text_backbone.quantization.stored import Quantized
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(Together):
     """In the place of a bias-free `nn.Linear`."""
 
     def __init__(self, linear: nn.Linear, format: str, part: Part | None = None) -> None:
@@ -26,6 +27,13 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [T, in] -> [T, out]."""
         return self.weight.linear((), x)
+
+    def together(self, x: Tensor, others: Sequence[nn.Module]) -> list[Tensor] | None:
+        weights = [module.weight for module in others if isinstance(module, QuantizedLinear)]
+        return self.weight.linears(x, weights) if len(weights) == len(others) else None
+
+    def write(self, y: Tensor, x: Tensor) -> bool:
+        return self.weight.linear_to(y, x)
 
 
 class QuantizedExperts(nn.Module):

@@ -7,6 +7,7 @@ of 256, to eight bits of a map whose steps grow with the magnitude. That comes t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -103,3 +104,13 @@ def dequantize(weight: NF4, columns: int, dtype: torch.dtype, first: int = 0, st
 def linear(weight: NF4, columns: int, x: Tensor, first: int = 0, stride: int = 0) -> Tensor:
     """Rows x [T, columns] times the matrix, or the matrices one below the other: [T, rows] in x's dtype."""
     return kernels.linear(x, *weight, first, stride)
+
+
+def linears(weights: Sequence[tuple[NF4, int, int]], x: Tensor) -> list[Tensor] | None:
+    """Rows x times each of several matrices, with their `first` and `stride`, in one launch; None if no kernel can."""
+    return kernels.linears(x, [(*weight, first, stride) for weight, first, stride in weights])
+
+
+def linear_to(y: Tensor, weight: NF4, x: Tensor, first: int, stride: int) -> bool:
+    """Have a kernel write `linear` of one matrix to y, whose rows may be apart; False, and nothing, if none can."""
+    return kernels.linear_to(y, x, (*weight, first, stride))

@@ -126,6 +126,17 @@ class Quantized(nn.Module):
         """Rows x [n, columns] times the matrix at a place, or those there one below the other: [n, rows], x's dtype."""
         return self._form.linear(self.at(index), self.columns, x, *self._numbers)
 
+    def linears(self, x: Tensor, others: Sequence[Quantized]) -> list[Tensor] | None:
+        """`linear` of this and of other single matrices in one launch of a kernel; None if there is none for them."""
+        weights = [self, *others]
+        if any(weight.format != "nf4" or weight.lead for weight in weights):
+            return None
+        return nf4.linears([(weight.at(), weight.first, weight.stride) for weight in weights], x)
+
+    def linear_to(self, y: Tensor, x: Tensor) -> bool:
+        """Have a kernel write `linear` of a single matrix to y, whose rows may be apart; False if there is none."""
+        return self.format == "nf4" and not self.lead and nf4.linear_to(y, self.at(), x, self.first, self.stride)
+
     def products(self) -> Sequence[Callable[[Tensor], Tensor]]:
         """`linear` of every place in the first dimension."""
         return [partial(self.linear, (i,)) for i in range(self.lead[0])]

@@ -80,13 +80,14 @@ def test_a_norm_over_ranks(module: Any, ranks: int, rows: int, hidden: int, dtyp
     message = torch.zeros(rows, 9 + reference.tail_columns(ranks), device=DEVICE, dtype=torch.float64)
     for rank in range(ranks):
         cut = slice(hidden * rank // ranks, hidden * (rank + 1) // ranks)
-        part, tail = module.gated_part(x[:, cut], gate[:, cut], weight[cut], rank, ranks)
-        assert part.dtype == tail.dtype == dtype
-        message += torch.cat((part.double() @ matrix[cut], tail.double()), dim=1)
+        part, sent = module.gated_part(x[:, cut], gate[:, cut], weight[cut], rank, ranks, 9)
+        assert part.dtype == sent.dtype == dtype
+        assert sent.shape == message.shape
+        message += torch.cat((part.double() @ matrix[cut], sent[:, 9:].double()), dim=1)
     # The squares of every rank are exact to twice the dtype's bits, in which they are sent.
     squares = x.double().square().sum(dim=1)
     torch.testing.assert_close(message[:, 9:].sum(dim=1), squares, rtol=1e-5, atol=0)
-    got = module.divided(message.to(dtype), tail.shape[1], hidden, 1e-6)
+    got = module.divided(message.to(dtype), message.shape[1] - 9, hidden, 1e-6)
     assert got.dtype == dtype
     want = reference.gated_norm(*(t.double() for t in (x, gate, weight)), 1e-6) @ matrix
     assert_near(got, want)

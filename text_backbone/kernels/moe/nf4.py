@@ -78,7 +78,7 @@ def by_expert(x: Tensor, w13: Weight, w2: Weight, weights: Tensor, experts: Tens
     groups, columns = group(experts, count), tiles_each(experts, count)
     h, y = x.new_empty(experts.numel(), inner), x.new_empty(experts.numel(), hidden)
     up(arrange(x), w13, groups.order, groups.bounds, h, inner, columns)
-    few_linear(h, w2, y, groups.bounds, count, True, columns)
+    few_linear(h, [w2], [y], groups.bounds, count, True, columns)
     return grouped.combine(y, weights, groups)[0]
 
 

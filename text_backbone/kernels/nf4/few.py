@@ -79,16 +79,14 @@ def up_kernel(
 
 
 @triton.jit
-def _tiles(
-    bounds, count, ACROSS: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, NT: tl.constexpr, SORTED: tl.constexpr
-):
-    """How many tiles there are: ACROSS for every 4 NT rows of an expert, or for each of `count` if not SORTED."""
+def _tiles(bounds, count, across, E: tl.constexpr, EP: tl.constexpr, NT: tl.constexpr, SORTED: tl.constexpr):
+    """How many tiles there are: `across` for every 4 NT rows of an expert, or for each of `count` if not SORTED."""
     if not SORTED:
-        return count * ACROSS
+        return count * across
     bins = tl.arange(0, EP)
     first = tl.load(bounds + bins, mask=bins < E, other=0)
     last = tl.load(bounds + bins + 1, mask=bins < E, other=0)
-    return tl.sum((last - first + (4 * NT - 1)) // (4 * NT) * ACROSS, 0)
+    return tl.sum((last - first + (4 * NT - 1)) // (4 * NT) * across, 0)
 
 
 @triton.jit
@@ -100,50 +98,77 @@ def _place(bounds, tile, ACROSS: tl.constexpr, E: tl.constexpr, EP: tl.constexpr
     return expert, first + local % down * (4 * NT), last, local // down
 
 
-@triton.jit(do_not_specialize=["rows", "first", "stride"])
+@triton.jit(do_not_specialize=["rows", "stride"])
 def linear_kernel(
-    x, codes, scales, nested, offset, pairs, bounds, y, rows, first, stride,
+    x, codes, scales, nested, offset, pairs, bounds, y, apart, rows, first, stride,
     K: tl.constexpr, N: tl.constexpr, NESTED: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
     NT: tl.constexpr, SORTED: tl.constexpr, ARRANGED: tl.constexpr, WARPS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """y[row] = weight[e] x[row] of 16 units and up to 4 NT rows; one matrix, or SORTED: those of an expert each."""
-    ACROSS: tl.constexpr = (N + 15) // 16
+    """y[row] = weight[e] x[row] of 16 units and up to 4 NT rows; one matrix, or SORTED: those of an expert each.
+
+    Several matrices may multiply the same rows. Tuples, one for each: codes, scales, nested, offset, y, whose rows
+    begin so far `apart`, first, N and NESTED.
+    """
     thread = tl.arange(0, 32 * WARPS)
     lane, warp = thread % 32, thread // 32
     table = fill_table(pairs, thread, 32 * WARPS)
     wait(EARLY)
     down = (rows + (4 * NT - 1)) // (4 * NT)
-    tiles = _tiles(bounds, down, ACROSS, E, EP, NT, SORTED)
+    across = 0
+    for i in tl.static_range(len(N)):
+        across += (N[i] + 15) // 16
+    tiles = _tiles(bounds, down, across, E, EP, NT, SORTED)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         if SORTED:
-            expert, top, last, unit = _place(bounds, tile, ACROSS, E, EP, NT)
+            expert, top, last, unit = _place(bounds, tile, (N[0] + 15) // 16, E, EP, NT)
             matrix = expert.to(tl.int64)
         else:
             top, unit, last = tile % down * (4 * NT), tile // down, rows
             matrix = tl.zeros([], tl.int64)
-        unit = unit * 16
+        which, unit = _matrix(unit, N)
+        unit, units = unit * 16, _pick(N, which)
         xs = ()
         live = ()
         for n in tl.static_range(NT):
             row = top + 4 * n + lane // 4 % 4
             xs = xs + (x.to(tl.pointer_type(tl.int64)) + row * (K // 4),)
             live = live + ((row < last) & (lane // 16 == lane % 4 // 2),)
-        row = tl.minimum(unit + lane // 4, N - 1)
-        under = tl.minimum(row + 8, N - 1)
+        row = tl.minimum(unit + lane // 4, units - 1)
+        under = tl.minimum(row + 8, units - 1)
         line = tl.where(lane % 4 < 2, row, under)
         sums = swept(
-            xs, live, codes.to(tl.pointer_type(tl.int64)) + matrix * (N * (K // 16)),
-            scales.to(tl.pointer_type(tl.int64)) + matrix * (N * (K // 512)), nested + matrix * NESTED,
-            tl.load(offset + matrix), row, under, line, first + line * stride, warp, lane, table,
+            xs, live, _pick(codes, which).to(tl.pointer_type(tl.int64)) + matrix * (units * (K // 16)),
+            _pick(scales, which).to(tl.pointer_type(tl.int64)) + matrix * (units * (K // 512)),
+            _pick(nested, which) + matrix * _pick(NESTED, which), tl.load(_pick(offset, which) + matrix),
+            row, under, line, _pick(first, which) + line * stride, warp, lane, table,
             K, WARPS, NT, ARRANGED, x.dtype.element_ty == tl.float16,
         )  # fmt: skip
-        at = tl.arange(0, 32)
+        to, at = _pick(y, which), tl.arange(0, 32)
         for i in tl.static_range(4 * NT):
             value = total(sums, lane, i, WARPS)
             token = top + i // 4 * 4 + at % 4 * 2 + i % 2
             out = unit + at // 4 + i // 2 % 2 * 8
-            inside = (at % 4 < 2) & (token < last) & (out < N)
-            tl.store(y + token * N + out, value.to(y.dtype.element_ty), mask=inside)
+            inside = (at % 4 < 2) & (token < last) & (out < units)
+            tl.store(to + token * _pick(apart, which) + out, value.to(to.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _matrix(across, N: tl.constexpr):
+    """Of a tile across all matrices: whose it is, and which of its own."""
+    which, begin, next = tl.zeros([], tl.int32), tl.zeros([], tl.int32), tl.zeros([], tl.int32)
+    for i in tl.static_range(1, len(N)):
+        next += (N[i - 1] + 15) // 16
+        which = tl.where(across >= next, i, which)
+        begin = tl.where(across >= next, next, begin)
+    return which, across - begin
+
+
+@triton.jit
+def _pick(values, which):
+    picked = values[0]
+    for i in tl.static_range(1, len(values)):
+        picked = tl.where(which == i, values[i], picked)
+    return picked
 
 
 @triton.jit(do_not_specialize=["tokens", "first", "stride"])

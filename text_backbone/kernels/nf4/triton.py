@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from math import prod
 from typing import Any, NamedTuple
@@ -67,6 +67,25 @@ def linear(
     return way(x)(x, weight, n)
 
 
+def linears(x: Tensor, weights: Sequence[Weight]) -> list[Tensor] | None:
+    """Same as `linear` of each; None if their codes are not read directly, or they are parts of unequal wholes."""
+    if not _few(x) or len({weight.stride for weight in weights}) > 1:
+        return None
+    return several(x.contiguous(), weights, [weight.codes.numel() * 2 // x.shape[1] for weight in weights])
+
+
+def linear_to(y: Tensor, x: Tensor, weight: Weight) -> bool:
+    """Write what `linear` gives to y, whose rows may be apart; False, and nothing, if codes are not read directly."""
+    if not _few(x) or y.dtype != x.dtype or y.stride(1) != 1:
+        return False
+    write(x.contiguous(), [weight], [y])
+    return True
+
+
+def _few(x: Tensor) -> bool:
+    return 0 < len(x) <= _FEW_ROWS and directly(x.dtype, x.shape[1])
+
+
 def way(x: Tensor) -> Callable[[Tensor, Weight, int], Tensor]:
     """How rows x are multiplied."""
     return direct if directly(x.dtype, x.shape[1]) and len(x) <= _FEW_ROWS else written_out
@@ -74,9 +93,24 @@ def way(x: Tensor) -> Callable[[Tensor, Weight, int], Tensor]:
 
 def direct(x: Tensor, weight: Weight, n: int, tiles: int | None = None, launch: Launch = LINEAR) -> Tensor:
     """Rows x [T, K] times one matrix [n, K] whose codes are read; tiles: see `column_tiles`."""
-    y, wide = x.new_empty(len(x), n), len(x) > 2
-    few_linear(arrange(x) if wide else x, weight, y, None, 1, wide, tiles or column_tiles(len(x)), launch)
-    return y
+    return several(x, [weight], [n], tiles, launch)[0]
+
+
+def several(
+    x: Tensor, weights: Sequence[Weight], units: Sequence[int], tiles: int | None = None, launch: Launch = LINEAR
+) -> list[Tensor]:
+    """The same with several matrices, of which each has so many units, in one launch."""
+    ys = [x.new_empty(len(x), n) for n in units]
+    write(x, weights, ys, tiles, launch)
+    return ys
+
+
+def write(
+    x: Tensor, weights: Sequence[Weight], ys: Sequence[Tensor], tiles: int | None = None, launch: Launch = LINEAR
+) -> None:
+    """The same to ys [T, n], whose rows may be apart."""
+    wide = len(x) > 2
+    few_linear(arrange(x) if wide else x, weights, ys, None, 1, wide, tiles or column_tiles(len(x)), launch)
 
 
 def written_out(x: Tensor, weight: Weight, n: int) -> Tensor:
@@ -125,19 +159,25 @@ def options(launch: Launch, device: torch.device) -> dict[str, Any]:
 
 def few_linear(
     x: Tensor,
-    weight: Weight,
-    y: Tensor,
+    weights: Sequence[Weight],
+    ys: Sequence[Tensor],
     bounds: Tensor | None,
     count: int,
     arranged: bool,
     columns: int,
     launch: Launch = LINEAR,
 ) -> None:
-    """Write the products of rows x with one matrix, or by `bounds` those of `count` experts with theirs, to y."""
-    codes, scales, nested, offset, first, stride = weight
-    values = table(x.device, x.dtype)
+    """Write the products of rows x with each of `weights` to its y; by `bounds` those of `count` experts with theirs.
+
+    Of matrices that are parts, all are of wholes that are as wide as each other.
+    """
+    values, first = table(x.device, x.dtype), weights[0]
+    assert all(weight.stride == first.stride for weight in weights)
+    codes, scales, nested, offset, firsts, _ = zip(*weights, strict=True)
     few.linear_kernel[(launch.programs * multiprocessors(x.device),)](
-        x, codes, scales, nested, offset, values, values if bounds is None else bounds, y,
-        len(x), first, stride, x.shape[1], y.shape[1], nested.shape[-1], count,
-        max(2, triton.next_power_of_2(count)), columns, bounds is not None, arranged, **options(launch, x.device),
+        x, codes, scales, nested, offset, values, values if bounds is None else bounds,
+        tuple(ys), tuple(y.stride(0) for y in ys), len(x), firsts, first.stride,
+        x.shape[1], tuple(y.shape[1] for y in ys), tuple(n.shape[-1] for n in nested),
+        count, max(2, triton.next_power_of_2(count)), columns, bounds is not None, arranged,
+        **options(launch, x.device),
     )  # fmt: skip

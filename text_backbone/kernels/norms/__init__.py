@@ -40,13 +40,13 @@ def gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
     return triton.gated_norm(x, gate, weight, eps)
 
 
-def gated_part(x: Tensor, gate: Tensor, weight: Tensor, rank: int, ranks: int) -> tuple[Tensor, Tensor]:
+def gated_part(x: Tensor, gate: Tensor, weight: Tensor, rank: int, ranks: int, room: int = 0) -> tuple[Tensor, Tensor]:
     """One rank's columns of `gated_norm`, and the squares that it lacks; see `reference.gated_part`."""
     if not _fits(x, weight):
-        return reference.gated_part(x, gate, weight, rank, ranks)
+        return reference.gated_part(x, gate, weight, rank, ranks, room)
     from text_backbone.kernels.norms import triton
 
-    return triton.gated_part(x, gate, weight, rank, ranks)
+    return triton.gated_part(x, gate, weight, rank, ranks, room)
 
 
 def divided(message: Tensor, tail: int, width: int, eps: float) -> Tensor:

@@ -35,27 +35,30 @@ def gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (torch.sigmoid(gate.to(wide)) * F.rms_norm(x.to(wide), weight.shape, weight.to(wide), eps)).to(x.dtype)
 
 
-def gated_part(x: Tensor, gate: Tensor, weight: Tensor, rank: int, ranks: int) -> tuple[Tensor, Tensor]:
+def gated_part(x: Tensor, gate: Tensor, weight: Tensor, rank: int, ranks: int, room: int = 0) -> tuple[Tensor, Tensor]:
     """The columns that one of several ranks has of a `gated_norm`, not yet divided by the root mean square of all.
 
     Args:
         x, gate: [tokens, n], this rank's columns. weight: [n].
+        room: columns of a message that are left to be written, before the squares.
 
     Returns:
-        `sigmoid(gate) * x * weight` [tokens, n], and the sum of squares of x's rows [tokens, c] in a form that a sum
-        over ranks leaves exact: each has two columns of its own, for the sum rounded to `x`'s dtype and for what that
-        leaves, and zeros in the others'. c is a power of two, so that rows that it is put behind stay aligned.
+        `sigmoid(gate) * x * weight` [tokens, n], and a message [tokens, room + c], whose last columns are the sum of
+        squares of x's rows in a form that a sum over ranks leaves exact: each has two columns of its own, for the sum
+        rounded to `x`'s dtype and for what that leaves, and zeros in the others'. c, `tail_columns`, is a power of two,
+        so that rows stay aligned.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     squares = x.to(wide).square().sum(dim=-1)
-    tail = x.new_zeros(len(x), tail_columns(ranks))
+    message = x.new_empty(len(x), room + tail_columns(ranks))
+    tail = message[:, room:].zero_()
     tail[:, 2 * rank] = squares
     tail[:, 2 * rank + 1] = squares - tail[:, 2 * rank].to(wide)
-    return (torch.sigmoid(gate.to(wide)) * x.to(wide) * weight.to(wide)).to(x.dtype), tail
+    return (torch.sigmoid(gate.to(wide)) * x.to(wide) * weight.to(wide)).to(x.dtype), message
 
 
 def tail_columns(ranks: int) -> int:
-    """Columns of the second result of `gated_part`."""
+    """Columns in which `gated_part` sends squares."""
     return max(8, 1 << (2 * ranks - 1).bit_length())
 
 

@@ -99,9 +99,9 @@ def _sum_shares(partial, grad_weight, programs, N: tl.constexpr, ROWS: tl.conste
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _gated_part(x, gate, weight, out, tail, rows,
-                N: tl.constexpr, COLS: tl.constexpr, ROWS: tl.constexpr, RANK: tl.constexpr, TAIL: tl.constexpr,
-                EARLY: tl.constexpr):  # fmt: skip
+def _gated_part(x, gate, weight, out, message, rows,
+                N: tl.constexpr, COLS: tl.constexpr, ROWS: tl.constexpr, RANK: tl.constexpr, ROOM: tl.constexpr,
+                TAIL: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
     wait(EARLY)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     col = tl.arange(0, COLS)
@@ -112,11 +112,11 @@ def _gated_part(x, gate, weight, out, tail, rows,
     scale = scale * tl.sigmoid(tl.load(gate + at, mask=inside, other=0.0).to(tl.float32))
     tl.store(out + at, (values * scale).to(out.dtype.element_ty), mask=inside)
     squares = tl.sum(values * values, axis=1)[:, None]
-    near = squares.to(tail.dtype.element_ty).to(tl.float32)
+    near = squares.to(message.dtype.element_ty).to(tl.float32)
     col = tl.arange(0, TAIL)[None, :]
     pieces = tl.where(col == 2 * RANK, near, tl.where(col == 2 * RANK + 1, squares - near, 0.0))
-    at = row[:, None] * TAIL + col
-    tl.store(tail + at, pieces.to(tail.dtype.element_ty), mask=(row < rows)[:, None] & (col < TAIL))
+    at = row[:, None] * (ROOM + TAIL) + ROOM + col
+    tl.store(message + at, pieces.to(message.dtype.element_ty), mask=(row < rows)[:, None])
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -224,18 +224,18 @@ def gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _norm(x, gate, weight, 1.0, 0.0, eps, GATED)
 
 
-def gated_part(x: Tensor, gate: Tensor, weight: Tensor, rank: int, ranks: int) -> tuple[Tensor, Tensor]:
+def gated_part(x: Tensor, gate: Tensor, weight: Tensor, rank: int, ranks: int, room: int = 0) -> tuple[Tensor, Tensor]:
     """Same as `reference.gated_part`, `weight` of at most 16384 elements. Without gradients."""
     x, gate = x.contiguous(), gate.contiguous()
     (rows, hidden), columns = x.shape, tail_columns(ranks)
-    out, tail = torch.empty_like(x), x.new_empty(rows, columns)
+    out, message = torch.empty_like(x), x.new_empty(rows, room + columns)
     if rows:
         cols, tile_rows, warps = _shape(hidden, _FORWARD_TILE, _FORWARD_PER_THREAD)
         _gated_part[(triton.cdiv(rows, tile_rows),)](
-            x, gate, weight, out, tail, rows,
-            N=hidden, COLS=cols, ROWS=tile_rows, RANK=rank, TAIL=columns, num_warps=warps, **early(x.device),
+            x, gate, weight, out, message, rows,
+            N=hidden, COLS=cols, ROWS=tile_rows, RANK=rank, ROOM=room, TAIL=columns, num_warps=warps, **early(x.device),
         )  # fmt: skip
-    return out, tail
+    return out, message
 
 
 def divided(message: Tensor, tail: int, width: int, eps: float) -> Tensor:

@@ -120,5 +120,5 @@ def _down(h: Tensor, w2: Weight, weights: Tensor, chosen: Tensor, launch: Launch
 
 def _down_tiles(h: Tensor, w2: Weight, groups: Groups, entry: Few) -> object:
     y = h.new_empty(len(h), HIDDEN)
-    few_linear(h, w2, y, groups.bounds, EXPERTS, True, *entry)
+    few_linear(h, [w2], [y], groups.bounds, EXPERTS, True, *entry)
     return y

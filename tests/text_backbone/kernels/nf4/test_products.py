@@ -165,6 +165,42 @@ def test_few_rows_with_a_part_of_a_matrix(ranges: tuple[tuple[int, int], ...], c
     assert error(got, x.double() @ values(part).T) < TOLERANCE[DTYPE]
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_several_matrices_in_one_launch_are_each_as_alone(count: int) -> None:
+    """To the bit; the first and the last do not fill their tiles, and what lies beside the results is not touched."""
+    matrices = [stored(40, 512), stored(16, 512), stored(24, 512)]
+    x = torch.randn(count, 512, device=DEVICE, dtype=DTYPE)
+    weights = [kernels.Weight(*matrix.at(), 0, 8) for matrix in matrices]
+    alone = [kernels.linear(x, *matrix.at()) for matrix in matrices]
+    together = kernels.linears(x, weights)
+    assert together is not None
+    assert all(map(torch.equal, together, alone))
+    beside = x.new_full((count, 48), 7.0)
+    assert kernels.linear_to(beside[:, :40], x, weights[0])
+    assert torch.equal(beside[:, :40], alone[0])
+    assert (beside[:, 40:] == 7).all()
+
+
+def test_parts_of_several_matrices_in_one_launch() -> None:
+    """Whose first blocks have other numbers in their wholes, of which each has a different number of rows."""
+    parts = [part_of(stored(96, 1024), (48, 96), (0, 1024)), part_of(stored(48, 1024), (24, 48), (0, 1024))]
+    x = torch.randn(1, 1024, device=DEVICE, dtype=DTYPE)
+    got = kernels.linears(x, [kernels.Weight(*part.at(), part.first, part.stride) for part in parts])
+    assert got is not None
+    for y, part in zip(got, parts, strict=True):
+        assert error(y, x.double() @ values(part).T) < TOLERANCE[DTYPE]
+
+
+def test_what_is_not_read_directly_is_not_computed_together() -> None:
+    weights = [kernels.Weight(*stored(16, 512).at(), 0, stride) for stride in (8, 8, 16)]
+    x = torch.randn(33, 512, device=DEVICE, dtype=DTYPE)
+    assert kernels.linears(x, weights[:2]) is None  # too many rows
+    assert kernels.linears(x[:1], weights) is None  # of wholes of unequal width
+    assert kernels.linears(x[:1].float(), weights[:2]) is None
+    assert not kernels.linear_to(x.new_empty(33, 16), x, weights[0])
+    assert not kernels.linear_to(x.new_empty(1, 16, dtype=torch.float32), x[:1], weights[0])
+
+
 @pytest.mark.parametrize("count", [1, 5, 9])
 def test_rows_of_several_experts(count: int) -> None:
     """Sorted: the second expert has none, the last has most."""
@@ -174,7 +210,7 @@ def test_rows_of_several_experts(count: int) -> None:
     x = torch.randn(sum(sizes), 512, device=DEVICE, dtype=DTYPE)
     y = x.new_empty(len(x), 24)
     at = kernels.Weight(*weight.at(), 0, 8)
-    kernels.few_linear(kernels.arrange(x), at, y, bounds, 4, True, kernels.column_tiles(count))
+    kernels.few_linear(kernels.arrange(x), [at], [y], bounds, 4, True, kernels.column_tiles(count))
     wide = values(weight)
     want = [rows.double() @ wide[i].T for i, rows in enumerate(x.split(sizes))]
     assert error(y, torch.cat(want)) < TOLERANCE[DTYPE]
@@ -313,13 +349,20 @@ from triton.compiler import ASTSource
 from text_backbone.kernels.nf4 import few
 
 sizes = {"NESTED": 2, "E": 1, "EP": 2, "NT": 2, "TOP_K": 2, "HIDDEN": 512, "INNER": 512, "K": 512, "N": 40}
-sizes |= {"SORTED": True, "ARRANGED": True, "WARPS": 4, "EARLY": True}
-numbers = ("rows", "assignments", "tokens", "first", "stride")
+sizes |= {"SORTED": False, "ARRANGED": True, "WARPS": 4, "EARLY": True}
+numbers = ("rows", "assignments", "tokens", "first", "stride", "apart")
 types = dict.fromkeys(("codes", "scales"), "*u8") | dict.fromkeys(("nested", "offset", "weights"), "*fp32")
 types |= {"pairs": "*i32", "bounds": "*i32"} | dict.fromkeys(numbers, "i32") | dict.fromkeys(sizes, "constexpr")
+each = ("codes", "scales", "nested", "offset", "y", "apart", "first", "N", "NESTED")  # of several matrices
 for kernel, experts in ((few.linear_kernel, ""), (few.up_kernel, "*i32"), (few.down_kernel, "*i64")):
     signature = {name: (types | {"experts": experts}).get(name, "*bf16") for name in kernel.arg_names}
     values = {(kernel.arg_names.index(name),): sizes[name] for name in kernel.arg_names if name in sizes}
+    for name in each if kernel is few.linear_kernel else ():
+        signature[name] = (signature[name],) * 2
+        if name in sizes:
+            at = kernel.arg_names.index(name)
+            del values[at,]
+            values |= {(at, 0): sizes[name], (at, 1): sizes[name]}
     triton.compile(ASTSource(kernel, signature, values), target=GPUTarget("cuda", 90, 32))
 """
 
