@@ -48,7 +48,7 @@ _LOG_SECONDS = 30.0
 _ERRORS = 20
 
 
-@engine_options(max_batch_size=8)
+@engine_options(max_batch_size=8, prefix_memory=0)  # no two prompts begin alike
 def niah(
     files: Annotated[
         list[Path] | None,
