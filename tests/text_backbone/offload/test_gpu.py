@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from text_backbone import HybridCache, MiniMaxText, Packed, TextConfig
+from text_backbone import HybridCache, MiniMaxText, Packed, TextConfig, init_weights
 from text_backbone.offload import OffloadedCache, host
 
 pytestmark = pytest.mark.gpu
 PAGE = 64
 # Of each of three sequences the lengths in which it is fed.
 CUTS = [[5000, 1200, 1, 1, 300, 1, 1], [3, 1, 1, 900, 1, 1, 1], [700, 4200, 1, 1, 1]]
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of the worst token
+DEVICE = "cuda"
 
 
 def feed(model: MiniMaxText, cache: HybridCache, ids: list[Tensor]) -> Tensor:
@@ -29,7 +30,7 @@ def feed(model: MiniMaxText, cache: HybridCache, ids: list[Tensor]) -> Tensor:
         for i, length in zip(live, lengths, strict=True):
             cache.reserve(slots[i], done[i] + length)
         tokens = torch.cat([ids[i][done[i] : done[i] + n] for i, n in zip(live, lengths, strict=True)])
-        packed = Packed.of(lengths, past=[done[i] for i in live], slots=[slots[i] for i in live], device="cuda")
+        packed = Packed.of(lengths, past=[done[i] for i in live], slots=[slots[i] for i in live], device=DEVICE)
         hidden = model(model.embed(tokens), packed, cache)
         for i, piece in zip(live, hidden.split(lengths), strict=True):
             outs[i].append(piece)
@@ -43,18 +44,22 @@ def feed(model: MiniMaxText, cache: HybridCache, ids: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize(("pages", "buffer"), [(1, 7), (40, 1000), (130, 20)])
 @torch.inference_mode()
 def test_the_same_numbers_come_out(
-    build: Callable[..., MiniMaxText],
     config: Callable[..., TextConfig],
     monkeypatch: pytest.MonkeyPatch,
     dtype: torch.dtype,
     pages: int,
     buffer: int,
 ) -> None:
+    # Every token has both experts: rounding changes no choice.
     shape = config(hidden_size=256, num_attention_heads=16, num_key_value_heads=2, head_dim=64, rotary_dim=32,
-                   intermediate_size=64, attn_type_list=(1, 0, 0, 1, 1))  # fmt: skip
-    model = build(shape).to("cuda", dtype)
-    ids = [torch.randint(0, 50, (sum(lengths),), device="cuda") for lengths in CUTS]
-    sizes: dict[str, Any] = {"slots": 3, "page_size": PAGE, "device": "cuda", "dtype": dtype}
+                   intermediate_size=64, num_local_experts=2, attn_type_list=(1, 0, 0, 1, 1))  # fmt: skip
+    model = MiniMaxText(shape)
+    init_weights(model, std=256**-0.5, generator=torch.Generator().manual_seed(0))
+    for layer in (0, 3, 4):
+        model.get_submodule(f"layers.{layer}.self_attn.q_proj").weight.mul_(3)  # a query sees few keys
+    model.to(DEVICE, dtype)
+    ids = [torch.randint(0, 50, (sum(lengths),), device=DEVICE) for lengths in CUTS]
+    sizes: dict[str, Any] = {"slots": 3, "page_size": PAGE, "device": DEVICE, "dtype": dtype}
     expected = feed(model, HybridCache(shape, pages=250, **sizes), ids)
     monkeypatch.setattr(host, "BUFFER_TOKENS", buffer * PAGE)
     cache = OffloadedCache(shape, pages=pages, host_pages=250 - pages, **sizes)
@@ -63,6 +68,7 @@ def test_the_same_numbers_come_out(
     assert all(segment.is_pinned() for layer in cache.host.segments for segment in layer)
     for _ in range(2):  # the second time into pages that other tokens had
         found = feed(model, cache, ids)
-        assert (found - expected).norm() <= TOLERANCE[dtype] * expected.norm()
+        errors = (found - expected).float().norm(dim=1) / expected.float().norm(dim=1)
+        assert float(errors.max()) <= TOLERANCE[dtype]
         assert cache.on_device(range(3))
         assert cache.free_pages == 250
