@@ -148,7 +148,8 @@ def test_no_graph_is_made_of_its_steps(tiny_model: vl.MiniMaxVL, monkeypatch: py
     monkeypatch.setattr(engine, "GraphRecorder", lambda device: "a recorder")
     monkeypatch.setattr(memory, "check_config", lambda model, config: None)
     for capturable in (True, False):
-        model: Any = SimpleNamespace(device=torch.device("cuda"), language_model=SimpleNamespace(capturable=capturable))
+        backbone = SimpleNamespace(capturable=capturable)
+        model: Any = SimpleNamespace(device=torch.device("cuda"), config=tiny_model.config, language_model=backbone)
         assert (Engine(model)._recorder() is not None) is capturable
 
 
