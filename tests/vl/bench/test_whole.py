@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,12 +42,15 @@ def test_every_figure_of_a_model_in_one_process() -> None:
     )
     assert [figure.what for figure in figures] == [
         "made and loaded",
-        *["300 x 300 image and a question"] * 2,
+        *["300 x 300 image and a question", "next question, to the first token"] * 2,
         *["read 40 tokens"] * 2,
         "write, batch 1",
         "write, batch 2",
     ]
     assert all(figure.value > 0 for figure in figures)
+    found = re.search(r"; ([\d,]+) tokens found$", figures[4].note)
+    assert found is not None
+    assert int(found[1].replace(",", "")) > 1176, "the image, at the least"
 
 
 def test_bytes_of_a_step_of_the_released_model() -> None:
