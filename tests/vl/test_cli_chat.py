@@ -81,6 +81,7 @@ def test_one_question(
         "prompt_tokens": expected.usage.prompt_tokens,
         "image_tokens": expected.usage.image_tokens,
         "completion_tokens": 5,
+        "cached_tokens": 0,
     }
     assert set(told["timings"]) == {"preprocess", "vision", "prefill", "decode"}
 

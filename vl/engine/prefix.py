@@ -69,7 +69,7 @@ class PrefixCounts:
     Attributes:
         hits: prompts of which a beginning was found. tokens: of all prompts; cached: of those, that were found.
         misses: other prompts by cause: "new" (nothing was kept that begins so), "evicted" (it was given up for
-            others), "cleared" (the model or the cache has changed since), "off" (nothing is ever kept).
+            others), "cleared" (the model has changed since), "off" (nothing is ever kept).
     """
 
     hits: int = 0
