@@ -155,6 +155,10 @@ class Allocator:
         """How many of them slots hold."""
         return sum(self._slots_on[page] > 0 for page in pages)
 
+    def is_kept(self, page: int) -> bool:
+        """Whether something besides slots holds it."""
+        return self._kept[page] > 0
+
     def last_held(self, pages: Sequence[int]) -> bool:
         """Whether one of them would be free if they were dropped."""
         return any(self._kept[page] == 1 and not self._slots_on[page] for page in pages)

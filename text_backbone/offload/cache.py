@@ -19,18 +19,20 @@ from text_backbone.packed import Packed, sent
 
 
 class OffloadedCache(HybridCache):
-    """A `HybridCache` in which softmax layers' pages from number `pages` on are in host memory.
+    """A `HybridCache` in which some of the softmax layers' pages are in host memory.
 
-    Sequences take the pages with the lowest numbers first. Where a page is never changes: what is new is written to its
-    page at once, and attention to pages of the host takes them by way of two buffers on the device, each filled
-    while the other is attended to. A batch none of whose sequences owns such pages goes as in a `HybridCache`.
+    Every page has a place, on the device or in the host's memory, and sequences take those on the device first. The
+    place of a page that a slot holds does not change: what is new is written to it at once, and attention takes pages
+    of the host by way of two buffers on the device, each filled while the other is attended to. Pages that are only
+    kept (`retain`) make room on the device for those of slots, and come back there when a slot shares them.
+    A batch none of whose sequences owns pages in host memory goes as in a `HybridCache`.
 
     Args:
-        pages: on the device.
+        pages: places on the device.
         host_pages: more of them, in host memory. The other arguments are those of `HybridCache`.
 
     Attributes:
-        host: those pages.
+        host: those in host memory.
         page_table: has the scratch page where a sequence's page is in host memory.
     """
 
@@ -53,6 +55,8 @@ class OffloadedCache(HybridCache):
         layers, page = len(self.keys), (page_size, *self.keys.shape[3:])
         self.host = HostPages(layers, host_pages, page, self.keys.device, self.keys.dtype)
         self._offloaded: set[int] = set()  # slots with pages in host memory
+        self._places = list(range(pages + host_pages))  # of each page; from `device_pages` on in host memory
+        self._pages_at = list(range(pages))  # the page at each place of the device
 
     @property
     def nbytes(self) -> int:
@@ -66,28 +70,76 @@ class OffloadedCache(HybridCache):
         super().release(slot)
         self._offloaded.discard(slot)
 
+    def place(self, page: int) -> int:
+        """Where a page is: from `device_pages` on in host memory."""
+        return self._places[page]
+
+    def reserve(self, slot: int, tokens: int) -> None:
+        new = self._allocator.reserve(slot, tokens)
+        if new:
+            self._move_in(new, filled=False)
+            self._write(slot, len(self._allocator.pages_of(slot)) - len(new), new)
+
+    def share(self, slot: int, pages: Sequence[int], tokens: int) -> None:
+        self._move_in([page for page in pages if not self._allocator.in_slots([page])], filled=True)
+        super().share(slot, pages, tokens)
+
     def _write(self, slot: int, at: int, pages: Sequence[int]) -> None:
-        if any(page >= self.device_pages for page in pages):
+        places = [self._places[page] for page in pages]
+        if any(place >= self.device_pages for place in places):
             self._offloaded.add(slot)
-        super()._write(slot, at, [min(page, self.device_pages) for page in pages])
+        super()._write(slot, at, [min(place, self.device_pages) for place in places])
 
     def _copy_page(self, page: int, to: int) -> None:
+        self._move_in([to], filled=False)
         for layer, pools in enumerate(zip(self.keys, self.values, strict=True)):
-            held = self._page(layer, pools, page)
-            if to < self.device_pages:
-                for pool, values in zip(pools, held, strict=True):
-                    pool[to].copy_(values)
-            else:
-                rows = 0, (to - self.device_pages) * self.page_size, self.page_size
-                self.host.write(layer, self.host.spans_to(iter([rows])), held)
+            self._set_page(layer, pools, to, self._page(layer, pools, page))
+
+    @torch.inference_mode()
+    def _move_in(self, pages: Sequence[int], filled: bool) -> None:
+        """Give pages, which no page table names yet, places on the device that no slot uses, as far as there are any.
+
+        Args:
+            filled: whether they hold anything.
+        """
+        far = [page for page in pages if self._places[page] >= self.device_pages]
+        if not far:
+            return
+        staying = set(pages)
+        spare = [page for page in self._pages_at if page not in staying and not self._allocator.in_slots([page])]
+        spare.sort(key=self._allocator.is_kept)  # those that hold nothing first
+        for page, other in zip(far, spare, strict=False):
+            self._swap(page, other, filled)
+
+    def _swap(self, page: int, other: int, filled: bool) -> None:
+        """Exchange the places of a page in host memory and one on the device, and what they hold."""
+        for layer, pools in enumerate(zip(self.keys, self.values, strict=True)):
+            held = self._page(layer, pools, page) if filled else None
+            if self._allocator.is_kept(other):
+                self._set_page(layer, pools, page, self._page(layer, pools, other))
+            if held:
+                self._set_page(layer, pools, other, held)
+        places = self._places
+        places[page], places[other] = places[other], places[page]
+        self._pages_at[places[page]] = page
 
     def _page(self, layer: int, pools: tuple[Tensor, Tensor], page: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a page, [page_size, kv_heads, d], on the device."""
-        keys, values = pools
-        if page < self.device_pages:
-            return keys[page], values[page]
+        (keys, values), place = pools, self._places[page]
+        if place < self.device_pages:
+            return keys[place], values[place]
         # Not from host to host: the host does not wait for what the device has yet to write there.
-        return self.host.read(layer, page - self.device_pages)
+        return self.host.read(layer, place - self.device_pages)
+
+    def _set_page(self, layer: int, pools: tuple[Tensor, Tensor], page: int, held: tuple[Tensor, Tensor]) -> None:
+        """Give a page keys and values, [page_size, kv_heads, d], that are on the device."""
+        place = self._places[page]
+        if place < self.device_pages:
+            for pool, values in zip(pools, held, strict=True):
+                pool[place].copy_(values)
+        else:
+            rows = 0, (place - self.device_pages) * self.page_size, self.page_size
+            self.host.write(layer, self.host.spans_to(iter([rows])), held)
 
     def layers(self, packed: Packed) -> Iterator[LayerCache]:
         """As `HybridCache.layers`. Softmax layers are to attend one after the other, each to all of its past."""
@@ -105,16 +157,16 @@ class OffloadedCache(HybridCache):
 
     def past_of(self, slot: int, tokens: int, loads: Loads) -> Past:
         """Where the first `tokens` tokens of a slot are; those in host memory are added to `loads`."""
-        return loads.take(self._allocator.pages_of(slot), tokens)
+        return loads.take([self._places[page] for page in self._allocator.pages_of(slot)], tokens)
 
     def host_rows(self, slot: int, past: int, tokens: int) -> Iterator[tuple[int, int, int]]:
         """Of `tokens` new tokens those whose pages are in host memory: (first of them, first row there, how many)."""
         pages, size, end = self._allocator.pages_of(slot), self.page_size, past + tokens
         for number in range(past // size, -(-end // size)):
             first, last = max(past, number * size), min(end, (number + 1) * size)
-            page = pages[number] - self.device_pages
-            if page >= 0:
-                yield first - past, page * size + first % size, last - first
+            place = self._places[pages[number]] - self.device_pages
+            if place >= 0:
+                yield first - past, place * size + first % size, last - first
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,9 @@ class HostPages:
         """Keys and values of a page, [page_size, kv_heads, d], copied to the device on the current stream."""
         segment, at = divmod(page, self.room)
         rows = slice(at * self.page_size, (at + 1) * self.page_size)
-        keys, values = (x[rows].to(self.buffers.device, non_blocking=True) for x in self.segments[layer][segment])
+        keys, values = (
+            x[rows].to(self.buffers.device, non_blocking=True, copy=True) for x in self.segments[layer][segment]
+        )
         return keys, values
 
     def write(self, layer: int, where: Sequence[Span], new: tuple[Tensor, Tensor]) -> None:

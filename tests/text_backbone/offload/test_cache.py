@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -96,8 +97,11 @@ class Owning(RuleBasedStateMachine):
     def who_has_what_is_known(self) -> None:
         owned = {slot: self.cache._allocator.pages_of(slot) for slot in self.live}
         for slot, pages in owned.items():
-            assert self.cache.on_device([slot]) == all(page < 3 for page in pages)
-            assert self.cache.page_table[slot, : len(pages)].tolist() == [min(page, 3) for page in pages]
+            places = [self.cache.place(page) for page in pages]
+            assert self.cache.on_device([slot]) == all(place < 3 for place in places)
+            assert self.cache.page_table[slot, : len(pages)].tolist() == [min(place, 3) for place in places]
+        assert sorted(map(self.cache.place, range(7))) == list(range(7))
+        assert [self.cache.place(page) for page in self.cache._pages_at] == [0, 1, 2]
         assert self.cache.free_pages == 7 - sum(map(len, owned.values()))
         assert self.cache.on_device([slot for slot in range(3) if slot not in self.live])
 
@@ -151,7 +155,34 @@ def test_a_sequence_goes_on_from_what_another_has_left(model: MiniMaxText, data:
     cache.retain(pages)
     expected = read(first, cut, length)
     cache.release(other if data.draw(st.booleans()) else first)
+    if data.draw(st.booleans()):  # something else goes where kept pages are
+        with contextlib.suppress(CacheFull):
+            third = cache.acquire()
+            cache.reserve(third, 40)
+            model(model.embed(torch.randint(0, 50, (40,))), Packed.of([40], slots=[third]), cache)
+            if data.draw(st.booleans()):
+                cache.release(third)
     cache.share(second, pages, cut)
     cache.recall(second, 0)
-    assert cache.on_device([second]) == all(page < cache.device_pages for page in cache.pages_of(second))
+    places = [cache.place(page) for page in cache.pages_of(second)]
+    assert cache.on_device([second]) == all(place < cache.device_pages for place in places)
     torch.testing.assert_close(read(second, cut, length), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_kept_pages_make_room_on_the_device(model: MiniMaxText) -> None:
+    cache = OffloadedCache(model.config, slots=2, pages=3, host_pages=6, page_size=PAGE, dtype=torch.float64)
+    first = cache.acquire()
+    cache.reserve(first, 3 * PAGE)
+    pages = list(cache.pages_of(first))
+    cache.retain(pages)
+    cache.keys[:, pages] = torch.arange(3.0).double()[None, :, None, None, None]
+    cache.release(first)
+    second = cache.acquire()
+    cache.reserve(second, 2 * PAGE)
+    assert cache.on_device([second])
+    assert sorted(cache.place(page) < 3 for page in pages) == [False, False, True]
+    cache.release(second)
+    third = cache.acquire()
+    cache.share(third, pages, 3 * PAGE)
+    assert cache.on_device([third]), "they come back when a slot shares them"
+    assert cache.keys[0, [cache.place(page) for page in pages], 0, 0, 0].tolist() == [0, 1, 2]

@@ -72,3 +72,31 @@ def test_the_same_numbers_come_out(
         assert float(errors.max()) <= TOLERANCE[dtype]
         assert cache.on_device(range(3))
         assert cache.free_pages == 250
+
+
+@torch.inference_mode()
+def test_kept_pages_move_out_and_in_again(config: Callable[..., TextConfig]) -> None:
+    shape = config(num_key_value_heads=2, head_dim=64, attn_type_list=(1, 0, 1))
+    cache = OffloadedCache(
+        shape, slots=2, pages=60, host_pages=100, page_size=PAGE, device=DEVICE, dtype=torch.bfloat16
+    )
+    slot = cache.acquire()
+    cache.reserve(slot, 60 * PAGE)
+    pages = list(cache.pages_of(slot))
+    keys, values = (pool[:, pages].normal_().clone() for pool in (cache.keys, cache.values))
+    cache.keys[:, pages], cache.values[:, pages] = keys, values
+    cache.retain(pages)
+    cache.release(slot)
+    for taken in (50, 60, 7):
+        other = cache.acquire()
+        cache.reserve(other, taken * PAGE)
+        assert cache.on_device([other])
+        cache.keys[:, [cache.place(page) for page in cache.pages_of(other)]] = torch.nan
+        cache.release(other)
+        slot = cache.acquire()
+        cache.share(slot, pages, 60 * PAGE)
+        assert cache.on_device([slot])
+        places = [cache.place(page) for page in pages]
+        assert torch.equal(cache.keys[:, places], keys)
+        assert torch.equal(cache.values[:, places], values)
+        cache.release(slot)
