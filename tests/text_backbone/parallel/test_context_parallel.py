@@ -77,6 +77,13 @@ def test_two_gpus_in_bfloat16(run_ranks: Any, context_worker: ModuleType, tmp_pa
         context_worker.results(context_worker.build(told, device, dtype), told, Packed.of(BF16, device=device))
         for dtype in (torch.bfloat16, torch.float32)
     )
+
+    def read(dtype: torch.dtype) -> Tensor:
+        model = context_worker.build(told, device, dtype)
+        cache = HybridCache(model.config, slots=8, pages=3400, page_size=4, device=device, dtype=dtype)
+        return context_worker.cached(model, told, cache)
+
+    near_read, far_read = read(torch.bfloat16), read(torch.float32)
     norms = []
     for key, grad in exact["grads"].items():
         got = sum(part["grads"][key].double() for part in parts)
@@ -88,6 +95,8 @@ def test_two_gpus_in_bfloat16(run_ranks: Any, context_worker: ModuleType, tmp_pa
         shard = ContextShard.share(BF16, rank, 2, device=device)
         near, far = shard.take(one["hidden"]), shard.take(exact["hidden"])
         assert relative(part["hidden"].cuda(), far) < 1.5 * relative(near, far)
+        assert torch.equal(part["cached"], parts[0]["cached"])
+        assert relative(part["cached"].cuda(), far_read) < 1.5 * relative(near_read, far_read)
 
 
 def test_a_split_decoder_is_refused(model: MiniMaxText, monkeypatch: pytest.MonkeyPatch) -> None:
