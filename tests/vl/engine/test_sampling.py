@@ -118,6 +118,7 @@ WRONG: dict[str, list[object]] = {
     "top_p": [0, -0.5, 1.5, None, "all", True, float("nan"), float("inf"), 10**5000],
     "top_k": [-1, 50.0, 2.5, None, "5", False, 99999999999999999999, 2**31],
     "seed": [-3, 1.0, "7", True, 2**64, float("nan")],
+    "priority": [1.0, "high", None, True, 2**31, -(2**31) - 1],
     "stop": [("",), "", 5, [5], b"stop", ["a", None], {"a": 1}, "x" * 1_000_000, ["a"] * 65, repeat("a"), 1.5],
 }
 
@@ -144,6 +145,7 @@ def test_values_of_the_wrong_type_or_range_are_named(name: str) -> None:
         ("seed", np.int64(5), 5),
         ("seed", torch.tensor(5), 5),
         ("seed", None, None),
+        ("priority", np.int8(-3), -3),
         ("stop", None, ()),
         ("stop", "end", ("end",)),
         ("stop", ["a\ud800", "\ud83d\ude42"], ("a\ufffd", "\U0001f642")),
