@@ -60,7 +60,7 @@ class ShardedCache(HybridCache):
         return super().nbytes + self.own_table.nbytes
 
     def on_device(self, slots: Sequence[int]) -> bool:
-        return False
+        return False  # which of a token's keys are here is known to the host, and changes from step to step
 
     def acquire(self) -> int:
         slot = super().acquire()
@@ -96,8 +96,11 @@ class ShardedCache(HybridCache):
                 pool[:, to // ranks].copy_(copied)
 
     def layers(self, packed: Packed) -> Iterator[LayerCache]:
-        step = Step(self, packed)
-        for memory in super().layers(packed):
+        memories = super().layers(packed)
+        return self._on_all_ranks(memories, Step(self, packed))
+
+    def _on_all_ranks(self, memories: Iterator[LayerCache], step: Step) -> Iterator[LayerCache]:
+        for memory in memories:
             if isinstance(memory, PagedKV):
                 yield ShardedKV(memory.keys, memory.values, memory.page_table, memory.rows, step)
             else:

@@ -186,6 +186,15 @@ def test_a_sequence_begins_with_what_another_has_left(model: MiniMaxText, tokens
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
 
 
+def test_a_sequence_without_room_is_refused_at_once(model: MiniMaxText) -> None:
+    cache = sharded(model.config, Group(Meeting(1), 0), 5, torch.float64)
+    with pytest.raises(ValueError, match="slot 0 is not in use"):
+        cache.layers(Packed.of([3]))
+    cache.acquire()
+    with pytest.raises(ValueError, match="slot 0 has room for 0 tokens but its sequence comes to 3"):
+        cache.layers(Packed.of([3]))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_on_a_gpu(build: Callable[..., MiniMaxText], config: Callable[..., TextConfig], feed: Feed, ranks: int) -> None:
