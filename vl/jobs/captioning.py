@@ -179,7 +179,9 @@ def settings_of(
         dtype, quantization: how the model's weights are held; `vl.loading.weights_as` knows before they are read.
     """
     colour = read_background(background)
-    return dataclasses.asdict(params) | {
+    sampling = dataclasses.asdict(params)
+    del sampling["priority"]  # it changes when a caption comes, not the caption
+    return sampling | {
         "stop": list(params.stops),
         "background": None if colour is None else "#{:02x}{:02x}{:02x}".format(*colour),
         "dtype": str(dtype).removeprefix("torch."),
