@@ -68,6 +68,11 @@ class LazyTiles:
         begin = self._ends[first - 1] if first else 0
         return whole[start - begin : stop - begin]
 
+    def lazy(self, image: int) -> LazyImage | None:
+        """What the tiles of an image are made of; None if they are there."""
+        given = self.images[image]
+        return given if isinstance(given, LazyImage) else None
+
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Elsewhere they are a tensor: what the images are made of may be here alone."""
         return torch.from_numpy, (self[:].numpy(),)

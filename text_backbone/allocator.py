@@ -151,8 +151,25 @@ class Allocator:
                 self._idle -= 1
                 self._free(page)
 
+    def pin(self, pages: Sequence[int]) -> None:
+        """Hold pages that `retain` has held as a slot does: they are not idle. The last one need not be full."""
+        self._check_held(pages)
+        for page in pages:
+            self._idle -= not self._slots_on[page]
+            self._slots_on[page] += 1
+
+    def unpin(self, pages: Sequence[int]) -> None:
+        """Undo one `pin`."""
+        for page in pages:
+            self._slots_on[page] -= 1
+            if not self._slots_on[page]:
+                if self._kept[page]:
+                    self._idle += 1
+                else:
+                    self._free(page)
+
     def in_slots(self, pages: Sequence[int]) -> int:
-        """How many of them slots hold."""
+        """How many of them slots hold, or are pinned."""
         return sum(self._slots_on[page] > 0 for page in pages)
 
     def is_kept(self, page: int) -> bool:
@@ -165,14 +182,7 @@ class Allocator:
 
     def release(self, slot: int) -> None:
         """Give back a slot, and its pages: those that nobody holds any more are free."""
-        for page in self.pages_of(slot):
-            self._slots_on[page] -= 1
-            if self._slots_on[page]:
-                continue
-            if self._kept[page]:
-                self._idle += 1
-            else:
-                self._free(page)
+        self.unpin(self.pages_of(slot))
         del self._owned[slot]
         self._slots.give_back(slot)
 

@@ -69,6 +69,15 @@ def _shapes(
     )
 
 
+def runs(pages: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Pages whose numbers follow on each other: (where in `pages` they begin, the first, how many)."""
+    start = 0
+    for at in range(1, len(pages) + 1):
+        if at == len(pages) or pages[at] != pages[at - 1] + 1:
+            yield start, pages[start], at - start
+            start = at
+
+
 @dataclass(frozen=True)
 class MarkedStates:
     """The states of one lightning layer in a pass with marks.
@@ -101,6 +110,7 @@ class HybridCache:
         keys: `dtype` [softmax_layers, pages, page_size, kv_heads, d].
         values: as `keys`.
         page_table: int32 [slots, pages]; entries beyond a slot's reserved pages mean nothing, but name pages.
+        lightning_layers, softmax_layers: the decoder's layers in the order of `states`, and of `keys`.
         scratch_slot: it owns one page, and several rows of a batch may name it; what it holds means nothing.
     """
 
@@ -125,6 +135,9 @@ class HybridCache:
         self.page_table = torch.zeros(table, dtype=torch.int32, device=device)
         self._kept: dict[int, Sequence[Tensor]] = {}  # states on the host, by place
         self._kinds = config.attn_type_list
+        kinds = tuple(enumerate(self._kinds))
+        self.lightning_layers = tuple(layer for layer, kind in kinds if kind == LIGHTNING)
+        self.softmax_layers = tuple(layer for layer, kind in kinds if kind != LIGHTNING)
         self.scratch_slot: int | None = None
         if scratch:
             self.scratch_slot = slots
@@ -199,6 +212,14 @@ class HybridCache:
         """Undo one `retain`. Raises ValueError if a page is not kept."""
         self._allocator.drop(pages)
 
+    def pin(self, pages: Sequence[int]) -> None:
+        """Hold pages that are kept as a slot does: they are not idle."""
+        self._allocator.pin(pages)
+
+    def unpin(self, pages: Sequence[int]) -> None:
+        """Undo one `pin`."""
+        self._allocator.unpin(pages)
+
     def in_slots(self, pages: Sequence[int]) -> int:
         """How many of them slots hold."""
         return self._allocator.in_slots(pages)
@@ -257,6 +278,38 @@ class HybridCache:
     def recall(self, slot: int, place: int) -> None:
         """`restore` what was kept at that place, which stays there."""
         self.restore(slot, self._kept[place])
+
+    # What sequences have left, on its way to another cache
+
+    def kept_at(self, place: int) -> Sequence[Tensor]:
+        """What was kept at a place, of each lightning layer float32 [heads, d, d] on the host, once it is there."""
+        self._wait()
+        return self._kept[place]
+
+    @torch.inference_mode()
+    def read_pages(self, layer: int, pages: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Keys and values of softmax layer number `layer`, copied to the host: [pages, page_size, kv_heads, d]."""
+        pool, shape = self.keys[layer], (len(pages), *self.keys.shape[2:])
+        keys, values = (torch.empty(shape, dtype=pool.dtype, device="cpu", pin_memory=pool.is_cuda) for _ in range(2))
+        self._copy_out(layer, pages, keys, values)
+        self._wait()
+        return keys, values
+
+    @torch.inference_mode()
+    def write_pages(self, layer: int, pages: Sequence[int], keys: Tensor, values: Tensor) -> None:
+        """The reverse, without waiting for the device if the tensors are page-locked."""
+        for at, first, count in runs(pages):
+            for pool, given in ((self.keys[layer], keys), (self.values[layer], values)):
+                pool[first : first + count].copy_(given[at : at + count], non_blocking=True)
+
+    def _copy_out(self, layer: int, pages: Sequence[int], keys: Tensor, values: Tensor) -> None:
+        for at, first, count in runs(pages):
+            for pool, taken in ((self.keys[layer], keys), (self.values[layer], values)):
+                taken[at : at + count].copy_(pool[first : first + count], non_blocking=True)
+
+    def _wait(self) -> None:
+        if self.states.is_cuda:
+            torch.cuda.current_stream(self.states.device).synchronize()
 
     def _place(self, place: int) -> Sequence[Tensor]:
         """The memory of a place, made when it is first used."""

@@ -22,24 +22,33 @@ from vision_encoder import VisionEncoder
 from vision_encoder import released_tensors as vision_tensors
 from vl.checkpoint import Slot, weight_dtype, write_weights
 from vl.config import VLConfig, write_config
+from vl.documents import PAGE_SIDE
 from vl.engine import Generation, Request, SamplingParams, TextStream, Timings
+from vl.engine.prefix import Held
 from vl.engine.prompt import Prompt
 from vl.engine.reading import Progress
+from vl.engine.session import SAVE_EVERY, Holding, Session, Source, open_session
+from vl.engine.session import read as read_session
 from vl.errors import ConfigError, DeviceError, InputError
 from vl.saving import replace_model
 
 DEFAULT_PROMPT = "Describe this image."
 
 
-class Driver(Protocol):
+class Driver(Holding, Protocol):
     """What generates for a model: `vl.engine.Engine`."""
 
     def check(self, params: SamplingParams, prompt: int = 1) -> None: ...
-    def prepare(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request: ...
+    def prepare(
+        self,
+        inputs: Inputs | Prompt,
+        params: SamplingParams,
+        timings: Timings | None = None,
+        *,
+        after: Held | None = None,
+        hold: bool = False,
+    ) -> Request: ...
     def submit(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request: ...
-    def stream(self, request: Request, progress: Progress | None = None) -> Iterator[str]: ...
-    def stay_in_process(self) -> None: ...
-    def run(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Generation]: ...
     def cancel(self, request: Request) -> None: ...
     def step(self) -> None: ...
 
@@ -245,6 +254,53 @@ class MiniMaxVL(nn.Module):
         else:
             inputs = self.processor(item, tools=tools, continue_final_message=True)
         return inputs, Timings(preprocess=time.perf_counter() - start)
+
+    # Sessions
+
+    def read(
+        self,
+        source: Source,
+        *,
+        page_side: int = PAGE_SIDE,
+        progress: Progress | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        save_every: int = SAVE_EVERY,
+        overwrite: bool = False,
+    ) -> Session:
+        """Read something once, to ask about it any number of times.
+
+        Args:
+            source: messages, or the path of a document or several: text files, PDFs (whose pages become images; needs
+                the extra `documents`) and images.
+            page_side: pixels of the longer side of a PDF's pages.
+            progress: as of `generate`.
+            folder: save the session there, also on the way, `save_every` tokens after the last time. If the same was
+                read into it before, in part or as a whole, reading goes on from there.
+            overwrite: a session of something else that is in the folder.
+
+        Raises:
+            CheckpointError: if the folder holds a session of something else, or cannot be written.
+            InputError, ImageError: naming the document and page, message or image that cannot be read.
+        """
+        _check_progress(progress)
+        return read_session(
+            self,
+            source,
+            page_side=page_side,
+            progress=progress,
+            folder=folder,
+            save_every=save_every,
+            overwrite=overwrite,
+        )
+
+    def open(self, folder: str | os.PathLike[str]) -> Session:
+        """The session that was saved in a folder.
+
+        Raises:
+            CheckpointError: if there is none, it is damaged, or it is of another model, naming what differs.
+            InputError: if the memory cannot hold it.
+        """
+        return open_session(self, folder)
 
     # The checkpoint
 

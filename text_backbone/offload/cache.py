@@ -123,6 +123,17 @@ class OffloadedCache(HybridCache):
         places[page], places[other] = places[other], places[page]
         self._pages_at[places[page]] = page
 
+    def _copy_out(self, layer: int, pages: Sequence[int], keys: Tensor, values: Tensor) -> None:
+        pools = self.keys[layer], self.values[layer]
+        for at, page in enumerate(pages):
+            for taken, held in zip((keys, values), self._page(layer, pools, page), strict=True):
+                taken[at].copy_(held, non_blocking=True)
+
+    def write_pages(self, layer: int, pages: Sequence[int], keys: Tensor, values: Tensor) -> None:
+        pools = self.keys[layer], self.values[layer]
+        for page, held in zip(pages, zip(keys, values, strict=True), strict=True):
+            self._set_page(layer, pools, page, (held[0].to(pools[0].device), held[1].to(pools[1].device)))
+
     def _page(self, layer: int, pools: tuple[Tensor, Tensor], page: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a page, [page_size, kv_heads, d], on the device."""
         (keys, values), place = pools, self._places[page]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vl.engine.request import Request
     from vl.engine.results import FinishReason, Generation, Timings, Usage
     from vl.engine.sampling import SamplingParams
+    from vl.engine.session import Session
 
 __all__ = [
     "Engine",
@@ -25,6 +26,7 @@ __all__ = [
     "Reading",
     "Request",
     "SamplingParams",
+    "Session",
     "TextStream",
     "Timings",
     "Usage",
@@ -38,6 +40,7 @@ _HOMES = {
     "request": ("Request",),
     "results": ("FinishReason", "Generation", "Timings", "Usage"),
     "sampling": ("SamplingParams",),
+    "session": ("Session",),
 }
 
 

@@ -23,6 +23,21 @@ _WORTH_WAITING = 256  # tokens that another sequence is about to keep
 _REMEMBERED = 256  # keys of what was given up, to tell why it is missed
 
 
+@dataclass(eq=False)
+class Held:
+    """A beginning that is held for somebody until it is let go: nothing takes its place or its pages.
+
+    Attributes:
+        tokens: of it. `pages`: of its keys and values. `place`: where its states are.
+        lost: why it is gone all the same; "" while it is there.
+    """
+
+    tokens: int
+    place: int
+    pages: Sequence[int]
+    lost: str = ""
+
+
 @dataclass(eq=False, kw_only=True)
 class Sequenced(Entry):
     """An `Entry` whose tokens have keys.
@@ -32,12 +47,14 @@ class Sequenced(Entry):
         kept: tokens of the longest beginning of it that was kept or found since it has its slot.
         cached_tokens: of its prompt, that were found when it first ran, and not read; None before.
         marks: of the next step: after how many of its tokens its states are kept, and at which place.
+        after: what it begins with, of which nothing is read again; None leaves that to what is found.
     """
 
     boundaries: Sequence[int] = ()
     kept: int = 0
     cached_tokens: int | None = None
     marks: Sequence[tuple[int, int]] = ()
+    after: Held | None = None
 
     def key_at(self, tokens: int) -> bytes:
         """Names its first `tokens` tokens, images included."""
@@ -57,6 +74,8 @@ class Pages(Protocol):
     def last_held(self, pages: Sequence[int]) -> bool: ...
     def retain(self, pages: Sequence[int]) -> None: ...
     def drop(self, pages: Sequence[int]) -> None: ...
+    def pin(self, pages: Sequence[int]) -> None: ...
+    def unpin(self, pages: Sequence[int]) -> None: ...
     def share(self, slot: int, pages: Sequence[int], tokens: int) -> object: ...
     def keep(self, slot: int, place: int) -> None: ...
     def recall(self, slot: int, place: int) -> None: ...
@@ -78,12 +97,9 @@ class PrefixCounts:
     misses: Counter[str] = field(default_factory=Counter)
 
 
-@dataclass(frozen=True, eq=False)
-class _Beginning:
-    key: bytes
-    tokens: int
-    place: int
-    pages: Sequence[int]
+@dataclass(eq=False)
+class _Beginning(Held):
+    key: bytes = b""
 
 
 class Prefixes:
@@ -102,6 +118,8 @@ class Prefixes:
         self._lengths: Counter[int] = Counter()  # of those kept and those remembered
         self._rising: list[int] = []
         self._gone: OrderedDict[bytes, tuple[int, str]] = OrderedDict()
+        self._held: list[Held] = []
+        self._held_places = Numbers(2**30)  # from the last of the others on
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -141,7 +159,8 @@ class Prefixes:
         for found in self._found(entry):
             if self._share(entry.slot, found):
                 self._memory.recall(entry.slot, found.place)
-                self._kept.move_to_end(found.key)
+                if isinstance(found, _Beginning):
+                    self._kept.move_to_end(found.key)
                 entry.computed = entry.kept = found.tokens
                 entry.room = self._memory.capacity(entry.slot)
                 break
@@ -149,8 +168,12 @@ class Prefixes:
             entry.cached_tokens = min(entry.computed, entry.prompt_tokens)
             self._count(entry, entry.cached_tokens)
 
-    def _found(self, entry: Sequenced) -> Iterator[_Beginning]:
+    def _found(self, entry: Sequenced) -> Iterator[Held]:
         """What is kept of it, the longest first."""
+        if entry.after is not None:
+            if not entry.after.lost:
+                yield entry.after
+            return
         if not self._kept:
             return
         for tokens in reversed(self._rising[: bisect_right(self._rising, entry.known - 1)]):
@@ -158,7 +181,7 @@ class Prefixes:
             if found is not None:
                 yield found
 
-    def _share(self, slot: int, found: _Beginning) -> bool:
+    def _share(self, slot: int, found: Held) -> bool:
         """False if there is no page for a copy of its last one, not even in place of another beginning."""
         while True:
             try:
@@ -222,7 +245,7 @@ class Prefixes:
 
     def keep(self, entry: Sequenced) -> None:
         """Keep all that `entry` has read, if that is worth it; it goes on with a slot, or is about to lose it."""
-        if entry.slot is None or entry.computed - entry.kept < LEAST:
+        if entry.slot is None or entry.after is not None or entry.computed - entry.kept < LEAST:
             return
         key = entry.key_at(entry.computed)
         if key in self._kept:
@@ -240,13 +263,59 @@ class Prefixes:
         pages = tuple(self._memory.pages_of(entry.slot)[: -(-tokens // self._memory.page_size)])
         self._memory.retain(pages)
         self._forget(key)
-        self._kept[key] = _Beginning(key, tokens, place, pages)
+        self._kept[key] = _Beginning(tokens, place, pages, key=key)
         self._count_length(tokens, 1)
         entry.kept = tokens
 
+    # Holding
+
+    @property
+    def held(self) -> Sequence[Held]:
+        """What is held, in the order of coming."""
+        return tuple(self._held)
+
+    def hold(self, slot: int, tokens: int, held: Held | None = None) -> Held:
+        """Hold the first `tokens` tokens of a sequence, which are all that it has read.
+
+        Args:
+            held: what is to stand for them, if they were held elsewhere before.
+        """
+        place = self._most + self._held_places.take()
+        try:
+            self._memory.keep(slot, place)
+        except BaseException:
+            self._held_places.give_back(place - self._most)
+            raise
+        pages = tuple(self._memory.pages_of(slot)[: -(-tokens // self._memory.page_size)])
+        self._memory.retain(pages)
+        self._memory.pin(pages)
+        held = held or Held(tokens, place, pages)
+        held.place, held.pages = place, pages
+        self._held.append(held)
+        return held
+
+    def pages_beside(self, after: Held | None) -> int:
+        """Pages that are held, but for those that a sequence after one of the held need not take itself."""
+        own = () if after is None else after.pages[: after.tokens // self._memory.page_size]
+        return len({page for held in self._held for page in held.pages}.difference(own))
+
+    def let_go(self, held: Held) -> None:
+        """Hold it no more; harmless if it is not held here."""
+        if held in self._held:
+            self._held.remove(held)
+            self._memory.unpin(held.pages)
+            self._memory.drop(held.pages)
+            self._held_places.give_back(held.place - self._most)
+
+    def lose(self, reason: str) -> None:
+        """Let all go that is held, which says from now on that it is lost, and why."""
+        for held in self.held:
+            self.let_go(held)
+            held.lost = reason
+
     # Giving up
 
-    def evict(self, spare: _Beginning | None = None) -> bool:
+    def evict(self, spare: Held | None = None) -> bool:
         """Give up the longest unused beginning that sets a page free. False if none does."""
         if not self._memory.idle_pages:
             return False

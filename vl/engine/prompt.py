@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -92,8 +92,19 @@ class Prompt:
 
     def _digest(self, image: int) -> bytes:
         digest = hashlib.sha256(repr(self.grids[image]).encode())
+        if isinstance(self.tiles, LazyTiles) and (lazy := self.tiles.lazy(image)):
+            digest.update(b"lazy" + lazy.digest)
+            return digest.digest()
         digest.update(self.tiles_of(image).contiguous().numpy().data)
         return digest.digest()
+
+    def until(self, tokens: int) -> Prompt:
+        """Its first `tokens` tokens; an image that is cut there is in it as far as it goes."""
+        return replace(self, input_ids=self.input_ids[:tokens])
+
+    def behind(self, ids: Tensor) -> Prompt:
+        """The prompt after the tokens `ids`, whose images, if they have any, were read: they are not in it."""
+        return replace(self, input_ids=torch.cat((ids, self.input_ids)), places=self.places + len(ids))
 
     def tiles_of(self, image: int) -> Tensor:
         """uint8 [n, 3, S, S] of one image."""

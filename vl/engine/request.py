@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vl.engine.driven import TextStream
 from vl.engine.keys import Keys
-from vl.engine.prefix import Sequenced
+from vl.engine.prefix import Held, Sequenced
 from vl.engine.prompt import Prompt
 from vl.engine.results import FinishReason, Generation, Timings, Usage
 from vl.engine.sampling import SamplingParams
@@ -64,6 +64,7 @@ class Request(Sequenced):
         watches: what the vision encoder's work for it took, in seconds; to be asked when that work is known to be done.
         token_ids, text: all that was generated. `pieces`: text not yet taken by a consumer.
         finish_reason, error: how it ended; None while it has not.
+        hold: whether what it has read is to be held when it has ended. `held`: then that.
     """
 
     prompt: Prompt
@@ -78,6 +79,8 @@ class Request(Sequenced):
     text: str = ""
     finish_reason: FinishReason | None = None
     error: BaseException | None = None
+    hold: bool = False
+    held: Held | None = None
 
     def __post_init__(self) -> None:
         self._scanner = StopScanner(self.params.stops)

@@ -115,7 +115,8 @@ class NoBeginnings:
         return False
 
 
-def _rank(entry: Entry) -> tuple[int, int]:
+def rank(entry: Entry) -> tuple[int, int]:
+    """Lower goes first."""
     return -entry.priority, entry.arrival
 
 
@@ -144,7 +145,7 @@ class Scheduler(Generic[E]):
     def add(self, entry: E) -> None:
         """Let `entry` wait for its turn."""
         entry.arrival, self._arrivals = self._arrivals, self._arrivals + 1
-        insort(self.waiting, entry, key=_rank)
+        insort(self.waiting, entry, key=rank)
 
     def remove(self, entry: E) -> None:
         """Forget `entry`, wherever it is; harmless when it is nowhere."""
@@ -154,7 +155,7 @@ class Scheduler(Generic[E]):
     def preempt(self, entry: E) -> None:
         """Take slot and pages from `entry`, which waits again for its turn, to be computed anew."""
         if self._stop(entry):
-            insort(self.waiting, entry, key=_rank)
+            insort(self.waiting, entry, key=rank)
 
     def schedule(self) -> list[tuple[E, int]]:
         """Admit what fits. Returns who runs in the next step and how many tokens of each; they have pages for them."""
@@ -229,7 +230,7 @@ class Scheduler(Generic[E]):
             self.preempt(self.running[-1])
         self.waiting.remove(entry)
         entry.slot = memory.acquire()
-        insort(self.running, entry, key=_rank)
+        insort(self.running, entry, key=rank)
         self.beginnings.begin(entry)
         return True
 
@@ -256,7 +257,7 @@ class Scheduler(Generic[E]):
 
 def _take_out(entry: E, entries: list[E]) -> bool:
     """Remove `entry` from a list that is in order; False if it is not there."""
-    at = bisect_left(entries, _rank(entry), key=_rank)
+    at = bisect_left(entries, rank(entry), key=rank)
     if at == len(entries) or entries[at] is not entry:
         return False
     del entries[at]

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import NoReturn
 
 from text_backbone.allocator import Allocator
 from vl.engine import Engine, EngineConfig, Request
 from vl.engine.driven import Model
-from vl.engine.engine import Steps
+from vl.engine.holding import Contents, Fill
+from vl.engine.keeping import Steps
+from vl.engine.prefix import Held
+from vl.errors import ConfigError, InputError
 from vl.ranks.interrupts import Interrupts
 from vl.ranks.messages import Call, NewRequest, Step, Written
 from vl.ranks.processes import Ranks
@@ -43,6 +47,29 @@ class SplitEngine(Engine):
         """The least of the ranks'."""
         rooms = [room for room in self._ranks.call("room") if room is not None]
         return min(rooms, default=None)
+
+    def _carried(self) -> list[tuple[Held, Contents]]:
+        if self.prefixes is not None and self.prefixes.held:
+            raise InputError(
+                "the cache is too small for this beside the sessions, which a model over several devices cannot take "
+                "along to a larger one: close some, or load the model with larger cache_tokens"
+            )
+        return []
+
+    def adopt(self, tokens: int, fill: Fill) -> NoReturn:
+        raise self._in_parts("opened")
+
+    def states_of(self, held: Held) -> NoReturn:
+        raise self._in_parts("saved")
+
+    def stretch_of(self, held: Held, start: int, stop: int) -> NoReturn:
+        raise self._in_parts("saved")
+
+    def _in_parts(self, what: str) -> ConfigError:
+        return ConfigError(
+            f"sessions of a model over several devices, which lie there in parts, cannot be {what}: load the model "
+            "without devices= for that; they can be read and asked"
+        )
 
     def _make_runner(self, pages: int) -> Steps:
         self._ranks.call("drop_cache")  # of every rank, before any makes a new one

@@ -1,0 +1,436 @@
+"""Sessions: the same answers as of the whole conversation, whatever else goes on, and after they were saved."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import vl
+from vl.engine import Engine, session_file
+from vl.engine.session_file import MANIFEST
+
+ROOT = Path(vl.__file__).parents[1]
+TEXT = "A red circle at the top left and a blue square in the center. " * 6
+QUESTIONS = ["Where is it?", "What is red?", "Hello"]
+SMALL = {"prefill_tokens": 32, "page_size": 8, "cache_tokens": 400, "max_batch_size": 3}
+NEW: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1.3, "seed": 4}
+
+
+def document(text: str = TEXT, images: int = 0) -> list[dict[str, Any]]:
+    pictures = [{"type": "image", "image": Image.new("RGB", (40, 30 + 7 * n), (200, 9 * n, 30))} for n in range(images)]
+    return [{"role": "user", "content": [*pictures, {"type": "text", "text": text}]}]
+
+
+def ask(question: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": question}]
+
+
+def load(folder: Path, **options: int) -> vl.MiniMaxVL:
+    return vl.load(folder, device="cpu", **{**SMALL, **options})
+
+
+def answers(model: vl.MiniMaxVL, read: list[dict[str, Any]], questions: list[str] = QUESTIONS) -> list[str]:
+    found = [model.chat([*read, *ask(question)], **NEW) for question in questions]
+    assert len(set(found)) > 1
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_text_checkpoint: Path) -> list[str]:
+    return answers(load(tiny_text_checkpoint, prefix_memory=0), document())
+
+
+@pytest.fixture
+def model(tiny_text_checkpoint: Path) -> vl.MiniMaxVL:
+    return load(tiny_text_checkpoint)
+
+
+def used_pages(model: vl.MiniMaxVL) -> int:
+    """Pages of the cache that are neither free nor would be given up for others."""
+    engine = model.engine
+    assert isinstance(engine, Engine)
+    engine.step()
+    cache = engine._cache()
+    return cache.pages - cache.free_pages - cache.idle_pages
+
+
+def test_it_answers_as_the_conversation_would(model: vl.MiniMaxVL, expected: list[str]) -> None:
+    told: list[vl.Reading] = []
+    session = model.read(document(), progress=told.append)
+    assert session.tokens == session.total == told[-1].tokens == told[-1].total
+    assert len(told) > 3
+    for _ in range(2):
+        assert [session.ask(question, **NEW) for question in QUESTIONS] == expected
+    assert "".join(session.stream(QUESTIONS[0], **NEW)) == expected[0]
+    results = session.generate(QUESTIONS, **NEW)
+    assert [result.text for result in results] == expected
+    assert all(result.usage.cached_tokens == session.tokens for result in results)
+    assert session.ask([*ask("Hello"), *ask(QUESTIONS[0])], **NEW) == model.chat(
+        [*document(), *ask("Hello"), *ask(QUESTIONS[0])], **NEW
+    )
+
+
+def test_images_in_what_was_read_and_in_questions(tiny_checkpoint: Path) -> None:
+    model = load(tiny_checkpoint, cache_tokens=12000, prefill_tokens=512, page_size=64)
+    session = model.read(document(images=2))
+    picture = Image.new("RGB", (50, 50), "blue")
+    parts = [{"type": "image", "image": picture}, {"type": "text", "text": "And this?"}]
+    whole = [*document(images=2), {"role": "user", "content": parts}]
+    assert session.ask("And this?", images=[picture], **NEW) == model.chat(whole, **NEW)
+    assert session.ask("What?", **NEW) == model.chat([*document(images=2), *ask("What?")], **NEW)
+
+
+def test_what_is_remembered_and_what_is_added(model: vl.MiniMaxVL) -> None:
+    session = model.read(document())
+    first = session.ask("Hello", remember=True, **NEW)
+    turn = [*document(), *ask("Hello"), {"role": "assistant", "content": first}]
+    assert session.ask("And now?", **NEW) == model.chat([*turn, *ask("And now?")], **NEW)
+    session.add(document("More of it."))
+    whole = [*turn, *document("More of it.")]
+    assert session.tokens == len(model.processor(whole, add_generation_prompt=False))
+    assert session.ask("Hello", **NEW) == model.chat([*whole, *ask("Hello")], **NEW)
+
+
+def test_others_take_nothing_of_it_and_it_takes_nothing_of_others(model: vl.MiniMaxVL, expected: list[str]) -> None:
+    """In a cache that is too small for all of them at once, by turns and from threads."""
+    session = model.read(document())
+    alone = [model.chat(ask(f"{TEXT} {n}"), **NEW) for n in range(3)]
+    found: dict[Any, str] = {}
+
+    def run(key: Any, answer: Callable[[], str]) -> None:
+        found[key] = answer()
+
+    calls: dict[Any, Callable[[], str]] = {q: partial(session.ask, q, **NEW) for q in QUESTIONS}
+    calls |= {n: partial(model.chat, ask(f"{TEXT} {n}"), **NEW) for n in range(3)}
+    threads = [threading.Thread(target=run, args=call) for call in calls.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[question] for question in QUESTIONS] == expected
+    assert [found[n] for n in range(3)] == alone
+
+
+def test_a_larger_cache_takes_it_along(tiny_text_checkpoint: Path, expected: list[str]) -> None:
+    model = load(tiny_text_checkpoint, cache_tokens=8)
+    sessions = [model.read(document())]
+    pages = model.engine._cache().pages  # type: ignore[attr-defined]
+    sessions.append(model.read(document("Hello world, 0123456789! " * 40)))
+    assert model.engine._cache().pages > pages  # type: ignore[attr-defined]
+    other = model.chat([*document("Hello world, 0123456789! " * 40), *ask("Hello")], **NEW)
+    assert [sessions[0].ask(question, **NEW) for question in QUESTIONS] == expected
+    assert sessions[1].ask("Hello", **NEW) == other
+
+
+def test_a_larger_cache_that_cannot_be_had_loses_nothing(
+    model: vl.MiniMaxVL, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, engine = model.read(document()), model.engine
+    assert isinstance(engine, Engine)
+    made = engine._make_runner
+
+    def make(pages: int) -> Any:
+        if pages > before:
+            raise RuntimeError("not enough memory: you tried to allocate 1000 bytes")
+        return made(pages)
+
+    before = engine._cache().pages
+    monkeypatch.setattr(engine, "_make_runner", make)
+    with pytest.raises(vl.DeviceError, match="ran out of memory"):
+        model.chat(document(TEXT * 5), **NEW)
+    assert [session.ask(question, **NEW) for question in QUESTIONS] == expected
+
+
+def test_its_pages_are_given_back(model: vl.MiniMaxVL) -> None:
+    model.chat(ask("Hello"), **NEW)
+    assert used_pages(model) == 0
+    session = model.read(document())
+    held = used_pages(model)
+    assert held == -(-session.tokens // SMALL["page_size"])
+    session.ask("Hello", remember=True, **NEW)
+    assert used_pages(model) == -(-session.tokens // SMALL["page_size"]) > held
+    with pytest.raises(vl.InputError, match="max_new_tokens"):
+        session.ask("Hello", max_new_tokens=0)
+    del session
+    gc.collect()
+    assert used_pages(model) == 0
+    with model.read(document()) as session:
+        assert used_pages(model) == held
+    assert used_pages(model) == 0
+    with pytest.raises(vl.InputError, match="the session was closed"):
+        session.ask("Hello")
+
+
+def test_after_the_model_changes_it_is_lost_and_says_so(model: vl.MiniMaxVL) -> None:
+    session = model.read(document())
+    with torch.no_grad():
+        model.language_model.embed_tokens.weight.mul_(0.5)
+    expected = model.chat([*document(), *ask("Hello")], **NEW)
+    with pytest.raises(vl.InputError, match="the model has changed since"):
+        session.ask("Hello", **NEW)
+    assert model.read(document()).ask("Hello", **NEW) == expected
+    assert used_pages(model) == 0
+
+
+def test_a_read_that_is_interrupted_leaves_nothing(model: vl.MiniMaxVL, expected: list[str]) -> None:
+    session = model.read(document())
+    pages = used_pages(model)
+
+    def stop(reading: vl.Reading) -> None:
+        if reading.tokens > session.tokens + 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session.add(document(TEXT[:200]), progress=stop)
+    with pytest.raises(KeyboardInterrupt):
+        model.read(document(TEXT[5:] * 2), progress=stop)
+    assert used_pages(model) == pages
+    assert [session.ask(question, **NEW) for question in QUESTIONS] == expected
+
+
+# Saved
+
+
+@pytest.mark.parametrize("options", [{}, {"page_size": 3}, {"page_size": 64, "cache_tokens": 8}], ids=str)
+@pytest.mark.parametrize("shard", [1, 2**12, 2**29])
+def test_another_process_would_answer_the_same(
+    model: vl.MiniMaxVL,
+    tiny_text_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    expected: list[str],
+    options: dict[str, int],
+    shard: int,
+) -> None:
+    monkeypatch.setattr(session_file, "SHARD_BYTES", shard)
+    monkeypatch.setattr("vl.engine.session.SHARD_BYTES", shard)
+    session = model.read(document())
+    assert session.save(tmp_path / "s") == tmp_path / "s"
+    opened = load(tiny_text_checkpoint, **options).open(tmp_path / "s")
+    assert (opened.tokens, opened.total) == (session.tokens, session.total)
+    assert [opened.ask(question, **NEW) for question in QUESTIONS] == expected
+    opened.add(document("More."))
+    session.add(document("More."))
+    assert opened.ask("Hello", **NEW) == session.ask("Hello", **NEW)
+    before = {path.name for path in (tmp_path / "s").glob("kv-*")}
+    opened.save(tmp_path / "s")
+    kept = before & {path.name for path in (tmp_path / "s").glob("kv-*")}
+    assert len(kept) == len(before) - 1 if shard == 2**12 else True  # all but the last, which has grown
+    assert model.open(tmp_path / "s").ask("Hello", **NEW) == session.ask("Hello", **NEW)
+
+
+def test_images_of_a_saved_session(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    options = {"cache_tokens": 12000, "prefill_tokens": 512, "page_size": 64}
+    model = load(tiny_checkpoint, **options)
+    session = model.read(document(images=2))
+    session.save(tmp_path)
+    opened = load(tiny_checkpoint, **options).open(tmp_path)
+    assert opened.ask("What?", **NEW) == session.ask("What?", **NEW)
+
+
+def test_opening_ends_no_other_requests(model: vl.MiniMaxVL, tmp_path: Path, expected: list[str]) -> None:
+    model.read(document()).save(tmp_path)
+    alone = model.chat(ask(TEXT[:50]), **NEW)
+    others = [model.engine.submit(model.processor(ask(TEXT[:50])), vl.SamplingParams(**NEW)) for _ in range(5)]
+    model.engine.step()
+    session = model.open(tmp_path)
+    assert session.ask(QUESTIONS[0], **NEW) == expected[0]
+    while not all(other.done for other in others):
+        model.engine.step()
+    assert [other.result().text for other in others] == [alone] * 5
+
+
+def test_another_model_is_refused_by_what_differs(
+    model: vl.MiniMaxVL, tiny_text_checkpoint: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    model.read(document()).save(tmp_path)
+    other = load(tiny_text_checkpoint)
+    with torch.no_grad():
+        other.language_model.layers[3].block_sparse_moe.gate.weight.add_(0.01)  # type: ignore[union-attr, operator]
+    with pytest.raises(vl.CheckpointError, match=r"another model .* differs in weights; load"):
+        other.open(tmp_path)
+    with pytest.raises(vl.CheckpointError, match=r"differs in dtype \(float32, now bfloat16\), weights"):
+        vl.load(tiny_text_checkpoint, device="cpu", dtype="bfloat16").open(tmp_path)
+    with pytest.raises(vl.CheckpointError, match=r"differs in config, quantization \(none, now int8\), weights"):
+        vl.load(tiny_text_checkpoint, device="cpu", quantization="int8").open(tmp_path)
+    with pytest.raises(vl.CheckpointError, match="differs in config, weights"):
+        vl.load(tiny_checkpoint, device="cpu").open(tmp_path)
+
+
+def remove(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        path = next(folder.glob(name))
+        path.write_bytes(path.read_bytes()[:-7])
+
+    return apply
+
+
+def alter(**changes: Any) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        path = folder / MANIFEST
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (remove, "holds no session"),
+        (cut(MANIFEST), "is damaged"),
+        (cut("kv-*"), "is damaged"),
+        (cut("states-*"), "is damaged"),
+        (alter(format=2), "has format 2"),
+        (alter(tokens=5), "do not make up 5 tokens"),
+        (alter(states="tokens-0.safetensors"), "lacks tokens-0"),
+        (lambda folder: next(folder.glob("kv-*")).unlink(), "lacks kv-"),
+    ],
+)
+def test_damage_is_named(model: vl.MiniMaxVL, tmp_path: Path, damage: Callable[[Path], None], told: str) -> None:
+    model.read(document()).save(tmp_path / "s")
+    damage(tmp_path / "s")
+    with pytest.raises(vl.CheckpointError, match=told):
+        model.open(tmp_path / "s")
+    assert used_pages(model) == 0
+
+
+def test_a_folder_that_cannot_be_written_is_named(model: vl.MiniMaxVL, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    session = model.read(document())
+    with pytest.raises(vl.CheckpointError, match="no session can be saved in"):
+        session.save(tmp_path / "file")
+    for nothing in ("", 3):
+        with pytest.raises(vl.CheckpointError, match="a session is saved in a folder"):
+            session.save(nothing)  # type: ignore[arg-type]
+
+
+def test_a_read_goes_on_from_its_last_save(
+    model: vl.MiniMaxVL, tiny_text_checkpoint: Path, tmp_path: Path, expected: list[str]
+) -> None:
+    def stop(reading: vl.Reading) -> None:
+        if reading.tokens > 70:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.read(document(), folder=tmp_path, save_every=30, progress=stop)
+    part = model.open(tmp_path)
+    assert part.tokens == 60 < part.total
+    with pytest.raises(vl.InputError, match=rf"has read 60 of {part.total} tokens"):
+        part.ask("Hello")
+    other = load(tiny_text_checkpoint)
+    told: list[vl.Reading] = []
+    session = other.read(document(), folder=tmp_path, save_every=30, progress=told.append)
+    assert told[0].tokens > 60
+    assert told[-1].tokens == told[-1].total == session.tokens == session.total
+    assert [session.ask(question, **NEW) for question in QUESTIONS] == expected
+    again: list[vl.Reading] = []
+    assert other.read(document(), folder=tmp_path, progress=again.append).ask(QUESTIONS[0], **NEW) == expected[0]
+    assert not again
+    with pytest.raises(vl.CheckpointError, match="has read something else"):
+        other.read(document("Else."), folder=tmp_path)
+    other.read(document("Else."), folder=tmp_path, overwrite=True)
+    assert model.open(tmp_path).tokens < session.tokens
+
+
+class Killed(BaseException):
+    """As a signal would, at any renaming, and for all after it."""
+
+
+def test_killed_at_every_renaming_and_removal(
+    model: vl.MiniMaxVL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = model.read(document("Old.")), model.read(document())
+    sizes = {old.tokens, new.tokens}
+    old.save(tmp_path / "old")
+    found = []
+    for number in range(1, 100):
+        folder = tmp_path / "copy"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / "old", folder)
+        calls = [0]
+
+        def counted(call: Callable[..., Any], calls: list[int] = calls, number: int = number) -> Callable[..., Any]:
+            def run(*args: Any, **options: Any) -> Any:
+                calls[0] += 1
+                if calls[0] >= number:
+                    raise Killed
+                return call(*args, **options)
+
+            return run
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", counted(os.replace))
+            patch.setattr(Path, "unlink", counted(Path.unlink))
+            with contextlib.suppress(Killed):
+                new.save(folder)
+        session = model.open(folder)
+        assert session.tokens in sizes
+        found.append(session.tokens)
+        session.close()
+        new.save(folder)  # what was left behind is in nobody's way
+        assert len(list(folder.iterdir())) == 4
+        if calls[0] < number:
+            break
+    assert found[0] == old.tokens
+    assert found == sorted(found, key=lambda tokens: tokens == new.tokens)
+    assert found[-1] == new.tokens
+    assert len(found) > 6
+
+
+def test_killed_at_any_time_while_it_reads(
+    tiny_text_checkpoint: Path, model: vl.MiniMaxVL, tmp_path: Path, expected: list[str]
+) -> None:
+    """SIGKILL, soon after one of the saves that a read makes on its way."""
+    code = (
+        "import sys, vl\n"
+        f"model = vl.load({str(tiny_text_checkpoint)!r}, device='cpu', prefill_tokens=16, page_size=8)\n"
+        f"def told(reading): print(reading.tokens, flush=True)\n"
+        f"read = [{{'role': 'user', 'content': {TEXT!r}}}]\n"
+        f"model.read(read, folder={str(tmp_path)!r}, save_every=32, progress=told)\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    for lines in (4, 7):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env)
+        assert process.stdout is not None
+        for _ in range(lines):
+            process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert model.open(tmp_path).tokens > 0
+    session = model.read(document(), folder=tmp_path)
+    assert [session.ask(question, **NEW) for question in QUESTIONS] == expected
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("source", [[], ["a.txt", {"role": "user", "content": "x"}], [{"role": "x"}], 3, ""])
+def test_what_cannot_be_read_is_refused(model: vl.MiniMaxVL, source: Any) -> None:
+    with pytest.raises(vl.InputError):
+        model.read(source)
+
+
+def test_images_beside_messages_are_refused(model: vl.MiniMaxVL) -> None:
+    session = model.read(document())
+    with pytest.raises(vl.InputError, match="put them into the messages' parts"):
+        session.ask(ask("Hello"), images=["a.png"])

@@ -1,0 +1,133 @@
+"""`vl read` and `vl ask`: a document is read once, and asked about any number of times."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as jsonlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from vl.cli.chat import open_image, show
+from vl.cli.console import (
+    BackgroundOption,
+    DeviceOption,
+    DTypeOption,
+    MaxNewTokensOption,
+    ModelOption,
+    QuantizationOption,
+    SeedOption,
+    SpillOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    check_options,
+    load_model,
+    printable,
+    stderr_console,
+)
+from vl.cli.engine import engine_options
+from vl.cli.progress import ReadingProgress
+from vl.engine.config import EngineConfig
+
+if TYPE_CHECKING:
+    from vl.engine.session import Session
+
+SAVE_EVERY, PAGE_SIDE = 131072, 1344  # those of `vl.MiniMaxVL.read`, which would import torch
+
+SessionArgument = Annotated[Path, typer.Argument(metavar="SESSION", help="The folder that vl read wrote.")]
+
+
+@engine_options()
+def read(
+    documents: Annotated[list[str], typer.Argument(metavar="DOC...", help="Text files, PDFs and images.")],
+    session: Annotated[Path, typer.Option("--session", "-s", help="The folder to save what was read in.")],
+    model: ModelOption = "nano",
+    page_side: Annotated[int, typer.Option(min=1, help="Pixels of the longer side of a PDF's pages.")] = PAGE_SIDE,
+    save_every: Annotated[int, typer.Option(min=1, help="Tokens between two saves on the way.")] = SAVE_EVERY,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a session of something else.")] = False,
+    background: BackgroundOption = None,
+    device: DeviceOption = None,
+    dtype: DTypeOption = None,
+    quantization: QuantizationOption = None,
+    spill: SpillOption = None,
+    *,
+    engine: EngineConfig,
+) -> None:
+    """Read documents once, and save what was read: `vl ask` has it again in seconds.
+
+    It is saved on the way, too. After an interruption, the same command goes on from there.
+    """
+    from vl.documents import read_documents
+
+    check_options({}, background)
+    messages = read_documents(documents, page_side=page_side)  # a wrong path should not wait for the model
+    loading = {"background": background, "quantization": quantization, "spill": spill}
+    loaded = load_model(model, device, dtype, engine, **loading)
+    with ReadingProgress(stderr_console()) as progress:
+        result = loaded.read(messages, progress=progress, folder=session, save_every=save_every, overwrite=overwrite)
+    told = f'{result.tokens:,} tokens read, saved in {session}: vl ask {session} "..."'
+    stderr_console().print(Text(printable(told)), soft_wrap=True)
+
+
+@engine_options()
+def ask(
+    session: SessionArgument,
+    question: Annotated[str, typer.Argument(help="What to ask about what was read.")],
+    images: Annotated[
+        list[str] | None, typer.Option("--image", "-i", help="Shown with the question; may be repeated.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="As of vl read.", show_default="the one that has read it"),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object: text, usage, timings.")] = False,
+    max_new_tokens: MaxNewTokensOption = 256,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    seed: SeedOption = None,
+    background: BackgroundOption = None,
+    device: DeviceOption = None,
+    dtype: DTypeOption = None,
+    quantization: QuantizationOption = None,
+    spill: SpillOption = None,
+    *,
+    engine: EngineConfig,
+) -> None:
+    """Ask about what `vl read` has read. The session stays as it is: every question is the first."""
+    from vl.engine.session_file import read_manifest
+
+    sampling: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+    }
+    check_options(sampling, background)
+    saved = read_manifest(session)
+    opened = [open_image(name, background) for name in images or []]
+    loading = {"background": background, "quantization": quantization, "spill": spill}
+    loaded = load_model(saved.name if model is None else model, device, dtype, engine, **loading)
+    found = loaded.open(session)
+    if json:
+        print(jsonlib.dumps(report(found, question, opened, sampling), ensure_ascii=False))
+        return
+    with ReadingProgress(stderr_console()) as progress:
+        show(found.stream(question, images=opened, progress=progress, **sampling))
+
+
+def report(session: Session, question: str, images: list[Any], sampling: dict[str, Any]) -> dict[str, Any]:
+    """The answer with its token counts and timings."""
+    parts = [{"type": "image", "image": image} for image in images]
+    turn = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+    generation = session.generate([[turn]], **sampling)[0]
+    return {
+        "text": generation.text,
+        "finish_reason": generation.finish_reason,
+        "usage": dataclasses.asdict(generation.usage),
+        "timings": dataclasses.asdict(generation.timings),
+    }

@@ -1,0 +1,394 @@
+"""Sessions: what was read once, to be asked about any number of times, now or after it was saved and opened again."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from preprocessing import Conversation, ImageSource, Messages, Processor
+from vl.documents import PAGE_SIDE, read_documents
+from vl.engine import memory
+from vl.engine.holding import Fill, put_named_in
+from vl.engine.identity import Whole, differences, identity
+from vl.engine.prefix import Held
+from vl.engine.prompt import Prompt
+from vl.engine.reading import Progress, Reading
+from vl.engine.request import Request
+from vl.engine.results import Generation, Timings
+from vl.engine.sampling import SamplingParams
+from vl.engine.session_file import (
+    MANIFEST,
+    SHARD_BYTES,
+    Saved,
+    SavedImage,
+    read_manifest,
+    read_shards,
+    read_tensors,
+    write_session,
+)
+from vl.errors import CheckpointError, InputError
+
+SAVE_EVERY = 131072  # tokens between two saves of what is being read
+
+Source = Messages | Conversation | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""Messages, or the path of a document, or those of several."""
+
+
+class Holding(Protocol):
+    """The part of an engine that sessions stand on: `vl.engine.Engine` has it."""
+
+    def prepare(
+        self,
+        inputs: Prompt,
+        params: SamplingParams,
+        timings: Timings | None = None,
+        *,
+        after: Held | None = None,
+        hold: bool = False,
+    ) -> Request: ...
+    def run(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Generation]: ...
+    def stream(self, request: Request, progress: Progress | None = None) -> Iterator[str]: ...
+    def stay_in_process(self) -> None: ...
+    def let_go(self, held: Held) -> None: ...
+    def adopt(self, tokens: int, fill: Fill) -> Held: ...
+    def states_of(self, held: Held) -> dict[str, Tensor]: ...
+    def stretch_of(self, held: Held, start: int, stop: int) -> dict[str, Tensor]: ...
+
+
+class Reader(Whole, Protocol):
+    """A model that reads: `vl.MiniMaxVL`."""
+
+    name: str
+
+    @property
+    def processor(self) -> Processor: ...
+    @property
+    def engine(self) -> Holding: ...
+
+
+class Session:
+    """What a model has read; it stays in the engine's cache until the session is closed, or nobody has it any more.
+
+    Made by `MiniMaxVL.read` and `MiniMaxVL.open`. Questions may be asked by several threads at once.
+
+    Attributes:
+        tokens: read so far. `total`: of all that is to be read; more than `tokens` only after a save that a read made
+            on its way was opened.
+    """
+
+    def __init__(
+        self, model: Reader, read: Conversation, ids: Tensor, images: Sequence[SavedImage], held: Held, lineage: str
+    ) -> None:
+        self._model, self._engine = model, model.engine
+        self._read, self._images, self._lineage = Conversation(read.messages, [], read.tools), tuple(images), lineage
+        self._ids = ids  # int64 [total]
+        self._hold(held)
+
+    @property
+    def tokens(self) -> int:
+        return self._held.tokens
+
+    @property
+    def total(self) -> int:
+        return len(self._ids)
+
+    def ask(
+        self,
+        question: str | Messages,
+        *,
+        images: Sequence[ImageSource] = (),
+        remember: bool = False,
+        progress: Progress | None = None,
+        **sampling: Any,
+    ) -> str:
+        """The answer to a question about what was read.
+
+        Args:
+            question: text, or messages that follow on what was read.
+            images: that are shown with a question that is text.
+            remember: have the session go on from this question and its answer. By default it stays as it is, and every
+                question is the first.
+            progress, sampling: those of `MiniMaxVL.generate`.
+
+        Raises:
+            InputError, ImageError: for what cannot be asked; if what was read is lost, as the model has changed since.
+        """
+        asked = _asked(question, images)
+        request = self._request(asked, sampling)
+        answer = self._engine.run([request], progress)[0].text
+        if remember:
+            turn = Conversation.of([{"role": "assistant", "content": answer}])
+            self._extend(replace(asked, messages=[*asked.messages, *turn.messages]), None)
+        return answer
+
+    def stream(
+        self,
+        question: str | Messages,
+        *,
+        images: Sequence[ImageSource] = (),
+        progress: Progress | None = None,
+        **sampling: Any,
+    ) -> Iterator[str]:
+        """The answer piece by piece, as it is written; arguments and errors as of `ask`. Bad input raises here."""
+        return self._engine.stream(self._request(_asked(question, images), sampling), progress)
+
+    def generate(
+        self, questions: Sequence[str | Messages], *, progress: Progress | None = None, **sampling: Any
+    ) -> list[Generation]:
+        """Answer many questions at once, each as if it were the only one; arguments and errors as of `ask`."""
+        return self._engine.run([self._request(_asked(question, ()), sampling) for question in questions], progress)
+
+    def add(self, source: Source, *, page_side: int = PAGE_SIDE, progress: Progress | None = None) -> None:
+        """Read more: arguments and errors as of `MiniMaxVL.read`. After an error the session is as it was."""
+        self._extend(conversation_of(source, page_side), progress)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the session into a folder, from which `MiniMaxVL.open` has it again, also in another process.
+
+        A session that is in the folder is replaced as a whole: whatever ends the save, the folder holds the old one or
+        the new one. Of one that has grown since it was saved there, only what is new is written.
+
+        Raises:
+            CheckpointError: if the folder cannot be written; what was in it is as it was.
+            ConfigError: if the model is split over several devices.
+        """
+        target, engine, held = _folder(folder), self._engine, self._held
+        states = engine.states_of(held)
+        saved = Saved(
+            lineage=self._lineage,
+            name=self._model.name,
+            model=identity(self._model),
+            tokens=held.tokens,
+            total=len(self._ids),
+            messages=self._read.messages,
+            images=self._images,
+        )
+        text = self._model.config.text
+        layers = text.num_hidden_layers - len(states)
+        token = 2 * layers * text.num_key_value_heads * text.head_dim * self._model.dtype.itemsize
+        each = 1 << (SHARD_BYTES // token).bit_length() - 1 if 0 < token <= SHARD_BYTES else len(self._ids)
+        write_session(target, saved, self._ids, states, partial(engine.stretch_of, held), each)
+        return target
+
+    def close(self) -> None:
+        """Give back what the session holds of the cache; it cannot be asked any more. Harmless the second time."""
+        self._let_go()
+        self._held.lost = self._held.lost or "the session was closed"
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _request(self, asked: Conversation, sampling: Mapping[str, Any]) -> Request:
+        params = SamplingParams.of(sampling)
+        self._engine.stay_in_process()
+        self._check()
+        begun = time.perf_counter()
+        rest = self._prompt(self._model.processor.continuation(self._read, asked))
+        timings = Timings(preprocess=time.perf_counter() - begun)
+        return self._engine.prepare(rest.behind(self._ids), params, timings, after=self._held)
+
+    def _check(self) -> None:
+        if self._held.lost:
+            raise InputError(f"what this session has read is gone ({self._held.lost}): read it again, or open a save")
+        if self.tokens < self.total:
+            raise InputError(
+                f"this session has read {self.tokens:,} of {self.total:,} tokens: read the same again into its folder, "
+                "which goes on from there"
+            )
+
+    def _prompt(self, inputs: Any) -> Prompt:
+        return Prompt.of(inputs, self._model.config, self._model.name)
+
+    def _extend(self, new: Conversation, progress: Progress | None) -> None:
+        self._check()
+        rest = self._prompt(self._model.processor.continuation(self._read, new, add_generation_prompt=False))
+        whole = rest.behind(self._ids)
+        held = _read_on(self._engine, whole, self._held, (len(whole),), progress, None)
+        self._read = Conversation([*self._read.messages, *new.messages], [], self._read.tools)
+        self._ids, self._images = whole.input_ids, (*self._images, *_images(rest))
+        self._hold(held)
+
+    def _hold(self, held: Held) -> None:
+        """Go on with this beginning, and let the one before go."""
+        before = getattr(self, "_let_go", None)
+        self._held = held
+        self._let_go = weakref.finalize(self, self._engine.let_go, held)
+        self._let_go.atexit = False
+        if before is not None:
+            before()
+
+
+def read(
+    model: Reader,
+    source: Source,
+    *,
+    page_side: int = PAGE_SIDE,
+    progress: Progress | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    save_every: int = SAVE_EVERY,
+    overwrite: bool = False,
+) -> Session:
+    """As `vl.MiniMaxVL.read`."""
+    model.engine.stay_in_process()
+    target = None if folder is None else _folder(folder)
+    if isinstance(save_every, bool) or not isinstance(save_every, int) or save_every < 1:
+        raise InputError(f"save_every must be a whole number of tokens of at least 1, not {save_every!r:.80}")
+    conversation = conversation_of(source, page_side)
+    whole = Prompt.of(model.processor(conversation, add_generation_prompt=False), model.config, model.name)
+    images = _images(whole)
+    session = None if target is None or overwrite else _begun(model, target, whole, images)
+    if target is None:
+        held = _read_on(model.engine, whole, None, (len(whole),), progress, None)
+        return Session(model, conversation, whole.input_ids, images, held, secrets.token_hex(8))
+    if session is not None and session.tokens == session.total:
+        return session
+    lineage = secrets.token_hex(8) if session is None else session._lineage
+
+    def save(held: Held) -> None:
+        nonlocal session
+        session = session or Session(model, conversation, whole.input_ids, images, held, lineage)
+        if session._held is not held:
+            session._hold(held)
+        session.save(target)
+
+    after = None if session is None else session._held
+    first = 0 if after is None else after.tokens
+    _read_on(
+        model.engine, whole, after, (*range(first + save_every, len(whole), save_every), len(whole)), progress, save
+    )
+    assert session is not None
+    return session
+
+
+def open_session(model: Reader, folder: str | os.PathLike[str]) -> Session:
+    """As `vl.MiniMaxVL.open`."""
+    target = _folder(folder)
+    return _open(model, target, read_manifest(target))
+
+
+def _open(model: Reader, folder: Path, saved: Saved) -> Session:
+    model.engine.stay_in_process()
+    other = differences(dict(saved.model), identity(model))
+    if other:
+        raise CheckpointError(
+            f"{folder} is a session of another model than {model.name or 'this one'}: it differs in "
+            f"{', '.join(other)}; load {saved.name!r:.200} as it was when the session was saved, or read anew"
+        )
+    ids = read_tensors(folder / saved.ids)
+    states = read_tensors(folder / saved.states)
+
+    def fill(cache: Any, slot: int) -> None:
+        put_named_in(cache, slot, states, (tensors for _, tensors in read_shards(folder, saved)))
+
+    try:
+        all_ids = ids["input_ids"].clone()
+        held = model.engine.adopt(saved.tokens, fill)
+    except (KeyError, ValueError, RuntimeError) as error:
+        if memory.is_exhausted(error):
+            raise
+        raise CheckpointError(
+            f"{folder} is damaged ({type(error).__name__}: {error}): save the session again, or read anew"
+        ) from error
+    read_before = Conversation([dict(message) for message in saved.messages], [])
+    return Session(model, read_before, all_ids, saved.images, held, saved.lineage)
+
+
+def _begun(model: Reader, folder: Path, whole: Prompt, images: Sequence[SavedImage]) -> Session | None:
+    """The session in a folder that has read a beginning of this, or all of it; None if there is no session.
+
+    Raises CheckpointError if it has read something else, or is another model's: it would be lost.
+    """
+    if not (folder / MANIFEST).exists():
+        return None
+    saved = read_manifest(folder)
+    same = saved.total == len(whole) and tuple(saved.images) == tuple(images)
+    if not same or not torch.equal(read_tensors(folder / saved.ids)["input_ids"], whole.input_ids):
+        raise CheckpointError(
+            f"{folder} holds a session that has read something else: give another folder, or overwrite it"
+        )
+    return _open(model, folder, saved)
+
+
+def _read_on(
+    engine: Holding,
+    whole: Prompt,
+    after: Held | None,
+    stops: Sequence[int],
+    progress: Progress | None,
+    reached: Callable[[Held], None] | None,
+) -> Held:
+    """Read a prompt, of which `after` is read, up to each of `stops`; `reached` is told what is held then."""
+    told = None if progress is None else _told(progress, len(whole), after.tokens if after else 0)
+    held = after
+    for stop in stops:
+        request = engine.prepare(whole.until(stop), SamplingParams(max_new_tokens=1), after=held, hold=True)
+        try:
+            engine.run([request], told)
+        except BaseException:  # of `told`, when all is read
+            if request.held is not None:
+                engine.let_go(request.held)
+            raise
+        before, held = held, request.held
+        assert held is not None
+        if reached is not None:
+            reached(held)
+        elif before is not None and before is not after:
+            engine.let_go(before)
+    assert held is not None
+    return held
+
+
+def _told(progress: Progress, total: int, known: int) -> Progress:
+    """Tells of all that is read, of which `known` tokens were known, whatever requests it takes."""
+    begun = time.perf_counter()
+
+    def tell(reading: Reading) -> None:
+        seconds = time.perf_counter() - begun
+        progress(Reading(reading.tokens, total, seconds, (reading.tokens - known) / seconds))
+
+    return tell
+
+
+def conversation_of(source: Source, page_side: int = PAGE_SIDE) -> Conversation:
+    """What is to be read, checked. Raises InputError, ImageError naming what cannot be."""
+    if isinstance(source, Conversation):
+        return source
+    if isinstance(source, str | os.PathLike):
+        return Conversation.of(read_documents([source], page_side=page_side))
+    if isinstance(source, Sequence) and source and all(isinstance(each, str | os.PathLike) for each in source):
+        return Conversation.of(read_documents(source, page_side=page_side))  # type: ignore[arg-type]
+    if isinstance(source, Sequence) and any(isinstance(each, str | os.PathLike) for each in source):
+        raise InputError("messages and paths of documents cannot be read in one: read one, and add the other")
+    return Conversation.of(source)  # type: ignore[arg-type]
+
+
+def _asked(question: str | Messages, images: Sequence[ImageSource]) -> Conversation:
+    if isinstance(question, str):
+        parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+        return Conversation.of([{"role": "user", "content": [*parts, {"type": "text", "text": question}]}])
+    if len(images):
+        raise InputError("images= goes with a question that is text; put them into the messages' parts")
+    return Conversation.of(question)
+
+
+def _images(prompt: Prompt) -> list[SavedImage]:
+    return [SavedImage(digest.hex(), grid) for digest, grid in zip(prompt.digests, prompt.grids, strict=True)]
+
+
+def _folder(folder: object) -> Path:
+    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
+        raise CheckpointError(f"a session is saved in a folder: give its path, not {folder!r:.100}")
+    return Path(os.fspath(folder)).expanduser()

@@ -1,0 +1,206 @@
+"""A session on the disk: `session.json`, and beside it the safetensors files that it names.
+
+    session.json             what was read, by which model, and the files below; replaced as a whole, last of all
+    tokens-X.safetensors     input_ids int64 [tokens]
+    states-X.safetensors     layers.N.state float32 [heads, d, d], of the lightning layers
+    kv-X-00001.safetensors   layers.N.keys and layers.N.values [tokens, kv_heads, d], of the others; a stretch of tokens
+
+Whatever ends a save, `session.json` names whole files: the old ones are removed after it has been replaced. Keys and
+values never change once they are written, so that the next save of a session that has read more leaves the full files
+where they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from preprocessing.grid import Grid
+from vl.errors import CheckpointError
+from vl.files import replace_file, sync_folder, write_file
+
+MANIFEST, FORMAT = "session.json", 1
+SHARD_BYTES = 2**29  # of keys and values in a file, about
+_FILES = re.compile(r"(tokens|states|kv)-[0-9a-f]{16}(-\d{5})?\.safetensors|\.[0-9a-f]{16}\.draft")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file with the keys and values of the tokens from `start` to `stop`."""
+
+    file: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class SavedImage:
+    """An image of a session: the digest of all that its features depend on, and where it lies on its tiles."""
+
+    digest: str
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What `session.json` says.
+
+    Attributes:
+        lineage: of all states of one session, which only ever grows.
+        name: of the model, as `vl.load` was given it. `model`: what tells models apart, by the name of each trait.
+        tokens: read so far; `total`: of all that is to be read.
+        messages: what was read, as `preprocessing.Conversation` has them. `images`: theirs.
+        ids, states: files. `shards`: files, rising and without gaps.
+    """
+
+    lineage: str
+    name: str
+    model: Mapping[str, str]
+    tokens: int
+    total: int
+    messages: Sequence[Mapping[str, Any]]
+    images: Sequence[SavedImage]
+    ids: str = ""
+    states: str = ""
+    shards: Sequence[Shard] = field(default=())
+
+    def names(self) -> set[str]:
+        return {self.ids, self.states, *(shard.file for shard in self.shards)}
+
+
+def read_manifest(folder: Path) -> Saved:
+    """What `session.json` says. Raises CheckpointError if there is none, or it is not one, or lacks a file."""
+    path = folder / MANIFEST
+    try:
+        contents = json.loads(path.read_text("utf-8"))
+        if contents["format"] != FORMAT:
+            raise CheckpointError(
+                f"{path} has format {contents['format']!r:.40}, and this version reads {FORMAT} alone"
+            )
+        given = {f.name: contents[f.name] for f in fields(Saved)}
+        given["shards"] = [Shard(**shard) for shard in given["shards"]]
+        given["images"] = [SavedImage(image["digest"], Grid(**image["grid"])) for image in given["images"]]
+        saved = Saved(**given)
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} holds no session: there is no {MANIFEST} in it") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}): save the session again") from None
+    stops = [0, *(shard.stop for shard in saved.shards)]
+    if [shard.start for shard in saved.shards] != stops[:-1] or stops[-1] != saved.tokens:
+        raise CheckpointError(f"{path} is damaged: its files do not make up {saved.tokens} tokens; save it again")
+    for name in sorted(saved.names()):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} lacks {name}, which {MANIFEST} names: copy it too, or read anew")
+    return saved
+
+
+def write_session(
+    folder: Path,
+    saved: Saved,
+    ids: Tensor,
+    states: Mapping[str, Tensor],
+    stretch: Callable[[int, int], Mapping[str, Tensor]],
+    tokens_a_shard: int,
+) -> Saved:
+    """Write a session, of which `saved` names no files yet, in the place of one that is there.
+
+    Args:
+        ids: int64 [tokens].
+        states: by name, on the host.
+        stretch: the keys and values of the tokens between two numbers by name, on the host.
+
+    Raises:
+        CheckpointError: if the folder cannot be written; a session that was in it is as it was.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        before = _known(folder)
+        _discard(folder, before)
+        mark = secrets.token_hex(8)
+        there = {(s.start, s.stop): s for s in before.shards} if before and before.lineage == saved.lineage else {}
+        shards = []
+        for number, start in enumerate(range(0, saved.tokens, tokens_a_shard), 1):
+            stop = min(start + tokens_a_shard, saved.tokens)
+            shard = there.get((start, stop))
+            if shard is None:
+                shard = Shard(f"kv-{mark}-{number:05}.safetensors", start, stop)
+                _write(folder / shard.file, stretch(start, stop))
+            shards.append(shard)
+        new = replace(
+            saved, ids=f"tokens-{mark}.safetensors", states=f"states-{mark}.safetensors", shards=tuple(shards)
+        )
+        _write(folder / new.ids, {"input_ids": ids})
+        _write(folder / new.states, states)
+        sync_folder(folder)
+        write_file(folder / MANIFEST, json.dumps({"format": FORMAT} | asdict(new), ensure_ascii=True) + "\n")
+        _discard(folder, new)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"no session can be saved in {folder!s:.200} ({error}): check free space and permissions"
+        ) from error
+    return new
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, on the host, which are read from the disk when they are used. Raises CheckpointError."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): save the session again, or read anew") from None
+
+
+def read_shards(folder: Path, saved: Saved) -> Iterator[tuple[Shard, dict[str, Tensor]]]:
+    """The keys and values, file by file; the disk reads the next one meanwhile. Raises CheckpointError."""
+    for number, shard in enumerate(saved.shards):
+        for coming in saved.shards[number : number + 2]:
+            _want(folder / coming.file)
+        yield shard, read_tensors(folder / shard.file)
+
+
+def _want(path: Path) -> None:
+    """Have the system read a file before it is used, where it can be told to."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(descriptor)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    with replace_file(path) as draft:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft)
+
+
+def _known(folder: Path) -> Saved | None:
+    """The session that is in the folder, if one is."""
+    if not (folder / MANIFEST).exists():
+        return None
+    try:
+        return read_manifest(folder)
+    except CheckpointError:  # what is damaged is replaced
+        return None
+
+
+def _discard(folder: Path, kept: Saved | None) -> None:
+    """Remove the files of sessions but those of `kept`."""
+    names = kept.names() if kept else set()
+    for path in folder.iterdir():
+        if _FILES.fullmatch(path.name) and path.name not in names:
+            path.unlink(missing_ok=True)
