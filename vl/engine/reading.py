@@ -17,7 +17,7 @@ class Reading:
         tokens: of the prompts, those that are read.
         total: tokens of the prompts.
         seconds: since the first of them were read.
-        rate: tokens that were read in a second, on average.
+        rate: tokens that were read in a second, on average; those that were kept from earlier prompts do not count.
     """
 
     tokens: int
@@ -54,4 +54,5 @@ class Watch:
             return
         self._told = tokens
         seconds = time.perf_counter() - self._begun
-        self._progress(Reading(tokens, self._total, seconds, tokens / seconds))
+        found = sum(request.cached_tokens or 0 for request in self._requests)  # not read: kept from earlier prompts
+        self._progress(Reading(tokens, self._total, seconds, max(0, tokens - found) / seconds))

@@ -21,7 +21,7 @@ CHUNK = 16
 
 @pytest.fixture(scope="module")
 def model(tiny_checkpoint: Path) -> vl.MiniMaxVL:
-    return vl.load(tiny_checkpoint, device="cpu", prefill_tokens=CHUNK, max_batch_size=2, page_size=8)
+    return vl.load(tiny_checkpoint, device="cpu", prefill_tokens=CHUNK, max_batch_size=2, page_size=8, prefix_memory=0)
 
 
 def ways(model: vl.MiniMaxVL) -> dict[str, Callable[..., Any]]:
