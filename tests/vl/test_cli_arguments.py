@@ -80,15 +80,24 @@ def test_wrong_options(
     assert out.read_text() == before
 
 
-@pytest.mark.parametrize(("command", "own"), [("caption", 8), ("chat", None), ("eval", 32), ("demo", None)])
-def test_commands_that_load_a_model_have_the_engines_options(command: str, own: int | None) -> None:
+@pytest.mark.parametrize(
+    ("command", "own"),
+    [
+        ("caption", {"max_batch_size": 8}),
+        ("chat", {}),
+        ("eval", {"max_batch_size": 32}),
+        ("eval niah", {"max_batch_size": 8, "prefix_memory": 0}),
+        ("demo", {}),
+    ],
+)
+def test_commands_that_load_a_model_have_the_engines_options(command: str, own: dict[str, int]) -> None:
     vl_app.load_plugins()
     options = {option.name: option for option in typer.main.get_command(vl_app.app).commands[command].params}
     for setting in fields(EngineConfig):
         option = options[setting.name]
         assert f"--{setting.name.replace('_', '-')}" in option.opts
         assert option.help == setting.metadata["help"]
-        assert option.default == (own if own and setting.name == "max_batch_size" else setting.default)
+        assert option.default == own.get(setting.name, setting.default)
 
 
 def test_the_engine_is_as_the_options_say(
@@ -107,7 +116,7 @@ def test_the_engine_is_as_the_options_say(
         assert f"{option}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["caption", "chat", "eval", "demo"])
+@pytest.mark.parametrize("command", ["caption", "chat", "eval", "eval niah", "demo"])
 def test_commands_that_load_a_model_take_devices(command: str, monkeypatch: pytest.MonkeyPatch, red: Path) -> None:
     given: dict[str, object] = {}
 
@@ -117,7 +126,8 @@ def test_commands_that_load_a_model_take_devices(command: str, monkeypatch: pyte
 
     monkeypatch.setattr(vl, "load", load)
     vl_app.load_plugins()
-    about = {"caption": [str(red)], "chat": ["Hello you"], "eval": ["--all", "--count", "1"], "demo": []}[command]
+    about = {"caption": [str(red)], "chat": ["Hello you"], "eval": ["--all", "--count", "1"]}.get(command, [])
+    command, *about = [*command.split(), *about]
     for text, devices in (("2", 2), ("auto", "auto"), ("0,1", [0, 1]), ("cuda:0, cuda:3", ["cuda:0", "cuda:3"])):
         assert vl_app.run([command, *about, "--devices", text, "--placement", "layers", "--step-timeout", "90"]) == 3
         assert (given["devices"], given["placement"], given["step_timeout"]) == (devices, "layers", 90)

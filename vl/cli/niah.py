@@ -25,6 +25,7 @@ from vl.cli.console import (
     PlacementOption,
     QuantizationOption,
     SpillOption,
+    StepTimeoutOption,
     check_options,
     complain,
     load_model,
@@ -99,6 +100,7 @@ def niah(
     devices: DevicesOption = None,
     placement: PlacementOption = None,
     spill: SpillOption = None,
+    step_timeout: StepTimeoutOption = None,
     *,
     engine: EngineConfig,
 ) -> None:
@@ -131,7 +133,15 @@ def niah(
     settings |= _kind(grid, haystack)
     folder = None if out is None else NeedleFolder(out, settings, overwrite=overwrite)
     loaded = load_model(
-        model, device, dtype, engine, quantization=quantization, devices=devices, placement=placement, spill=spill
+        model,
+        device,
+        dtype,
+        engine,
+        quantization=quantization,
+        devices=devices,
+        placement=placement,
+        spill=spill,
+        step_timeout=step_timeout,
     )
     if grid:
         check_grid(loaded, grid, most)
