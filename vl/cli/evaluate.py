@@ -113,10 +113,12 @@ def evaluate(
     [bold]vl eval niah[/bold] finds needles in haystacks, with options of its own.
     """
     from vl.evaluation import OutFolder
+    from vl.evaluation.metrics.distance import check_installed
 
     if show_list:
         stdout_console().print(task_table(), metric_table())
         return
+    check_installed()
     if overwrite and out is None:
         raise typer.BadParameter("--overwrite goes with --out")
     check_options({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}, background)

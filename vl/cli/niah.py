@@ -232,8 +232,11 @@ def _find(
                 done=folder.done if folder else None,
                 on_row=on_row,
             )
-            if folder:
-                folder.finish(result, _title(result))
+            if folder and not folder.finish(result, _title(result)):
+                complain(
+                    "no heat map without matplotlib: pip install 'minimax-vl[eval]', and the same command draws it",
+                    kind="warning",
+                )
     except KeyboardInterrupt:
         if folder:
             complain(f"the answers so far are in {folder.path}: the same command goes on", kind="interrupted")
@@ -301,9 +304,7 @@ def _show(result: Result, folder: NeedleFolder | None) -> None:
     if more := len(result.errors[_ERRORS:]):
         console.print(Text(f"and {plural(more, 'more error')}", style="red"))
     if folder:
-        from vl.evaluation.niah.output import PICTURE
-
-        console.print(Text(f"heat map: {printable(str(folder.path / PICTURE))}"), soft_wrap=True)
+        console.print(Text(f"rows, scores and heat map: {printable(str(folder.path))}"), soft_wrap=True)
 
 
 def _percent(score: float | None) -> str:

@@ -14,6 +14,7 @@ from vl.engine import Generation, SamplingParams
 from vl.errors import Error
 from vl.evaluation.examples import Example, Row
 from vl.evaluation.metrics import METRICS
+from vl.evaluation.metrics.distance import check_installed
 from vl.jobs.pipeline import answered
 
 if TYPE_CHECKING:
@@ -29,8 +30,10 @@ def answer(
     that the metric cannot use cost their own row, which then has an error.
 
     Raises:
+        ConfigError: without the packages that metrics need.
         InputError: if `batch_size` is below 1, or no prompt at all could be answered with so many new tokens.
     """
+    check_installed()
     params = SamplingParams(max_new_tokens=max_new_tokens)
     model.engine.check(params)
     items = answered(model, examples, partial(_prepare, model), params, batch_size=batch_size)

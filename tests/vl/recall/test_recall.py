@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,3 +109,35 @@ def test_pictures_need_eyes(tmp_path: Path) -> None:
     config = replace(small(), data=replace(small().data, source="nano", mix={}))
     with pytest.raises(vl.ConfigError, match="cannot learn from the pictures of 'nano'"):
         Trainer(config, tmp_path, "cpu")
+
+
+def test_neither_training_nor_needles_need_what_metrics_and_pages_do(tmp_path: Path) -> None:
+    """Where only the dependencies of a training host are, without the extras `train` and `eval` and without a page."""
+    code = (
+        "import sys\n"
+        "for name in ('rapidfuzz', 'gradio', 'matplotlib', 'fontTools', 'tensorboard', 'sklearn', 'transformers'):\n"
+        "    sys.modules[name] = None\n"  # importing it raises ModuleNotFoundError
+        "import importlib.util as util\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda name, *rest: None if sys.modules.get(name, 0) is None else find(name, *rest)\n"
+        "from vl.cli.app import run\n"
+        "recipe, out = sys.argv[1:]\n"
+        "assert run(['train', recipe, '--out', out, '--device', 'cpu']) == 0\n"
+        "niah = ['eval', 'niah', '--lengths', '128', '--depths', '0', '--count', '1', '--device', 'cpu']\n"
+        "assert run([*niah, '--model', f'{out}/model', '--out', f'{out}/niah']) == 0\n"
+        "assert run([*niah, '--pages']) == 3\n"
+        "assert run(['eval', 'words', '--count', '1', '--device', 'cpu']) == 3\n"
+    )
+    recipe = tmp_path / "small.toml"
+    text = (Path(vl.__file__).parent / "recall" / "recall.toml").read_text()
+    for key, value in {"hidden_size": 32, "head_dim": 16, "rotary_dim": 8, "intermediate_size": 32, "layers": 2,
+                       "batch_tokens": 600, "dtype": '"float32"', "minutes": "0.001"}.items():  # fmt: skip
+        text = re.sub(rf"^{key} = .*$", f"{key} = {value}", text, flags=re.M)
+    recipe.write_text(text.replace("[data.mix]", "workers = 0\n[data.mix]"))
+    command = [sys.executable, "-c", code, str(recipe), str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=Path(vl.__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    for message in ("no heat map without matplotlib", "pages are printed in a face of matplotlib", "needs rapidfuzz"):
+        assert message in said
+    assert (tmp_path / "run" / "niah" / "scores.json").exists()

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -79,12 +80,19 @@ class NeedleFolder:
         except OSError as error:
             raise self._unwritable(error) from None
 
-    def finish(self, result: Result, title: str) -> None:
-        """Write the scores and the heat map. Raises ConfigError if they cannot be written or drawn."""
+    def finish(self, result: Result, title: str) -> bool:
+        """Write the scores and the heat map; False if there is no picture, for want of matplotlib.
+
+        Raises:
+            ConfigError: if they cannot be written.
+        """
         try:
             write_file(self.path / SCORES, json.dumps(result.summary(), ensure_ascii=False, indent=2) + "\n")
+            if find_spec("matplotlib") is None:
+                return False
             with replace_file(self.path / PICTURE) as draft:
                 draw_heat_map(result, draft, title)
+            return True
         except OSError as error:
             raise self._unwritable(error) from None
 

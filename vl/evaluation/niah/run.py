@@ -12,6 +12,7 @@ from preprocessing import Inputs
 from vl.engine import Generation, SamplingParams
 from vl.errors import Error, InputError
 from vl.evaluation.niah.cases import Case, Failed, Grid
+from vl.evaluation.niah.pages import draw_page
 from vl.evaluation.niah.results import Result, Row
 from vl.jobs.pipeline import answered
 
@@ -68,9 +69,16 @@ def find_needles(
 
 
 def check_grid(model: MiniMaxVL, grid: Grid, max_new_tokens: int) -> None:
-    """Raises InputError if the model sees no pages, or its memory could not hold the longest prompt and its answer."""
+    """Whether the prompts can be made and held, said before any is.
+
+    Raises:
+        ConfigError: if pages cannot be printed for want of a package.
+        InputError: if the model sees no pages, or its memory could not hold the longest prompt and its answer.
+    """
     if grid.pages and model.processor.patcher is None:
         raise InputError(f"{model.name} is a text-only checkpoint and sees no pages: leave out --pages")
+    if grid.pages:
+        draw_page(["A line"])
     longest = max(grid.lengths)
     try:
         model.engine.check(SamplingParams(max_new_tokens=max_new_tokens), longest)

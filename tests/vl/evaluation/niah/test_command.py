@@ -34,7 +34,7 @@ def test_a_table_and_a_folder_that_goes_on(run: Run, tmp_path: Path, monkeypatch
     code, said, err = run(*SMALL, "--out", out)
     assert code == 0, err
     assert "needles in text found by" in said
-    assert all(text in said for text in ("256", "1K", "100%", "all", "heatmap.png"))
+    assert all(text in said for text in ("256", "1K", "100%", "all", "heat map: "))
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
     assert [(row["length"], row["tokens"], row["depth"]) for row in rows] == [
         (length, length, depth) for length in (256, 1024) for depth in (0, 100)
