@@ -47,7 +47,7 @@ from vl.engine.config import EngineConfig
 
 if TYPE_CHECKING:
     from vl.engine import SamplingParams
-    from vl.jobs import Row, Tally
+    from vl.jobs import Row, Source, Tally
 
 _STDIN = "-"
 _MANY = 200
@@ -59,7 +59,8 @@ def caption(
         list[str],
         typer.Argument(
             metavar="SRC...",
-            help="Image files, folders (with all below them), http(s) or data URLs; - reads a list from stdin.",
+            help="Image files, folders, globs, .tar shards, .parquet/.csv/.jsonl tables, here or behind a URL (https, "
+            "s3, file, ...); - reads a list from stdin.",
         ),
     ],
     prompt: Annotated[
@@ -75,6 +76,10 @@ def caption(
         bool, typer.Option("--retry-errors", help="With --out: try images again whose row is an error.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="With --out: start the file again.")] = False,
+    column: Annotated[
+        str | None,
+        typer.Option(help="Where tables have their images: paths, URLs or bytes. By default found by its name."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON object per image, and nothing else.")] = False,
     max_new_tokens: MaxNewTokensOption = 256,
     temperature: TemperatureOption = 0.0,
@@ -100,8 +105,10 @@ def caption(
     if (retry_errors or overwrite) and out is None:
         raise typer.BadParameter("--retry-errors and --overwrite go with --out")
     with importing():
-        from vl.jobs import check_out
+        from vl.jobs import check_out, is_table
         from vl.model import DEFAULT_PROMPT
+    if column is not None and not any(source == _STDIN or is_table(source) for source in sources):
+        raise typer.BadParameter("--column goes with a table: .parquet, .csv or .jsonl", param_hint="--column")
     sampling = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -115,6 +122,7 @@ def caption(
             check_out(out)
     run = _Run(
         sources,
+        column,
         model,
         DEFAULT_PROMPT if prompt is None else prompt,
         json,
@@ -142,6 +150,7 @@ class _Run:
     def __init__(
         self,
         sources: list[str],
+        column: str | None,
         model: str,
         prompt: str,
         json: bool,
@@ -150,6 +159,7 @@ class _Run:
         loading: dict[str, Any],
     ) -> None:
         self.sources = sources
+        self.column = column
         self.model = model
         self.prompt = prompt
         self.json = json
@@ -159,13 +169,13 @@ class _Run:
         self.messages = stderr_console()
         self.results = stdout_console()
 
-    def names(self) -> Iterator[str]:
+    def names(self) -> Iterator[Source]:
         """The images asked for, at least one."""
         from preprocessing import IMAGE_SUFFIXES
         from vl.jobs import expand_sources
 
         given = chain.from_iterable(_lines() if s == _STDIN else (s,) for s in self.sources)
-        names = expand_sources(given, tell=lambda line: complain(line, kind="note"))
+        names = expand_sources(given, lambda line: complain(line, kind="note"), column=self.column)
         first = next(names, None)
         if first is None:
             where = ", ".join(printable(source) for source in self.sources)
@@ -174,9 +184,9 @@ class _Run:
 
     def table(self) -> int:
         """Caption and show everything now; returns how many images failed."""
-        from vl.jobs import Tally, caption_rows
+        from vl.jobs import Tally, caption_rows, source_key
 
-        names = list(dict.fromkeys(self.names()))
+        names = list({source_key(name): name for name in self.names()}.values())
         if len(names) > _MANY and not self.json:
             complain(f"{len(names)} images: --out captions.jsonl would survive an interruption", kind="hint")
         model = load_model(self.model, **self.loading)
@@ -213,7 +223,9 @@ class _Run:
             overwrite=overwrite,
             retry_errors=retry_errors,
         )
-        count = None if _STDIN in self.sources else lambda: sum(1 for _ in expand_sources(self.sources))
+        count = (
+            None if _STDIN in self.sources else lambda: sum(1 for _ in expand_sources(self.sources, column=self.column))
+        )
         try:
             with rows:
                 pending = rows.pending(names)
@@ -222,7 +234,7 @@ class _Run:
                     self._report(f"nothing left to do: {plural(len(rows.done), 'row')} in {out}")
                     return len(rows.errors)
                 model = load_model(self.model, **self.loading)
-                with CaptionProgress(self.messages, count) as progress:
+                with CaptionProgress(self.messages, None if _STDIN in self.sources else count) as progress:
 
                     def on_row(row: Row, tally: Tally) -> None:
                         progress.update(tally)

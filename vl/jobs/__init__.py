@@ -9,19 +9,22 @@ Example:
 
 from vl.jobs.captioning import OnRow, Tally, caption_images, caption_rows, settings_of, write_rows
 from vl.jobs.rowfile import JobError, Row, RowFile, check_out, encode_row
-from vl.jobs.sources import expand_sources, source_key
+from vl.jobs.sources import Picture, Source, expand_sources, is_table, source_key
 
 __all__ = [
     "JobError",
     "OnRow",
+    "Picture",
     "Row",
     "RowFile",
+    "Source",
     "Tally",
     "caption_images",
     "caption_rows",
     "check_out",
     "encode_row",
     "expand_sources",
+    "is_table",
     "settings_of",
     "source_key",
     "write_rows",

@@ -20,7 +20,7 @@ from vl.engine import Generation, SamplingParams
 from vl.errors import Error, InputError
 from vl.jobs.pipeline import answered
 from vl.jobs.rowfile import Row, RowFile
-from vl.jobs.sources import expand_sources, source_key
+from vl.jobs.sources import Picture, Source, expand_sources, source_key
 from vl.model import DEFAULT_PROMPT
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def caption_images(
     workers: int | None = None,
     overwrite: bool = False,
     retry_errors: bool = False,
+    column: str | None = None,
     on_row: OnRow | None = None,
     **sampling: Any,
 ) -> Tally:
@@ -79,12 +80,13 @@ def caption_images(
 
     Args:
         model: from `vl.load`, with a vision encoder.
-        sources: files, folders and http(s) or data URLs; may be a generator of any length.
+        sources: files, folders, globs, tar shards, tables and URLs; may be a generator of any length.
         out: the `.jsonl` file, created or continued.
         batch_size: images captioned at once; as many again are read ahead, and rows reach the file in such batches.
         workers: threads that read images; by default a few more than there are cores.
         overwrite: start again instead of continuing; what the file holds is cut when the first rows are there.
         retry_errors: try the images of error rows again.
+        column: where the tables among the sources have their images; by default the first of `COLUMNS` that they have.
         on_row: called after each row is safe on disk.
         sampling: as in `MiniMaxVL.generate`.
 
@@ -96,13 +98,13 @@ def caption_images(
     with RowFile(
         out, model=model.name, prompt=prompt, settings=settings, overwrite=overwrite, retry_errors=retry_errors
     ) as rows:
-        pending = rows.pending(expand_sources(sources))
+        pending = rows.pending(expand_sources(sources, column=column))
         return write_rows(model, pending, rows, batch_size=batch_size, workers=workers, on_row=on_row, **sampling)
 
 
 def write_rows(
     model: MiniMaxVL,
-    pending: Iterable[str],
+    pending: Iterable[Source],
     rows: RowFile,
     *,
     batch_size: int = 8,
@@ -127,7 +129,7 @@ def write_rows(
 
 def caption_rows(
     model: MiniMaxVL,
-    sources: Iterable[str],
+    sources: Iterable[Source],
     *,
     prompt: str = DEFAULT_PROMPT,
     batch_size: int = 8,
@@ -222,12 +224,13 @@ class _Item:
         self.row = {"image": self.row["image"], key: text} | self.row
 
 
-def _prepare(model: MiniMaxVL, known: Row, source: str) -> _Item:
+def _prepare(model: MiniMaxVL, known: Row, source: Source) -> _Item:
     """Read and cut one image. Whatever goes wrong with it is its own row's error."""
     empty = ("width", "height", "resolution", "tiles", "prompt_tokens", "image_tokens", "completion_tokens")
     item = _Item({"image": source_key(source)} | dict.fromkeys((*empty, "finish_reason")) | known)
-    content = [{"type": "image", "image": source}, {"type": "text", "text": known["prompt"]}]
     try:
+        image = {"bytes": source.read(), "path": source.name} if isinstance(source, Picture) else source
+        content = [{"type": "image", "image": image}, {"type": "text", "text": known["prompt"]}]
         item.inputs = model.processor([{"role": "user", "content": content}])
     except Error as error:
         item.fail(error)

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from vl.errors import Error
-from vl.jobs.sources import source_key
+from vl.jobs.sources import Source, source_key
 
 Row = dict[str, Any]
 
@@ -114,7 +114,7 @@ class RowFile:
         finally:
             self._close()
 
-    def pending(self, sources: Iterable[str]) -> Iterator[str]:
+    def pending(self, sources: Iterable[Source]) -> Iterator[Source]:
         """The sources that need a row, each image once; counts the others in `skipped`."""
         for source in sources:
             key = source_key(source)

@@ -1,0 +1,157 @@
+"""Images inside of something else: globs, tar shards, tables, imagefolders."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+from PIL import Image
+
+from vl.errors import InputError
+from vl.jobs import caption_images, expand_sources, source_key
+
+from .fakes import FakeModel, read
+
+
+def png(width: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, 5)).save(file, "PNG")
+    return file.getvalue()
+
+
+def make_shard(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def captions(tmp_path: Path, *sources: Any, **options: Any) -> dict[str, str]:
+    """What a job says of each image, by its name as seen from the folder; errors begin with a !."""
+    out = tmp_path / "out" / "captions.jsonl"
+    caption_images(FakeModel(), sources, out, overwrite=True, **options)
+    rows = read(out)
+    said = {row["image"].replace(f"{tmp_path}/", ""): row.get("caption") or f"!{row['error']}" for row in rows}
+    assert len(said) == len(rows)
+    return said
+
+
+def test_a_shard(tmp_path: Path) -> None:
+    members = {"a/1.png": png(1), "a/1.json": b"{}", "a/2.PNG": png(2), "a/._2.png": b"", "a/3.jpg": b"no picture"}
+    shard = make_shard(tmp_path / "x.tar", members)
+    told: list[str] = []
+    assert len(list(expand_sources([shard], told.append))) == 3
+    assert told == [f"{shard}: passed over 2 files: 1 .json, 1 hidden"]
+    said = captions(tmp_path, shard)
+    assert said.pop("x.tar/a/3.jpg").startswith(f"!{shard}/a/3.jpg: ")
+    assert said == {"x.tar/a/1.png": "1 by 5", "x.tar/a/2.PNG": "2 by 5"}
+
+
+def test_a_torn_shard_gives_what_is_whole_and_an_error(tmp_path: Path) -> None:
+    shard = make_shard(tmp_path / "x.tar", {f"{n}.png": png(n) for n in range(1, 5)})
+    shard.write_bytes(shard.read_bytes()[: 3 * 1024 + 520])  # each member is a header and a block
+    said = captions(tmp_path, shard)
+    assert [said.pop(f"x.tar/{n}.png") for n in (1, 2, 3)] == ["1 by 5", "2 by 5", "3 by 5"]
+    assert f"{shard} ends within" in said.pop("x.tar/4.png")
+    assert "not a whole tar file" in said.pop("x.tar/(the rest)")
+    assert not said
+    (tmp_path / "y.tar").write_bytes(b"Dear diary " * 100)
+    (tmp_path / "z.tar.gz").write_bytes(b"")
+    said = captions(tmp_path, tmp_path / "y.tar", tmp_path / "z.tar.gz")
+    assert "not a whole tar file" in said["y.tar/(the rest)"]
+    assert "unpack it" in said["z.tar.gz"]
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    if path.suffix == ".parquet":
+        pandas.DataFrame(rows).to_parquet(path)
+    elif path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl", ".ndjson"])
+def test_a_table_of_paths(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pictures").mkdir()
+    for width in (1, 2):
+        (tmp_path / "pictures" / f"{width}.png").write_bytes(png(width))
+    table = tmp_path / f"table{suffix}"
+    rows = [{"title": "a", "picture": f"pictures/{n}.png"} for n in (2, 1, 3)] + [{"title": "b", "picture": ""}]
+    write_table(table, rows)
+    said = captions(tmp_path, table, column="picture")
+    assert said.pop("pictures/3.png").endswith("no such file")
+    assert "has no image" in said.pop(f"table{suffix}:4")
+    assert said == {"pictures/2.png": "2 by 5", "pictures/1.png": "1 by 5"}
+    with pytest.raises(InputError, match=r"no column of images.*--column.*'title', 'picture'"):
+        list(expand_sources([table]))
+    with pytest.raises(InputError, match="no column 'url'"):
+        list(expand_sources([table], column="url"))
+    write_table(table, [{"title": "a", "path": "pictures/1.png"}])
+    monkeypatch.chdir(tmp_path)
+    assert list(expand_sources([table.name])) == ["pictures/1.png"]
+
+
+def test_a_table_of_bytes(tmp_path: Path) -> None:
+    write_table(tmp_path / "a.parquet", [{"bytes": png(n)} for n in range(1, 71)])
+    write_table(tmp_path / "b.parquet", [{"image": {"bytes": png(9), "path": None}}, {"image": None}])
+    said = captions(tmp_path, tmp_path / "*.parquet")
+    assert {said.pop(f"a.parquet:{n}") for n in range(1, 71)} == {f"{n} by 5" for n in range(1, 71)}
+    assert said.pop("b.parquet:1") == "9 by 5"
+    assert "has no image" in said.pop("b.parquet:2")
+    assert not said
+
+
+def test_damaged_lines_are_rows_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(png(3))
+    (tmp_path / "t.jsonl").write_text('{"path": "x.png"}\n{"path"\n\n[1]\n{"path": 7}\n{"other": 1}\n')
+    said = captions(tmp_path, tmp_path / "t.jsonl")
+    assert said["x.png"] == "3 by 5"
+    assert "is not JSON" in said["t.jsonl:2"]
+    assert "not a JSON object" in said["t.jsonl:3"]
+    assert "holds int" in said["t.jsonl:4"]
+    assert "holds nothing" in said["t.jsonl:5"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_an_imagefolder_is_what_its_metadata_name(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "data"
+    (folder / "train" / "deep").mkdir(parents=True)
+    for name in ("train/b.png", "train/deep/a.png", "train/unlisted.png", "other.png"):
+        (folder / name).write_bytes(png(4))
+    rows = [{"file_name": name, "text": "x"} for name in ("deep/a.png", "gone.png", "b.png")]
+    write_table(folder / "train" / f"metadata.{kind}", rows)
+    told: list[str] = []
+    names = [Path(source_key(s)).relative_to(folder).as_posix() for s in expand_sources([folder], told.append)]
+    assert names == ["other.png", "train/deep/a.png", "train/gone.png", "train/b.png"]
+    assert told == [f"{folder}: passed over 2 files: 1 .{kind}, 1 not in the metadata"]
+    write_table(folder / "train" / f"metadata.{kind}", [{"title": "not an imagefolder"}])
+    assert len(list(expand_sources([folder]))) == 4
+
+
+def test_globs(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/2.png", "b/3.png", "b/deep/4.png", "b/5.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png(1))
+    told: list[str] = []
+
+    def found(pattern: str) -> list[str]:
+        return [Path(source_key(s)).name for s in expand_sources([tmp_path / pattern], told.append)]
+
+    assert found("a/[2-9].png") == ["2.png"]
+    assert found("**/*.png") == ["1.png", "2.png", "3.png", "4.png"]
+    assert found("?") == ["1.png", "2.png", "3.png", "4.png"]
+    assert found("b/*.*") == ["3.png"]
+    assert told == [f"{tmp_path}/{p}: passed over 1 file: 1 .txt" for p in ("?", "b/*.*")]
+    assert found("nothing*") == ["nothing*"], "so that a mistyped pattern is an error of its row"

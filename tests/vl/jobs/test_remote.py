@@ -1,0 +1,81 @@
+"""Sources behind URLs, on a real S3 server of moto and on file URLs, through fsspec."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vl.errors import InputError
+from vl.jobs import caption_images, expand_sources, source_key
+
+from .fakes import FakeModel, read
+from .test_containers import make_shard, png, write_table
+
+pytest.importorskip("moto", reason="needs moto[server]")
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An S3 server with a bucket of images, a shard and a table."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    folder = tmp_path_factory.mktemp("upload")
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        settings = {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}
+        for name, value in (settings | {"ENDPOINT_URL": f"http://{host}:{port}"}).items():
+            patch.setenv(f"AWS_{name}", value)
+        fs = s3fs.S3FileSystem()
+        fs.mkdir("pics")
+        for name in ("photos/2.png", "photos/deep/3.png", "photos/notes.txt"):
+            fs.pipe(f"pics/{name}", png(int(Path(name).stem) if name.endswith(".png") else 1))
+        make_shard(folder / "x.tar", {"5.png": png(5), "6.png": png(6), "6.json": b"{}"})
+        write_table(folder / "t.csv", [{"path": "photos/2.png"}, {"path": "s3://pics/photos/gone.png"}])
+        for name in ("x.tar", "t.csv"):
+            fs.put(str(folder / name), f"pics/{name}")
+        yield fs
+    server.stop()
+
+
+@pytest.mark.usefixtures("bucket")
+def test_s3(tmp_path: Path) -> None:
+    told: list[str] = []
+    sources = ["s3://pics/photos", "s3://pics/*.tar", "s3://pics/t.csv", "s3://pics/photos/deep/3.png"]
+    assert len(list(expand_sources(sources, told.append))) == 7
+    assert told == ["s3://pics/photos: passed over 1 file: 1 .txt", "s3://pics/*.tar: passed over 1 file: 1 .json"]
+    out = tmp_path / "out.jsonl"
+    tally = caption_images(FakeModel(), sources, out)
+    rows = {row["image"]: row for row in read(out)}
+    assert "no such file" in rows.pop("s3://pics/photos/gone.png")["error"]
+    expected = {"photos/2.png": 2, "photos/deep/3.png": 3, "x.tar/5.png": 5, "x.tar/6.png": 6}
+    assert {name: row["caption"] for name, row in rows.items()} == {
+        f"s3://pics/{name}": f"{width} by 5" for name, width in expected.items()
+    }
+    assert (tally.captions, tally.errors, tally.skipped) == (4, 1, 2)
+    assert caption_images(FakeModel(), sources, out).skipped == 7
+
+
+def test_file_urls(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.png").write_bytes(png(1))
+    make_shard(tmp_path / "x.tar", {"2.png": png(2)})
+    base = tmp_path.as_uri()
+    names = [source_key(s) for s in expand_sources([f"{base}/a", f"{base}/x.tar", f"{base}/a/1.png"])]
+    assert [name.removeprefix(base) for name in names] == ["/a/1.png", "/x.tar/2.png", "/a/1.png"]
+    assert caption_images(FakeModel(), [f"{base}/a", f"{base}/x.tar"], tmp_path / "out.jsonl").captions == 2
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="nosuch://x/y"):
+        list(expand_sources(["nosuch://x/y"]))
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(InputError, match=r"s3://pics/photos.*pip install 'minimax-vl\[jobs\]'"):
+        list(expand_sources(["s3://pics/photos"]))
+    assert list(expand_sources(["https://x.org/a.png"])) == ["https://x.org/a.png"], "needs no extra"

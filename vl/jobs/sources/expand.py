@@ -1,0 +1,113 @@
+"""From what the user names to the images behind it, one at a time."""
+
+from __future__ import annotations
+
+import os
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator
+from glob import glob, has_magic
+from pathlib import Path
+
+from preprocessing.sources import kind_of, local_path
+from vl.jobs.sources.files import File, below, explained, is_remote, matches, remote
+from vl.jobs.sources.folders import walk_folder
+from vl.jobs.sources.names import Source, broken
+from vl.jobs.sources.passed import Passed
+from vl.jobs.sources.shards import shard_images
+from vl.jobs.sources.tables import TABLE_SUFFIXES, table_images
+
+Tell = Callable[[str], None]
+
+
+def expand_sources(
+    sources: Iterable[str | os.PathLike[str]], tell: Tell | None = None, *, column: str | None = None
+) -> Iterator[Source]:
+    """The images behind `sources`, in a stable order and without holding them all.
+
+    - A file or URL stands for itself, whether it exists or not. An existing file or folder goes before a URL or
+      pattern of that name, and `~` is the home folder.
+    - A folder stands for the images in it and below: see `walk_folder`.
+    - `*`, `?`, `[...]` and `**` stand for the files that match, if no file has that name.
+    - A `.tar` file stands for the images in it, a `.parquet`, `.csv`, `.jsonl` or `.ndjson` file for those of its
+      rows: see `shard_images` and `table_images`.
+    - All of these may be behind a URL that fsspec knows, such as `s3://bucket/photos/`; over http(s), files only.
+
+    Args:
+        tell: hears after each source of the files that were passed over in it, if any: how many of each suffix.
+        column: where the tables have their images; see `table_images`.
+
+    Raises:
+        InputError: if a table has no column of images, or a URL's package is missing.
+    """
+    for source in sources:
+        name = os.fspath(source)
+        passed = Passed()
+        yield from _expand(name, passed, column)
+        if tell is not None and passed:
+            tell(f"{name}: passed over {passed}")
+
+
+def is_table(name: str) -> bool:
+    """Whether a source stands for the rows of a table, by its name."""
+    return _suffix(name) in TABLE_SUFFIXES
+
+
+def _expand(name: str, passed: Passed, column: str | None) -> Iterator[Source]:
+    if is_remote(name):
+        yield from _expand_remote(name, passed, column)
+    elif kind_of(name) != "path":
+        yield name
+    elif os.path.isdir(path := local_path(name)):
+        yield from walk_folder(path, passed)
+    elif has_magic(path) and not os.path.exists(path) and (found := sorted(glob(path, recursive=True))):
+        for match in found:
+            if _is_container(match) or os.path.isdir(match) or passed.takes(match):
+                yield from _expand(match, passed, column)
+    elif _is_container(path) and os.path.isfile(path):
+        yield from _contents(File(str(Path(path))), passed, column)
+    else:
+        yield str(Path(path))
+
+
+def _expand_remote(url: str, passed: Passed, column: str | None) -> Iterator[Source]:
+    web = url[:4].lower() == "http"
+    if web or url[:5].lower() == "file:":  # a single image is fetched as everywhere else
+        path = url if web else urllib.parse.unquote(urllib.parse.urlsplit(url).path)
+        if not _is_container(url) and (web or not (os.path.isdir(path) or has_magic(path))):
+            yield url
+            return
+    place = remote(url)
+    if has_magic(url) and not web:
+        found = [file for file in matches(place) if _is_container(file.name) or passed.takes(file.name)]
+        yield from (source for file in found for source in _one(file, passed, column))
+        return
+    with explained(url):
+        is_folder = not web and place.fs.isdir(place.path)
+    yield from (file.picture() for file in below(place, passed)) if is_folder else _one(place, passed, column)
+
+
+def _one(file: File, passed: Passed, column: str | None) -> Iterator[Source]:
+    if _is_container(file.name):
+        yield from _contents(file, passed, column)
+    else:
+        yield file.picture()
+
+
+def _contents(file: File, passed: Passed, column: str | None) -> Iterator[Source]:
+    """What is in a tar file or table. One that cannot be opened is a row with that error."""
+    suffix = _suffix(file.name)
+    if suffix in TABLE_SUFFIXES:
+        yield from table_images(file, column)
+    elif suffix == ".tar":
+        yield from shard_images(file, passed)
+    else:
+        yield broken(file.name, "is compressed: unpack it to .tar, in which images can be read one by one")
+
+
+def _is_container(name: str) -> bool:
+    return _suffix(name) in (".tar", *TABLE_SUFFIXES) or name.lower().endswith((".tar.gz", ".tgz", ".tar.zst"))
+
+
+def _suffix(name: str) -> str:
+    path = urllib.parse.urlsplit(name).path if name[:4].lower() == "http" else name
+    return os.path.splitext(path)[1].lower()

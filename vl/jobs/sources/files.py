@@ -1,0 +1,109 @@
+"""Files here and behind URLs, read alike. Buckets and web servers are fsspec's; it comes with the extra `jobs`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+from preprocessing.sources import local_path
+from vl.errors import Error, InputError
+from vl.jobs.sources.names import Picture
+from vl.jobs.sources.passed import Passed
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file: on this machine, or at `path` of the fsspec file system `fs`, where `name` is its URL."""
+
+    name: str
+    fs: Any = None
+    path: str = ""
+
+    def open(self) -> IO[bytes]:
+        """Binary and seekable. Raises OSError or what the file system raises."""
+        return open(local_path(self.name), "rb") if self.fs is None else self.fs.open(self.path, "rb")
+
+    def read(self, start: int, size: int) -> bytes:
+        """`size` bytes from `start`. Raises InputError."""
+        with explained(self.name):
+            if self.fs is not None:
+                content = self.fs.cat_file(self.path, start=start, end=start + size)
+            else:
+                with self.open() as file:
+                    file.seek(start)
+                    content = file.read(size)
+        if len(content) < size:
+            raise InputError(f"{self.name} ends within an image: write or download it again")
+        return content
+
+    def picture(self) -> Picture:
+        """The file as an image of the job."""
+
+        def read() -> bytes:
+            with explained(self.name):
+                return self.fs.cat_file(self.path)
+
+        return Picture(self.name, read)
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Errors of a file system, whatever they are, as an InputError that names the file."""
+    try:
+        yield
+    except Error:
+        raise
+    except Exception as error:
+        why = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
+        raise InputError(f"{name}: cannot be read ({why})") from error
+
+
+def is_remote(name: str) -> bool:
+    """Whether `name` is a URL such as s3://bucket/a.png. A file of that name wins."""
+    return _SCHEME.match(name) is not None and not os.path.exists(local_path(name))
+
+
+def remote(url: str) -> File:
+    """The file or folder behind a URL.
+
+    Raises:
+        InputError: if fsspec or the package for that scheme is missing, or if there is no such scheme.
+    """
+    try:
+        import fsspec
+    except ImportError:
+        raise InputError(f"{url} is read through fsspec: pip install 'minimax-vl[jobs]'") from None
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise InputError(f"{url}: {error}; pip install 'minimax-vl[jobs]' has s3 and http(s)") from None
+    except ValueError as error:
+        raise InputError(f"{url} cannot be read: {error}") from None
+    return File(url, fs, path)
+
+
+def below(folder: File, passed: Passed) -> Iterator[File]:
+    """The images in a folder behind a URL and below, in a stable order. Raises InputError."""
+    with explained(folder.name):
+        for parent, folders, files in folder.fs.walk(folder.path):
+            folders.sort()
+            for name in sorted(files):
+                if passed.takes(name):
+                    yield at(folder.fs, f"{parent.rstrip('/')}/{name}")
+
+
+def matches(pattern: File) -> list[File]:
+    """What a URL with `*` stands for, sorted. Raises InputError."""
+    with explained(pattern.name):
+        return [at(pattern.fs, path) for path in sorted(pattern.fs.glob(pattern.path))]
+
+
+def at(fs: Any, path: str) -> File:
+    """The file at a path of an fsspec file system."""
+    return File(fs.unstrip_protocol(path), fs, path)

@@ -1,0 +1,79 @@
+"""Folders of this machine: the images in them and below, each once however they are linked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vl.jobs.sources.passed import Passed
+from vl.jobs.sources.tables import listed
+
+
+def walk_folder(root: str, passed: Passed) -> Iterator[str]:
+    """Images in `root` and below, in sorted order: the files of an image's suffix whose names begin with no dot.
+
+    Linked folders are followed, each once, and none that the walk meets under its own name or that it is in. A folder
+    that cannot be read is yielded itself, so that it shows up as an error and not as missing images. A folder with a
+    `metadata.jsonl` or `metadata.csv` that has `file_name`, Hugging Face's imagefolder, stands for the images named
+    there, present or not, and for no others.
+    """
+    unreadable: list[str] = []
+    links = _Links(root)
+    walk = os.walk(root, onerror=lambda error: unreadable.append(str(error.filename)), followlinks=True)
+    for parent, folders, files in walk:
+        yield from unreadable
+        unreadable.clear()
+        if (names := listed(parent, files)) is not None:
+            yield from _imagefolder(parent, names, passed)
+            folders.clear()
+            continue
+        visible = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in visible if links.follow(os.path.join(parent, name))]
+        for name in sorted(files):
+            if passed.takes(name):
+                yield str(Path(parent, name))
+    yield from unreadable
+
+
+def _imagefolder(folder: str, names: list[str], passed: Passed) -> Iterator[str]:
+    """The images that the metadata of `folder` name; others in it and below are counted as passed over."""
+    named = {os.path.normpath(name) for name in names}
+    yield from (str(Path(folder, name)) for name in names)
+    for parent, _, files in os.walk(folder):
+        inside = [os.path.normpath(os.path.relpath(os.path.join(parent, name), folder)) for name in files]
+        passed["not in the metadata"] += sum(passed.takes(name) for name in inside if name not in named)
+    passed += Passed()  # drops a count of 0
+
+
+class _Links:
+    """Which folders a walk that follows links goes into, so that it ends and meets no image twice."""
+
+    def __init__(self, root: str) -> None:
+        self._root = Path(os.path.realpath(root))
+        self._seen = {_identity(root)}
+
+    def follow(self, folder: str) -> bool:
+        if os.path.islink(folder) and self._is_elsewhere(Path(os.path.realpath(folder))):
+            return False
+        try:
+            identity = _identity(folder)
+        except OSError:
+            return True  # the walk will say so
+        if identity in self._seen:
+            return False
+        self._seen.add(identity)
+        return True
+
+    def _is_elsewhere(self, target: Path) -> bool:
+        """Whether a link's target holds the whole walk, or is met by it under its own name."""
+        if self._root.is_relative_to(target):
+            return True
+        return target.is_relative_to(self._root) and not any(
+            part.startswith(".") for part in target.relative_to(self._root).parts
+        )
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
