@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NoReturn
 
 import torch
@@ -12,6 +13,7 @@ from text_backbone import MiniMaxText
 from vl.config import VLConfig
 from vl.engine import EngineConfig
 from vl.engine.prompt import Prompt
+from vl.engine.session import Session, Source
 from vl.errors import ConfigError
 from vl.model import MiniMaxVL
 from vl.ranks.engine import SplitEngine
@@ -82,6 +84,15 @@ class SplitVL(MiniMaxVL):
 
     def save(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise self._elsewhere("it cannot be saved: `vl convert` writes quantised checkpoints of any size")
+
+    def read(self, source: Source, *, folder: str | os.PathLike[str] | None = None, **how: Any) -> Session:
+        """As of `MiniMaxVL.read`, without `folder`."""
+        if folder is not None:
+            raise self._elsewhere("what it reads cannot be saved: leave folder out")
+        return super().read(source, **how)
+
+    def open(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise self._elsewhere("sessions cannot be opened for it")
 
     def train(self, mode: bool = True) -> SplitVL:
         if mode:

@@ -135,6 +135,26 @@ def test_a_closed_model_says_so(pair: tuple[vl.MiniMaxVL, vl.MiniMaxVL]) -> None
             call()
 
 
+def test_a_session_answers_as_one_process_does(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """And is neither saved nor opened: each process has a part of it."""
+    read, ask = conversations()[1], [{"role": "user", "content": "Which?"}]
+    sampling: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1.3, "seed": 4}
+    expected = vl.load(tiny_checkpoint, device="cpu").chat([*read, *ask], **sampling)
+    model = vl.load(tiny_checkpoint, device="cpu", devices=2, placement="layers")
+    try:
+        session = model.read(read)
+        assert [session.ask("Which?", **sampling) for _ in range(2)] == [expected] * 2
+        with pytest.raises(vl.ConfigError, match="cannot be saved: load the model without devices="):
+            session.save(tmp_path)
+        with pytest.raises(vl.ConfigError, match="leave folder out"):
+            model.read(read, folder=tmp_path)
+        with pytest.raises(vl.ConfigError, match="sessions cannot be opened for it"):
+            model.open(tmp_path)
+        assert not list(tmp_path.iterdir())
+    finally:
+        model.close()
+
+
 def test_a_damaged_file_is_named_with_the_rank_that_read_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
