@@ -22,6 +22,8 @@ class Slot:
         read: the values as a tensor of that shape, in the dtype and on the device of the model; for a plain parameter
             a view of it. With `part`, the values that are here.
         exact: whether its dtype is part of how the values are stored; files are then written in no other.
+        room: where on the host the tensor is kept just as it is, contiguous: a reader whose tensor has this shape and
+            dtype may fill it and give it to `load`, which then copies nothing. None where there is no such place.
         part: of a tensor of that shape, a view of what is here, where several processes share it; None for all of it.
     """
 
@@ -30,6 +32,7 @@ class Slot:
     read: Callable[[], Tensor]
     exact: bool = False
     part: Callable[[Tensor], Tensor] | None = None
+    room: Tensor | None = None
 
     @classmethod
     def of(cls, view: Tensor, part: Part | None = None) -> Slot:
@@ -37,11 +40,22 @@ class Slot:
         view = view.detach()
 
         def load(tensor: Tensor) -> None:
-            view.copy_(tensor if part is None else part.of(tensor))
+            keep(view, tensor if part is None else part.of(tensor))
             # Extremes carry NaN along, and need no temporary the size of the tensor.
             if view.numel() and not view.is_meta and not torch.stack(torch.aminmax(view)).isfinite().all():
                 raise ValueError("NaN or infinite values")
 
         if part is None or part.is_all:
-            return cls(tuple(view.shape), load, lambda: view)
+            return cls(tuple(view.shape), load, lambda: view, room=room_of(view))
         return cls(part.whole, load, lambda: view, part=part.of)
+
+
+def keep(view: Tensor, tensor: Tensor) -> None:
+    """Copy a tensor to where it is kept, unless it was read straight to there."""
+    if tensor.data_ptr() != view.data_ptr():
+        view.copy_(tensor)
+
+
+def room_of(view: Tensor) -> Tensor | None:
+    """What a reader may fill."""
+    return view if view.device.type == "cpu" and view.is_contiguous() else None

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vl.errors import CheckpointError, DeviceError, InputError
 from vl.files import replace_file, write_file
-from vl.manifest import SINGLE, Header, Manifest, Problems
+from vl.manifest import SINGLE, Manifest, Problems
+from vl.reading import Buffer, read_tensors
 from vl.saving import INDEX
 from vl.threads import merged
 
@@ -38,24 +39,38 @@ class Slot(Protocol):
     def read(self) -> Tensor: ...
     @property
     def exact(self) -> bool: ...
+    @property
+    def room(self) -> Tensor | None: ...
 
 
 def load_weights(
-    slots: Mapping[str, Slot], manifest: Manifest, *, progress: Callable[[int, int], None] | None = None
+    slots: Mapping[str, Slot],
+    manifest: Manifest,
+    *,
+    pin: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Give a checkpoint to a model, tensor by tensor from memory-mapped files, several files at once.
+    """Give a checkpoint to a model, tensor by tensor, several files at once.
+
+    Host memory: a tensor for each of these files, where they are not read to where they are kept.
 
     Args:
         slots: released name to slot.
         manifest: of files that hold exactly these tensors.
+        pin: read to pinned memory, for slots on a GPU.
         progress: called in this thread after each tensor with the numbers of values loaded and in all.
 
     Raises:
         CheckpointError: if a file cannot be read, or values are not finite; the model has then been written to.
     """
 
+    own = threading.local()  # a thread has one file at a time
+
     def load(file: str) -> Iterator[tuple[str, int, str | None]]:
-        for name, tensor in read_tensors(manifest.folder / file, manifest.files[file]):
+        if not hasattr(own, "buffer"):
+            own.buffer = Buffer(pin)
+        header = manifest.files[file]
+        for name, tensor in read_tensors(manifest.folder / file, header, own.buffer, lambda name: slots[name].room):
             wrong = None
             try:
                 slots[name].load(tensor)
@@ -121,16 +136,6 @@ def weight_dtype(dtype: torch.dtype | str) -> torch.dtype:
     if not isinstance(chosen, torch.dtype) or chosen not in DTYPES.values():
         raise DeviceError(f"dtype {dtype!r:.100} cannot hold the weights: use one of {', '.join(DTYPES)}")
     return chosen
-
-
-def read_tensors(path: Path, header: Header) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a file, each a view of the mapped pages. Raises CheckpointError if it cannot be read."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in header:
-                yield name, file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): download the file again") from error
 
 
 def _shards(slots: Mapping[str, Slot], limit: float, dtype: torch.dtype | None) -> Iterator[dict[str, Tensor]]:

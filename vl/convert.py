@@ -22,13 +22,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from text_backbone.quantization.files import is_quantised, packed
-from vl.checkpoint import read_tensors
 from vl.config import read_config
 from vl.errors import CheckpointError, ConfigError
 from vl.files import replace_file, write_file
 from vl.hub import FILES, resolve_source
 from vl.manifest import Header, Layout, Manifest, Problems, expected_shapes, read_header, read_manifest, stored_layout
 from vl.quantization import FORMATS, stored_to_json
+from vl.reading import Buffer, read_tensors
 from vl.saving import CONFIG, INDEX
 from vl.threads import merged
 
@@ -126,7 +126,7 @@ def _convert_file(conversion: Conversion, file: str, device: torch.device | str)
     """Quantise one file; yields the bytes of each tensor when it is done."""
     manifest, problems = conversion.manifest, Problems(conversion.manifest.folder)
     tensors: dict[str, Tensor] = {}
-    for name, tensor in read_tensors(manifest.folder / file, manifest.files[file]):
+    for name, tensor in read_tensors(manifest.folder / file, manifest.files[file], Buffer()):
         if is_quantised(name):
             try:
                 parts = packed(tensor.to(device), conversion.format)
@@ -135,7 +135,7 @@ def _convert_file(conversion: Conversion, file: str, device: torch.device | str)
                 problems.check()
             tensors |= {name + suffix: part.cpu() for suffix, part in parts.items()}
         else:
-            tensors[name] = tensor.clone()  # not a view of the file, which may be on a disk of its own
+            tensors[name] = tensor.clone()  # the buffer is used again
         yield tensor.nbytes
     with replace_file(conversion.target / file) as draft:
         save_file(tensors, draft, metadata={"format": "pt", _ORIGIN: _origin(manifest.folder / file)})

@@ -267,7 +267,7 @@ def load_folder(
             "dtype or quantization"
         ) from error
     places = model.stored_tensors() if opened.stored else model.released_tensors()
-    load_weights(places, opened.manifest, progress=progress)
+    load_weights(places, opened.manifest, pin=device.type == "cuda", progress=progress)
     return model
 
 

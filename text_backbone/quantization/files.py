@@ -18,9 +18,9 @@ from torch import Tensor
 
 from text_backbone.kernels.nf4.reference import LEVELS, scale_map
 from text_backbone.quantization import nf4
-from text_backbone.quantization.finite import checked
+from text_backbone.quantization.finite import check, checked
 from text_backbone.quantization.stored import Quantized
-from text_backbone.slot import Slot
+from text_backbone.slot import Slot, keep, room_of
 
 QUANTISED = re.compile(
     r"(language_model\.)?model\.layers\.\d+\."
@@ -89,12 +89,13 @@ def _field(weight: Quantized, index: tuple[int, ...], name: str, shape: tuple[in
         return weight.cut(name, whole.squeeze(-1) if column else whole)
 
     def load(tensor: Tensor) -> None:
-        if stored.dtype in (torch.float32, torch.float8_e4m3fn):
-            checked(tensor)
-        stored.copy_(part(tensor).reshape(stored.shape))
+        keep(stored, part(tensor).reshape(stored.shape))
+        check(stored)
 
     view = stored.unsqueeze(-1) if column else stored
-    return Slot(shape, load, lambda: view, True, None if view.shape == shape else part)
+    if view.shape != shape:
+        return Slot(shape, load, lambda: view, True, part)
+    return Slot(shape, load, lambda: view, True, room=room_of(view))
 
 
 def _constant(values: Tensor) -> Slot:

@@ -6,6 +6,18 @@ import torch
 from torch import Tensor
 
 
+def check(stored: Tensor) -> None:
+    """Raises ValueError if a value of what is stored is not finite; waits for the device. Codes of integers all are."""
+    if not stored.numel() or not stored.is_floating_point() or stored.is_meta:
+        return
+    if stored.dtype == torch.float8_e4m3fn:  # has no infinity, and NaN where all bits but the sign are set
+        wrong = (stored.view(torch.uint8) & 0x7F).max() == 0x7F
+    else:
+        wrong = ~torch.stack(torch.aminmax(stored)).isfinite().all()
+    if wrong:
+        raise ValueError("NaN or infinite values")
+
+
 def checked(matrix: Tensor) -> Tensor:
     """The values in float32. Raises ValueError if one is not finite there; waits for the device."""
     values = matrix.float()

@@ -154,6 +154,7 @@ def test_a_slot_may_keep_something_else_than_the_tensor(tmp_path: Path) -> None:
     class Packed:
         shape = (4, 6)
         exact = False
+        room = None
 
         def load(self, tensor: Tensor, /) -> None:
             self.scale = tensor.float().abs().amax(1, keepdim=True) / 127
@@ -165,6 +166,7 @@ def test_a_slot_may_keep_something_else_than_the_tensor(tmp_path: Path) -> None:
     class Half:
         shape = (4, 6)
         exact = False
+        room = None
 
         def load(self, tensor: Tensor, /) -> None:
             self.rows = tensor[2:].clone()
