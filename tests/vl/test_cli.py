@@ -209,7 +209,7 @@ def test_job_refusals(run: Run, images: Path, tmp_path: Path, tiny_checkpoint: P
     [
         (["caption"], "Missing argument"),
         (["caption", "{empty}"], "no image in"),
-        (["caption", "{images}", "--out", "x.parquet"], "JSON Lines"),
+        (["caption", "{images}", "--out", "x.csv"], "JSON Lines"),
         (["caption", "{images}", "--retry-errors"], "--out"),
         (["caption", "{images}", "--temperature", "-1"], "temperature"),
         (["caption", "{images}", "--batch-size", "0"], "batch-size"),

@@ -70,7 +70,12 @@ def caption(
     model: ModelOption = "nano",
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="A .jsonl file with a row per image, made or continued.", show_default=False),
+        typer.Option(
+            "--out",
+            "-o",
+            help="A .jsonl file or .parquet folder of rows, made or continued.",
+            show_default=False,
+        ),
     ] = None,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="With --out: try images again whose row is an error.")
@@ -105,7 +110,7 @@ def caption(
     if (retry_errors or overwrite) and out is None:
         raise typer.BadParameter("--retry-errors and --overwrite go with --out")
     with importing():
-        from vl.jobs import check_out, is_table
+        from vl.jobs import check_output, is_table
         from vl.model import DEFAULT_PROMPT
     if column is not None and not any(source == _STDIN or is_table(source) for source in sources):
         raise typer.BadParameter("--column goes with a table: .parquet, .csv or .jsonl", param_hint="--column")
@@ -119,7 +124,7 @@ def caption(
     params = check_options(sampling, background)
     if out is not None:
         with usage_errors():
-            check_out(out)
+            check_output(out)
     run = _Run(
         sources,
         column,
@@ -206,7 +211,7 @@ class _Run:
 
     def job(self, out: Path, *, overwrite: bool, retry_errors: bool) -> int:
         """Bring `out` up to date; returns how many of its rows are errors."""
-        from vl.jobs import RowFile, expand_sources, settings_of, write_rows
+        from vl.jobs import expand_sources, open_rows, settings_of, write_rows
         from vl.loading import weights_as
 
         names = self.names()
@@ -215,7 +220,7 @@ class _Run:
         settings = settings_of(
             self.params, background=self.loading["background"], dtype=dtype, quantization=quantization
         )
-        rows = RowFile(
+        rows = open_rows(
             out,
             model=self.model,
             prompt=self.prompt,
@@ -231,23 +236,24 @@ class _Run:
                 pending = rows.pending(names)
                 first = next(pending, None)
                 if first is None:
-                    self._report(f"nothing left to do: {plural(len(rows.done), 'row')} in {out}")
-                    return len(rows.errors)
+                    self._report(f"nothing left to do: {plural(rows.rows, 'row')} in {out}")
+                    return rows.failures
                 model = load_model(self.model, **self.loading)
-                with CaptionProgress(self.messages, None if _STDIN in self.sources else count) as progress:
+                with CaptionProgress(self.messages, count) as progress:
 
                     def on_row(row: Row, tally: Tally) -> None:
                         progress.update(tally)
                         self._print_json(row)
 
                     tally = write_rows(model, chain((first,), pending), rows, on_row=on_row, **self.options)
+                failures = rows.failures
         except KeyboardInterrupt:
             complain(f"the rows so far are in {out}; run the same command again for the rest", kind="interrupted")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         self._report(f"{summary(tally)} · {out}")
-        if rows.errors:
-            self._report(f"{plural(len(rows.errors), 'error')} in the file: --retry-errors tries again")
-        return len(rows.errors)
+        if failures:
+            self._report(f"{plural(failures, 'error')} in {out}: --retry-errors tries again")
+        return failures
 
     def _print_json(self, row: Row) -> None:
         from vl.jobs import encode_row

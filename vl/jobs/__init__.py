@@ -8,6 +8,7 @@ Example:
 """
 
 from vl.jobs.captioning import OnRow, Tally, caption_images, caption_rows, settings_of, write_rows
+from vl.jobs.outputs import Rows, check_output, open_rows
 from vl.jobs.rowfile import JobError, Row, RowFile, check_out, encode_row
 from vl.jobs.sources import Picture, Source, expand_sources, is_table, source_key
 
@@ -17,14 +18,17 @@ __all__ = [
     "Picture",
     "Row",
     "RowFile",
+    "Rows",
     "Source",
     "Tally",
     "caption_images",
     "caption_rows",
     "check_out",
+    "check_output",
     "encode_row",
     "expand_sources",
     "is_table",
+    "open_rows",
     "settings_of",
     "source_key",
     "write_rows",

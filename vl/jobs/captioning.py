@@ -18,8 +18,9 @@ from preprocessing import Inputs
 from preprocessing.alpha import Background, read_background
 from vl.engine import Generation, SamplingParams
 from vl.errors import Error, InputError
+from vl.jobs.outputs import Rows, open_rows
 from vl.jobs.pipeline import answered
-from vl.jobs.rowfile import Row, RowFile
+from vl.jobs.rowfile import Row
 from vl.jobs.sources import Picture, Source, expand_sources, source_key
 from vl.model import DEFAULT_PROMPT
 
@@ -73,15 +74,15 @@ def caption_images(
     on_row: OnRow | None = None,
     **sampling: Any,
 ) -> Tally:
-    """Caption many images into a JSON Lines file, one row for each; running it again does what is left.
+    """Caption many images into JSON Lines or Parquet, one row for each; running it again does what is left.
 
     Rows reach the disk batch by batch, so the process may be killed at any moment. See `caption_rows` for the rows,
-    `expand_sources` for the sources and `RowFile` for the file.
+    `expand_sources` for the sources, `RowFile` and `PartFolder` for the output.
 
     Args:
         model: from `vl.load`, with a vision encoder.
         sources: files, folders, globs, tar shards, tables and URLs; may be a generator of any length.
-        out: the `.jsonl` file, created or continued.
+        out: the `.jsonl` file, or the `.parquet` folder of part files, created or continued.
         batch_size: images captioned at once; as many again are read ahead, and rows reach the file in such batches.
         workers: threads that read images; by default a few more than there are cores.
         overwrite: start again instead of continuing; what the file holds is cut when the first rows are there.
@@ -95,7 +96,7 @@ def caption_images(
         InputError: if the model takes no images or `sampling` is out of range.
     """
     settings = settings_of_model(model, SamplingParams.of(sampling))
-    with RowFile(
+    with open_rows(
         out, model=model.name, prompt=prompt, settings=settings, overwrite=overwrite, retry_errors=retry_errors
     ) as rows:
         pending = rows.pending(expand_sources(sources, column=column))
@@ -105,14 +106,14 @@ def caption_images(
 def write_rows(
     model: MiniMaxVL,
     pending: Iterable[Source],
-    rows: RowFile,
+    rows: Rows,
     *,
     batch_size: int = 8,
     workers: int | None = None,
     on_row: OnRow | None = None,
     **sampling: Any,
 ) -> Tally:
-    """The job on an open `RowFile`: caption the `pending` sources and append their rows."""
+    """The job on an open `RowFile` or `PartFolder`: caption the `pending` sources and append their rows."""
     tally = Tally()
     options = {"prompt": rows.prompt, "batch_size": batch_size, "workers": workers, **sampling}
     with contextlib.closing(caption_rows(model, pending, **options)) as batches:
@@ -140,7 +141,8 @@ def caption_rows(
 
     A row holds `image` (the source), then `caption`, or `error` if the image cannot be used; `width` and `height`
     (pixels), `resolution` (`[width, height]` of the chosen pinpoint), `tiles`, `prompt_tokens`, `image_tokens`,
-    `completion_tokens` and `finish_reason`, null where an error came first; `model`, `prompt` and `settings`.
+    `completion_tokens`, `finish_reason` and `seconds` (in the engine, where work shared with others counts in full),
+    null where an error came first; `model`, `prompt` and `settings`.
 
     Raises:
         InputError: at once if the model takes no images or `sampling` is out of range. A bad image never raises.
@@ -216,6 +218,7 @@ class _Item:
             image_tokens=usage.image_tokens,
             completion_tokens=usage.completion_tokens,
             finish_reason=generation.finish_reason,
+            seconds=round(sum(dataclasses.astuple(generation.timings)), 4),
         )
 
     def _finish(self, key: str, text: str) -> None:
@@ -227,7 +230,7 @@ class _Item:
 def _prepare(model: MiniMaxVL, known: Row, source: Source) -> _Item:
     """Read and cut one image. Whatever goes wrong with it is its own row's error."""
     empty = ("width", "height", "resolution", "tiles", "prompt_tokens", "image_tokens", "completion_tokens")
-    item = _Item({"image": source_key(source)} | dict.fromkeys((*empty, "finish_reason")) | known)
+    item = _Item({"image": source_key(source)} | dict.fromkeys((*empty, "finish_reason", "seconds")) | known)
     try:
         image = {"bytes": source.read(), "path": source.name} if isinstance(source, Picture) else source
         content = [{"type": "image", "image": image}, {"type": "text", "text": known["prompt"]}]

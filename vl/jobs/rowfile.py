@@ -34,7 +34,7 @@ def check_out(path: str | os.PathLike[str]) -> Path:
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in SUFFIXES:
         fix = f"name it like {Path(path).stem or 'captions'}{SUFFIXES[0]}"
-        raise JobError(f"cannot write {os.fspath(path)}: this version writes JSON Lines only: {fix}")
+        raise JobError(f"cannot write {os.fspath(path)}: captions are JSON Lines or Parquet: {fix}")
     if "\0" in os.fspath(path):
         raise JobError("the name of the output file holds a NUL character: leave it out")
     return Path(os.path.realpath(path))
@@ -43,6 +43,23 @@ def check_out(path: str | os.PathLike[str]) -> Path:
 def encode_row(row: Row) -> bytes:
     """One line of UTF-8 JSON. File names that are not UTF-8 keep their bytes as escapes of lone surrogates."""
     return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def check_run(path: Path, row: Row, made: Row) -> None:
+    """Hold a row to the `model`, `prompt` and `settings` of this run. Rows of earlier versions have no settings.
+
+    Raises:
+        JobError: naming the first that differs.
+    """
+    given = {name: (row.get(name), made[name]) for name in ("model", "prompt")}
+    if isinstance(settings := row.get("settings"), dict):
+        given |= {name: (settings[name], wanted) for name, wanted in made["settings"].items() if name in settings}
+    for name, (found, wanted) in given.items():
+        if found != wanted:
+            raise JobError(
+                f"{path} holds captions made with {name} {found!r}, not {wanted!r}. "
+                f"Use that {name} to continue it, choose another output file, or start again with --overwrite"
+            )
 
 
 class RowFile:
@@ -75,9 +92,8 @@ class RowFile:
         retry_errors: bool = False,
     ) -> None:
         self.path = check_out(path)
-        self.model = model
         self.prompt = prompt
-        self._settings = settings or {}
+        self._made: Row = {"model": model, "prompt": prompt, "settings": settings or {}}
         self.done: set[str] = set()
         self.errors: set[str] = set()
         self.skipped = 0
@@ -87,6 +103,16 @@ class RowFile:
         self._size = 0
         self._superseded = False
 
+    @property
+    def rows(self) -> int:
+        """Images that need no more work."""
+        return len(self.done)
+
+    @property
+    def failures(self) -> int:
+        """Images whose row is an error."""
+        return len(self.errors)
+
     def __enter__(self) -> RowFile:
         with self._explained():
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +120,7 @@ class RowFile:
             try:
                 if not self._uncut:
                     self._repair()
-                _sync_folder(self.path)
+                sync_folder(self.path)
             except BaseException:
                 self._close()
                 raise
@@ -149,6 +175,19 @@ class RowFile:
             self._count(row)
         self._superseded = self._superseded or self._retry_errors
 
+    def read(self) -> Iterator[Row]:
+        """All rows."""
+        return (json.loads(line) for _, line in self._lines())
+
+    def clear(self) -> None:
+        """Drop all rows, which are safe elsewhere. Raises JobError."""
+        with self._explained():
+            self._cut()
+            os.fsync(self._fd)
+        self._size = 0
+        self.done.clear()
+        self.errors.clear()
+
     def _cut(self) -> None:
         """Drop what the file held before."""
         os.ftruncate(self._fd, 0)
@@ -202,7 +241,7 @@ class RowFile:
         except ValueError:
             row = None
         if isinstance(row, dict) and isinstance(row.get("image"), str) and ("caption" in row) != ("error" in row):
-            self._check_run(row)
+            check_run(self.path, row, self._made)
             return row if line.endswith(b"\n") else None
         text = line.rstrip(b"\n").strip(b"\0")
         is_last = offset + len(line) == os.fstat(self._fd).st_size
@@ -212,19 +251,6 @@ class RowFile:
             f"{self.path} is not a file of captions: the line at byte {offset} is not a caption row. "
             "Choose another output file, or start it again with --overwrite"
         )
-
-    def _check_run(self, row: Row) -> None:
-        """Rows of earlier versions have no settings, and pass."""
-        made = row.get("settings")
-        given = {"model": (row.get("model"), self.model), "prompt": (row.get("prompt"), self.prompt)}
-        if isinstance(made, dict):
-            given |= {name: (made[name], wanted) for name, wanted in self._settings.items() if name in made}
-        for name, (found, wanted) in given.items():
-            if found != wanted:
-                raise JobError(
-                    f"{self.path} holds captions made with {name} {found!r}, not {wanted!r}. "
-                    f"Use that {name} to continue it, choose another output file, or start again with --overwrite"
-                )
 
     def _keep(self, last: dict[str, int]) -> None:
         """Rewrite the file with one row for each image of `last`, the one at that offset."""
@@ -245,7 +271,7 @@ class RowFile:
             with contextlib.suppress(OSError):
                 os.unlink(draft)
             raise
-        _sync_folder(self.path)
+        sync_folder(self.path)
         os.close(self._fd)
         self._fd, self._size = fd, size
 
@@ -299,7 +325,7 @@ def _write_all(fd: int, data: bytes) -> int:
     return written
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
     """Make a new or replaced directory entry durable."""
     fd = os.open(path.parent, os.O_RDONLY)
     try:

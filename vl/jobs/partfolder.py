@@ -1,0 +1,246 @@
+"""A folder of Parquet part files that survives `kill -9`: each part appears whole, with its images, in one commit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import blake2b
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from vl.jobs.parquet import id_of, shrink_part, write_part
+from vl.jobs.rowfile import JobError, Row, RowFile, check_run, encode_row, sync_folder
+from vl.jobs.sources import Source, source_key
+
+PART_ROWS = 10_000
+"""Rows of a part file, at most."""
+
+_DRAFT = "_{}.tmp"  # names that begin with _ are no part to any reader
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS run (made TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS parts (number INTEGER PRIMARY KEY, rows INTEGER NOT NULL, journal BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS images (id BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS failures (id BLOB PRIMARY KEY, part INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+
+class PartFolder:
+    """The rows of a captioning job as `part-00000.parquet`, ... in a folder; a context manager that locks it.
+
+    Rows go to `_journal.jsonl` first, a `RowFile`, so that they are safe batch by batch. When `part_rows` are there, or
+    the job ends, they become a part: written as a draft, then entered with its images in `_manifest.sqlite` in one
+    transaction, then renamed. Opening the folder finishes or takes back what a crash left in between. The manifest says
+    which images have a row, on disk: memory does not grow with them, and the parts themselves are not read again.
+    Readers take the files in the folder whose names begin with no `_`, as pandas, DuckDB (`*.parquet`) and Spark do.
+
+    Args:
+        path: the folder, named `.parquet`; made if it is missing.
+        model, prompt, settings, overwrite, retry_errors: as of `RowFile`.
+        part_rows: rows of a part, at most.
+
+    Raises:
+        JobError: as `RowFile`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        model: str,
+        prompt: str,
+        settings: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+        retry_errors: bool = False,
+        part_rows: int = PART_ROWS,
+    ) -> None:
+        self.path = Path(os.path.realpath(path))
+        self.prompt = prompt
+        self.skipped = 0
+        self._made: Row = {"model": model, "prompt": prompt, "settings": dict(settings or {})}
+        self._journal = RowFile(self.path / "_journal.jsonl", **self._made, overwrite=overwrite)
+        self._overwrite = overwrite  # the folder still holds the old parts
+        self._retry_errors = retry_errors
+        self._part_rows = part_rows
+        self._waiting: dict[str, Row] = {}  # rows of the journal
+        self._taken: set[str] = set()  # by `pending`, and not to be taken again though no row says so
+
+    @property
+    def rows(self) -> int:
+        """Images that have a row."""
+        return len(self._waiting) + self._number("SELECT COALESCE(SUM(rows), 0) FROM parts")
+
+    @property
+    def failures(self) -> int:
+        """Images whose row is an error."""
+        return len(self._journal.errors) + self._number("SELECT COUNT(*) FROM failures")
+
+    def __enter__(self) -> PartFolder:
+        with explained(self.path):
+            if self.path.is_dir() and not (self.path / "_journal.jsonl").exists() and any(self.path.iterdir()):
+                raise JobError(f"{self.path} holds files of something else: choose another output folder")
+            self.path.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(self._journal)
+            with explained(self.path):
+                self._db = sqlite3.connect(self.path / "_manifest.sqlite")
+                opened.callback(self._db.close)
+                self._db.execute("PRAGMA synchronous = FULL")
+                self._db.executescript(_TABLES)
+                if not self._overwrite:
+                    self._repair()
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._opened:  # after an error the journal keeps the rows for the next run
+            if kind is None:
+                with explained(self.path):
+                    self._drop()
+                    self._commit()
+
+    def pending(self, sources: Iterable[Source]) -> Iterator[Source]:
+        """As `RowFile.pending`."""
+        for source in sources:
+            name = source_key(source)
+            if name in self._taken or self._is_done(name):
+                self.skipped += 1
+            else:
+                self._taken.add(name)
+                yield source
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Force rows to disk; all of them or, on an error, none. When there are enough, they become a part.
+
+        Raises:
+            JobError: if the disk is full or the folder cannot be written.
+        """
+        batch = list(rows)
+        with explained(self.path):
+            self._drop()
+        self._journal.append(batch)
+        for row in batch:
+            self._waiting[row["image"]] = row
+            if not (self._retry_errors and "error" in row):  # which would be tried again, without end
+                self._taken.discard(row["image"])
+        if len(self._waiting) >= self._part_rows:
+            with explained(self.path):
+                self._commit()
+
+    def _is_done(self, name: str) -> bool:
+        if (row := self._waiting.get(name)) is not None:
+            return not (self._retry_errors and "error" in row)
+        if self._overwrite:
+            return False
+        key = (id_of(name),)
+        if not self._db.execute("SELECT 1 FROM images WHERE id = ?", key).fetchone():
+            return False
+        return not (self._retry_errors and self._db.execute("SELECT 1 FROM failures WHERE id = ?", key).fetchone())
+
+    def _repair(self) -> None:
+        """Check that the parts are of this run, and finish or take back what a crash left half done."""
+        for (made,) in self._db.execute("SELECT made FROM run"):
+            check_run(self.path, json.loads(made), self._made)
+        self._settle()
+        self._waiting = {row["image"]: row for row in self._journal.read()}
+        last = self._db.execute("SELECT journal FROM parts ORDER BY number DESC LIMIT 1").fetchone()
+        if last and last[0] == self._digest():
+            self._clear()
+
+    def _drop(self) -> None:
+        """Drop what the folder held before `overwrite`."""
+        if self._overwrite:
+            with self._db:
+                for table in ("run", "parts", "images", "failures"):
+                    self._db.execute(f"DELETE FROM {table}")
+            self._settle()
+            self._overwrite = False
+
+    def _commit(self) -> None:
+        """Make the journal's rows a part, and take rows that they replace out of the older ones."""
+        if not self._waiting:
+            return
+        number = self._number("SELECT COALESCE(MAX(number), -1) + 1 FROM parts")
+        ids = {id_of(name): "error" in row for name, row in self._waiting.items()}
+        write_part(self._draft(number), list(self._waiting.values()))
+        shrunk: dict[int, tuple[int, int]] = {}  # by old part: its successor, and how many rows that has
+        for old, gone in self._replaced(ids).items():
+            successor = number + 1 + len(shrunk)
+            shrunk[old] = successor, shrink_part(self._part(old), gone, self._draft(successor))
+        sync_folder(self._part(number))
+        digest = self._digest()
+        with self._db:
+            self._db.execute("DELETE FROM run")
+            self._db.execute("INSERT INTO run VALUES (?)", (json.dumps(self._made),))
+            self._db.executemany("DELETE FROM failures WHERE id = ?", ((key,) for key in ids))
+            for old, (successor, left) in shrunk.items():
+                self._db.execute("DELETE FROM parts WHERE number = ?", (old,))
+                self._db.execute("UPDATE failures SET part = ? WHERE part = ?", (successor, old))
+                if left:
+                    self._db.execute("INSERT INTO parts VALUES (?, ?, ?)", (successor, left, digest))
+            self._db.execute("INSERT INTO parts VALUES (?, ?, ?)", (number, len(ids), digest))
+            self._db.executemany("INSERT OR IGNORE INTO images VALUES (?)", ((key,) for key in ids))
+            failed = ((key, number) for key, error in ids.items() if error)
+            self._db.executemany("INSERT INTO failures VALUES (?, ?)", failed)
+        self._settle()
+        self._clear()
+
+    def _replaced(self, ids: Iterable[bytes]) -> dict[int, set[bytes]]:
+        """Which of `ids` have an error row already, by part."""
+        found: dict[int, set[bytes]] = {}
+        for key in ids:
+            for (part,) in self._db.execute("SELECT part FROM failures WHERE id = ?", (key,)):
+                found.setdefault(part, set()).add(key)
+        return found
+
+    def _settle(self) -> None:
+        """Remove parts that are not in the manifest, then name those that are: so no row shows twice at any time."""
+        numbers = [number for (number,) in self._db.execute("SELECT number FROM parts")]
+        parts = {self._draft(number): self._part(number) for number in numbers}
+        ours = {*parts, *parts.values()}
+        for path in [*self.path.glob("part-*.parquet"), *self.path.glob(_DRAFT.format("part-*"))]:
+            if path not in ours:
+                path.unlink()
+        for draft, part in parts.items():
+            if draft.exists():
+                os.replace(draft, part)
+        sync_folder(self._journal.path)
+
+    def _clear(self) -> None:
+        """Empty the journal: its rows are in a part."""
+        self._waiting.clear()
+        self._journal.clear()
+
+    def _digest(self) -> bytes:
+        """Of the journal's rows: a part that has it was made of them."""
+        digest = blake2b(digest_size=16)
+        for name in sorted(self._waiting):
+            digest.update(encode_row(self._waiting[name]))
+        return digest.digest()
+
+    def _part(self, number: int) -> Path:
+        return self.path / f"part-{number:05}.parquet"
+
+    def _draft(self, number: int) -> Path:
+        return self.path / _DRAFT.format(self._part(number).name)
+
+    def _number(self, query: str) -> int:
+        return self._db.execute(query).fetchone()[0]
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Errors of the disk, of Parquet's and the manifest's writers too, as a JobError."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise JobError(
+            f"cannot write {path}: {error}. The rows that were written are safe: "
+            "repair that and run the same command again, or choose another output folder"
+        ) from error
