@@ -12,6 +12,8 @@ from vl.bench.records import Work
 from vl.plan.formats import find_format
 
 LEVEL = 0.5167  # standard deviation of NF4's levels, all equally frequent
+WRITERS = ("out_proj", "o_proj", "w2")  # to the residual stream
+SMALL = 0.1
 NAMES = {"int8": "int8", "fp8": "FP8", "nf4": "NF4"}
 
 
@@ -34,22 +36,29 @@ def random_weight(
 
 
 @torch.no_grad()
-def fill(module: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Random numbers for a module's own weights, so that activations stay of order one; those of its parts stay."""
+def fill(module: nn.Module, generator: torch.Generator | None = None, name: str = "") -> None:
+    """Random numbers for a module's own weights, so that activations stay of order one; those of its parts stay.
+
+    Args:
+        name: of the module in a deep model. Matrices that write to the residual stream are small there, or the tokens
+            of a batch would become alike from layer to layer, and go to the same experts.
+    """
+    last = name.rpartition(".")[2]
     if isinstance(module, Quantized):
-        _fill_quantized(module, generator)
+        _fill_quantized(module, generator, SMALL if last in WRITERS else 1.0)
         return
-    for name, weight in module.named_parameters(recurse=False):
+    for own, weight in module.named_parameters(recurse=False):
         if weight.dim() < 2:
-            weight.fill_(0.0 if name == "bias" else 1.0)
+            weight.fill_(0.0 if own == "bias" else 1.0)
             continue
+        gain = SMALL if name and (last in WRITERS or own in WRITERS) else 1.0
         for part in weight if weight.dim() > 2 else (weight,):
-            part.normal_(std=weight.shape[-1] ** -0.5, generator=generator)
+            part.normal_(std=gain * weight.shape[-1] ** -0.5, generator=generator)
 
 
-def _fill_quantized(weight: Quantized, generator: torch.Generator | None) -> None:
-    """Codes of all kinds, with scales that give values of variance 1 / columns of the whole matrix."""
-    std = weight.part.whole[1] ** -0.5
+def _fill_quantized(weight: Quantized, generator: torch.Generator | None, gain: float) -> None:
+    """Codes of all kinds, with scales that give values of variance gain^2 / columns of the whole matrix."""
+    std = gain * weight.part.whole[1] ** -0.5
     fields: dict[str, Tensor] = weight.at()._asdict()
     codes = fields["codes"]
     if weight.format == "nf4":

@@ -129,7 +129,7 @@ def random_model(
     for done, (where, module) in enumerate(parts, 1):
         # What every rank has must be equal on all, so what is drawn for a module depends on its name alone.
         generator = torch.Generator(device).manual_seed(zlib.crc32(where.encode()))
-        fill(module, generator)
+        fill(module, generator, where)
         if progress is not None:
             progress(done, len(parts))
     return model.eval().requires_grad_(False)

@@ -44,12 +44,12 @@ SOFTMAX_DECODE = Efficiency(1.07, 1.0, 7e-6)
 ELEMENTWISE = Efficiency(0.95, 1.0, 2e-6)
 # What those timings do not show, as they repeat one kernel, which starts while the one before it ends. A step of
 # writing is a graph of short kernels of many kinds, and each takes this much more to start. From the step of one
-# sequence of the whole model in NF4 on two H200s (docs/benchmarks.md): small operations and sums took 52 us a layer,
-# where single timings make 30, and products 90, where those make 75.
-START = 2e-6
-# Kernels of a layer: 3 or 4 products, attention, its norm or rotary, 2 norms, 2 of the router, 2 of the experts; and
-# where ranks share it 2 sums, and 2 more around the squares of the norm.
-KERNELS, SPLIT_KERNELS = 12, 4
+# sequence of the whole model in NF4 on two H200s (docs/benchmarks.md): 9.44 ms, of which 15 us a layer are not in
+# single timings of its operations.
+START = 1e-6
+# Kernels of a layer: 2 products or one more, attention, its norm or rotary, 2 norms, 2 of the router, 2 of the experts;
+# and where ranks share it 2 sums, and one more to divide by the norm.
+KERNELS, SPLIT_KERNELS = 11, 3
 # Of each pass that ranks take: what goes between the caller's process and theirs. Measured in that run.
 MESSAGES = 0.5e-3
 # The vision tower: 76 tiles 37.0 -> 53.0 ms, 8 3.90 -> 6.75, 1 0.49 -> 1.86.

@@ -85,7 +85,6 @@ class Estimate:
 
     Attributes:
         spilled: the part of the experts that is in host memory alone.
-        used: experts of a layer that the tokens of a pass choose; None: as many as if each was as likely.
         near: tokens of each sequence, its first, whose keys and values are on the GPU; None: all are.
     """
 
@@ -93,7 +92,6 @@ class Estimate:
     form: Format
     gpu: Gpu
     spilled: float = 0.0
-    used: float | None = None
     near: float | None = None
 
     def speed(self, work: Workload) -> Speed:
@@ -168,7 +166,7 @@ class Estimate:
         """Seconds of the experts of a layer."""
         flops = 6 * tokens * text.num_experts_per_tok * text.hidden_size * text.intermediate_size
         moved = 2 * VALUE * tokens * text.hidden_size
-        codes, used = QUANTISED[self.form.experts.name][0], self._used(text, tokens)
+        codes, used = QUANTISED[self.form.experts.name][0], used_experts(text, tokens)
         return self._product(EXPERTS, codes, self.form.experts, expert(text), used, flops, moved)
 
     def products(self, matrices: list[Matrix], tokens: int) -> float:
@@ -199,11 +197,8 @@ class Estimate:
     def _spilled_bytes(self, step: Pass) -> float:
         """Of the experts that a pass uses, what comes from host memory to each GPU."""
         text = self.placement.shares[0].text
-        used = self._used(text, step.tokens) / text.num_local_experts
+        used = used_experts(text, step.tokens) / text.num_local_experts
         return self.spilled * used * expert_bytes(text, self.form.experts)
-
-    def _used(self, text: TextConfig, tokens: int) -> float:
-        return used_experts(text, tokens) if self.used is None else self.used
 
     @property
     def _split(self) -> bool:

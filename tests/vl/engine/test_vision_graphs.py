@@ -172,11 +172,10 @@ def test_a_capture_that_fails_is_told_once(
 
 @pytest.mark.gpu
 def test_graphs_go_with_their_model(tiny_checkpoint: Path) -> None:
-    """The second caption is written with graphs, and they go with the engine that made them."""
+    """The second image is encoded with graphs, and they go with the engine that made them."""
     model = vl.load(tiny_checkpoint, device="cuda", dtype="bfloat16")
-    image = torch.randint(0, 256, (50, 60, 3), dtype=torch.uint8).numpy()
-    for _ in range(2):
-        model.caption(image, max_new_tokens=4)
+    for _ in range(2):  # another image: the features of one that comes again are known
+        model.caption(torch.randint(0, 256, (50, 60, 3), dtype=torch.uint8).numpy(), max_new_tokens=4)
     graphs = model.engine._vision_graphs  # type: ignore[attr-defined]
     assert set(graphs._graphs) == {2}
     last = ref(graphs)
