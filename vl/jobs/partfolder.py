@@ -19,6 +19,7 @@ from vl.jobs.sources import Source, source_key
 PART_ROWS = 10_000
 """Rows of a part file, at most."""
 
+_CACHE_KIB = 64 << 10  # of the manifest; digests are looked up all over it
 _DRAFT = "_{}.tmp"  # names that begin with _ are no part to any reader
 
 _TABLES = """
@@ -90,6 +91,7 @@ class PartFolder:
                 self._db = sqlite3.connect(self.path / "_manifest.sqlite")
                 opened.callback(self._db.close)
                 self._db.execute("PRAGMA synchronous = FULL")
+                self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
                 self._db.executescript(_TABLES)
                 if not self._overwrite:
                     self._repair()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +63,29 @@ def test_s3(tmp_path: Path) -> None:
     }
     assert (tally.captions, tally.errors, tally.skipped) == (4, 1, 2)
     assert caption_images(FakeModel(), sources, out).skipped == 7
+
+
+def test_a_web_server(tmp_path: Path) -> None:
+    """Python's own server sends whole files only, which would make an image of a shard's first bytes."""
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "2.png").write_bytes(png(2))
+    make_shard(files / "x.tar", {"3.png": png(3)})
+    write_table(files / "t.csv", [{"path": "2.png"}, {"path": "gone.png"}])
+    write_table(files / "t.parquet", [{"bytes": png(5)}])
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(files))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        sources = [f"{url}/t.csv", f"{url}/t.parquet?download=1", f"{url}/x.tar"]
+        caption_images(FakeModel(), sources, tmp_path / "out.jsonl")
+        server.shutdown()
+    rows = {row["image"].removeprefix(f"{url}/"): row for row in read(tmp_path / "out.jsonl")}
+    assert rows["2.png"]["caption"] == "2 by 5"
+    assert "404" in rows["gone.png"]["error"]
+    assert rows["t.parquet?download=1:1"]["caption"] == "5 by 5"
+    assert "whole files only" in rows["x.tar/3.png"]["error"]
+    assert len(rows) == 4
 
 
 def test_file_urls(tmp_path: Path) -> None:

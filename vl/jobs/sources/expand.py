@@ -9,7 +9,7 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from preprocessing.sources import kind_of, local_path
-from vl.jobs.sources.files import File, below, explained, is_remote, matches, remote
+from vl.jobs.sources.files import File, below, explained, is_remote, matches, remote, suffix_of
 from vl.jobs.sources.folders import walk_folder
 from vl.jobs.sources.names import Source, broken
 from vl.jobs.sources.passed import Passed
@@ -49,7 +49,7 @@ def expand_sources(
 
 def is_table(name: str) -> bool:
     """Whether a source stands for the rows of a table, by its name."""
-    return _suffix(name) in TABLE_SUFFIXES
+    return suffix_of(name) in TABLE_SUFFIXES
 
 
 def _expand(name: str, passed: Passed, column: str | None) -> Iterator[Source]:
@@ -95,7 +95,7 @@ def _one(file: File, passed: Passed, column: str | None) -> Iterator[Source]:
 
 def _contents(file: File, passed: Passed, column: str | None) -> Iterator[Source]:
     """What is in a tar file or table. One that cannot be opened is a row with that error."""
-    suffix = _suffix(file.name)
+    suffix = suffix_of(file.name)
     if suffix in TABLE_SUFFIXES:
         yield from table_images(file, column)
     elif suffix == ".tar":
@@ -105,9 +105,4 @@ def _contents(file: File, passed: Passed, column: str | None) -> Iterator[Source
 
 
 def _is_container(name: str) -> bool:
-    return _suffix(name) in (".tar", *TABLE_SUFFIXES) or name.lower().endswith((".tar.gz", ".tgz", ".tar.zst"))
-
-
-def _suffix(name: str) -> str:
-    path = urllib.parse.urlsplit(name).path if name[:4].lower() == "http" else name
-    return os.path.splitext(path)[1].lower()
+    return suffix_of(name) in (".tar", *TABLE_SUFFIXES) or name.lower().endswith((".tar.gz", ".tgz", ".tar.zst"))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from preprocessing.sources import local_path
 from vl.errors import Error, InputError
@@ -38,6 +39,8 @@ class File:
                 with self.open() as file:
                     file.seek(start)
                     content = file.read(size)
+        if len(content) > size:
+            raise InputError(f"{self.name}: its server sends whole files only: download it first")
         if len(content) < size:
             raise InputError(f"{self.name} ends within an image: write or download it again")
         return content
@@ -67,6 +70,20 @@ def explained(name: str) -> Iterator[None]:
 def is_remote(name: str) -> bool:
     """Whether `name` is a URL such as s3://bucket/a.png. A file of that name wins."""
     return _SCHEME.match(name) is not None and not os.path.exists(local_path(name))
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a file's name in lower case; of an http(s) URL without its query."""
+    return os.path.splitext(_file_of(name))[1].lower()
+
+
+def beside(name: str, relative: str) -> str:
+    """The URL of a file that the file at the URL `name` names by a relative path."""
+    return f"{_file_of(name).rpartition('/')[0]}/{relative}"
+
+
+def _file_of(name: str) -> str:
+    return urlsplit(name)._replace(query="", fragment="").geturl() if name[:4].lower() == "http" else name
 
 
 def remote(url: str) -> File:

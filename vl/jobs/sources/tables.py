@@ -12,7 +12,7 @@ from typing import Any
 
 from preprocessing.sources import kind_of, seen_from
 from vl.errors import InputError
-from vl.jobs.sources.files import File, explained, is_remote, remote
+from vl.jobs.sources.files import File, beside, explained, is_remote, remote, suffix_of
 from vl.jobs.sources.names import Picture, Source, broken
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
@@ -42,7 +42,7 @@ def table_images(file: File, column: str | None) -> Iterator[Source]:
         InputError: if the file cannot be opened, or has no such column.
     """
     with explained(file.name), file.open() as opened:
-        rows = _READERS[os.path.splitext(file.name)[1].lower()](opened, file.name, column)
+        rows = _READERS[suffix_of(file.name)](opened, file.name, column)
         for number, value in enumerate(rows, 1):
             yield _source(file, f"{file.name}:{number}", value)
 
@@ -85,7 +85,7 @@ def _source(table: File, name: str, value: Any) -> Source:
         if table.fs is None and not is_remote(value):
             return seen_from(os.path.dirname(table.name), value)
         if table.fs is not None and not is_remote(value) and kind_of(value) == "path":
-            value = f"{table.name.rpartition('/')[0]}/{value}"
+            value = beside(table.name, value)
         return value if value[:4].lower() in ("http", "file", "data") else remote(value).picture()
     except InputError as error:
         return broken(name, str(error))
