@@ -167,6 +167,18 @@ def test_job(run: Run, mixed: Path, tiny_model: vl.MiniMaxVL, images: Path) -> N
     assert len(out.read_text().splitlines()) == 2
 
 
+def test_a_job_in_parquet(run: Run, mixed: Path, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text(f"photo\n{mixed / 'good.png'}\n{tmp_path / 'gone.png'}\n")
+    command = ("caption", tmp_path / "table.csv", "--column", "photo", "--out", tmp_path / "out.parquet")
+    first = run(*command)
+    assert (first.code, "1 error in" in first.out) == (1, True)
+    again = run(*command)
+    assert (again.code, "nothing left to do: 2 rows" in again.out) == (1, True)
+    Image.new("RGB", (9, 9)).save(tmp_path / "gone.png")
+    assert run(*command, "--retry-errors").code == 0
+    assert run("caption", mixed / "good.png", "--column", "photo").code == 2
+
+
 def test_a_job_goes_on_with_the_same_weights_alone(
     run: Run, images: Path, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:

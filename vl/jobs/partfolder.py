@@ -73,12 +73,17 @@ class PartFolder:
     @property
     def rows(self) -> int:
         """Images that have a row."""
-        return len(self._waiting) + self._number("SELECT COALESCE(SUM(rows), 0) FROM parts")
+        return len(self._waiting) - self._retried + self._number("SELECT COALESCE(SUM(rows), 0) FROM parts")
 
     @property
     def failures(self) -> int:
         """Images whose row is an error."""
-        return len(self._journal.errors) + self._number("SELECT COUNT(*) FROM failures")
+        return len(self._journal.errors) - self._retried + self._number("SELECT COUNT(*) FROM failures")
+
+    @property
+    def _retried(self) -> int:
+        """Rows of the journal whose image has an error row in a part."""
+        return sum(map(len, self._replaced(map(id_of, self._waiting)).values()))
 
     def __enter__(self) -> PartFolder:
         with explained(self.path):

@@ -199,6 +199,18 @@ def test_an_error_that_stays_is_retried_once_a_run(archive: Path, tmp_path: Path
     assert len(list(out.glob("part-*"))) > 2
 
 
+def test_counts_before_a_retried_row_is_in_a_part(archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+    run(archive, out)
+    bad = next(row for row in parquet(out) if row["image"].endswith("broken.jpg"))
+    made = {name: bad[name] for name in ("model", "prompt")}
+    with open_rows(out, **made, retry_errors=True) as rows:
+        assert (rows.rows, rows.failures) == (13, 1)
+        for ending, failures in (({"error": "still"}, 1), ({"caption": "at last"}, 0)):
+            rows.append([{"image": bad["image"], "settings": {}} | made | ending])
+            assert (rows.rows, rows.failures) == (13, failures)
+
+
 def test_memory_is_flat_in_rows(tmp_path: Path) -> None:
     def rows(start: int, count: int) -> Iterator[dict[str, Any]]:
         for n in range(start, start + count):
