@@ -309,4 +309,4 @@ def test_peak_memory_is_the_quantised_model_and_a_few_tensors(tiny_text_checkpoi
     assert done.returncode == 0, done.stderr
     held, peak = map(float, done.stdout.split())
     assert held > 40
-    assert peak < held + 40, f"{peak:.0f} MiB for a model of {held:.0f}, which has {2 * held:.0f} in 16 bits"
+    assert peak < held + 45, f"{peak:.0f} MiB for a model of {held:.0f}, which has {2 * held:.0f} in 16 bits"
