@@ -101,11 +101,11 @@ def gone(*found: int, seconds: float = 20) -> bool:
 
 
 def test_answers_are_one_process_s(split: SplitVL, one: vl.MiniMaxVL) -> None:
-    for sampling in ({"max_new_tokens": 10}, SAMPLING):
+    for again, sampling in enumerate(({"max_new_tokens": 10}, SAMPLING)):
         ours, expected = split.generate(QUESTIONS, **sampling), one.generate(QUESTIONS, **sampling)
         assert [(g.text, g.token_ids, g.usage) for g in ours] == [(g.text, g.token_ids, g.usage) for g in expected]
-    assert ours[0].timings.vision > 0
-    assert ours[1].timings.vision == 0
+        assert (ours[0].timings.vision > 0) == (not again)  # what was read is known then
+        assert ours[1].timings.vision == 0
     assert "".join(split.stream(QUESTIONS[2], **SAMPLING)) == expected[2].text
     inputs = one.processor(QUESTIONS[2])
     assert split.logits(inputs).equal(one.logits(inputs))
