@@ -49,6 +49,8 @@ def _message(path: Path, page_side: int) -> dict[str, Any]:
 
 def _head(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # it would be read twice, or for ever
+            raise InputError(f"{path} is a pipe or a device, and no file: write what comes from it into a file")
         with path.open("rb") as file:
             head = file.read(_HEAD)
     except (OSError, ValueError) as error:  # a name with a NUL character

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -131,3 +132,10 @@ def test_without_pypdfium2_the_extra_is_named(tmp_path: Path, monkeypatch: pytes
 def test_a_page_side_out_of_range_is_refused(tmp_path: Path, side: Any) -> None:
     with pytest.raises(vl.InputError, match="page_side must be a whole number"):
         read_documents([write_pdf(tmp_path / "a.pdf", [A4])], page_side=side)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are POSIX")
+def test_a_pipe_is_refused_before_anything_is_taken_out_of_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(vl.InputError, match="is a pipe or a device"):
+        read_documents([tmp_path / "pipe"])
