@@ -90,6 +90,8 @@ class Engine(Keeping):
         if after is None and not hold:
             request.boundaries = boundaries(prompt, self.model.end_ids, min(MARKS, -(-places // 4)))
         self._check_room(request.prompt_tokens, request.max_new_tokens, after)
+        if after is not None:
+            after.users.add(request)
         return request
 
     def submit(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request:
@@ -221,8 +223,12 @@ class Engine(Keeping):
 
     def _prepare(self) -> None:
         """Between generations, see to it that there is a cache that fits the model and the next request."""
-        while self._dropped and self.prefixes is not None:
-            self.prefixes.let_go(self._dropped.popleft())
+        for _ in range(len(self._dropped)):
+            held = self._dropped.popleft()
+            if not held.lost and any(not request.done for request in held.users):
+                self._dropped.append(held)
+            elif self.prefixes is not None:
+                self.prefixes.let_go(held)
         while self.scheduler.waiting and not self.scheduler.running:
             request = self.scheduler.waiting[0]
             try:

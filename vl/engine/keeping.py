@@ -117,7 +117,10 @@ class Keeping(ABC):
     # What is held
 
     def let_go(self, held: Held) -> None:
-        """Hold something no more, from the next step on; may be called by a finaliser, in any thread at any time."""
+        """Hold something no more, from the next step on after which no request begins with it.
+
+        May be called by a finaliser, in any thread at any time.
+        """
         self._dropped.append(held)
 
     @torch.inference_mode()
@@ -167,6 +170,8 @@ class Keeping(ABC):
             return named_stretch(self._cache_of(held), held, start, stop)
 
     def _cache_of(self, held: Held) -> HybridCache:
+        if not self.scheduler.running:
+            self._follows()
         if held.lost:
             raise InputError(f"what was read before is gone ({held.lost}): read it again")
         return self._cache()
@@ -189,11 +194,7 @@ class Keeping(ABC):
         Then as large as all that it may come to, `most` tokens, but at most twice what was there: few requests write
         all they may. What is held has its pages beside that, but for those that the sequence begins with, `after`.
         """
-        runner, prefixes = self.runner, self.prefixes
-        follows = runner is not None and runner.follow()
-        if runner is not None and prefixes is not None and (runner.changed() or not follows):
-            prefixes.clear()
-            prefixes.lose(CHANGED)
+        runner, follows = self.runner, self._follows()
         beside = self._beside(after)
         needed = beside + self._pages(upcoming)
         if runner is not None and follows and needed <= runner.cache.pages:
@@ -205,7 +206,7 @@ class Keeping(ABC):
             pages = max(pages, min(beside + self._pages(most), twice))
         carried = self._carried()
         before = 0 if runner is None else runner.cache.pages
-        del runner, prefixes
+        del runner
         try:
             self._make_cache(pages)
         except Exception:
@@ -216,6 +217,15 @@ class Keeping(ABC):
         finally:
             for held, contents in carried:
                 self._settle(held.tokens, partial(put_in, contents=contents), held)
+
+    def _follows(self) -> bool:
+        """Whether there is a cache that fits the model. What was kept before the model changed is lost."""
+        runner, prefixes = self.runner, self.prefixes
+        follows = runner is not None and runner.follow()
+        if runner is not None and prefixes is not None and (runner.changed() or not follows):
+            prefixes.clear()
+            prefixes.lose(CHANGED)
+        return follows
 
     def _make_cache(self, pages: int) -> None:
         # Frees the old one before the new one is allocated.

@@ -12,7 +12,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
+from weakref import WeakSet
 
 from text_backbone import CacheFull
 from text_backbone.allocator import Numbers
@@ -30,12 +31,14 @@ class Held:
     Attributes:
         tokens: of it. `pages`: of its keys and values. `place`: where its states are.
         lost: why it is gone all the same; "" while it is there.
+        users: requests that begin with it: until they are done, or nobody has them, it is not let go.
     """
 
     tokens: int
     place: int
     pages: Sequence[int]
     lost: str = ""
+    users: WeakSet[Any] = field(default_factory=WeakSet)
 
 
 @dataclass(eq=False, kw_only=True)

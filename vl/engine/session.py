@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +33,7 @@ from vl.engine.session_file import (
     SHARD_BYTES,
     Saved,
     SavedImage,
+    folder_of,
     read_manifest,
     read_shards,
     read_tensors,
@@ -92,6 +95,7 @@ class Session:
         self._model, self._engine = model, model.engine
         self._read, self._images, self._lineage = Conversation(read.messages, [], read.tools), tuple(images), lineage
         self._ids = ids  # int64 [total]
+        self._turn = threading.RLock()  # what was read, its ids and what is held change together
         self._hold(held)
 
     @property
@@ -124,11 +128,12 @@ class Session:
             InputError, ImageError: for what cannot be asked; if what was read is lost, as the model has changed since.
         """
         asked = _asked(question, images)
-        request = self._request(asked, sampling)
-        answer = self._engine.run([request], progress)[0].text
-        if remember:
-            turn = Conversation.of([{"role": "assistant", "content": answer}])
-            self._extend(replace(asked, messages=[*asked.messages, *turn.messages]), None)
+        with self._turn if remember else nullcontext():  # nothing comes between the question and its answer
+            request = self._request(asked, sampling)
+            answer = self._engine.run([request], progress)[0].text
+            if remember:
+                turn = Conversation.of([{"role": "assistant", "content": answer}])
+                self._extend(replace(asked, messages=[*asked.messages, *turn.messages]), None)
         return answer
 
     def stream(
@@ -150,7 +155,12 @@ class Session:
 
     def add(self, source: Source, *, page_side: int = PAGE_SIDE, progress: Progress | None = None) -> None:
         """Read more: arguments and errors as of `MiniMaxVL.read`. After an error the session is as it was."""
-        self._extend(conversation_of(source, page_side), progress)
+        with self._turn:
+            self._extend(conversation_of(source, page_side), progress)
+
+    def __reduce__(self) -> Any:
+        """Raises InputError: a copy of the model has nothing of what is cached."""
+        raise InputError("a session cannot be copied or pickled: save it to a folder, and open that with the model")
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the session into a folder, from which `MiniMaxVL.open` has it again, also in another process.
@@ -162,7 +172,7 @@ class Session:
             CheckpointError: if the folder cannot be written; what was in it is as it was.
             ConfigError: if the model is split over several devices.
         """
-        target, engine, held = _folder(folder), self._engine, self._held
+        target, engine, held = folder_of(folder), self._engine, self._held
         states = engine.states_of(held)
         saved = Saved(
             lineage=self._lineage,
@@ -194,11 +204,12 @@ class Session:
     def _request(self, asked: Conversation, sampling: Mapping[str, Any]) -> Request:
         params = SamplingParams.of(sampling)
         self._engine.stay_in_process()
-        self._check()
-        begun = time.perf_counter()
-        rest = self._prompt(self._model.processor.continuation(self._read, asked))
-        timings = Timings(preprocess=time.perf_counter() - begun)
-        return self._engine.prepare(rest.behind(self._ids), params, timings, after=self._held)
+        with self._turn:
+            self._check()
+            begun = time.perf_counter()
+            rest = self._prompt(self._model.processor.continuation(self._read, asked))
+            timings = Timings(preprocess=time.perf_counter() - begun)
+            return self._engine.prepare(rest.behind(self._ids), params, timings, after=self._held)
 
     def _check(self) -> None:
         if self._held.lost:
@@ -243,7 +254,7 @@ def read(
 ) -> Session:
     """As `vl.MiniMaxVL.read`."""
     model.engine.stay_in_process()
-    target = None if folder is None else _folder(folder)
+    target = None if folder is None else folder_of(folder)
     if isinstance(save_every, bool) or not isinstance(save_every, int) or save_every < 1:
         raise InputError(f"save_every must be a whole number of tokens of at least 1, not {save_every!r:.80}")
     conversation = conversation_of(source, page_side)
@@ -275,7 +286,7 @@ def read(
 
 def open_session(model: Reader, folder: str | os.PathLike[str]) -> Session:
     """As `vl.MiniMaxVL.open`."""
-    target = _folder(folder)
+    target = folder_of(folder)
     return _open(model, target, read_manifest(target))
 
 
@@ -386,9 +397,3 @@ def _asked(question: str | Messages, images: Sequence[ImageSource]) -> Conversat
 
 def _images(prompt: Prompt) -> list[SavedImage]:
     return [SavedImage(digest.hex(), grid) for digest, grid in zip(prompt.digests, prompt.grids, strict=True)]
-
-
-def _folder(folder: object) -> Path:
-    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
-        raise CheckpointError(f"a session is saved in a folder: give its path, not {folder!r:.100}")
-    return Path(os.fspath(folder)).expanduser()

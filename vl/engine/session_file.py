@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -79,6 +80,13 @@ class Saved:
         return {self.ids, self.states, *(shard.file for shard in self.shards)}
 
 
+def folder_of(folder: object) -> Path:
+    """Where a session is saved. Raises CheckpointError if that is no path."""
+    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
+        raise CheckpointError(f"a session is saved in a folder: give its path, not {folder!r:.100}")
+    return Path(os.fspath(folder)).expanduser()
+
+
 def read_manifest(folder: Path) -> Saved:
     """What `session.json` says. Raises CheckpointError if there is none, or it is not one, or lacks a file."""
     path = folder / MANIFEST
@@ -130,7 +138,7 @@ def write_session(
         before = _known(folder)
         _discard(folder, before)
         mark = secrets.token_hex(8)
-        there = {(s.start, s.stop): s for s in before.shards} if before and before.lineage == saved.lineage else {}
+        there = {(s.start, s.stop): s for s in before.shards} if before and _grown(folder, before, saved, ids) else {}
         shards = []
         for number, start in enumerate(range(0, saved.tokens, tokens_a_shard), 1):
             stop = min(start + tokens_a_shard, saved.tokens)
@@ -196,6 +204,17 @@ def _known(folder: Path) -> Saved | None:
         return read_manifest(folder)
     except CheckpointError:  # what is damaged is replaced
         return None
+
+
+def _grown(folder: Path, before: Saved, saved: Saved, ids: Tensor) -> bool:
+    """Whether `saved` is what `before` is, and maybe more: of a save that was opened twice, each may have read on."""
+    if before.lineage != saved.lineage or tuple(before.images) != tuple(saved.images[: len(before.images)]):
+        return False
+    try:
+        known = read_tensors(folder / before.ids)["input_ids"][: before.tokens]
+    except (CheckpointError, KeyError):  # what is damaged is replaced
+        return False
+    return torch.equal(known, ids[: before.tokens])
 
 
 def _discard(folder: Path, kept: Saved | None) -> None:

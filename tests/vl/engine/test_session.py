@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import json
 import os
@@ -434,3 +435,57 @@ def test_images_beside_messages_are_refused(model: vl.MiniMaxVL) -> None:
     session = model.read(document())
     with pytest.raises(vl.InputError, match="put them into the messages' parts"):
         session.ask(ask("Hello"), images=["a.png"])
+
+
+def test_a_save_opened_twice_keeps_apart_what_each_has_read_since(model: vl.MiniMaxVL, tmp_path: Path) -> None:
+    model.read(document(), folder=tmp_path)
+    first, second = model.open(tmp_path), model.open(tmp_path)
+    first.add(ask("aaaa"))
+    second.add(ask("bbbb"))
+    assert first.tokens == second.tokens
+    first.save(tmp_path)
+    second.save(tmp_path)
+    read, opened = (model.engine.stretch_of(each._held, 0, each.tokens) for each in (second, model.open(tmp_path)))
+    for name, stretch in read.items():
+        assert torch.equal(stretch, opened[name])
+
+
+def test_a_changed_model_does_not_pass_for_the_one_that_read(model: vl.MiniMaxVL, tmp_path: Path) -> None:
+    session = model.read(document())
+    with torch.no_grad():
+        model.language_model.lm_head.weight.mul_(2)
+    with pytest.raises(vl.InputError, match="the model has changed"):
+        session.save(tmp_path)
+
+
+def test_what_several_threads_have_it_remember_is_all_there(model: vl.MiniMaxVL) -> None:
+    session, failed = model.read(document()), []
+
+    def remember(name: str) -> None:
+        try:
+            for turn in range(3):
+                session.ask(f"{name} {turn}?", remember=turn < 2, **NEW)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=remember, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert len(session._read.messages) == 1 + 3 * 2 * 2
+    assert torch.equal(model.processor(session._read, add_generation_prompt=False).input_ids, session._ids)
+
+
+def test_an_answer_outlives_its_session(model: vl.MiniMaxVL, expected: list[str]) -> None:
+    pieces = model.read(document()).stream(QUESTIONS[0], **NEW)
+    gc.collect()
+    for n in range(4):  # these would take its pages
+        model.chat(ask(f"{n}" * 250), **NEW)
+    assert "".join(pieces) == expected[0]
+
+
+def test_a_session_is_not_copied(model: vl.MiniMaxVL) -> None:
+    with pytest.raises(vl.InputError, match="save it"):
+        copy.deepcopy(model.read(document()))
