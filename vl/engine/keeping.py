@@ -160,6 +160,7 @@ class Keeping(ABC):
     @torch.inference_mode()
     def states_of(self, held: Held) -> dict[str, Tensor]:
         """The states of what is held, by layer, on the host. Raises InputError if it is lost."""
+        self.stay_in_process()
         with self._lock, self._on_device():
             return named_states(self._cache_of(held), held)
 

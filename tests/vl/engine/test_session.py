@@ -489,3 +489,10 @@ def test_an_answer_outlives_its_session(model: vl.MiniMaxVL, expected: list[str]
 def test_a_session_is_not_copied(model: vl.MiniMaxVL) -> None:
     with pytest.raises(vl.InputError, match="save it"):
         copy.deepcopy(model.read(document()))
+
+
+def test_a_forked_process_does_not_save(model: vl.MiniMaxVL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, process = model.read(document()), os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: process + 1)  # its parent's lock might never be given back
+    with pytest.raises(vl.DeviceError, match="forked"):
+        session.save(tmp_path)
