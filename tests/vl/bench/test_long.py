@@ -51,7 +51,7 @@ def test_the_cache_of_a_prompt_is_what_holds_it() -> None:
 
 
 def test_steps_of_writing_are_not_timed(tiny_checkpoint: Path) -> None:
-    tiny_model = vl.load(tiny_checkpoint, device="cpu")
+    tiny_model = vl.load(tiny_checkpoint, device="cpu", prefix_memory=0)
     times = LayerTimes(tiny_model.language_model, torch.device("cpu"))
     tiny_model.generate([[{"role": "user", "content": "Hello"}]], max_new_tokens=1)
     once = len(times._watches)
