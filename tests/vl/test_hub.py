@@ -32,7 +32,9 @@ def test_resolve_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("source", ["nanoo", "./models/x", "/no/such/folder", "a/b/c", "../x", "owner/", "C:\\x"])
-def test_resolve_mistyped_folder(source: str) -> None:
+def test_resolve_mistyped_folder(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(CheckpointError, match="there is no folder") as caught:
         resolve_source(source)
     assert "downloaded" not in str(caught.value)
