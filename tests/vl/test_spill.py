@@ -19,7 +19,7 @@ import vl
 from text_backbone.spill import SpilledExperts, host_bytes
 from vl.cli.app import app
 from vl.config import VLConfig
-from vl.engine import Engine, EngineConfig, engine, memory
+from vl.engine import Engine, EngineConfig, keeping, memory
 from vl.plan import Workload, find_format, find_gpu
 from vl.plan.memory import FRAGMENTS, PROCESS
 from vl.plan.models import find_config
@@ -145,7 +145,7 @@ def test_neither_trained_nor_moved(tiny_checkpoint: Path, load: Callable[..., vl
 
 
 def test_no_graph_is_made_of_its_steps(tiny_model: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "GraphRecorder", lambda device: "a recorder")
+    monkeypatch.setattr(keeping, "GraphRecorder", lambda device: "a recorder")
     monkeypatch.setattr(memory, "check_config", lambda model, config: None)
     for capturable in (True, False):
         backbone = SimpleNamespace(capturable=capturable)
