@@ -284,14 +284,9 @@ class MiniMaxVL(nn.Module):
         """
         _check_progress(progress)
         return read_session(
-            self,
-            source,
-            page_side=page_side,
-            progress=progress,
-            folder=folder,
-            save_every=save_every,
-            overwrite=overwrite,
-        )
+            self, source, page_side=page_side, progress=progress,
+            folder=folder, save_every=save_every, overwrite=overwrite,
+        )  # fmt: skip
 
     def open(self, folder: str | os.PathLike[str]) -> Session:
         """The session that was saved in a folder.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
 from vl.nano.mix import Mix
 from vl.nano.pictures.words import word_list
 from vl.nano.render import render
-from vl.training.config import SPECIAL_TOKENS
+from vl.training.vocabulary import train_bpe
 
 VOCAB_SIZE = 2048
 
@@ -40,19 +40,7 @@ def train_tokenizer(vocab_size: int = VOCAB_SIZE) -> Tokenizer:
 
 @lru_cache(maxsize=4)
 def _trained(vocab_size: int) -> str:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_corpus(), trainer)
-    return tokenizer.to_str()
+    return train_bpe(_corpus(), vocab_size).to_str()
 
 
 def _corpus() -> Iterator[str]:

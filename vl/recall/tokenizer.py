@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
 from vl.evaluation.niah.text import ADJECTIVES, INTRODUCTION, NOUNS, VERBS
-from vl.training.config import SPECIAL_TOKENS
+from vl.training.vocabulary import train_bpe
 
 # What stands around the drawn words: the sentences' own, and what the chat template writes.
 _FRAME = f"""{INTRODUCTION} The code of the thing is 0. The code
@@ -29,19 +29,7 @@ def train_tokenizer(vocab_size: int) -> Tokenizer:
 
 @lru_cache(maxsize=4)
 def _trained(vocab_size: int) -> str:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_corpus(), trainer)
-    return tokenizer.to_str()
+    return train_bpe(_corpus(), vocab_size).to_str()
 
 
 def _corpus() -> Iterator[str]:

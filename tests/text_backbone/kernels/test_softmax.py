@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -13,87 +11,13 @@ from text_backbone.kernels import softmax
 from text_backbone.kernels.device import reference_kernels
 from text_backbone.kernels.softmax import library, varlen
 
+from .paged import DEVICE, DTYPES, TOLERANCE, assert_near, exact, make
+
 chunks = pytest.importorskip("text_backbone.kernels.softmax.triton", reason="Triton is not installed")
 decode = pytest.importorskip("text_backbone.kernels.softmax.decode", reason="Triton is not installed")
 past_blocks = pytest.importorskip("text_backbone.kernels.softmax.cached", reason="Triton is not installed")
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 3e-3}
 GPU = pytest.mark.gpu
-
-
-@dataclass
-class Case:
-    """New tokens and a filled cache, in the dtype under test; unused rows of the pages are NaN."""
-
-    packed: Packed
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    keys: Tensor
-    values: Tensor
-    table: Tensor
-
-    def want(self) -> Tensor:
-        """In float64, sequence by sequence."""
-        outs = []
-        for i, (start, length, past) in enumerate(
-            zip(self.packed.starts, self.packed.lengths, self.packed.pasts, strict=True)
-        ):
-            slot = self.packed.slot_ids[i]
-            pages = self.table[slot, : -(-(past + length) // self.keys.shape[1])]
-            k, v = (x[pages.long()].flatten(0, 1)[: past + length].double() for x in (self.keys, self.values))
-            outs.append(exact(self.q[start : start + length], k, v, past))
-        return torch.cat(outs)
-
-
-def exact(q: Tensor, k: Tensor, v: Tensor, past: int) -> Tensor:
-    """float64 [L, heads, d]: q [L, heads, d] at positions past ..., k and v float64 [past + L, kv_heads, d]."""
-    group = q.shape[1] // k.shape[1]
-    k, v = (x.repeat_interleave(group, dim=1).transpose(0, 1) for x in (k, v))  # [heads, S, d]
-    parts = []
-    step = max(1, 2**22 // k.shape[1])
-    for start in range(0, len(q), step):
-        rows = q[start : start + step].transpose(0, 1).double()
-        scores = rows @ k.transpose(1, 2) * q.shape[2] ** -0.5
-        seen = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device).tril(past + start)
-        parts.append((scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v).transpose(0, 1))
-    return torch.cat(parts)
-
-
-def make(lengths: list[int], past: list[int], heads: tuple[int, int, int], page_size: int, dtype: torch.dtype) -> Case:
-    """`heads`: query heads, key/value heads, d. Slots and pages are shuffled."""
-    generator = torch.Generator().manual_seed(sum(lengths) + sum(past))
-    n, (query_heads, kv_heads, d) = len(lengths), heads
-    slots = torch.randperm(n + 2, generator=generator)[:n].tolist()
-    needed = [-(-(a + b) // page_size) for a, b in zip(lengths, past, strict=True)]
-    order = torch.randperm(sum(needed) + 3, generator=generator).to(torch.int32)
-    table = torch.full((n + 2, len(order)), -(2**30), dtype=torch.int32)  # a page that must not be looked up
-    on_device = torch.Generator(DEVICE).manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=on_device, device=DEVICE).to(dtype)
-
-    keys, values = torch.full((2, len(order), page_size, kv_heads, d), float("nan"), dtype=dtype, device=DEVICE)
-    q, k, v = draw(sum(lengths), query_heads, d), draw(sum(lengths), kv_heads, d), draw(sum(lengths), kv_heads, d)
-    start = 0
-    for slot, length, before, pages in zip(slots, lengths, past, order[: sum(needed)].split(needed), strict=True):
-        table[slot, : len(pages)] = pages
-        at = torch.arange(before + length)
-        rows = (pages[at // page_size].long() * page_size + at % page_size).to(DEVICE)
-        for pool, new in ((keys, k), (values, v)):
-            filled = torch.cat((draw(before, kv_heads, d), new[start : start + length]))
-            pool.view(-1, kv_heads, d)[rows] = filled
-        start += length
-    packed = Packed.of(lengths, past=past, slots=slots, device=DEVICE)
-    return Case(packed, q, k, v, keys, values, table.to(DEVICE))
-
-
-def assert_near(got: Tensor, want: Tensor) -> None:
-    assert got.shape == want.shape
-    error = (got.double() - want).norm() / want.norm()
-    assert error <= TOLERANCE[got.dtype], float(error)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -396,81 +320,3 @@ def test_exact_in_blocks_is_exact() -> None:
     order = case.table[case.packed.slot_ids[0], :603].long()
     got = exact_in_blocks(case.q, case.keys, case.values, order, 600)
     torch.testing.assert_close(got, case.want())
-
-
-@dataclass
-class Parts:
-    """The cached tokens of the one sequence of a case, cut up: in the pages of a pool, and in order in buffers."""
-
-    case: Case
-    cuts: list[int]
-
-    def __post_init__(self) -> None:
-        (self.past,), (slot,), page_size = self.case.packed.pasts, self.case.packed.slot_ids, self.case.keys.shape[1]
-        self.pages = self.case.table[slot, : -(-self.past // page_size)]
-        self.current: int | None = None
-
-    def bring(self, i: int) -> softmax.Cached:
-        """The part between two cuts, which count pages; every second one in a buffer that the next one takes."""
-        assert self.current == (i - 1 if i else None), "parts are asked for in their order, and once"
-        self.current = i
-        bounds = [0, *self.cuts, len(self.pages)]
-        some, page_size = self.pages[bounds[i] : bounds[i + 1]], self.case.keys.shape[1]
-        tokens = min(self.past - bounds[i] * page_size, len(some) * page_size)
-        keys, values = self.case.keys, self.case.values
-        if i % 2:
-            return softmax.Cached(keys, values, tokens, some)
-        self.buffers = keys[some.long()], values[some.long()]
-        return softmax.Cached(*self.buffers, tokens)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("length", "past", "cuts", "heads", "page_size"),
-    [
-        (1, 23, [2, 4], (4, 2, 16), 4),
-        (5, 24, [1], (6, 2, 24), 4),
-        (9, 0, [], (4, 2, 16), 4),
-        pytest.param(1, 100_001, [7, 100, 256], (64, 8, 128), 256, marks=GPU),
-        pytest.param(700, 70_000, [1, 257], (64, 8, 128), 256, marks=GPU),
-        pytest.param(5000, 50_000, [3, 40], (64, 8, 128), 256, marks=GPU),
-        pytest.param(8192, 70_000, [256], (64, 8, 128), 256, marks=GPU),
-    ],
-    ids=str,
-)
-def test_attention_in_parts(
-    length: int, past: int, cuts: list[int], heads: tuple[int, int, int], page_size: int, dtype: torch.dtype
-) -> None:
-    case = make([length], [past], heads, page_size, dtype)
-    parts = Parts(case, cuts)
-    bring = [partial(parts.bring, i) for i in range(len(cuts) + bool(past))]
-    with torch.inference_mode():
-        assert_near(softmax.attention_in_parts(case.q, case.k, case.v, case.packed, bring), case.want())
-
-
-def test_attention_in_parts_a_slice_of_queries_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(softmax.reference, "MASK_ELEMENTS", 100)
-    case = make([37], [24], (4, 2, 16), 4, torch.float32)
-    parts = Parts(case, [4])
-    with reference_kernels():
-        bring = [partial(parts.bring, i) for i in range(2)]
-        assert_near(softmax.attention_in_parts(case.q, case.k, case.v, case.packed, bring), case.want())
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("tokens", "page_size", "paged"), [(1, 4, True), (23, 4, True), (130, 64, False)])
-def test_partial_attention(tokens: int, page_size: int, paged: bool, dtype: torch.dtype) -> None:
-    """Of one token to keys that it is not among, and the log of the softmax's denominator."""
-    case = make([1], [tokens + 9], (6, 2, 24), page_size, dtype)
-    pages = case.table[case.packed.slot_ids[0], : -(-tokens // page_size)]
-    held = softmax.Cached(case.keys, case.values, tokens, pages)
-    if not paged:
-        held = softmax.Cached(case.keys[pages.long()], case.values[pages.long()], tokens)
-    with torch.inference_mode():
-        mean, logs = decode.partial_attention(case.q, held.keys, held.values, held.pages, tokens)
-    k, v = (x.double().repeat_interleave(3, dim=1) for x in held.rows(0, tokens))  # [S, heads, d]
-    scores = torch.einsum("lhd,shd->hls", case.q.double(), k) * 24**-0.5
-    torch.testing.assert_close(logs.double(), scores.logsumexp(-1), rtol=1e-3, atol=1e-3)
-    want = torch.einsum("hls,shd->lhd", scores.softmax(-1), v)
-    assert mean.dtype == torch.float32
-    assert (mean.double() - want).norm() <= TOLERANCE[dtype] * want.norm()
