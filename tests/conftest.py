@@ -12,6 +12,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Threads of several workers, and of the processes that they start, would wait for each other's turn on a core.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Shells start jobs in the background this way; the commands under test would inherit it, and Ctrl-C be no test.
     signal.signal(signal.SIGINT, signal.default_int_handler)
