@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vl.engine.asynchronous import AsyncEngine, Delta
     from vl.engine.config import EngineConfig
     from vl.engine.driven import TextStream
     from vl.engine.engine import Engine
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from vl.engine.session import Session
 
 __all__ = [
+    "AsyncEngine",
+    "Delta",
     "Engine",
     "EngineConfig",
     "FinishReason",
@@ -33,6 +36,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "asynchronous": ("AsyncEngine", "Delta"),
     "config": ("EngineConfig",),
     "driven": ("TextStream",),
     "engine": ("Engine",),

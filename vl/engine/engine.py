@@ -97,10 +97,11 @@ class Engine(Keeping):
     def submit(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request:
         """`prepare` a prompt and queue it: it starts when its turn comes, first come first served."""
         request = self.prepare(inputs, params, timings)
-        self._queue([request])
+        self.enqueue([request])
         return request
 
-    def _queue(self, requests: Sequence[Request]) -> None:
+    def enqueue(self, requests: Sequence[Request]) -> None:
+        """Queue what was prepared; harmless where that is queued. Raises DeviceError in a forked process."""
         self.stay_in_process()
         with self._lock:
             for request in requests:
@@ -111,7 +112,7 @@ class Engine(Keeping):
         """The text of `request`, piece by piece, driving the engine as needed. `progress` hears how far it is read."""
         watch = Watch([request], progress)
         try:
-            self._queue([request])
+            self.enqueue([request])
             while request.pieces or not request.done:
                 if request.pieces:
                     yield request.pieces.popleft()
@@ -129,7 +130,7 @@ class Engine(Keeping):
         """
         watch = Watch(requests, progress)
         try:
-            self._queue(requests)
+            self.enqueue(requests)
             for request in requests:
                 while not request.done:
                     self.step()
