@@ -4,6 +4,7 @@ from text_backbone.quantization.modules import (
     QuantizedExperts,
     QuantizedLinear,
     quantize_backbone,
+    quantize_layer,
     quantized_backbone,
 )
 from text_backbone.quantization.stored import FORMATS, Quantized
@@ -14,5 +15,6 @@ __all__ = [
     "QuantizedExperts",
     "QuantizedLinear",
     "quantize_backbone",
+    "quantize_layer",
     "quantized_backbone",
 ]

@@ -66,17 +66,25 @@ def quantize_backbone(
         ValueError: if a value is not finite, or the format cannot hold a matrix of that size, or such a part of one.
     """
 
+    for layer in model.layers:
+        assert isinstance(layer, DecoderLayer)
+        quantize_layer(layer, format, part)
+
+
+def quantize_layer(
+    layer: DecoderLayer, format: str, part: Callable[[str, tuple[int, ...]], Part | None] | None = None
+) -> None:
+    """`quantize_backbone` of one layer."""
+
     def of(name: str, weight: Tensor) -> Part | None:
         return part(name, tuple(weight.shape[-2:])) if part is not None else None
 
-    for layer in model.layers:
-        assert isinstance(layer, DecoderLayer)
-        attention, moe = layer.self_attn, layer.block_sparse_moe
-        for name, child in list(attention.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(attention, name, QuantizedLinear(child, format, of(name, child.weight)))
-        parts = of("w1", moe.experts.w13), of("w2", moe.experts.w2)
-        moe.set_submodule("experts", QuantizedExperts(moe.experts, format, *parts))
+    attention, moe = layer.self_attn, layer.block_sparse_moe
+    for name, child in list(attention.named_children()):
+        if isinstance(child, nn.Linear):
+            setattr(attention, name, QuantizedLinear(child, format, of(name, child.weight)))
+    parts = of("w1", moe.experts.w13), of("w2", moe.experts.w2)
+    moe.set_submodule("experts", QuantizedExperts(moe.experts, format, *parts))
 
 
 def quantized_backbone(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import torch
@@ -54,6 +55,17 @@ def fill(module: nn.Module, generator: torch.Generator | None = None, name: str 
         gain = SMALL if name and (last in WRITERS or own in WRITERS) else 1.0
         for part in weight if weight.dim() > 2 else (weight,):
             part.normal_(std=gain * weight.shape[-1] ** -0.5, generator=generator)
+
+
+def fill_named(module: nn.Module, name: str, device: torch.device) -> None:
+    """`fill` of a module on `device` and of its parts, alike wherever the model has it: by their names there alone."""
+    for where, part in module.named_modules(prefix=name):
+        fill(part, numbers_of(where, device), where)
+
+
+def numbers_of(name: str, device: torch.device) -> torch.Generator:
+    """What is drawn for a module of this name in a model."""
+    return torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
 
 
 def _fill_quantized(weight: Quantized, generator: torch.Generator | None, gain: float) -> None:

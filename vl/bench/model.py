@@ -60,11 +60,15 @@ def slice_config(setting: Setting) -> tuple[TextConfig, str]:
             config = TextConfig(attn_type_list=_LAYERS, num_local_experts=experts)
             if held_bytes(config, setting.quantization) + _SPARE <= setting.memory:
                 return config, f"8 layers of {experts} experts, full width{_in(setting)}"
-    config = TextConfig(
+    return small_config(), f"8 layers, scaled down{_in(setting)}"
+
+
+def small_config() -> TextConfig:
+    """The slice, scaled down to what a CPU reads in seconds."""
+    return TextConfig(
         vocab_size=512, hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32, rotary_dim=16,
         intermediate_size=96, num_local_experts=4, attn_type_list=_LAYERS,
     )  # fmt: skip
-    return config, f"8 layers, scaled down{_in(setting)}"
 
 
 def _in(setting: Setting) -> str:

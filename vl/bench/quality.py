@@ -16,7 +16,7 @@ from torch import Tensor
 
 from preprocessing import Inputs
 from text_backbone import Packed
-from vl.evaluation import Example, evaluate, find_task
+from vl.evaluation import Example, Ratio, Row, Task, evaluate, find_task
 from vl.loading import load
 from vl.model import MiniMaxVL
 from vl.quantization import FORMATS
@@ -37,6 +37,8 @@ class Quality:
         divergence: mean Kullback-Leibler divergence of the next token from the full model's, in nats.
         agreement: share of positions where both have the same most likely token.
         scores: of its own greedy answers; see `vl.evaluation.METRICS`.
+        spread: of each score, the standard error of its difference from the full model's, over the examples. 0 where
+            no answer was judged otherwise.
     """
 
     task: str
@@ -46,6 +48,7 @@ class Quality:
     divergence: float
     agreement: float
     scores: dict[str, float]
+    spread: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,9 @@ def bench_quality(
     Raises:
         ConfigError, CheckpointError: as `vl.load` and `find_task` do.
     """
-    found = {name: find_task(name) for name in tasks}
-    examples = {name: list(islice(task.examples(), count)) for name, task in found.items()}
+    found = {name: _drawn(find_task(name), count) for name in tasks}
     asked: dict[str, list[_Asked]] = {}
+    judged: dict[str, list[Row]] = {}  # the full model's answers
     for name in (FULL, *names):
         options: dict[str, Any] = {"quantization": name, "dtype": FULL} if name in FORMATS else {"dtype": name}
         model = load(source, device=device, max_batch_size=batch_size, **options)
@@ -90,10 +93,35 @@ def bench_quality(
             say(f"{name} on {task}")
             result = evaluate(model, found[task], count, batch_size)
             if name == FULL:
+                judged[task] = result.scored
                 answers = {row.id: row.answer or "" for row in result.scored}
-                asked[task] = [_ask(model, example, answers[example.id]) for example in examples[task]]
-            yield _compare(model, name, task, asked[task], result.scores)
+                examples = islice(found[task].examples(), count)
+                asked[task] = [_ask(model, example, answers[example.id]) for example in examples]
+            spread = {score: _spread(judged[task], result.scored, score) for score in result.scores}
+            divergence, agreement, tokens = _compare(model, asked[task])
+            yield Quality(task, name, len(asked[task]), tokens, divergence, agreement, result.scores, spread)
         del model  # before the next is loaded
+
+
+def _drawn(task: Task, count: int) -> Task:
+    """The task with its first questions drawn once for all models."""
+    questions = [task.draw(index, None) for index in range(count)]
+    return replace(task, draw=lambda index, _: questions[index])
+
+
+def _spread(full: Sequence[Row], other: Sequence[Row], score: str) -> float:
+    """Standard error of the difference of two scores, ratios of sums over the same examples, to first order."""
+    shares = [_shares(rows, score) for rows in (full, other)]
+    found = [b - a for a, b in zip(*shares, strict=True)]
+    return (sum(each**2 for each in found) * len(found) / max(1, len(found) - 1)) ** 0.5
+
+
+def _shares(rows: Sequence[Row], score: str) -> list[float]:
+    """By how much each example moves a score from what it is; their sum is 0."""
+    ratios = [row.scores.get(score, Ratio(0, 0)) for row in rows]
+    bottom = sum(ratio.bottom for ratio in ratios) or 1.0
+    mean = sum(ratio.top for ratio in ratios) / bottom
+    return [(ratio.top - mean * ratio.bottom) / bottom for ratio in ratios]
 
 
 def _ask(model: MiniMaxVL, example: Example, answer: str) -> _Asked:
@@ -111,7 +139,8 @@ def _logits(model: MiniMaxVL, inputs: Inputs, start: int) -> Tensor:
     return model.language_model.logits(hidden[start:-1]).cpu()
 
 
-def _compare(model: MiniMaxVL, name: str, task: str, asked: Sequence[_Asked], scores: dict[str, float]) -> Quality:
+def _compare(model: MiniMaxVL, asked: Sequence[_Asked]) -> tuple[float, float, int]:
+    """Mean divergence, agreement, and how many tokens they are of."""
     divergence, same, tokens = 0.0, 0, 0
     for one in asked:
         found = _logits(model, one.inputs, one.start)
@@ -119,4 +148,4 @@ def _compare(model: MiniMaxVL, name: str, task: str, asked: Sequence[_Asked], sc
         divergence += (p.exp() * (p - q)).sum().item()
         same += int((p.argmax(-1) == q.argmax(-1)).sum())
         tokens += len(found)
-    return Quality(task, name, len(asked), tokens, divergence / tokens, same / tokens, scores)
+    return divergence / tokens, same / tokens, tokens

@@ -7,7 +7,6 @@ are made on the devices, in the format that they are stored in: no checkpoint of
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +16,7 @@ import torch
 
 from preprocessing import Inputs, Processor
 from text_backbone import TextConfig
-from vl.bench.formats import fill
+from vl.bench.formats import fill, numbers_of
 from vl.config import VLConfig
 from vl.engine import Engine, EngineConfig, Generation, SamplingParams
 from vl.hub import NANO
@@ -128,8 +127,7 @@ def random_model(
     parts = list(model.named_modules())
     for done, (where, module) in enumerate(parts, 1):
         # What every rank has must be equal on all, so what is drawn for a module depends on its name alone.
-        generator = torch.Generator(device).manual_seed(zlib.crc32(where.encode()))
-        fill(module, generator, where)
+        fill(module, numbers_of(where, device), where)
         if progress is not None:
             progress(done, len(parts))
     return model.eval().requires_grad_(False)

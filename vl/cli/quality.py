@@ -62,16 +62,21 @@ def quality(
 
 
 def quality_table(task: str, rows: list[Quality]) -> Table:
-    """The models on one task; scores are percentages."""
+    """The models on one task; scores are percentages, and with what differs from the first is its standard error."""
     from vl.evaluation import METRICS, find_task, label
 
     metric = METRICS[find_task(task).metric]
     scores = list(rows[0].scores)
     title = Text(f"{task}: {rows[0].examples:,} examples, {rows[0].tokens:,} tokens of answers")
-    table = Table("weights", "KL, nats", "same top-1", *map(label, scores), title=title)
+    main = scores[0]
+    beside = f"{label(main)} beside {rows[0].name}"
+    table = Table("weights", "KL, nats", "same top-1", *map(label, scores), beside, title=title)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
         shown = (metric.show(name, row.scores[name]) for name in scores)
-        table.add_row(row.name, f"{row.divergence:.5f}", f"{row.agreement:.2%}", *shown)
+        change = row.scores[main] - rows[0].scores[main]
+        points = f"{100 * change:+.2f} \u00b1 {100 * row.spread[main]:.2f} points"
+        figures = f"{row.divergence:.6f}", f"{row.agreement:.2%}"
+        table.add_row(row.name, *figures, *shown, "" if row is rows[0] else points)
     return table
