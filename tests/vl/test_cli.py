@@ -168,6 +168,20 @@ def test_job(run: Run, mixed: Path, tiny_model: vl.MiniMaxVL, images: Path) -> N
     assert len(out.read_text().splitlines()) == 2
 
 
+def test_several_prompts(run: Run, images: Path, tiny_model: vl.MiniMaxVL) -> None:
+    ran = run("caption", images / "red.png", "--json", "--prompt", "Colour?", "--prompt", "shape=Which {{shape}}?")
+    (row,) = ran.rows
+    assert row["prompt"] == {"caption": "Colour?", "shape": "Which {shape}?"}
+    for column, prompt in row["prompt"].items():
+        assert row[column] == tiny_model.caption(images / "red.png", prompt, max_new_tokens=4).strip()
+    table = run("caption", images / "red.png", "--prompt", "colour=Colour?", "--prompt", "shape=Which shape?")
+    assert "colour" in table.out
+    assert "shape" in table.out
+    assert run("caption", images, "--prompt", "error=What is wrong?").code == 2
+    refused = run("caption", images, "--prompt", "Describe this {kind}.")
+    assert (refused.code, "{{kind}}" in refused.said) == (3, True)
+
+
 def test_a_job_in_parquet(run: Run, mixed: Path, tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text(f"photo\n{mixed / 'good.png'}\n{tmp_path / 'gone.png'}\n")
     command = ("caption", tmp_path / "table.csv", "--column", "photo", "--out", tmp_path / "out.parquet")
@@ -208,7 +222,9 @@ def test_job_refusals(run: Run, images: Path, tmp_path: Path, tiny_checkpoint: P
     assert run("caption", images, "--out", out).code == 0
     other = run("caption", images, "--out", out, "--prompt", "Colours?")
     assert other.code == 3
-    assert "--overwrite" in other.err
+    assert "--mix, or start again with --overwrite" in other.said
+    mixed = run("caption", images, "--out", out, "--prompt", "Colours?", "--mix")
+    assert "nothing left to do: 3 rows" in mixed.out
     with RowFile(out, model=str(tiny_checkpoint), prompt=vl.DEFAULT_PROMPT):
         locked = run("caption", images, "--out", out)
     assert locked.code == 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -47,7 +47,7 @@ from vl.engine.config import EngineConfig
 
 if TYPE_CHECKING:
     from vl.engine import SamplingParams
-    from vl.jobs import Row, Source, Tally
+    from vl.jobs import Prompts, Row, Source, Tally, Tell
 
 _STDIN = "-"
 _MANY = 200
@@ -64,8 +64,15 @@ def caption(
         ),
     ],
     prompt: Annotated[
-        str | None,
-        typer.Option("--prompt", "-p", help="What to ask; by default a description.", show_default=False),
+        list[str] | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            metavar="[COLUMN=]TEXT",
+            help="What to ask; by default a description. Repeat it for several, each with a column for its answers. "
+            "{name} in it stands for a table's column.",
+            show_default=False,
+        ),
     ] = None,
     model: ModelOption = "nano",
     out: Annotated[
@@ -81,6 +88,9 @@ def caption(
         bool, typer.Option("--retry-errors", help="With --out: try images again whose row is an error.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="With --out: start the file again.")] = False,
+    mix: Annotated[
+        bool, typer.Option("--mix", help="With --out: keep rows of another model, prompt or setting, and go on.")
+    ] = False,
     column: Annotated[
         str | None,
         typer.Option(help="Where tables have their images: paths, URLs or bytes. By default found by its name."),
@@ -107,10 +117,10 @@ def caption(
     A job (--out) writes a row per image, with its caption or its error. Killed at any moment, the same command
     finishes the rest: no row is lost, torn or repeated.
     """
-    if (retry_errors or overwrite) and out is None:
-        raise typer.BadParameter("--retry-errors and --overwrite go with --out")
+    if (retry_errors or overwrite or mix) and out is None:
+        raise typer.BadParameter("--retry-errors, --overwrite and --mix go with --out")
     with importing():
-        from vl.jobs import check_output, is_table
+        from vl.jobs import Prompts, check_output, is_table
         from vl.model import DEFAULT_PROMPT
     if column is not None and not any(source == _STDIN or is_table(source) for source in sources):
         raise typer.BadParameter("--column goes with a table: .parquet, .csv or .jsonl", param_hint="--column")
@@ -122,14 +132,15 @@ def caption(
         "seed": seed,
     }
     params = check_options(sampling, background)
-    if out is not None:
-        with usage_errors():
+    with usage_errors():
+        prompts = Prompts.parse(prompt or [DEFAULT_PROMPT])
+        if out is not None:
             check_output(out)
     run = _Run(
         sources,
         column,
         model,
-        DEFAULT_PROMPT if prompt is None else prompt,
+        prompts,
         json,
         params,
         engine,
@@ -144,7 +155,8 @@ def caption(
             "spill": spill,
         },
     )
-    failed = run.table() if out is None else run.job(out, overwrite=overwrite, retry_errors=retry_errors)
+    how = {"overwrite": overwrite, "retry_errors": retry_errors, "mix": mix}
+    failed = run.table() if out is None else run.job(out, **how)
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -157,7 +169,7 @@ class _Run:
         sources: list[str],
         column: str | None,
         model: str,
-        prompt: str,
+        prompts: Prompts,
         json: bool,
         params: SamplingParams,
         engine: EngineConfig,
@@ -166,7 +178,7 @@ class _Run:
         self.sources = sources
         self.column = column
         self.model = model
-        self.prompt = prompt
+        self.prompts = prompts
         self.json = json
         self.params = params
         self.options = dataclasses.asdict(params) | {"batch_size": engine.max_batch_size}
@@ -177,60 +189,55 @@ class _Run:
     def names(self) -> Iterator[Source]:
         """The images asked for, at least one."""
         from preprocessing import IMAGE_SUFFIXES
-        from vl.jobs import expand_sources
 
         given = chain.from_iterable(_lines() if s == _STDIN else (s,) for s in self.sources)
-        names = expand_sources(given, lambda line: complain(line, kind="note"), column=self.column)
+        names = self.expanded(given, lambda line: complain(line, kind="note"))
         first = next(names, None)
         if first is None:
             where = ", ".join(printable(source) for source in self.sources)
             raise typer.BadParameter(f"no image in {where} (looked for {' '.join(sorted(IMAGE_SUFFIXES))})")
         return chain((first,), names)
 
+    def expanded(self, given: Iterable[str], tell: Tell | None = None) -> Iterator[Source]:
+        from vl.jobs import expand_sources
+
+        return expand_sources(given, tell, column=self.column, prompts=self.prompts)
+
     def table(self) -> int:
         """Caption and show everything now; returns how many images failed."""
-        from vl.jobs import Tally, caption_rows, source_key
+        from vl.jobs import Tally, caption_rows, work_key
 
-        names = list({source_key(name): name for name in self.names()}.values())
+        names = list({work_key(name): name for name in self.names()}.values())
         if len(names) > _MANY and not self.json:
             complain(f"{len(names)} images: --out captions.jsonl would survive an interruption", kind="hint")
         model = load_model(self.model, **self.loading)
         tally, rows = Tally(), []
         try:
             with CaptionProgress(self.messages, lambda: len(names)) as progress:
-                for row in chain.from_iterable(caption_rows(model, names, prompt=self.prompt, **self.options)):
+                for row in chain.from_iterable(caption_rows(model, names, prompt=self.prompts, **self.options)):
                     tally.count(row)
                     progress.update(tally)
                     self._print_json(row)
                     rows.append(row)
         finally:
             if rows and not self.json:
-                self.results.print(caption_table(rows))
+                self.results.print(caption_table(rows, self.prompts.columns))
                 self.results.print(summary(tally))
         return tally.errors
 
-    def job(self, out: Path, *, overwrite: bool, retry_errors: bool) -> int:
-        """Bring `out` up to date; returns how many of its rows are errors."""
-        from vl.jobs import expand_sources, open_rows, settings_of, write_rows
+    def job(self, out: Path, **how: bool) -> int:
+        """Bring `out` up to date; returns how many of its rows are errors. `how` is as of `open_rows`."""
+        from vl.jobs import open_rows, settings_of, write_rows
         from vl.loading import weights_as
 
         names = self.names()
-        how = {name: self.loading[name] for name in ("device", "dtype", "quantization")}
-        dtype, quantization = weights_as(self.model, **how)
+        loaded = {name: self.loading[name] for name in ("device", "dtype", "quantization")}
+        dtype, quantization = weights_as(self.model, **loaded)
         settings = settings_of(
             self.params, background=self.loading["background"], dtype=dtype, quantization=quantization
         )
-        rows = open_rows(
-            out,
-            model=self.model,
-            prompt=self.prompt,
-            settings=settings,
-            overwrite=overwrite,
-            retry_errors=retry_errors,
-        )
-        count = (
-            None if _STDIN in self.sources else lambda: sum(1 for _ in expand_sources(self.sources, column=self.column))
-        )
+        rows = open_rows(out, model=self.model, prompt=self.prompts, settings=settings, **how)
+        count = None if _STDIN in self.sources else lambda: sum(1 for _ in self.expanded(self.sources))
         try:
             with rows:
                 pending = rows.pending(names)
@@ -275,27 +282,28 @@ def _lines() -> Iterator[str]:
             yield name
 
 
-def caption_table(rows: Iterable[Row]) -> Table:
+def caption_table(rows: Iterable[Row], columns: Sequence[str]) -> Table:
     """The table of `vl caption`: what each image is, how it was cut, what it costs and what the model says."""
-    table = Table("file", "size", "resolution", "tiles", "image tokens", "caption")
+    table = Table("file", "size", "resolution", "tiles", "image tokens", *columns)
     for column in table.columns[1:5]:
         column.justify = "right"
         column.no_wrap = True
     table.columns[0].overflow = "fold"
-    table.columns[5].ratio = 1
+    for column in table.columns[5:]:
+        column.ratio = 1
     for row in rows:
         known = row["width"] is not None
-        if "caption" in row:
-            said = Text(printable(row["caption"]))
+        if "error" not in row:
+            said = [Text(printable(row[column])) for column in columns]
         else:  # errors name their image, which the first column has already
-            said = Text(printable(row["error"].removeprefix(f"{row['image']}: ")), style="red")
+            said = [Text(printable(row["error"].removeprefix(f"{row['image']}: ")), style="red")]
         table.add_row(
             Text(printable(row["image"])),
             f"{row['width']} x {row['height']}" if known else "",
             "{} x {}".format(*row["resolution"]) if known else "",
             str(row["tiles"]) if known else "",
             f"{row['image_tokens']:,}" if known else "",
-            said,
+            *said,
         )
     return table
 

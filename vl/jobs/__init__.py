@@ -9,18 +9,22 @@ Example:
 
 from vl.jobs.captioning import OnRow, Tally, caption_images, caption_rows, settings_of, write_rows
 from vl.jobs.outputs import Rows, check_output, open_rows
+from vl.jobs.prompts import Prompt, Prompts
 from vl.jobs.rowfile import JobError, Row, RowFile, check_out, encode_row
-from vl.jobs.sources import Picture, Source, expand_sources, is_table, source_key
+from vl.jobs.sources import Picture, Source, Tell, expand_sources, is_table, row_key, source_key, work_key
 
 __all__ = [
     "JobError",
     "OnRow",
     "Picture",
+    "Prompt",
+    "Prompts",
     "Row",
     "RowFile",
     "Rows",
     "Source",
     "Tally",
+    "Tell",
     "caption_images",
     "caption_rows",
     "check_out",
@@ -29,7 +33,9 @@ __all__ = [
     "expand_sources",
     "is_table",
     "open_rows",
+    "row_key",
     "settings_of",
     "source_key",
+    "work_key",
     "write_rows",
 ]

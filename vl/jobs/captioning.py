@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from preprocessing import Inputs
 from preprocessing.alpha import Background, read_background
-from vl.engine import Generation, SamplingParams
-from vl.errors import Error, InputError
+from vl.engine import SamplingParams
+from vl.errors import InputError
+from vl.jobs.item import Item, prepare
 from vl.jobs.outputs import Rows, open_rows
 from vl.jobs.pipeline import answered
+from vl.jobs.prompts import Prompt, Prompts
 from vl.jobs.rowfile import Row
-from vl.jobs.sources import Picture, Source, expand_sources, source_key
+from vl.jobs.sources import Source, expand_sources
 from vl.model import DEFAULT_PROMPT
 
 if TYPE_CHECKING:
@@ -65,11 +66,12 @@ def caption_images(
     sources: Iterable[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
-    prompt: str = DEFAULT_PROMPT,
+    prompt: Prompt = DEFAULT_PROMPT,
     batch_size: int = 8,
     workers: int | None = None,
     overwrite: bool = False,
     retry_errors: bool = False,
+    mix: bool = False,
     column: str | None = None,
     on_row: OnRow | None = None,
     **sampling: Any,
@@ -83,23 +85,32 @@ def caption_images(
         model: from `vl.load`, with a vision encoder.
         sources: files, folders, globs, tar shards, tables and URLs; may be a generator of any length.
         out: the `.jsonl` file, or the `.parquet` folder of part files, created or continued.
+        prompt: what to ask about each image, or several prompts by the column of their answers. A table's columns may
+            be in it, as in "Describe this {category}": see `Prompts`.
         batch_size: images captioned at once; as many again are read ahead, and rows reach the file in such batches.
         workers: threads that read images; by default a few more than there are cores.
         overwrite: start again instead of continuing; what the file holds is cut when the first rows are there.
         retry_errors: try the images of error rows again.
+        mix: go on after rows that were made with another model, prompt or setting, and keep them.
         column: where the tables among the sources have their images; by default the first of `COLUMNS` that they have.
         on_row: called after each row is safe on disk.
         sampling: as in `MiniMaxVL.generate`.
 
     Raises:
         JobError: if `out` cannot be used, or holds rows that were made with another model, prompt or setting.
-        InputError: if the model takes no images or `sampling` is out of range.
+        InputError: if the model takes no images, `sampling` is out of range, or a prompt cannot be used.
     """
-    settings = settings_of_model(model, SamplingParams.of(sampling))
+    settings, prompts = settings_of_model(model, SamplingParams.of(sampling)), Prompts.of(prompt)
     with open_rows(
-        out, model=model.name, prompt=prompt, settings=settings, overwrite=overwrite, retry_errors=retry_errors
+        out,
+        model=model.name,
+        prompt=prompts,
+        settings=settings,
+        overwrite=overwrite,
+        retry_errors=retry_errors,
+        mix=mix,
     ) as rows:
-        pending = rows.pending(expand_sources(sources, column=column))
+        pending = rows.pending(expand_sources(sources, column=column, prompts=prompts))
         return write_rows(model, pending, rows, batch_size=batch_size, workers=workers, on_row=on_row, **sampling)
 
 
@@ -115,7 +126,7 @@ def write_rows(
 ) -> Tally:
     """The job on an open `RowFile` or `PartFolder`: caption the `pending` sources and append their rows."""
     tally = Tally()
-    options = {"prompt": rows.prompt, "batch_size": batch_size, "workers": workers, **sampling}
+    options = {"prompt": rows.prompts, "batch_size": batch_size, "workers": workers, **sampling}
     with contextlib.closing(caption_rows(model, pending, **options)) as batches:
         for batch in batches:
             rows.append(batch)
@@ -132,27 +143,30 @@ def caption_rows(
     model: MiniMaxVL,
     sources: Iterable[Source],
     *,
-    prompt: str = DEFAULT_PROMPT,
+    prompt: Prompt = DEFAULT_PROMPT,
     batch_size: int = 8,
     workers: int | None = None,
     **sampling: Any,
 ) -> Generator[list[Row], None, None]:
     """Rows of `sources`, up to `batch_size` at a time, in order.
 
-    A row holds `image` (the source), then `caption`, or `error` if the image cannot be used; `width` and `height`
-    (pixels), `resolution` (`[width, height]` of the chosen pinpoint), `tiles`, `prompt_tokens`, `image_tokens`,
-    `completion_tokens`, `finish_reason` and `seconds` (in the engine, where work shared with others counts in full),
-    null where an error came first; `model`, `prompt` and `settings`.
+    A row holds `image` (the source), then `caption`, or the answers in the columns of several prompts, or `error` if
+    the image cannot be used; `width` and `height` (pixels), `resolution` (`[width, height]` of the chosen pinpoint),
+    `tiles`, `prompt_tokens`, `image_tokens`, `completion_tokens`, `finish_reason` and `seconds` (in the engine, where
+    work shared with others counts in full), null where an error came first; `model`, `prompt` and `settings`. Tokens
+    and seconds are the sums over several prompts, which share an image's tokens; one that is cut makes it "length".
 
     Raises:
-        InputError: at once if the model takes no images or `sampling` is out of range. A bad image never raises.
+        InputError: at once if the model takes no images, or `sampling` or a prompt cannot be used. A bad image never
+            raises.
     """
-    params = SamplingParams.of(sampling)
+    params, prompts = SamplingParams.of(sampling), Prompts.of(prompt)
     if model.config.vision is None:
         raise InputError(f"{model.name} is a text-only checkpoint and cannot caption: use one with a vision encoder")
     model.engine.check(params)
-    known = {"model": model.name, "prompt": prompt, "settings": settings_of_model(model, params)}
-    items = answered(model, sources, partial(_prepare, model, known), params, batch_size=batch_size, workers=workers)
+    known = {"model": model.name, "prompt": None, "settings": settings_of_model(model, params) | prompts.settings}
+    make = partial(prepare, model, prompts, known)
+    items = answered(model, sources, make, params, batch_size=batch_size, workers=workers)
     return _batches(items, batch_size)
 
 
@@ -194,59 +208,7 @@ def settings_of(
     }
 
 
-def _batches(items: Generator[_Item, None, None], size: int) -> Generator[list[Row], None, None]:
+def _batches(items: Generator[Item, None, None], size: int) -> Generator[list[Row], None, None]:
     with contextlib.closing(items):
         while batch := list(islice(items, size)):
             yield [item.row for item in batch]
-
-
-@dataclass
-class _Item:
-    """An image on its way to a row: `inputs` until it is captioned, None once its row says how it ended."""
-
-    row: Row
-    inputs: Inputs | None = None
-
-    def fail(self, error: Exception) -> None:
-        self._finish("error", str(error) or type(error).__name__)
-
-    def succeed(self, generation: Generation) -> None:
-        usage = generation.usage
-        self._finish("caption", generation.text.strip())
-        self.row.update(
-            prompt_tokens=usage.prompt_tokens,
-            image_tokens=usage.image_tokens,
-            completion_tokens=usage.completion_tokens,
-            finish_reason=generation.finish_reason,
-            seconds=round(sum(dataclasses.astuple(generation.timings)), 4),
-        )
-
-    def _finish(self, key: str, text: str) -> None:
-        """Readers of the file see the image and what came of it first, so these two keys lead."""
-        self.inputs = None
-        self.row = {"image": self.row["image"], key: text} | self.row
-
-
-def _prepare(model: MiniMaxVL, known: Row, source: Source) -> _Item:
-    """Read and cut one image. Whatever goes wrong with it is its own row's error."""
-    empty = ("width", "height", "resolution", "tiles", "prompt_tokens", "image_tokens", "completion_tokens")
-    item = _Item({"image": source_key(source)} | dict.fromkeys((*empty, "finish_reason", "seconds")) | known)
-    try:
-        image = {"bytes": source.read(), "path": source.name} if isinstance(source, Picture) else source
-        content = [{"type": "image", "image": image}, {"type": "text", "text": known["prompt"]}]
-        item.inputs = model.processor([{"role": "user", "content": content}])
-    except Error as error:
-        item.fail(error)
-    except Exception as error:
-        item.fail(RuntimeError(f"cannot prepare {item.row['image']}: {type(error).__name__}: {error}"))
-    else:
-        grid = item.inputs.grids[0]
-        item.row.update(
-            width=grid.width,
-            height=grid.height,
-            resolution=list(grid.resolution),
-            tiles=grid.tiles,
-            prompt_tokens=item.inputs.input_ids.numel(),
-            image_tokens=grid.tokens,
-        )
-    return item

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -18,28 +18,30 @@ except ImportError:
     raise ConfigError("Parquet needs pyarrow: pip install 'minimax-vl[jobs]'") from None
 
 _TEXT, _COUNT = pyarrow.string(), pyarrow.int32()
-SCHEMA = pyarrow.schema(
-    {"id": _TEXT, "image": _TEXT, "caption": _TEXT, "error": _TEXT, "width": _COUNT, "height": _COUNT}
-    | {"resolution": pyarrow.list_(_COUNT), "tiles": _COUNT, "prompt_tokens": _COUNT, "image_tokens": _COUNT}
-    | {"completion_tokens": _COUNT, "finish_reason": _TEXT, "seconds": pyarrow.float64(), "model": _TEXT}
-    | {"prompt": _TEXT, "settings": _TEXT}
-)
-"""Columns of a part: those of a row in JSON Lines, with `id` first and `settings` as JSON."""
 
 
-def id_of(name: str) -> bytes:
-    """What stands for an image in 16 bytes: the BLAKE2b digest of what its row calls it. `id` has it in hexadecimal."""
-    return blake2b(name.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+def schema(answers: Iterable[str]) -> pyarrow.Schema:
+    """Columns of a part: those of a row in JSON Lines, with `id` first, and as JSON `settings` and several prompts."""
+    return pyarrow.schema(
+        {"id": _TEXT, "image": _TEXT}
+        | dict.fromkeys(answers, _TEXT)
+        | {"error": _TEXT, "width": _COUNT, "height": _COUNT, "resolution": pyarrow.list_(_COUNT), "tiles": _COUNT}
+        | {"prompt_tokens": _COUNT, "image_tokens": _COUNT, "completion_tokens": _COUNT, "finish_reason": _TEXT}
+        | {"seconds": pyarrow.float64(), "model": _TEXT, "prompt": _TEXT, "settings": _TEXT}
+    )
 
 
-def write_part(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows and force them to disk. Raises OSError."""
+def id_of(key: str) -> bytes:
+    """What stands for a source in 16 bytes: the BLAKE2b digest of its `work_key`. `id` has it in hexadecimal."""
+    return blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+
+def write_part(path: Path, rows: Mapping[str, dict[str, Any]], answers: Iterable[str]) -> None:
+    """Write rows, by their `row_key`, and force them to disk. Raises OSError."""
     records = [
-        {name: _plain(value) for name, value in row.items()}
-        | {"id": id_of(row["image"]).hex(), "settings": json.dumps(row["settings"])}
-        for row in rows
+        {name: _plain(value) for name, value in row.items()} | {"id": id_of(key).hex()} for key, row in rows.items()
     ]
-    _write(path, pyarrow.Table.from_pylist(records, SCHEMA))
+    _write(path, pyarrow.Table.from_pylist(records, schema(answers)))
 
 
 def shrink_part(path: Path, gone: Collection[bytes], out: Path) -> int:
@@ -62,5 +64,7 @@ def _write(path: Path, table: pyarrow.Table) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Text as UTF-8 has it: bytes of file names that are not, as escapes."""
+    """Text as UTF-8 has it, bytes of file names that are not as escapes; and objects as JSON."""
+    if isinstance(value, dict):
+        value = json.dumps(value)
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import Any
 
 from vl.jobs.parquet import id_of, shrink_part, write_part
-from vl.jobs.rowfile import JobError, Row, RowFile, check_run, encode_row, sync_folder
-from vl.jobs.sources import Source, source_key
+from vl.jobs.prompts import Prompt, Prompts
+from vl.jobs.rowfile import JobError, Row, RowFile, check_run, encode_row, made_with, sync_folder
+from vl.jobs.sources import Source, row_key, work_key
 
 PART_ROWS = 10_000
 """Rows of a part file, at most."""
@@ -41,7 +42,7 @@ class PartFolder:
 
     Args:
         path: the folder, named `.parquet`; made if it is missing.
-        model, prompt, settings, overwrite, retry_errors: as of `RowFile`.
+        model, prompt, settings, overwrite, retry_errors, mix: as of `RowFile`.
         part_rows: rows of a part, at most.
 
     Raises:
@@ -53,17 +54,22 @@ class PartFolder:
         path: str | os.PathLike[str],
         *,
         model: str,
-        prompt: str,
+        prompt: Prompt,
         settings: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         retry_errors: bool = False,
+        mix: bool = False,
         part_rows: int = PART_ROWS,
     ) -> None:
         self.path = Path(os.path.realpath(path))
-        self.prompt = prompt
+        self.prompts = Prompts.of(prompt)
         self.skipped = 0
-        self._made: Row = {"model": model, "prompt": prompt, "settings": dict(settings or {})}
-        self._journal = RowFile(self.path / "_journal.jsonl", **self._made, overwrite=overwrite)
+        self._made = made_with(model, self.prompts, settings)
+        self._mix = mix
+        journal = self.path / "_journal.jsonl"
+        self._journal = RowFile(
+            journal, model=model, prompt=self.prompts, settings=settings, overwrite=overwrite, mix=mix
+        )
         self._overwrite = overwrite  # the folder still holds the old parts
         self._retry_errors = retry_errors
         self._part_rows = part_rows
@@ -115,11 +121,11 @@ class PartFolder:
     def pending(self, sources: Iterable[Source]) -> Iterator[Source]:
         """As `RowFile.pending`."""
         for source in sources:
-            name = source_key(source)
-            if name in self._taken or self._is_done(name):
+            key = work_key(source)
+            if key in self._taken or self._is_done(key):
                 self.skipped += 1
             else:
-                self._taken.add(name)
+                self._taken.add(key)
                 yield source
 
     def append(self, rows: Iterable[Row]) -> None:
@@ -133,9 +139,9 @@ class PartFolder:
             self._drop()
         self._journal.append(batch)
         for row in batch:
-            self._waiting[row["image"]] = row
+            self._waiting[row_key(row)] = row
             if not (self._retry_errors and "error" in row):  # which would be tried again, without end
-                self._taken.discard(row["image"])
+                self._taken.discard(row_key(row))
         if len(self._waiting) >= self._part_rows:
             with explained(self.path):
                 self._commit()
@@ -153,9 +159,9 @@ class PartFolder:
     def _repair(self) -> None:
         """Check that the parts are of this run, and finish or take back what a crash left half done."""
         for (made,) in self._db.execute("SELECT made FROM run"):
-            check_run(self.path, json.loads(made), self._made)
+            check_run(self.path, json.loads(made), self._made, self._mix)
         self._settle()
-        self._waiting = {row["image"]: row for row in self._journal.read()}
+        self._waiting = {row_key(row): row for row in self._journal.read()}
         last = self._db.execute("SELECT journal FROM parts ORDER BY number DESC LIMIT 1").fetchone()
         if last and last[0] == self._digest():
             self._clear()
@@ -175,7 +181,7 @@ class PartFolder:
             return
         number = self._number("SELECT COALESCE(MAX(number), -1) + 1 FROM parts")
         ids = {id_of(name): "error" in row for name, row in self._waiting.items()}
-        write_part(self._draft(number), list(self._waiting.values()))
+        write_part(self._draft(number), self._waiting, self.prompts.columns)
         shrunk: dict[int, tuple[int, int]] = {}  # by old part: its successor, and how many rows that has
         for old, gone in self._replaced(ids).items():
             successor = number + 1 + len(shrunk)
@@ -183,8 +189,9 @@ class PartFolder:
         sync_folder(self._part(number))
         digest = self._digest()
         with self._db:
-            self._db.execute("DELETE FROM run")
-            self._db.execute("INSERT INTO run VALUES (?)", (json.dumps(self._made),))
+            made = (json.dumps(self._made),)
+            self._db.execute("DELETE FROM run WHERE made = ?", made)
+            self._db.execute("INSERT INTO run VALUES (?)", made)
             self._db.executemany("DELETE FROM failures WHERE id = ?", ((key,) for key in ids))
             for old, (successor, left) in shrunk.items():
                 self._db.execute("DELETE FROM parts WHERE number = ?", (old,))

@@ -18,7 +18,11 @@ _WAITING = 1000  # results that are kept at most because an earlier source is no
 
 
 class Item(Protocol):
-    """A source on its way to a result. `inputs` wait for an answer; they are None once the item has its result."""
+    """A source on its way to a result.
+
+    `inputs` wait for an answer; they are None once the item has its result. An answer that leaves some is followed by
+    theirs: what the engine read for the first is then still there.
+    """
 
     inputs: Inputs | None
 
@@ -79,14 +83,10 @@ def _answered(
             while len(writing) < batch_size and len(line) < _WAITING and ahead and (ahead.ready or not writing):
                 item = ahead.take()
                 line.append(item)
-                if item.inputs is not None:
-                    try:
-                        writing.append((item, engine.submit(item.inputs, params)))
-                    except Error as error:
-                        item.fail(error)
+                writing += _submitted(model, item, params)
             if writing:
                 engine.step()
-                writing = [(item, request) for item, request in writing if not _ended(item, request)]
+                writing = [pair for item, request in writing for pair in _after_step(model, item, request, params)]
             while line and line[0].inputs is None:
                 yield line.popleft()
     finally:
@@ -95,15 +95,27 @@ def _answered(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _ended(item: Item, request: Request) -> bool:
-    """Hand the item its result if there is one. Raises what is no fault of the item's."""
+def _submitted(model: MiniMaxVL, item: AnItem, params: SamplingParams) -> list[tuple[AnItem, Request]]:
+    """The item with its request, if it waits for an answer."""
+    if item.inputs is not None:
+        try:
+            return [(item, model.engine.submit(item.inputs, params))]
+        except Error as error:
+            item.fail(error)
+    return []
+
+
+def _after_step(
+    model: MiniMaxVL, item: AnItem, request: Request, params: SamplingParams
+) -> list[tuple[AnItem, Request]]:
+    """The item with the request that it waits for now. Raises what is no fault of the item's."""
     if not request.done:
-        return False
+        return [(item, request)]
     if isinstance(request.error, Error):
         item.fail(request.error)
     else:
         item.succeed(request.result())
-    return True
+    return _submitted(model, item, params)
 
 
 class _Ahead(Generic[Source, AnItem]):

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from vl.errors import Error
-from vl.jobs.sources import Source, source_key
+from vl.jobs.prompts import CAPTION, Prompt, Prompts
+from vl.jobs.sources import Source, row_key, work_key
 
 Row = dict[str, Any]
 
@@ -45,25 +46,45 @@ def encode_row(row: Row) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
-def check_run(path: Path, row: Row, made: Row) -> None:
+def made_with(model: str, prompts: Prompts, settings: Mapping[str, Any] | None) -> Row:
+    """What `check_run` holds rows to."""
+    return {"model": model, "prompt": prompts.told(), "settings": dict(settings or {}) | prompts.settings}
+
+
+def check_run(path: Path, row: Row, made: Row, mix: bool = False) -> None:
     """Hold a row to the `model`, `prompt` and `settings` of this run. Rows of earlier versions have no settings.
+
+    Args:
+        mix: only what rows are must be the same: the columns of the answers, and whether the prompt is their own.
 
     Raises:
         JobError: naming the first that differs.
     """
-    given = {name: (row.get(name), made[name]) for name in ("model", "prompt")}
-    if isinstance(settings := row.get("settings"), dict):
-        given |= {name: (settings[name], wanted) for name, wanted in made["settings"].items() if name in settings}
+    settings = row.get("settings") or {}
+    prompt = settings.get("template", row.get("prompt"))
+    alike = _columns(prompt) == _columns(made["prompt"]) and ("template" in settings) == (
+        "template" in made["settings"]
+    )
+    if mix and alike:
+        return
+    given = {"model": (row.get("model"), made["model"]), "prompt": (prompt, made["prompt"])}
+    given |= {name: (settings[name], wanted) for name, wanted in made["settings"].items() if name in settings}
     for name, (found, wanted) in given.items():
         if found != wanted:
+            told = "keep them beside the new ones with --mix, " if alike else ""
             raise JobError(
                 f"{path} holds captions made with {name} {found!r}, not {wanted!r}. "
-                f"Use that {name} to continue it, choose another output file, or start again with --overwrite"
+                f"Use that {name} to continue it, choose another output file, {told}or start again with --overwrite"
             )
 
 
+def _columns(prompt: object) -> list[str]:
+    """Of the answers to it."""
+    return list(prompt) if isinstance(prompt, dict) else [CAPTION]
+
+
 class RowFile:
-    """The rows of a captioning job, one per image; a context manager that holds a lock on the file.
+    """The rows of a captioning job, one per source; a context manager that holds a lock on the file.
 
     Rows are appended and forced to disk together (`append`), so a crash leaves whole rows and at most one torn line
     at the end, which opening drops. `done` holds the images that need no more work, `errors` those whose row is an
@@ -72,6 +93,7 @@ class RowFile:
     Args:
         path: the file; it and its folder are created when they are missing.
         model, prompt, settings: what the rows are made with; a file with rows that name others is refused.
+        mix: it is not, and its rows are kept, if they have the same columns.
         overwrite: start from an empty file. The old rows are cut when there are new ones, or on leaving the context
             without an error: what fails before costs nothing.
         retry_errors: leave the images of error rows out of `done`. An old row stays until its image has a new one;
@@ -86,14 +108,16 @@ class RowFile:
         path: str | os.PathLike[str],
         *,
         model: str,
-        prompt: str,
+        prompt: Prompt,
         settings: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         retry_errors: bool = False,
+        mix: bool = False,
     ) -> None:
         self.path = check_out(path)
-        self.prompt = prompt
-        self._made: Row = {"model": model, "prompt": prompt, "settings": settings or {}}
+        self.prompts = Prompts.of(prompt)
+        self._made = made_with(model, self.prompts, settings)
+        self._mix = mix
         self.done: set[str] = set()
         self.errors: set[str] = set()
         self.skipped = 0
@@ -143,7 +167,7 @@ class RowFile:
     def pending(self, sources: Iterable[Source]) -> Iterator[Source]:
         """The sources that need a row, each image once; counts the others in `skipped`."""
         for source in sources:
-            key = source_key(source)
+            key = work_key(source)
             if key in self.done:
                 self.skipped += 1
             else:
@@ -203,7 +227,7 @@ class RowFile:
             row = self._parse(offset, line)
             if row is None:
                 break
-            key = row["image"]
+            key = row_key(row)
             if key in done:
                 last[key] = offset
             done.add(key)
@@ -219,9 +243,9 @@ class RowFile:
 
     def _count(self, row: Row) -> None:
         if "error" in row:
-            self.errors.add(row["image"])
+            self.errors.add(row_key(row))
         else:
-            self.errors.discard(row["image"])
+            self.errors.discard(row_key(row))
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         """Lines of the file with their offsets."""
@@ -240,9 +264,10 @@ class RowFile:
             row = json.loads(line)
         except ValueError:
             row = None
-        if isinstance(row, dict) and isinstance(row.get("image"), str) and ("caption" in row) != ("error" in row):
-            check_run(self.path, row, self._made)
-            return row if line.endswith(b"\n") else None
+        if isinstance(row, dict) and isinstance(row.get("image"), str) and {"model", "prompt"} <= row.keys():
+            check_run(self.path, row, self._made, self._mix)
+            if all(column in row for column in self.prompts.columns) != ("error" in row):
+                return row if line.endswith(b"\n") else None
         text = line.rstrip(b"\n").strip(b"\0")
         is_last = offset + len(line) == os.fstat(self._fd).st_size
         if row is None and is_last and (text.startswith(_ROW_START) or _ROW_START.startswith(text)):
@@ -262,7 +287,7 @@ class RowFile:
             os.fchmod(fd, stat.S_IMODE(os.fstat(self._fd).st_mode))
             size = 0
             for offset, line in self._lines():
-                if last.get(json.loads(line)["image"], offset) == offset:
+                if last.get(row_key(json.loads(line)), offset) == offset:
                     size += _write_all(fd, line)
             os.fsync(fd)
             os.replace(draft, self.path)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from preprocessing import Inputs, Patcher, load_image
+from preprocessing import Inputs, LazyImage, Patcher, load_image
 from vl.engine import Generation, SamplingParams, Timings, Usage
 from vl.jobs import Tally, caption_images, expand_sources
 
@@ -28,25 +28,31 @@ class FakeProcessor:
     def __call__(self, messages: Sequence[dict[str, Any]]) -> Inputs:
         with self._lock:
             self.prepared += 1
-        image = load_image(messages[0]["content"][0]["image"])
-        grid = Patcher().grid(image.width, image.height)
-        return Inputs(torch.zeros(7, dtype=torch.int64), torch.zeros(0, 3, 1, 1, dtype=torch.uint8), [grid])
+        image, text = (part["image"] if part["type"] == "image" else part["text"] for part in messages[0]["content"])
+        size = image.size if isinstance(image, LazyImage) else load_image(image).size
+        ids = torch.tensor(list(text.encode()), dtype=torch.int64)
+        return Inputs(ids, torch.zeros(0, 3, 1, 1, dtype=torch.uint8), [Patcher().grid(*size)])
 
 
 class FakeRequest:
     def __init__(self, inputs: Inputs) -> None:
         self.size = f"{inputs.grids[0].width} by {inputs.grids[0].height}"
+        self.prompt = bytes(inputs.input_ids.tolist()).decode()
         self.done = False
         self.error: Exception | None = None
 
     def result(self) -> Generation:
         if self.error is not None:
             raise self.error
-        return Generation(f" {self.size}\n", [1], "stop", Usage(7, 3, 1), Timings())
+        text = f"{self.prompt} {self.size}" if self.prompt.endswith(":") else self.size
+        return Generation(f" {text}\n", [1], "stop", Usage(7, 3, 1), Timings(decode=0.5))
 
 
 class FakeModel:
-    """Its own engine: captions an image with its size. `trouble` is called with that size and may raise."""
+    """Its own engine: captions an image with its size, after a prompt that ends with a colon.
+
+    `trouble` is called with that size and may raise.
+    """
 
     name = "fake"
     config = SimpleNamespace(vision=object(), quantization=None)

@@ -36,7 +36,7 @@ def test_rows(archive: Path, tmp_path: Path) -> None:
         "image_tokens": 3,
         "completion_tokens": 1,
         "finish_reason": "stop",
-        "seconds": 0.0,
+        "seconds": 0.5,
         "model": "fake",
         "prompt": "Describe this image.",
         "settings": {

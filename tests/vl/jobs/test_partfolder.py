@@ -175,7 +175,7 @@ def test_killed_at_random_moments(archive: Path, tmp_path: Path) -> None:
 def test_a_full_disk_loses_nothing(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out.parquet"
 
-    def full(path: Path, rows: Any) -> None:
+    def full(path: Path, rows: Any, answers: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:

@@ -9,18 +9,24 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from preprocessing.sources import kind_of, local_path
+from vl.errors import InputError
+from vl.jobs.prompts import Prompts
 from vl.jobs.sources.files import File, below, explained, is_remote, matches, remote, suffix_of
 from vl.jobs.sources.folders import walk_folder
-from vl.jobs.sources.names import Source, broken
+from vl.jobs.sources.names import Asked, Source, broken, source_key
 from vl.jobs.sources.passed import Passed
 from vl.jobs.sources.shards import shard_images
-from vl.jobs.sources.tables import TABLE_SUFFIXES, table_images
+from vl.jobs.sources.tables import TABLE_SUFFIXES, Columns, table_images
 
 Tell = Callable[[str], None]
 
 
 def expand_sources(
-    sources: Iterable[str | os.PathLike[str]], tell: Tell | None = None, *, column: str | None = None
+    sources: Iterable[str | os.PathLike[str]],
+    tell: Tell | None = None,
+    *,
+    column: str | None = None,
+    prompts: Prompts | None = None,
 ) -> Iterator[Source]:
     """The images behind `sources`, in a stable order and without holding them all.
 
@@ -34,15 +40,25 @@ def expand_sources(
 
     Args:
         tell: hears after each source of the files that were passed over in it, if any: how many of each suffix.
-        column: where the tables have their images; see `table_images`.
+        column: where the tables have their images; by default the first of `COLUMNS` that they have.
+        prompts: may name columns; each image is then `Asked` with its own.
 
     Raises:
-        InputError: if a table has no column of images, or a URL's package is missing.
+        InputError: if a table lacks a column, an image is of no table and prompts name columns, or a URL's package is
+            missing.
     """
+    columns = Columns(column, prompts)
     for source in sources:
         name = os.fspath(source)
         passed = Passed()
-        yield from _expand(name, passed, column)
+        for found in _expand(name, passed, columns):
+            if columns.fields and not isinstance(found, Asked):
+                field = columns.fields[0]
+                raise InputError(
+                    f"{source_key(found)} is in no table that has the column {field!r}, which the prompt names: write "
+                    f"{{{{{field}}}}} for the text {{{field}}}"
+                )
+            yield found
         if tell is not None and passed:
             tell(f"{name}: passed over {passed}")
 
@@ -52,24 +68,24 @@ def is_table(name: str) -> bool:
     return suffix_of(name) in TABLE_SUFFIXES
 
 
-def _expand(name: str, passed: Passed, column: str | None) -> Iterator[Source]:
+def _expand(name: str, passed: Passed, columns: Columns) -> Iterator[Source]:
     if is_remote(name):
-        yield from _expand_remote(name, passed, column)
+        yield from _expand_remote(name, passed, columns)
     elif kind_of(name) != "path":
         yield name
     elif os.path.isdir(path := local_path(name)):
-        yield from walk_folder(path, passed)
+        yield from walk_folder(path, passed, columns)
     elif has_magic(path) and not os.path.exists(path) and (found := sorted(glob(path, recursive=True))):
         for match in found:
             if _is_container(match) or os.path.isdir(match) or passed.takes(match):
-                yield from _expand(match, passed, column)
+                yield from _expand(match, passed, columns)
     elif _is_container(path) and os.path.isfile(path):
-        yield from _contents(File(str(Path(path))), passed, column)
+        yield from _contents(File(str(Path(path))), passed, columns)
     else:
         yield str(Path(path))
 
 
-def _expand_remote(url: str, passed: Passed, column: str | None) -> Iterator[Source]:
+def _expand_remote(url: str, passed: Passed, columns: Columns) -> Iterator[Source]:
     web = url[:4].lower() == "http"
     if web or url[:5].lower() == "file:":  # a single image is fetched as everywhere else
         path = url if web else urllib.parse.unquote(urllib.parse.urlsplit(url).path)
@@ -79,25 +95,25 @@ def _expand_remote(url: str, passed: Passed, column: str | None) -> Iterator[Sou
     place = remote(url)
     if has_magic(url) and not web:
         found = [file for file in matches(place) if _is_container(file.name) or passed.takes(file.name)]
-        yield from (source for file in found for source in _one(file, passed, column))
+        yield from (source for file in found for source in _one(file, passed, columns))
         return
     with explained(url):
         is_folder = not web and place.fs.isdir(place.path)
-    yield from (file.picture() for file in below(place, passed)) if is_folder else _one(place, passed, column)
+    yield from (file.picture() for file in below(place, passed)) if is_folder else _one(place, passed, columns)
 
 
-def _one(file: File, passed: Passed, column: str | None) -> Iterator[Source]:
+def _one(file: File, passed: Passed, columns: Columns) -> Iterator[Source]:
     if _is_container(file.name):
-        yield from _contents(file, passed, column)
+        yield from _contents(file, passed, columns)
     else:
         yield file.picture()
 
 
-def _contents(file: File, passed: Passed, column: str | None) -> Iterator[Source]:
+def _contents(file: File, passed: Passed, columns: Columns) -> Iterator[Source]:
     """What is in a tar file or table. One that cannot be opened is a row with that error."""
     suffix = suffix_of(file.name)
     if suffix in TABLE_SUFFIXES:
-        yield from table_images(file, column)
+        yield from table_images(file, columns)
     elif suffix == ".tar":
         yield from shard_images(file, passed)
     else:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from vl.jobs.sources.names import Source
 from vl.jobs.sources.passed import Passed
-from vl.jobs.sources.tables import listed
+from vl.jobs.sources.tables import Columns, listed
 
 
-def walk_folder(root: str, passed: Passed) -> Iterator[str]:
+def walk_folder(root: str, passed: Passed, columns: Columns) -> Iterator[Source]:
     """Images in `root` and below, in sorted order: the files of an image's suffix whose names begin with no dot.
 
     Linked folders are followed, each once, and none that the walk meets under its own name or that it is in. A folder
@@ -24,8 +26,8 @@ def walk_folder(root: str, passed: Passed) -> Iterator[str]:
     for parent, folders, files in walk:
         yield from unreadable
         unreadable.clear()
-        if (names := listed(parent, files)) is not None:
-            yield from _imagefolder(parent, names, passed)
+        if (rows := listed(parent, files, columns)) is not None:
+            yield from _imagefolder(parent, rows, passed, columns)
             folders.clear()
             continue
         visible = sorted(name for name in folders if not name.startswith("."))
@@ -36,10 +38,12 @@ def walk_folder(root: str, passed: Passed) -> Iterator[str]:
     yield from unreadable
 
 
-def _imagefolder(folder: str, names: list[str], passed: Passed) -> Iterator[str]:
+def _imagefolder(
+    folder: str, rows: Sequence[tuple[str, Mapping[str, Any]]], passed: Passed, columns: Columns
+) -> Iterator[Source]:
     """The images that the metadata of `folder` name; others in it and below are counted as passed over."""
-    named = {os.path.normpath(name) for name in names}
-    yield from (str(Path(folder, name)) for name in names)
+    named = {os.path.normpath(name) for name, _ in rows}
+    yield from (columns.asked(str(Path(folder, name)), record) for name, record in rows)
     for parent, _, files in os.walk(folder):
         inside = [os.path.normpath(os.path.relpath(os.path.join(parent, name), folder)) for name in files]
         passed["not in the metadata"] += sum(passed.takes(name) for name in inside if name not in named)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from preprocessing.sources import kind_of
 from vl.errors import InputError
@@ -26,8 +27,21 @@ class Picture:
     read: Callable[[], bytes]
 
 
-Source: TypeAlias = str | Picture
-"""A path, URL, data URL or base64 text, as `preprocessing.load_image` takes it, or a `Picture`."""
+@dataclass(frozen=True)
+class Asked:
+    """An image of a table's row whose columns are in the prompts.
+
+    Args:
+        image: as other sources.
+        prompt: what is asked about it, as its row will have it; None if that cannot be known.
+    """
+
+    image: str | Picture
+    prompt: str | dict[str, str] | None
+
+
+Source: TypeAlias = str | Picture | Asked
+"""A path, URL, data URL or base64 text, as `preprocessing.load_image` takes it, a `Picture`, or `Asked`."""
 
 
 def broken(name: str, cause: str) -> Picture:
@@ -41,6 +55,8 @@ def broken(name: str, cause: str) -> Picture:
 
 def source_key(source: Source) -> str:
     """What a row calls its image: the source itself, or the digest of data that are too long for a name."""
+    if isinstance(source, Asked):
+        source = source.image
     if isinstance(source, Picture):
         return source.name
     is_data = source[:5].lower() == "data:"
@@ -52,3 +68,19 @@ def source_key(source: Source) -> str:
     digest = hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()
     start = source[:100].partition(",")[0] if is_data else "base64"
     return f"{start},sha256:{digest}"
+
+
+def work_key(source: Source) -> str:
+    """What tells a source from all others of a job: its name, and where the prompt is the row's own, that too."""
+    name = source_key(source)
+    return _asked_key(name, source.prompt) if isinstance(source, Asked) else name
+
+
+def row_key(row: dict[str, Any]) -> str:
+    """`work_key` of the source that a row was made of."""
+    own = "template" in (row.get("settings") or {})
+    return _asked_key(row["image"], row["prompt"]) if own else row["image"]
+
+
+def _asked_key(name: str, prompt: str | dict[str, str] | None) -> str:
+    return f"{name}\n{json.dumps(prompt)}"

@@ -7,19 +7,64 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 from preprocessing.sources import kind_of, seen_from
 from vl.errors import InputError
+from vl.jobs.prompts import Empty, Prompts
 from vl.jobs.sources.files import File, beside, explained, is_remote, remote, suffix_of
-from vl.jobs.sources.names import Picture, Source, broken
+from vl.jobs.sources.names import Asked, Picture, Source, broken, source_key
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
 COLUMNS = ("image", "image_path", "path", "file_name", "filename", "file", "url", "image_url", "bytes")
 """Where the images of a table are looked for, if nothing is said: the first of these that it has."""
 
 _ROWS = 64  # of a Parquet file that are held at once: their images may be in them
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What is read of tables.
+
+    Attributes:
+        image: the column of the images; by default the first of `COLUMNS`.
+        prompts: name other columns, if they have fields.
+    """
+
+    image: str | None = None
+    prompts: Prompts | None = None
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The columns that prompts name."""
+        return self.prompts.fields if self.prompts else ()
+
+    def chosen(self, names: Iterable[str], table: str) -> str:
+        """The column of the images in a table with these. Raises InputError for that, or one of `fields`, missing."""
+        had = list(names)
+        known = [self.image] if self.image is not None else COLUMNS
+        found = next((name for name in known if name in had), None)
+        if found is None:
+            wanted = f"column of images ({', '.join(COLUMNS)})" if self.image is None else f"column {self.image!r}"
+            raise InputError(f"{table} has no {wanted}: name one with --column. It has {', '.join(map(repr, had))}")
+        for field in self.fields:
+            if field not in had:
+                raise InputError(
+                    f"{table} has no column {field!r}, which the prompt names: write {{{{{field}}}}} for the text "
+                    f"{{{field}}}. It has {', '.join(map(repr, had))}"
+                )
+        return found
+
+    def asked(self, source: str | Picture, record: Mapping[str, Any] | None) -> Source:
+        """The source with its own prompt, if prompts name columns. No record: its row cannot be read."""
+        if self.prompts is None or not self.prompts.fields:
+            return source
+        try:
+            return Asked(source, None if record is None else self.prompts.told(self.prompts.fill(record)))
+        except Empty as error:
+            return Asked(broken(source_key(source), str(error)), None)
 
 
 class _Damaged:
@@ -29,29 +74,25 @@ class _Damaged:
         self.cause = cause
 
 
-def table_images(file: File, column: str | None) -> Iterator[Source]:
+def table_images(file: File, columns: Columns) -> Iterator[Source]:
     """The images of a table, row by row.
 
     A relative path counts from the table's own folder. An image that is in the table itself is named after its row,
     from 1, as in `cats.parquet:7`. A row that cannot be read or has no image will be an error of its own.
 
-    Args:
-        column: where the images are; by default the first of `COLUMNS`.
-
     Raises:
-        InputError: if the file cannot be opened, or has no such column.
+        InputError: if the file cannot be opened, or lacks a column.
     """
     with explained(file.name), file.open() as opened:
-        rows = _READERS[suffix_of(file.name)](opened, file.name, column)
-        for number, value in enumerate(rows, 1):
-            yield _source(file, f"{file.name}:{number}", value)
+        for number, (value, record) in enumerate(_READERS[suffix_of(file.name)](opened, file.name, columns), 1):
+            yield columns.asked(_source(file, f"{file.name}:{number}", value), record)
 
 
-def listed(folder: str, files: Iterable[str]) -> list[str] | None:
-    """The `file_name`s in the metadata of an imagefolder, or None if `folder` is none.
+def listed(folder: str, files: Iterable[str], columns: Columns) -> list[tuple[str, Mapping[str, Any]]] | None:
+    """Each `file_name` in the metadata of an imagefolder, with the columns that prompts name; None if it is none.
 
     Raises:
-        InputError: if the metadata cannot be read.
+        InputError: if the metadata cannot be read, or lack a column.
     """
     for name in ("metadata.jsonl", "metadata.csv"):
         if name not in files:
@@ -62,15 +103,19 @@ def listed(folder: str, files: Iterable[str]) -> list[str] | None:
             first = next(records, None)
             if not isinstance(first, Mapping) or "file_name" not in first:
                 return None
-            names = [row.get("file_name") if isinstance(row, Mapping) else None for row in chain([first], records)]
-        if not all(isinstance(value, str) and value for value in names):
-            row = next(number for number, value in enumerate(names, 1) if not (isinstance(value, str) and value))
-            raise InputError(f"{path}: row {row} names no image in file_name: mend the metadata")
-        return [str(value) for value in names]
+            Columns("file_name", columns.prompts).chosen(first, path)
+            return [_listed(path, number, row, columns) for number, row in enumerate(chain([first], records), 1)]
     return None
 
 
-def _source(table: File, name: str, value: Any) -> Source:
+def _listed(path: str, number: int, row: Any, columns: Columns) -> tuple[str, Mapping[str, Any]]:
+    name = row.get("file_name") if isinstance(row, Mapping) else None
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{path}: row {number} names no image in file_name: mend the metadata")
+    return name, {field: row.get(field) for field in columns.fields}
+
+
+def _source(table: File, name: str, value: Any) -> str | Picture:
     if isinstance(value, _Damaged):
         return broken(name, value.cause)
     if isinstance(value, Mapping):  # as the datasets of Hugging Face have it
@@ -91,25 +136,15 @@ def _source(table: File, name: str, value: Any) -> Source:
         return broken(name, str(error))
 
 
-def _chosen(names: Iterable[str], column: str | None, table: str) -> str:
-    """The column of the images. Raises InputError."""
-    had = list(names)
-    found = column if column in had else None if column else next((name for name in COLUMNS if name in had), None)
-    if found is None:
-        wanted = f"column {column!r}" if column else f"column of images ({', '.join(COLUMNS)})"
-        raise InputError(f"{table} has no {wanted}: name one with --column. It has {', '.join(map(repr, had))}")
-    return found
-
-
-def _records(records: Iterator[Any], table: str, column: str | None) -> Iterator[Any]:
-    """The column's values. The first readable record says which columns there are."""
+def _records(records: Iterator[Any], table: str, columns: Columns) -> Iterator[tuple[Any, Mapping[str, Any] | None]]:
+    """Values of the images' column, each with its record. The first readable one says which columns there are."""
     chosen: str | None = None
     for record in records:
         if not isinstance(record, Mapping):
-            yield record if isinstance(record, _Damaged) else _Damaged("is not a JSON object")
+            yield record if isinstance(record, _Damaged) else _Damaged("is not a JSON object"), None
             continue
-        chosen = chosen or _chosen(record, column, table)
-        yield record.get(chosen)
+        chosen = chosen or columns.chosen(record, table)
+        yield record.get(chosen), record
 
 
 def _json_records(file: Any) -> Iterator[Any]:
@@ -135,20 +170,20 @@ def _csv_records(file: Any) -> Iterator[Any]:
         yield row
 
 
-def _parquet(file: Any, table: str, column: str | None) -> Iterator[Any]:
+def _parquet(file: Any, table: str, columns: Columns) -> Iterator[tuple[Any, Mapping[str, Any]]]:
     try:
         from pyarrow import parquet
     except ImportError:
         raise InputError(f"{table} needs pyarrow: pip install 'minimax-vl[jobs]'") from None
     opened = parquet.ParquetFile(file)
-    chosen = _chosen(opened.schema_arrow.names, column, table)
-    for batch in opened.iter_batches(_ROWS, columns=[chosen]):
-        yield from batch.column(0).to_pylist()
+    chosen = columns.chosen(opened.schema_arrow.names, table)
+    for batch in opened.iter_batches(_ROWS, columns=list(dict.fromkeys([chosen, *columns.fields]))):
+        yield from ((record[chosen], record) for record in batch.to_pylist())
 
 
 _READERS = {
     ".parquet": _parquet,
-    ".csv": lambda file, table, column: _records(_csv_records(file), table, column),
-    ".jsonl": lambda file, table, column: _records(_json_records(file), table, column),
-    ".ndjson": lambda file, table, column: _records(_json_records(file), table, column),
+    ".csv": lambda file, table, columns: _records(_csv_records(file), table, columns),
+    ".jsonl": lambda file, table, columns: _records(_json_records(file), table, columns),
+    ".ndjson": lambda file, table, columns: _records(_json_records(file), table, columns),
 }
