@@ -21,6 +21,8 @@ from text_backbone.kernels.nf4.triton import (
     column_tiles,
     directly,
     few_linear,
+    keeps,
+    kept_launch,
     options,
     reads,
     table,
@@ -31,7 +33,7 @@ _SCRATCH = 4 << 30  # bytes of matrices written out at a time
 _FEW_EACH = 20  # mean rows of an expert up to which its codes are read directly; on an H200 16 are faster so, 32 slower
 _ALONE = 4  # assignments up to which each is worked by itself, unsorted
 UP = Launch(4, 4)
-DOWN = Launch(8, 3, 80)
+DOWN = Launch(4, 3, 160)
 
 
 class Sizes(NamedTuple):
@@ -100,15 +102,17 @@ def up(
     h: Tensor,
     inner: int,
     columns: int,
-    launch: Launch = UP,
+    launch: Launch | None = None,
 ) -> None:
     """Write SiLU(w1 x) * w3 x, arranged, of every assignment to h; see `few.up_kernel`."""
     codes, scales, nested, offset, first, stride = weight
-    count, values = len(offset), table(x.device, x.dtype)
+    count, values, kept = len(offset), table(x.device, x.dtype), keeps(x) and bounds is None
+    launch = launch or (kept_launch(2 * inner * (len(h) // len(x)), x.device) if kept else UP)
     few.up_kernel[(launch.programs * multiprocessors(x.device),)](
         x, codes, scales, nested, offset, values, experts, values if bounds is None else bounds, h,
         len(h), first, stride, x.shape[1], inner, nested.shape[-1], len(h) // len(x), count,
-        max(2, triton.next_power_of_2(count)), columns, bounds is not None, **options(launch, x.device),
+        max(2, triton.next_power_of_2(count)), columns, bounds is not None,
+        kept, **options(launch, x.device),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from text_backbone.kernels.moe.grouped import find_expert
-from text_backbone.kernels.nf4.lanes import arranged, fill_table, swept, total
+from text_backbone.kernels.nf4.lanes import arranged, fill_table, keep, swept, total, total_of_first
 from text_backbone.kernels.overlap import wait
 
 
@@ -27,19 +27,22 @@ def arrange_kernel(x, out, count, K: tl.constexpr, SIZE: tl.constexpr, EARLY: tl
 def up_kernel(
     x, codes, scales, nested, offset, pairs, experts, bounds, h, assignments, first, stride,
     HIDDEN: tl.constexpr, INNER: tl.constexpr, NESTED: tl.constexpr, TOP_K: tl.constexpr,
-    E: tl.constexpr, EP: tl.constexpr, NT: tl.constexpr, SORTED: tl.constexpr, WARPS: tl.constexpr,
+    E: tl.constexpr, EP: tl.constexpr, NT: tl.constexpr, SORTED: tl.constexpr, ONE: tl.constexpr, WARPS: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
     """h[row] = SiLU(w1 x) * w3 x, arranged, of 8 inner units and up to 4 NT rows of one expert.
 
     SORTED: rows are sorted by expert, `experts` is their order, `bounds` says where each begins, and x is arranged.
-    Otherwise each assignment is worked by itself, and `experts` says whose it is. Matrix rows g are w1's, g + 8 w3's.
+    Otherwise each assignment is worked by itself, and `experts` says whose it is; ONE: all are of one token, of at most
+    6144 units. Matrix rows g are w1's, g + 8 w3's.
     """
     ACROSS: tl.constexpr = (INNER + 7) // 8
     thread = tl.arange(0, 32 * WARPS)
     lane, warp = thread % 32, thread // 32
-    table = fill_table(pairs, thread, 32 * WARPS)
+    table = fill_table(pairs, thread, 32 * WARPS, ONE)
     wait(EARLY)
+    if ONE:
+        kept = keep(x, table, thread, HIDDEN, 32 * WARPS)
     tiles = _tiles(bounds, assignments, ACROSS, E, EP, NT, SORTED)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         if SORTED:
@@ -55,7 +58,7 @@ def up_kernel(
             here = (row < last) & (lane // 16 == lane % 4 // 2)
             if SORTED:
                 row = tl.load(experts + row, mask=here, other=0)
-            xs = xs + (x.to(tl.pointer_type(tl.int64)) + row // TOP_K * (HIDDEN // 4),)
+            xs = xs + (kept // 8 if ONE else x.to(tl.pointer_type(tl.int64)) + row // TOP_K * (HIDDEN // 4),)
             live = live + (here,)
         matrix = expert.to(tl.int64) * 2
         row = tl.minimum(unit + lane // 4, INNER - 1)
@@ -64,12 +67,13 @@ def up_kernel(
             xs, live, codes.to(tl.pointer_type(tl.int64)) + matrix * (INNER * (HIDDEN // 16)),
             scales.to(tl.pointer_type(tl.int64)) + matrix * (INNER * (HIDDEN // 512)),
             nested + (matrix + half) * NESTED, tl.load(offset + matrix + half),
-            row, row + INNER, row + half * INNER, first + row * stride, warp, lane, table, HIDDEN, WARPS, NT, SORTED,
+            row, row + INNER, row + half * INNER, first + row * stride, warp, lane, table,
+            HIDDEN, WARPS, NT, SORTED or ONE,
             x.dtype.element_ty == tl.float16,
         )  # fmt: skip
         at = tl.arange(0, 32)
         inner = unit + at // 4
-        for i in tl.static_range(2 * NT):
+        for i in tl.static_range(2 * NT if SORTED else 1):
             a = total(sums, lane, i // 2 * 4 + i % 2, WARPS)
             b = total(sums, lane, i // 2 * 4 + i % 2 + 2, WARPS)
             token = top + i // 2 * 4 + at % 4 * 2 + i % 2
@@ -102,17 +106,20 @@ def _place(bounds, tile, ACROSS: tl.constexpr, E: tl.constexpr, EP: tl.constexpr
 def linear_kernel(
     x, codes, scales, nested, offset, pairs, bounds, y, apart, rows, first, stride,
     K: tl.constexpr, N: tl.constexpr, NESTED: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
-    NT: tl.constexpr, SORTED: tl.constexpr, ARRANGED: tl.constexpr, WARPS: tl.constexpr, EARLY: tl.constexpr,
+    NT: tl.constexpr, SORTED: tl.constexpr, ARRANGED: tl.constexpr, ONE: tl.constexpr, WARPS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """y[row] = weight[e] x[row] of 16 units and up to 4 NT rows; one matrix, or SORTED: those of an expert each.
 
     Several matrices may multiply the same rows. Tuples, one for each: codes, scales, nested, offset, y, whose rows
-    begin so far `apart`, first, N and NESTED.
+    begin so far `apart`, first, N and NESTED. ONE: there is one row, of at most 6144 values.
     """
     thread = tl.arange(0, 32 * WARPS)
     lane, warp = thread % 32, thread // 32
-    table = fill_table(pairs, thread, 32 * WARPS)
+    table = fill_table(pairs, thread, 32 * WARPS, ONE)
     wait(EARLY)
+    if ONE:
+        kept = keep(x, table, thread, K, 32 * WARPS)
     down = (rows + (4 * NT - 1)) // (4 * NT)
     across = 0
     for i in tl.static_range(len(N)):
@@ -131,7 +138,7 @@ def linear_kernel(
         live = ()
         for n in tl.static_range(NT):
             row = top + 4 * n + lane // 4 % 4
-            xs = xs + (x.to(tl.pointer_type(tl.int64)) + row * (K // 4),)
+            xs = xs + (kept // 8 if ONE else x.to(tl.pointer_type(tl.int64)) + row * (K // 4),)
             live = live + ((row < last) & (lane // 16 == lane % 4 // 2),)
         row = tl.minimum(unit + lane // 4, units - 1)
         under = tl.minimum(row + 8, units - 1)
@@ -141,10 +148,14 @@ def linear_kernel(
             _pick(scales, which).to(tl.pointer_type(tl.int64)) + matrix * (units * (K // 512)),
             _pick(nested, which) + matrix * _pick(NESTED, which), tl.load(_pick(offset, which) + matrix),
             row, under, line, _pick(first, which) + line * stride, warp, lane, table,
-            K, WARPS, NT, ARRANGED, x.dtype.element_ty == tl.float16,
+            K, WARPS, NT, ARRANGED or ONE, x.dtype.element_ty == tl.float16,
         )  # fmt: skip
         to, at = _pick(y, which), tl.arange(0, 32)
-        for i in tl.static_range(4 * NT):
+        if ONE:
+            value = total_of_first(sums[0], sums[2], lane, WARPS)
+            out = unit + at // 4 + at % 4 * 8
+            tl.store(to + out, value.to(to.dtype.element_ty), mask=(at % 4 < 2) & (out < units))
+        for i in tl.static_range(0 if ONE else 4 * NT):
             value = total(sums, lane, i, WARPS)
             token = top + i // 4 * 4 + at % 4 * 2 + i % 2
             out = unit + at // 4 + i // 2 % 2 * 8
@@ -201,8 +212,7 @@ def down_kernel(
         )  # fmt: skip
         weight = tl.load(weights + assignment)
         at = tl.arange(0, 32)
-        for i in tl.static_range(0, 4, 2):
-            value = total((sums[i] * weight,), lane, 0, WARPS)
-            place = unit + at // 4 + i // 2 * 8
-            inside = (at % 4 == 0) & (place < HIDDEN)
-            tl.store(out + token * HIDDEN + place, value.to(out.dtype.element_ty), mask=inside)
+        value = total_of_first(sums[0] * weight, sums[2] * weight, lane, WARPS)
+        place = unit + at // 4 + at % 4 * 8
+        inside = (at % 4 < 2) & (place < HIDDEN)
+        tl.store(out + token * HIDDEN + place, value.to(out.dtype.element_ty), mask=inside)

@@ -25,11 +25,16 @@ import triton.language as tl
 _TABLE: tl.constexpr = tl.constexpr(
     "{\n.shared .align 128 .b8 pairs[32768];\nmov.u32 $0, pairs;\nadd.u32 $0, $0, $1;\n}"
 )
+_TABLE_AND_TOKEN: tl.constexpr = tl.constexpr(
+    "{\n.shared .align 128 .b8 pairs[45056];\nmov.u32 $0, pairs;\nadd.u32 $0, $0, $1;\n}"
+)
+_KEEP: tl.constexpr = tl.constexpr("st.shared.v2.b64 [$1], {$2, $3};\nmov.u32 $0, $1;")
 _STORE: tl.constexpr = tl.constexpr("st.shared.v4.b32 [$1], {$2, $2, $2, $2};\nmov.u32 $0, $1;")
 _CODES: tl.constexpr = tl.constexpr("ld.global.nc.L1::no_allocate.L2::128B.v2.b64 {$0, $1}, [$2];")
 _TOKEN: tl.constexpr = tl.constexpr(  # 16 bytes, or zeros
     "{\n.reg .pred p;\nsetp.ne.b32 p, $3, 0;\nmov.b64 $0, 0;\nmov.b64 $1, 0;\n@p ld.global.v2.b64 {$0, $1}, [$2];\n}"
 )
+_KEPT: tl.constexpr = tl.constexpr(_TOKEN.value.replace("ld.global", "ld.shared"))
 _FETCH: tl.constexpr = tl.constexpr("shfl.sync.idx.b32 $0, $1, $2, 0x1f, 0xffffffff;")
 _FENCE: tl.constexpr = tl.constexpr("bar.warp.sync 0xffffffff;\nmov.u32 $0, $1;")
 
@@ -67,9 +72,14 @@ _PRODUCTS_ARGS: tl.constexpr = tl.constexpr(",".join(["=&f"] * 4 + ["r"] * 16 + 
 
 
 @triton.jit
-def fill_table(pairs, thread, THREADS: tl.constexpr):
-    """The shared memory address of this lane's copy of the table of pairs, once all threads have written it."""
-    base = tl.inline_asm_elementwise(_TABLE, "=&r,r", [thread * 0], dtype=tl.int32, is_pure=False, pack=1)
+def fill_table(pairs, thread, THREADS: tl.constexpr, KEEP: tl.constexpr = False):
+    """The shared memory address of this lane's copy of the table of pairs, once all threads have written it.
+
+    KEEP: with room for `keep` behind.
+    """
+    base = tl.inline_asm_elementwise(
+        _TABLE_AND_TOKEN if KEEP else _TABLE, "=&r,r", [thread * 0], dtype=tl.int32, is_pure=False, pack=1
+    )
     for entry in tl.static_range(0, 256, THREADS):
         at = thread + entry
         pair = tl.load(pairs + at % 256)
@@ -80,6 +90,29 @@ def fill_table(pairs, thread, THREADS: tl.constexpr):
             )  # fmt: skip
     tl.debug_barrier()
     return base + thread % 32 * 4
+
+
+@triton.jit
+def keep(x, table, thread, K: tl.constexpr, THREADS: tl.constexpr):
+    """Copy a token's K values, at most 6144, to shared memory, arranged: the address is returned.
+
+    So they are waited for apart from codes, which come from farther away: of what a lane has asked global memory for,
+    the compiler can tell only so many things apart.
+    """
+    base = table - thread % 32 * 4 + 32768
+    values = ()
+    for first in tl.static_range(0, K // 8, THREADS):
+        at = x.to(tl.pointer_type(tl.int64)) + (first + thread) * 2
+        inside = first + thread < K // 8
+        values = values + (tl.load(at, mask=inside, other=0), tl.load(at + 1, mask=inside, other=0))
+    for i in tl.static_range(len(values) // 2):
+        part = i * THREADS + thread  # past the end: room that nothing is read from
+        tl.inline_asm_elementwise(
+            _KEEP, "=r,r,l,l", [base + arranged(part * 8) * 2, values[2 * i], values[2 * i + 1]],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+    tl.debug_barrier()
+    return base
 
 
 @triton.jit
@@ -122,9 +155,12 @@ def _fence(lane):
 
 @triton.jit
 def _token(xs, mine):
+    """xs: pointers, or numbers of words of eight bytes in shared memory."""
+    KEPT: tl.constexpr = not xs.dtype.is_ptr()
     return tl.inline_asm_elementwise(
-        _TOKEN, "=&l,=&l,l,r", [xs, mine.to(tl.int32)], dtype=(tl.int64, tl.int64), is_pure=False, pack=1
-    )
+        _KEPT if KEPT else _TOKEN, "=&l,=&l,r,r" if KEPT else "=&l,=&l,l,r",
+        [xs * 8 if KEPT else xs, mine.to(tl.int32)], dtype=(tl.int64, tl.int64), is_pure=False, pack=1,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -195,10 +231,10 @@ def _scales(bytes, nested, offset, lane, c: tl.constexpr):
     second = _scale(word >> 16 & 255, nested, offset)
     source = lane - t + t // 2
     return (
-        tl.inline_asm_elementwise(_FETCH, "=f,f,r", [first, source], dtype=tl.float32, is_pure=False, pack=1),
-        tl.inline_asm_elementwise(_FETCH, "=f,f,r", [first, source + 2], dtype=tl.float32, is_pure=False, pack=1),
-        tl.inline_asm_elementwise(_FETCH, "=f,f,r", [second, source], dtype=tl.float32, is_pure=False, pack=1),
-        tl.inline_asm_elementwise(_FETCH, "=f,f,r", [second, source + 2], dtype=tl.float32, is_pure=False, pack=1),
+        _fetched(first, source),
+        _fetched(first, source + 2),
+        _fetched(second, source),
+        _fetched(second, source + 2),
     )
 
 
@@ -250,8 +286,21 @@ def swept(
 @triton.jit
 def total(sums, lane, i: tl.constexpr, WARPS: tl.constexpr):
     """float32 [32]: the sums of columns n and n + 4, even and odd blocks, over all warps."""
-    other = tl.inline_asm_elementwise(_FETCH, "=f,f,r", [sums[i], lane ^ 2], dtype=tl.float32, is_pure=False, pack=1)
-    return tl.sum(tl.reshape(sums[i] + other, [WARPS, 32]), 0)
+    return tl.sum(tl.reshape(sums[i] + _fetched(sums[i], lane ^ 2), [WARPS, 32]), 0)
+
+
+@triton.jit
+def total_of_first(row, under, lane, WARPS: tl.constexpr):
+    """float32 [32]: the same of the first column alone, of `row` in lanes of t = 0 and of `under` in those of t = 1."""
+    row += _fetched(row, lane ^ 2)
+    under += _fetched(under, lane ^ 2)
+    return tl.sum(tl.reshape(tl.where(lane % 2 == 0, row, _fetched(under, lane ^ 1)), [WARPS, 32]), 0)
+
+
+@triton.jit
+def _fetched(value, source):
+    """What another lane has."""
+    return tl.inline_asm_elementwise(_FETCH, "=f,f,r", [value, source], dtype=tl.float32, is_pure=False, pack=1)
 
 
 @triton.jit

@@ -48,6 +48,8 @@ class Launch(NamedTuple):
 
 
 LINEAR = Launch(4, 4)
+KEPT = Launch(4, 3, 160), Launch(4, 4, 128)  # of programs that keep a token, see `kept_launch`
+_ROUND = 4, 5  # how long each of them takes for one tile a program, on an H200
 
 
 def reads(columns: int) -> bool:
@@ -91,13 +93,13 @@ def way(x: Tensor) -> Callable[[Tensor, Weight, int], Tensor]:
     return direct if directly(x.dtype, x.shape[1]) and len(x) <= _FEW_ROWS else written_out
 
 
-def direct(x: Tensor, weight: Weight, n: int, tiles: int | None = None, launch: Launch = LINEAR) -> Tensor:
+def direct(x: Tensor, weight: Weight, n: int, tiles: int | None = None, launch: Launch | None = None) -> Tensor:
     """Rows x [T, K] times one matrix [n, K] whose codes are read; tiles: see `column_tiles`."""
     return several(x, [weight], [n], tiles, launch)[0]
 
 
 def several(
-    x: Tensor, weights: Sequence[Weight], units: Sequence[int], tiles: int | None = None, launch: Launch = LINEAR
+    x: Tensor, weights: Sequence[Weight], units: Sequence[int], tiles: int | None = None, launch: Launch | None = None
 ) -> list[Tensor]:
     """The same with several matrices, of which each has so many units, in one launch."""
     ys = [x.new_empty(len(x), n) for n in units]
@@ -106,7 +108,7 @@ def several(
 
 
 def write(
-    x: Tensor, weights: Sequence[Weight], ys: Sequence[Tensor], tiles: int | None = None, launch: Launch = LINEAR
+    x: Tensor, weights: Sequence[Weight], ys: Sequence[Tensor], tiles: int | None = None, launch: Launch | None = None
 ) -> None:
     """The same to ys [T, n], whose rows may be apart."""
     wide = len(x) > 2
@@ -142,6 +144,18 @@ def directly(dtype: torch.dtype, columns: int) -> bool:
     return dtype != torch.float32 and columns % _PAIR == 0
 
 
+def keeps(x: Tensor) -> bool:
+    """Whether programs keep all of x in shared memory."""
+    return len(x) == 1 and x.shape[1] <= 6144
+
+
+def kept_launch(units: int, device: torch.device) -> Launch:
+    """Of programs that keep a token, for a matrix of so many rows: more of them at once where that saves a round."""
+    tiles, places = triton.cdiv(units, 16), multiprocessors(device)
+    times = [cost * triton.cdiv(tiles, launch.programs * places) for launch, cost in zip(KEPT, _ROUND, strict=True)]
+    return KEPT[times.index(min(times))]
+
+
 def column_tiles(rows: int) -> int:
     """Column tiles of four rows that a program multiplies a tile of the matrix by."""
     return 1 if rows <= 4 else 2 if rows <= 8 else 4
@@ -165,7 +179,7 @@ def few_linear(
     count: int,
     arranged: bool,
     columns: int,
-    launch: Launch = LINEAR,
+    launch: Launch | None = None,
 ) -> None:
     """Write the products of rows x with each of `weights` to its y; by `bounds` those of `count` experts with theirs.
 
@@ -173,11 +187,13 @@ def few_linear(
     """
     values, first = table(x.device, x.dtype), weights[0]
     assert all(weight.stride == first.stride for weight in weights)
+    kept = keeps(x) and bounds is None
+    launch = launch or (kept_launch(sum(y.shape[1] for y in ys), x.device) if kept else LINEAR)
     codes, scales, nested, offset, firsts, _ = zip(*weights, strict=True)
     few.linear_kernel[(launch.programs * multiprocessors(x.device),)](
         x, codes, scales, nested, offset, values, values if bounds is None else bounds,
         tuple(ys), tuple(y.stride(0) for y in ys), len(x), firsts, first.stride,
         x.shape[1], tuple(y.shape[1] for y in ys), tuple(n.shape[-1] for n in nested),
-        count, max(2, triton.next_power_of_2(count)), columns, bounds is not None, arranged,
+        count, max(2, triton.next_power_of_2(count)), columns, bounds is not None, arranged, kept,
         **options(launch, x.device),
     )  # fmt: skip

@@ -1,8 +1,9 @@
 """Candidates for NF4: launches and column tiles of the few-row kernels, and between which numbers of rows they win.
 
-Launches are `LINEAR` of `kernels.nf4.triton`, `UP` and `DOWN` of `kernels.moe.nf4`, column tiles those of the functions
-`column_tiles` and `tiles_each` there. "Ways" compares the ways of a product around the thresholds `_FEW_ROWS`, `_ALONE`
-and `_FEW_EACH`, whose choice is `now`. Tokens are not arranged: that changes their values' order, and no time.
+Launches are `LINEAR` and `KEPT` of `kernels.nf4.triton`, `UP` and `DOWN` of `kernels.moe.nf4`, column tiles those of
+the functions `column_tiles` and `tiles_each` there. "Ways" compares the ways of a product around the thresholds
+`_FEW_ROWS`, `_ALONE` and `_FEW_EACH`, whose choice is `now`. Tokens are not arranged: that changes their values' order,
+and no time.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from torch import Tensor
 from text_backbone.kernels.moe import nf4 as experts
 from text_backbone.kernels.moe.sort import Groups
 from text_backbone.kernels.nf4 import triton as dense
-from text_backbone.kernels.nf4.triton import LINEAR, Launch, Weight, column_tiles, few_linear
+from text_backbone.kernels.nf4.triton import KEPT, LINEAR, Launch, Weight, column_tiles, few_linear
 from vl.bench.formats import random_weight
 from vl.bench.tune.moe import EXPERTS, HIDDEN, INNER, TOP_K, routed
 from vl.bench.tune.sweeps import Sweep
 
 ROWS = 24576  # of lightning's qkv_proj
 LAUNCHES = (
-    Launch(4, 4), Launch(4, 3), Launch(4, 5), Launch(4, 6, 80), Launch(4, 5, 96), Launch(8, 2), Launch(8, 3, 80),
-    Launch(8, 2, 128), Launch(2, 6), Launch(16, 1),
+    Launch(4, 4), Launch(4, 3), Launch(4, 5), Launch(4, 6, 80), Launch(4, 5, 96), Launch(4, 4, 128), Launch(4, 3, 160),
+    Launch(4, 2, 255), Launch(8, 2), Launch(8, 3, 80), Launch(8, 2, 128), Launch(2, 6), Launch(16, 1),
 )  # fmt: skip
 
 
@@ -42,7 +43,8 @@ def sweeps(device: torch.device) -> Iterator[Sweep]:
     for tokens, tiles in ((1, (1,)), (8, (1, 2, 4)), (32, (2, 4, 8))):
         x = rows(tokens, HIDDEN)
         run = partial(_direct, x, matrix)
-        yield Sweep(f"LINEAR, {tokens} rows", _entries(tiles), run, Few(column_tiles(tokens), LINEAR), True)
+        launch = KEPT[1] if tokens == 1 else LINEAR
+        yield Sweep(f"LINEAR, {tokens} rows", _entries(tiles), run, Few(column_tiles(tokens), launch), True)
     for tokens in (16, 32, 64):
         x = rows(tokens, HIDDEN)
         run, now = partial(_product, x, matrix), dense.way(x).__name__
@@ -74,7 +76,7 @@ def _alone(rows: Any, w13: Weight, w2: Weight) -> Iterator[Sweep]:
     """One token, whose assignments are worked one by one."""
     x, h = rows(1, HIDDEN), rows(TOP_K, INNER)
     weights, chosen, _ = routed(x, EXPERTS)
-    yield Sweep("UP, 1 token", LAUNCHES, partial(_up, x, w13, chosen, None, TOP_K, 1), experts.UP, True)
+    yield Sweep("UP, 1 token", LAUNCHES, partial(_up, x, w13, chosen, None, TOP_K, 1), KEPT[0], True)
     fit = tuple(launch for launch in LAUNCHES if launch.warps % TOP_K == 0)
     yield Sweep("DOWN, 1 token", fit, partial(_down, h, w2, weights, chosen), experts.DOWN, True)
 

@@ -150,8 +150,10 @@ class Step:
             self._set(operands[0], permuted(*map(self._word, operands[1:])))
         elif name == "shfl.sync.idx.b32":
             self._shuffle(*operands)
-        elif name == "st.shared.v4.b32":
+        elif name in ("st.shared.v4.b32", "st.shared.v2.b64"):
             self._store_shared(*operands)
+        elif name == "ld.shared.v2.b64":
+            self._load_shared_pair(*operands)
         elif name == "ld.shared.b32":
             self._load_shared(*operands)
         elif name.startswith("ld.global.") and name.endswith("v2.b64"):
@@ -197,27 +199,37 @@ class Step:
         self.machine.written = np.zeros(int(found[3]), np.bool_)
         self.registers[found[2]] = np.full(self.threads, SHARED, np.uint32)
 
-    def _places(self, address: str, width: int) -> NDArray[np.int64]:
+    def _places(self, address: Bits, width: int) -> NDArray[np.int64]:
         """int64 [threads, width]: bytes of shared memory."""
-        start = self._word(address[1:-1]).astype(np.int64) - SHARED
+        start = address.astype(np.int64) - SHARED
         assert (start % width == 0).all(), "shared memory is not aligned"
         assert (start >= 0).all(), "before shared memory"
         assert (start + width <= self.machine.shared.size).all(), "past the end of shared memory"
         return start[:, None] + np.arange(width)
 
     def _store_shared(self, address: str, values: str) -> None:
-        at = self._places(address, 16)
-        words = np.stack([self._word(register) for register in names(values)], axis=1)
+        at = self._places(self._word(address[1:-1]), 16)
+        words = np.stack([self.registers[register] for register in names(values)], axis=1)
         self.machine.shared[at] = words.view(np.uint8)
         self.machine.written[at] = True
 
     def _load_shared(self, to: str, address: str) -> None:
-        at = self._places(address, 4)
+        at = self._places(self._word(address[1:-1]), 4)
         assert self.machine.written[at].all(), "shared memory that nothing has written"
         word = at[:, 0] // 4
         apart = np.diff(np.sort((word % WARP * self.machine.shared.size + word).reshape(-1, WARP), axis=1), axis=1)
         self.machine.conflicts += int(((apart > 0) & (apart < self.machine.shared.size // 2)).sum())
         self._set(to, self.machine.shared[at].view(np.uint32)[:, 0])
+
+    def _load_shared_pair(self, to: str, address: str) -> None:
+        guard = self.instruction.guard
+        mask = self.registers[guard] if guard else np.ones(self.threads, np.bool_)
+        start = np.where(mask, self.registers[address[1:-1]], np.uint32(SHARED))  # those left out load what is there
+        at = self._places(start, 16)
+        assert self.machine.written[at].all(), "shared memory that nothing has written"
+        words = self.machine.shared[at].view(np.uint64)
+        for i, register in enumerate(names(to)):
+            self._set(register, words[:, i].copy())
 
     def _load_pair(self, to: str, address: str) -> None:
         start = self.registers[address[1:-1]]
