@@ -18,6 +18,8 @@ from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from ssl import SSLContext, create_default_context
 from typing import Any
 
+from preprocessing.allowed import Allowed
+
 
 class TooLargeError(Exception):
     """The server sends more than is accepted."""
@@ -54,19 +56,21 @@ class Limits:
             raise TooLargeError
 
 
-def open_url(url: str, limits: Limits) -> HTTPResponse:
+def open_url(url: str, limits: Limits, allowed: Allowed | None = None) -> HTTPResponse:
     """The response to a GET of an http(s) URL, after redirects and through the proxies that the environment names.
 
-    Reading it keeps to the limits too. Raises TimeoutError, TooLargeError, and what `urllib.request.urlopen` raises.
+    Reading it keeps to the limits too. If only some hosts are `allowed`, that holds for redirects as well, and no proxy
+    is used, which would look names up again. Raises TimeoutError, TooLargeError, ForbiddenError, and what
+    `urllib.request.urlopen` raises.
     """
     opener = urllib.request.OpenerDirector()  # no handlers for file: or ftp:, which a server could redirect to
     for handler in (
-        urllib.request.ProxyHandler(),
+        urllib.request.ProxyHandler() if allowed is None else urllib.request.ProxyHandler({}),
         urllib.request.UnknownHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPRedirectHandler(),
         urllib.request.HTTPErrorProcessor(),
-        _Handler(limits),
+        _Handler(limits, allowed),
     ):
         opener.add_handler(handler)
     request = urllib.request.Request(url, headers={"User-Agent": "minimax-vl"})
@@ -78,15 +82,27 @@ def open_url(url: str, limits: Limits) -> HTTPResponse:
 class _Handler(urllib.request.AbstractHTTPHandler):
     """Opens http and https with the limits."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, allowed: Allowed | None) -> None:
         super().__init__()
-        self._limits = limits
+        self._connect = partial(_connect, limits, allowed)
+        self._respond = partial(_Response, limits)
 
     def http_open(self, request: urllib.request.Request) -> HTTPResponse:
-        return self.do_open(_limited(HTTPConnection, self._limits), request)
+        return self.do_open(self._limited(HTTPConnection), request)
 
     def https_open(self, request: urllib.request.Request) -> HTTPResponse:
-        return self.do_open(_limited(HTTPSConnection, self._limits), request, context=_context())
+        return self.do_open(self._limited(HTTPSConnection), request, context=_context())
+
+    def _limited(self, kind: type[HTTPConnection]) -> Any:
+        """A maker of connections of a kind that keep to the limits."""
+
+        def make(host: str, **options: Any) -> HTTPConnection:
+            connection: Any = kind(host, **options)
+            connection._create_connection = self._connect
+            connection.response_class = self._respond
+            return connection
+
+        return make
 
     http_request = urllib.request.AbstractHTTPHandler.do_request_
     https_request = urllib.request.AbstractHTTPHandler.do_request_
@@ -98,22 +114,15 @@ def _context() -> SSLContext:
     return create_default_context()
 
 
-def _limited(kind: type[HTTPConnection], limits: Limits) -> Any:
-    """A maker of connections of a kind that keep to the limits."""
-
-    def make(host: str, **options: Any) -> HTTPConnection:
-        connection: Any = kind(host, **options)
-        connection._create_connection = partial(_connect, limits)
-        connection.response_class = partial(_Response, limits)
-        return connection
-
-    return make
-
-
-def _connect(limits: Limits, address: tuple[str, int], *_: Any) -> socket.socket:
+def _connect(limits: Limits, allowed: Allowed | None, address: tuple[str, int], *_: Any) -> socket.socket:
     """As `socket.create_connection`; what is sent or negotiated before the answer has what is then left of the time."""
     failure: OSError | None = None
-    for host, port in _look_up(limits, *address):
+    if allowed is not None:
+        allowed.check_host(*address)
+    found = _look_up(limits, *address)
+    if allowed is not None:
+        allowed.check_addresses(address[0], [host for host, _ in found])
+    for host, port in found:  # addresses, which are not looked up again
         try:
             connected = socket.create_connection((host, port), timeout=limits.wait())
             connected.settimeout(limits.wait())

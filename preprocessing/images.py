@@ -76,10 +76,11 @@ def load_image(source: ImageSource, *, name: str | None = None, background: Back
         return _decode(_open(file, label), label, ground)
 
 
-def image_size(source: ImageSource, *, name: str | None = None) -> tuple[int, int]:
+def image_size(source: ImageSource, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(width, height) in pixels of what `load_image` gives, from the header where that can tell.
 
-    Raises ImageError as `load_image` does, but for damage in pixels that were not decoded.
+    Raises ImageError as `load_image` does, but for damage in pixels that were not decoded; also for an encoded image of
+    more than `max_pixels`, which is not decoded then.
     """
     if isinstance(source, LazyImage):
         return source.size
@@ -90,8 +91,9 @@ def image_size(source: ImageSource, *, name: str | None = None) -> tuple[int, in
         image = _open(file, label)
         size = upright_size(image, file)
         if size is None:
-            return _decode(image, label, None).size
-        _check_size(size, label)
+            _check_size(image.size, label, max_pixels)
+            size = _decode(image, label, None).size
+        _check_size(size, label, max_pixels)
         return size
 
 
@@ -141,16 +143,16 @@ def _array_size(array: np.ndarray | torch.Tensor) -> tuple[int, int]:
     return (sides[0], sides[1]) if len(sides) == 2 else (1, 1)
 
 
-def _check_size(size: tuple[int, int], label: str) -> None:
+def _check_size(size: tuple[int, int], label: str, most: int = MAX_PIXELS) -> None:
     width, height = size
     if 0 in size:
         raise ImageError(f"{label}: the image has no pixels ({width} x {height})")
-    if width * height > MAX_PIXELS or max(size) > MAX_SIDE:
-        raise ImageError(f"{label}: {width} x {height}, {_too_large()}")
+    if width * height > most or max(size) > MAX_SIDE:
+        raise ImageError(f"{label}: {width} x {height}, {_too_large(most)}")
 
 
-def _too_large() -> str:
-    return f"over the limit of {MAX_PIXELS // 10**6} million pixels and {MAX_SIDE} a side; resize it first"
+def _too_large(most: int = MAX_PIXELS) -> str:
+    return f"over the limit of {most // 10**6} million pixels and {MAX_SIDE} a side; resize it first"
 
 
 def _upright(image: Image.Image) -> Image.Image:

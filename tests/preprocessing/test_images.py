@@ -20,9 +20,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
-from preprocessing import ImageError, fetch, load_image
+from preprocessing import ImageError, fetch, image_size, load_image
 from preprocessing.images import MAX_PIXELS
 
 WIDTH, HEIGHT = 24, 16
@@ -321,3 +321,13 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
             opened = {str(link.resolve()) for link in descriptors.iterdir()}
             assert not opened & {str(good), str(bad)}
     assert same(image, RGB)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "PCX", "TGA"])
+def test_a_size_is_refused_before_pixels_are_made(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = BytesIO()
+    Image.new("RGB", (200, 100)).save(file, kind)
+    assert image_size(file.getvalue(), max_pixels=20_000) == image_size(file.getvalue())
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was decoded"))
+    with pytest.raises(ImageError, match=r"image: \d+ x \d+, over the limit"):
+        image_size(file.getvalue(), max_pixels=1_000)
