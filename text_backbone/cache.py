@@ -13,6 +13,7 @@ from text_backbone.allocator import Allocator
 from text_backbone.config import LIGHTNING, TextConfig
 from text_backbone.kernels.softmax import paged_attention
 from text_backbone.packed import Packed
+from text_backbone.places import Places
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class HybridCache:
         keys: `dtype` [softmax_layers, pages, page_size, kv_heads, d].
         values: as `keys`.
         page_table: int32 [slots, pages]; entries beyond a slot's reserved pages mean nothing, but name pages.
+        places: where states are kept on the host, by number.
         lightning_layers, softmax_layers: the decoder's layers in the order of `states`, and of `keys`.
         scratch_slot: it owns one page, and several rows of a batch may name it; what it holds means nothing.
     """
@@ -133,7 +135,7 @@ class HybridCache:
         self.keys = torch.zeros(kv, dtype=dtype, device=device)
         self.values = torch.zeros(kv, dtype=dtype, device=device)
         self.page_table = torch.zeros(table, dtype=torch.int32, device=device)
-        self._kept: dict[int, Sequence[Tensor]] = {}  # states on the host, by place
+        self.places = Places(states[0], states[2:], self.states.device)
         self._kinds = config.attn_type_list
         kinds = tuple(enumerate(self._kinds))
         self.lightning_layers = tuple(layer for layer, kind in kinds if kind == LIGHTNING)
@@ -259,7 +261,7 @@ class HybridCache:
             of each lightning layer float32 [heads, d, d], page-locked if the cache is on a GPU.
         """
         self.capacity(slot)
-        out = self._host_states() if out is None else out
+        out = self.places.new() if out is None else out
         for kept, states in zip(out, self.states, strict=True):
             kept.copy_(states[slot], non_blocking=True)
         return out
@@ -273,18 +275,18 @@ class HybridCache:
 
     def keep(self, slot: int, place: int) -> None:
         """`snapshot` into the place of that number, instead of what was there."""
-        self.snapshot(slot, self._place(place))
+        self.snapshot(slot, self.places[place])
 
     def recall(self, slot: int, place: int) -> None:
         """`restore` what was kept at that place, which stays there."""
-        self.restore(slot, self._kept[place])
+        self.restore(slot, self.places[place])
 
     # What sequences have left, on its way to another cache
 
     def kept_at(self, place: int) -> Sequence[Tensor]:
         """What was kept at a place, of each lightning layer float32 [heads, d, d] on the host, once it is there."""
         self._wait()
-        return self._kept[place]
+        return self.places[place]
 
     @torch.inference_mode()
     def read_pages(self, layer: int, pages: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -311,22 +313,6 @@ class HybridCache:
         if self.states.is_cuda:
             torch.cuda.current_stream(self.states.device).synchronize()
 
-    def _place(self, place: int) -> Sequence[Tensor]:
-        """The memory of a place, made when it is first used."""
-        if place not in self._kept:
-            self._kept[place] = self._host_states()
-        return self._kept[place]
-
-    def _host_states(self) -> list[Tensor]:
-        """Layer by layer: PyTorch rounds page-locked memory up to a power of two, which a layer's states mostly are."""
-        shape = self.states.shape[2:]
-        if self.states.is_cuda:
-            try:
-                return [torch.empty(shape, dtype=torch.float32, device="cpu", pin_memory=True) for _ in self.states]
-            except RuntimeError:
-                pass  # no more can be locked: copies are slower then
-        return [torch.empty(shape, dtype=torch.float32, device="cpu") for _ in self.states]
-
     def _write(self, slot: int, at: int, pages: Sequence[int]) -> None:
         """Put `pages` into the page table, without waiting for the device."""
         put(self.page_table[slot, at : at + len(pages)], pages)
@@ -342,7 +328,7 @@ class HybridCache:
             ValueError: if a sequence's slot is not in use or has too few pages for its tokens.
         """
         self.check(packed)
-        return self._views(self._rows(packed), [self._place(mark.place) for mark in packed.marks])
+        return self._views(self._rows(packed), [self.places[mark.place] for mark in packed.marks])
 
     def check(self, packed: Packed) -> None:
         """Raise the ValueError of `layers`."""

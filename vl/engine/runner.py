@@ -17,9 +17,12 @@ from vl.engine.driven import Model
 from vl.engine.embedding import Embedder
 from vl.engine.graphs import Recorder
 from vl.engine.images import ImageFeatures
+from vl.engine.memory import places
 from vl.engine.request import Request
 from vl.engine.sampling import SamplingRows, sample
 from vl.engine.vision_graphs import VisionGraphs
+
+_PLACES_AHEAD = 4  # what the next turn of a conversation keeps, and a bit
 
 
 class Runner:
@@ -68,6 +71,7 @@ class Runner:
             device=model.device,
             dtype=model.dtype,
         )
+        cache.places.make_ahead(_PLACES_AHEAD, places(model.config.text, config))
         return cls(model, cache, recorder, vision_graphs, images)
 
     def follow(self) -> bool:
