@@ -73,7 +73,12 @@ def load_image(source: ImageSource, *, name: str | None = None, background: Back
         with _alone(source):
             return _decode(source, label, ground)
     with open_source(source, label) as file:
-        return _decode(_open(file, label), label, ground)
+        return read_image(file, label, ground)
+
+
+def read_image(file: IO[bytes], label: str, ground: Colour | None) -> Image.Image:
+    """`load_image` of an encoded file that is open, at its start; `label` is what errors call it."""
+    return _decode(_open(file, label), label, ground)
 
 
 def image_size(source: ImageSource, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

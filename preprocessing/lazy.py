@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from preprocessing.cut import CutImage
 from preprocessing.errors import ImageError
 from preprocessing.grid import Grid
 from preprocessing.patcher import Patcher
@@ -44,10 +45,13 @@ class LazyTiles:
 
     Args:
         images: of each image its tiles, or what they are made of; those make no tiles until they are asked for.
+            Of one that was cut the tiles are shared: what a slice gives of it is not to be written to.
         grids: one per image.
     """
 
-    def __init__(self, images: Sequence[Tensor | LazyImage], grids: Sequence[Grid], patcher: Patcher) -> None:
+    def __init__(
+        self, images: Sequence[Tensor | LazyImage | CutImage], grids: Sequence[Grid], patcher: Patcher
+    ) -> None:
         self.images = tuple(images)
         self.side = patcher.tile
         self._patcher = patcher
@@ -73,6 +77,11 @@ class LazyTiles:
         given = self.images[image]
         return given if isinstance(given, LazyImage) else None
 
+    def cut(self, image: int) -> CutImage | None:
+        """An image that was cut; None if it is another."""
+        given = self.images[image]
+        return given if isinstance(given, CutImage) else None
+
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Elsewhere they are a tensor: what the images are made of may be here alone."""
         return torch.from_numpy, (self[:].numpy(),)
@@ -81,6 +90,8 @@ class LazyTiles:
         given = self.images[image]
         if isinstance(given, Tensor):
             return given
+        if isinstance(given, CutImage):
+            return given.tiles
         made = self._pending.pop(image, None) or self._begin(given)
         for other in [other for other in self._pending if not image < other <= image + AHEAD]:
             self._pending.pop(other).cancel()  # the images are gone through from another place on

@@ -15,9 +15,11 @@ from torch import Tensor
 from preprocessing.alpha import Background, read_background
 from preprocessing.chat import Conversation, Messages, Tools
 from preprocessing.control import StandIns
+from preprocessing.cut import CutImage
 from preprocessing.errors import InputError
 from preprocessing.grid import Grid
 from preprocessing.images import load_image
+from preprocessing.kept import KeptImages, is_encoded
 from preprocessing.lazy import LazyImage, LazyTiles
 from preprocessing.patcher import Patcher
 from preprocessing.resize import available_cpus
@@ -115,6 +117,7 @@ class Processor:
         add_generation_prompt: bool = True,
         tools: Tools | None = None,
         continue_final_message: bool = False,
+        kept: KeptImages | None = None,
     ) -> Inputs:
         """Inputs for the conversation, ready for the assistant's next words.
 
@@ -123,6 +126,8 @@ class Processor:
             tools: functions that the model may call.
             continue_final_message: end with the text of the last message instead, if that is the assistant's and calls
                 no functions: the next words go on from it.
+            kept: images that were cut for earlier prompts, whose files are not decoded again. Then the inputs' tiles,
+                which later prompts share, are made when a slice of them is taken, and are not to be written to.
 
         Raises:
             InputError: for malformed messages or tools, a template that leaves them out, a number of placeholders in
@@ -138,7 +143,7 @@ class Processor:
                 return [(text, False) for text in self.template.begun(conversation)]
             return [(self.template.render(conversation, add_generation_prompt), False)]
 
-        return self._inputs(conversation, self._encode(conversation, render))[0]
+        return self._inputs(conversation, self._encode(conversation, render), kept)[0]
 
     def continuation(
         self, read: Conversation, messages: Messages | Conversation, add_generation_prompt: bool = True
@@ -216,7 +221,9 @@ class Processor:
                 done = end
         return ids + self.tokenizer.encode(text[done:])
 
-    def _inputs(self, conversation: Conversation, segments: list[tuple[list[int], bool]]) -> tuple[Inputs, Tensor]:
+    def _inputs(
+        self, conversation: Conversation, segments: list[tuple[list[int], bool]], kept: KeptImages | None = None
+    ) -> tuple[Inputs, Tensor]:
         ids = torch.tensor([token for tokens, _ in segments for token in tokens], dtype=torch.int64)
         learn = torch.tensor([learn for tokens, learn in segments for _ in tokens], dtype=torch.bool)
         if self.patcher is None:
@@ -229,7 +236,7 @@ class Processor:
 
         placeholders = ids == self._image_token_id(conversation)
         self._check_count(int(placeholders.sum()), len(conversation.images))
-        patched = self._patch(self.patcher, conversation.images)
+        patched = self._patch(self.patcher, conversation.images, kept)
         grids = [grid for _, grid in patched]
         tiles = _joined([tiles for tiles, _ in patched], grids, self.patcher)
 
@@ -255,11 +262,16 @@ class Processor:
                 "the chat template leaves images out; use the default template"
             )
 
-    def _patch(self, patcher: Patcher, images: list[ImageSource]) -> list[tuple[Tensor | LazyImage, Grid]]:
-        def patch(numbered: tuple[int, ImageSource]) -> tuple[Tensor | LazyImage, Grid]:
+    def _patch(
+        self, patcher: Patcher, images: list[ImageSource], kept: KeptImages | None
+    ) -> list[tuple[Tensor | LazyImage | CutImage, Grid]]:
+        def patch(numbered: tuple[int, ImageSource]) -> tuple[Tensor | LazyImage | CutImage, Grid]:
             number, source = numbered
             if isinstance(source, LazyImage):
                 return source, patcher.grid(*source.size)
+            if kept is not None and is_encoded(source):
+                cut = kept(source, patcher, name=f"image {number}", background=self.background)
+                return cut, cut.grid
             return patcher(load_image(source, name=f"image {number}", background=self.background))
 
         numbered = list(enumerate(images, 1))
@@ -269,7 +281,7 @@ class Processor:
             return list(pool.map(patch, numbered))
 
 
-def _joined(parts: list[Tensor | LazyImage], grids: list[Grid], patcher: Patcher) -> Tensor | LazyTiles:
+def _joined(parts: list[Tensor | LazyImage | CutImage], grids: list[Grid], patcher: Patcher) -> Tensor | LazyTiles:
     """The tiles of all images in order."""
     made = [part for part in parts if isinstance(part, Tensor)]
     if len(made) < len(parts):

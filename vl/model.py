@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,34 +23,16 @@ from vision_encoder import released_tensors as vision_tensors
 from vl.checkpoint import Slot, weight_dtype, write_weights
 from vl.config import VLConfig, write_config
 from vl.documents import PAGE_SIDE
-from vl.engine import Generation, Request, SamplingParams, TextStream, Timings
-from vl.engine.prefix import Held
+from vl.engine import Generation, SamplingParams, TextStream, Timings
+from vl.engine.driver import Driver
 from vl.engine.prompt import Prompt
 from vl.engine.reading import Progress
-from vl.engine.session import SAVE_EVERY, Holding, Session, Source, open_session
+from vl.engine.session import SAVE_EVERY, Session, Source, open_session
 from vl.engine.session import read as read_session
 from vl.errors import ConfigError, DeviceError, InputError
 from vl.saving import replace_model
 
 DEFAULT_PROMPT = "Describe this image."
-
-
-class Driver(Holding, Protocol):
-    """What generates for a model: `vl.engine.Engine`."""
-
-    def check(self, params: SamplingParams, prompt: int = 1) -> None: ...
-    def prepare(
-        self,
-        inputs: Inputs | Prompt,
-        params: SamplingParams,
-        timings: Timings | None = None,
-        *,
-        after: Held | None = None,
-        hold: bool = False,
-    ) -> Request: ...
-    def submit(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request: ...
-    def cancel(self, request: Request) -> None: ...
-    def step(self) -> None: ...
 
 
 class MiniMaxVL(nn.Module):
@@ -252,7 +234,7 @@ class MiniMaxVL(nn.Module):
                 raise InputError("tools are written into the prompt: give them to the processor that made these inputs")
             inputs = item
         else:
-            inputs = self.processor(item, tools=tools, continue_final_message=True)
+            inputs = self.processor(item, tools=tools, continue_final_message=True, kept=self.engine.kept_images)
         return inputs, Timings(preprocess=time.perf_counter() - start)
 
     # Sessions

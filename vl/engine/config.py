@@ -35,6 +35,8 @@ class EngineConfig:
         prefix_memory: MiB of the host's memory for the states of prompts that were read: one that begins the same way
             goes on from there. 0 keeps none. The pages that go with them are of the KV cache, and are given back when
             sequences need them.
+        tile_memory: MiB of the host's memory for images as they were cut into tiles, which are not decoded again when
+            they come in another prompt as the same file. 0 keeps none.
         image_memory: MiB of the device's memory for features of images, which are not encoded again when they come in
             another prompt. 0 keeps none.
 
@@ -49,6 +51,7 @@ class EngineConfig:
     page_size: int = _setting(256, "Tokens in a page of the cache.")
     host_cache_tokens: int = _setting(0, "Tokens more that the cache has room for in host memory.", 0)
     prefix_memory: int = _setting(4096, "Host memory for prompts to go on from, in MiB; 0 keeps none.", 0)
+    tile_memory: int = _setting(256, "Host memory for files of images that come again, in MiB; 0 keeps none.", 0)
     image_memory: int = _setting(256, "Device memory for images that come again, in MiB; 0 keeps none.", 0)
 
     def __post_init__(self) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -27,7 +26,6 @@ from vl.engine.sampling import SamplingParams
 from vl.errors import DeviceError, InputError
 
 MARKS = 8  # of a prompt at most: each is a copy of all states
-_HASHING = ThreadPoolExecutor(2, "vl-digests")
 
 
 class Engine(Keeping):
@@ -74,7 +72,9 @@ class Engine(Keeping):
         prompt = inputs if isinstance(inputs, Prompt) else Prompt.of(inputs, self.model.config, self.model.name)
         places = memory.places(self.model.config.text, self.config)
         if places or self.config.image_memory:
-            _HASHING.submit(getattr, prompt, "digests")  # so that they are there, mostly, when a step asks for them
+            self._hashing.submit(
+                getattr, prompt, "digests"
+            )  # so that they are there, mostly, when a step asks for them
         request = Request(
             prompt_tokens=len(prompt),
             max_new_tokens=params.max_new_tokens,

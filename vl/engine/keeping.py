@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from bisect import insort
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from preprocessing.kept import KeptImages
 from text_backbone import HybridCache
 from vl.engine import memory
 from vl.engine.config import EngineConfig
@@ -63,6 +65,7 @@ class Keeping(ABC):
         runner: does the steps, over a cache that is made when the first request comes.
         prefixes: what that cache keeps of prompts, for the next ones that begin the same way.
         counts: of prompts, by whether their beginnings were kept.
+        kept_images: files of images, as they were cut; None: there are none.
     """
 
     def __init__(self, model: Model, config: EngineConfig | None = None) -> None:
@@ -79,6 +82,9 @@ class Keeping(ABC):
         self.prefixes: Prefixes | None = None
         self.counts = PrefixCounts()
         self._vision_graphs, self._images = VisionGraphs(), ImageFeatures(config.image_memory * memory.MIB)
+        self.kept_images = KeptImages(config.tile_memory * memory.MIB) if config.tile_memory else None
+        # Not of all engines: in a forked process there is none of its threads, and what it is given would pile up.
+        self._hashing = ThreadPoolExecutor(2, "vl-digests")
         self._dropped: deque[Held] = deque()
         self._lock = threading.RLock()
         self._process: int | None = None

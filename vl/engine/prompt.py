@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from preprocessing import Grid, Inputs
+from preprocessing.cut import image_digest
 from preprocessing.lazy import LazyTiles
 from vision_encoder.packing import check_grid
 from vl.config import VLConfig
@@ -38,6 +38,7 @@ class Prompt:
     places: Tensor
     ends: Sequence[int]
     tile_ends: Sequence[int]
+    _digests: dict[int, bytes] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, inputs: Inputs, config: VLConfig, name: str = "") -> Prompt:
@@ -85,18 +86,21 @@ class Prompt:
             for end, grid in zip(self.ends, self.grids, strict=True)
         ]
 
-    @cached_property
+    @property
     def digests(self) -> list[bytes]:
-        """Of each image, of all that its features depend on: its tiles and how they lie."""
-        return [self._digest(image) for image in range(len(self.grids))]
+        """Of each image, of all that its features depend on: its tiles and how they lie. Any thread may ask."""
+        for image in range(len(self.grids)):
+            if image not in self._digests:
+                self._digests[image] = self._digest(image)
+        return [self._digests[image] for image in range(len(self.grids))]
 
     def _digest(self, image: int) -> bytes:
-        digest = hashlib.sha256(repr(self.grids[image]).encode())
-        if isinstance(self.tiles, LazyTiles) and (lazy := self.tiles.lazy(image)):
-            digest.update(b"lazy" + lazy.digest)
-            return digest.digest()
-        digest.update(self.tiles_of(image).contiguous().numpy().data)
-        return digest.digest()
+        if isinstance(self.tiles, LazyTiles):
+            if cut := self.tiles.cut(image):
+                return cut.digest
+            if lazy := self.tiles.lazy(image):
+                return hashlib.sha256(repr(self.grids[image]).encode() + b"lazy" + lazy.digest).digest()
+        return image_digest(self.tiles_of(image), self.grids[image])
 
     def until(self, tokens: int) -> Prompt:
         """Its first `tokens` tokens; an image that is cut there is in it as far as it goes."""

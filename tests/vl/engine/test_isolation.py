@@ -327,6 +327,35 @@ def test_a_forked_child_is_told_and_does_not_hang(tiny_checkpoint: Path, when: s
     assert done.stdout.endswith("child 0 parent 3\n")
 
 
+GRANDCHILD = """
+import os, signal, sys, vl
+ask = [{"role": "user", "content": "Hello"}]
+expected = vl.load(sys.argv[1], device="cpu").chat(ask, max_new_tokens=3)
+if not os.fork():
+    signal.alarm(60)
+    model = vl.load(sys.argv[1], device="cpu")
+    assert model.chat(ask, max_new_tokens=3) == expected
+    waiting = model.engine._hashing._work_queue
+    model.engine._hashing.submit(int).result(10)
+    print("prompts left behind:", waiting.qsize(), flush=True)
+    os._exit(0)
+print("child", os.wait()[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+def test_a_model_that_a_forked_child_loads_has_threads_of_its_own(tiny_checkpoint: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", GRANDCHILD, str(tiny_checkpoint)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # or PyTorch's own threads would be the parent's
+    )
+    assert done.stdout == "prompts left behind: 0\nchild 0\n"
+
+
 # Threads
 
 

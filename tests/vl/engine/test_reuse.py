@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 import vl
@@ -79,6 +81,22 @@ def test_the_second_turn_reads_only_what_is_new(tiny_checkpoint: Path, plain: Pr
     three = probe(other)
     same(three, plain(other))
     assert three[0].usage.cached_tokens >= image, "up to the end of the image"
+
+
+def test_the_file_of_an_image_is_decoded_once(tiny_checkpoint: Path, plain: Probe) -> None:
+    probe, file = Probe(tiny_checkpoint), io.BytesIO()
+    Image.fromarray(picture(0)).save(file, "PNG")
+    image: Any = file.getvalue()
+    for text, hits in (("What is it?", 0), ("And what is this?", 1)):
+        same(probe([ask(text, image)]), plain([ask(text, picture(0))]))
+        assert probe.engine.kept_images is not None
+        assert probe.engine.kept_images.hits == hits
+    found, _ = probe([ask("Again?", picture(0))])
+    assert found.usage.cached_tokens >= found.usage.image_tokens, "it is the same image as one of these pixels"
+    assert probe.engine.image_counts == (0, 1)
+    off = Probe(tiny_checkpoint, tile_memory=0)
+    assert off.engine.kept_images is None
+    same(off([ask("What is it?", image)]), plain([ask("What is it?", picture(0))]))
 
 
 def test_another_image_is_never_taken_for_the_same(tiny_checkpoint: Path, plain: Probe) -> None:
