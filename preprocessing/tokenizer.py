@@ -13,6 +13,16 @@ from preprocessing.unicode import well_formed
 from preprocessing.vocabulary import MERGES, VOCABULARY, read_vocabulary
 
 
+def _byte_level() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary stands for: itself if it prints in Latin-1."""
+    own = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in own]
+    return {chr(byte): byte for byte in own} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_level()
+
+
 class Tokenizer:
     """A `tokenizers.Tokenizer`: for the released model, a byte-level BPE of 200 064 entries.
 
@@ -24,7 +34,9 @@ class Tokenizer:
         self.backend = backend
         backend.no_truncation()
         backend.no_padding()
-        control = {i: token for i, token in backend.get_added_tokens_decoder().items() if is_control(token)}
+        added = backend.get_added_tokens_decoder()
+        self._added = {i: token.content.encode() for i, token in added.items()}
+        control = {i: token for i, token in added.items() if is_control(token)}
         self.control = ControlTokens(control.values())
         self._control_ids = frozenset(control)
         # The same model and the same steps before it, without a list of tokens to look for.
@@ -83,6 +95,15 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD."""
         return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token adds to a text in UTF-8: parts of characters too. A special token is spelt out."""
+        spelt = self.backend.id_to_token(token)
+        if token in self._added or spelt is None:
+            return self._added.get(token, b"")
+        if isinstance(self.backend.decoder, tokenizers.decoders.ByteLevel):
+            return bytes(_BYTE_OF[character] for character in spelt)
+        return self.decode([token]).encode()
 
     def token_id(self, token: str) -> int | None:
         """The id of a token such as "<image>", None if the vocabulary lacks it."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from preprocessing import Inputs, ToolCall
     from vl.config import VLConfig
-    from vl.engine import Generation, Reading, SamplingParams, Session, Timings, Usage
+    from vl.engine import Generation, Reading, SamplingParams, Session, Timings, TokenLogprob, Usage
     from vl.errors import CheckpointError, ConfigError, DeviceError, Error, ImageError, InputError, TrainingError
     from vl.loading import load
     from vl.model import DEFAULT_PROMPT, MiniMaxVL
@@ -37,6 +37,7 @@ __all__ = [
     "SamplingParams",
     "Session",
     "Timings",
+    "TokenLogprob",
     "ToolCall",
     "TrainingError",
     "Usage",
@@ -47,7 +48,7 @@ __all__ = [
 _HOMES = {
     "preprocessing": ("Inputs", "ToolCall"),
     "vl.config": ("VLConfig",),
-    "vl.engine": ("Generation", "Reading", "SamplingParams", "Session", "Timings", "Usage"),
+    "vl.engine": ("Generation", "Reading", "SamplingParams", "Session", "Timings", "TokenLogprob", "Usage"),
     "vl.errors": (
         "CheckpointError",
         "ConfigError",

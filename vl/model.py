@@ -95,6 +95,10 @@ class MiniMaxVL(nn.Module):
         """A new decoder for ids that come one by one."""
         return self.processor.tokenizer.stream()
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds to a text: parts of characters too."""
+        return self.processor.tokenizer.token_bytes(token_id)
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
@@ -206,8 +210,8 @@ class MiniMaxVL(nn.Module):
                 conversation. Its calls are in `Generation.tool_calls`.
             progress: called with a `vl.Reading` after each pass over the prompts, which are read `prefill_tokens` at a
                 time: how many of their tokens are read, and how fast.
-            sampling: `max_new_tokens` (256), `temperature` (0: greedy), `top_p`, `top_k`, `seed`, `stop`, `priority`;
-                see `vl.engine.SamplingParams`. They hold for every row.
+            sampling: `max_new_tokens` (256), `temperature` (0: greedy), `top_p`, `top_k`, `min_p`, `seed`, `stop`,
+                `logprobs` and whatever else `vl.engine.SamplingParams` has. They hold for every row.
 
         Returns:
             one `Generation` per row, in order.

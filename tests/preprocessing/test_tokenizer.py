@@ -39,6 +39,21 @@ def test_special_tokens(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([image], skip_special_tokens=False) == "<image>"
 
 
+@given(st.text(alphabet="aé日🙂 \n\x00\x7f\xa0\xad"))
+@settings(max_examples=100, deadline=None)
+def test_bytes_of_tokens_make_up_the_text(tokenizer: Tokenizer, text: str) -> None:
+    assert b"".join(map(tokenizer.token_bytes, tokenizer.encode_plain(text))) == text.encode()
+
+
+def test_every_byte_is_some_tokens(tokenizer: Tokenizer) -> None:
+    spelt = [tokenizer.token_bytes(token) for token in range(len(tokenizer))]
+    assert {each for each in spelt if len(each) == 1} == {bytes([byte]) for byte in range(256)}
+    image = tokenizer.token_id("<image>")
+    assert image is not None
+    assert tokenizer.token_bytes(image) == b"<image>"
+    assert tokenizer.token_bytes(len(tokenizer)) == b""
+
+
 def test_truncation_and_padding_are_off(backend_json: str) -> None:
     backend = tokenizers.Tokenizer.from_str(backend_json)
     backend.enable_truncation(4)

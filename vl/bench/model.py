@@ -24,6 +24,7 @@ from vl.bench.ops.lightning import prefill_work as lightning_work
 from vl.bench.ops.moe import moe_work
 from vl.bench.records import OURS, Call, Case, Ceilings, Contest, Setting, Work
 from vl.engine import Request, SamplingParams
+from vl.engine.choosing import Chooser
 from vl.engine.decode import DecodeStep
 from vl.engine.graphs import GraphRecorder
 
@@ -209,7 +210,7 @@ def _decode(setting: Setting, config: TextConfig, batch: int) -> Contest:
     requests = [_writer(slot, token) for slot, token in zip(slots, ids, strict=True)]
 
     def steps(recorder: GraphRecorder | None) -> Sequence[Call]:
-        step = DecodeStep(model, cache, recorder)
+        step = DecodeStep(model, cache, Chooser(batch), recorder)
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="the decode step could not")  # become a graph: that is a failure
             step(requests)

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from vl.engine.config import EngineConfig
     from vl.engine.driven import TextStream
     from vl.engine.engine import Engine
+    from vl.engine.params import SamplingParams
     from vl.engine.reading import Reading
     from vl.engine.request import Request
-    from vl.engine.results import FinishReason, Generation, Timings, Usage
-    from vl.engine.sampling import SamplingParams
+    from vl.engine.results import FinishReason, Generation, Timings, TokenLogprob, Usage
     from vl.engine.session import Session
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Session",
     "TextStream",
     "Timings",
+    "TokenLogprob",
     "Usage",
 ]
 
@@ -42,8 +43,8 @@ _HOMES = {
     "engine": ("Engine",),
     "reading": ("Reading",),
     "request": ("Request",),
-    "results": ("FinishReason", "Generation", "Timings", "Usage"),
-    "sampling": ("SamplingParams",),
+    "results": ("FinishReason", "Generation", "Timings", "TokenLogprob", "Usage"),
+    "params": ("SamplingParams",),
     "session": ("Session",),
 }
 

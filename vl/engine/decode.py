@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from text_backbone import HybridCache, MiniMaxText, Packed
+from vl.engine.choosing import Chooser, Chosen
 from vl.engine.graphs import Recorder
+from vl.engine.params import Draw
 from vl.engine.request import Request
-from vl.engine.sampling import ALL, Draw, SamplingRows, sample
+from vl.engine.sampling import ALL, SamplingRows, sample
 
 
 class StepInputs:
@@ -28,19 +30,21 @@ class StepInputs:
         past: int64 [size], tokens of each row that are in the cache.
         slots: int64 [size].
         chosen: int64 [size], where the step leaves the next token of each row.
+        logits: float32 [size, vocab], where it does those if the tokens are chosen elsewhere.
     """
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.size = size
         width = size + size % 2  # every row begins at a 16-byte boundary, for which kernels are compiled
-        self._host = torch.zeros(7, width, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._host = torch.zeros(8, width, dtype=torch.int64, pin_memory=device.type == "cuda")
         # The same memory: filling it through NumPy takes a fifth of the time, during which the GPU has nothing to do.
         self._whole, self._real = self._host[:6, :size].numpy(), _floats(self._host)[:, :size].numpy()
-        self._device = torch.zeros(7, width, dtype=torch.int64, device=device)
+        self._device = torch.zeros(8, width, dtype=torch.int64, device=device)
         self._offsets = torch.arange(size + 1, device=device)
         self.chosen = torch.zeros(size, dtype=torch.int64, device=device)
+        self.logits = torch.empty(size, 0, device=device)
         self.tokens, self.past, self.slots, self._keys, self._top_k, self._next = self._device[:6, :size]
-        self._temperature, self._top_p = _floats(self._device)[:, :size]
+        self._temperature, self._top_p, self._min_p = _floats(self._device)[:, :size]
         self._pasts = self._slot_ids = (0,) * size
 
     def fill(self, requests: Sequence[Request], scratch: int = 0) -> None:
@@ -55,6 +59,7 @@ class StepInputs:
         self._whole[5] = self._whole[1] + 1
         self._real[0] = [*(r.params.temperature for r in requests), *(0.0,) * spare]
         self._real[1] = [*(r.params.top_p for r in requests), *(1.0,) * spare]
+        self._real[2] = [*(r.params.min_p for r in requests), *(0.0,) * spare]
         self._device.copy_(self._host, non_blocking=True)
 
     def packed(self) -> Packed:
@@ -71,25 +76,28 @@ class StepInputs:
 
     def sampling(self) -> SamplingRows:
         """The rows as the sampler sees them: what it chooses stands behind the token that is read."""
-        return SamplingRows(self._keys, self._next, self._top_k, self._temperature, self._top_p)
+        return SamplingRows(self._keys, self._next, self._top_k, self._temperature, self._top_p, self._min_p)
 
 
 def _floats(rows: Tensor) -> Tensor:
-    """The last of the int64 rows [7, width] as float32 [2, width]."""
-    return rows[6].view(torch.float32).view(2, -1)
+    """The last of the int64 rows [8, width] as float32 [3, width]."""
+    return rows[6:].view(torch.float32).view(4, -1)[:3]
 
 
 class DecodeStep:
     """Runs the step over a model and a cache, which it must not outlive.
 
     Args:
+        choose: chooses the tokens of batches with options that no graph knows; those of others are chosen in it.
         recorder: makes graphs of the step, for which the cache needs a scratch slot; None always runs it as it is.
     """
 
-    def __init__(self, model: MiniMaxText, cache: HybridCache, recorder: Recorder | None = None) -> None:
-        self._model, self._cache, self._recorder = model, cache, recorder
+    def __init__(
+        self, model: MiniMaxText, cache: HybridCache, choose: Chooser, recorder: Recorder | None = None
+    ) -> None:
+        self._model, self._cache, self._choose, self._recorder = model, cache, choose, recorder
         self._inputs: dict[int, StepInputs] = {}
-        self._replays: dict[tuple[int, Draw], Callable[[], None]] = {}
+        self._replays: dict[tuple[int, Draw | None], Callable[[], None]] = {}
         self._known: tuple[int, ...] = ()
         self.refresh()
 
@@ -103,13 +111,14 @@ class DecodeStep:
             self._known = known
 
     @torch.inference_mode()
-    def __call__(self, requests: Sequence[Request]) -> list[int]:
+    def __call__(self, requests: Sequence[Request]) -> list[Chosen]:
         """The next token of each request, all of whose tokens but the last are in the cache.
 
         Raises:
             ValueError: if a request's slot has no room for a token more.
         """
-        draw = max(request.params.draw for request in requests)
+        apart = any(request.params.adjusts or request.params.logprobs for request in requests)
+        draw = None if apart else max(request.params.draw for request in requests)
         slots = [request.slot for request in requests if request.slot is not None]
         # Copies from host memory are asked for anew in every step: no graph holds them.
         replay = self._replay(len(requests), draw) if self._cache.on_device(slots) else None
@@ -121,14 +130,23 @@ class DecodeStep:
             replay()
         else:
             self._step(inputs, packed, draw)
-        return inputs.chosen[: len(requests)].tolist()
+        if apart:
+            return self._choose(inputs.logits[: len(requests)], requests)
+        return [Chosen(token) for token in inputs.chosen[: len(requests)].tolist()]
 
-    def _step(self, inputs: StepInputs, packed: Packed, draw: Draw) -> None:
-        """From `inputs` to `inputs.chosen`; given the same `size` and `draw`, always the same work on the device."""
+    def _step(self, inputs: StepInputs, packed: Packed, draw: Draw | None) -> None:
+        """From `inputs` to `inputs.chosen`, or to `inputs.logits` if `draw` is None.
+
+        Given the same `size` and `draw`, it is always the same work on the device.
+        """
         hidden = self._model(self._model.embed(inputs.tokens), packed, self._cache)  # [size, hidden]
-        inputs.chosen.copy_(sample(self._model.logits(hidden), inputs.sampling(), draw))
+        logits = self._model.logits(hidden)
+        if draw is None:
+            inputs.logits = logits
+        else:
+            inputs.chosen.copy_(sample(logits, inputs.sampling(), draw))
 
-    def _replay(self, count: int, draw: Draw) -> Callable[[], None] | None:
+    def _replay(self, count: int, draw: Draw | None) -> Callable[[], None] | None:
         """The recorded step for so many rows; None if it has to run as it is."""
         if self._recorder is None or self._cache.scratch_slot is None:
             return None

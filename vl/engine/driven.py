@@ -38,5 +38,8 @@ class Model(Protocol):
     def end_ids(self) -> frozenset[int]:
         """Tokens that end an answer."""
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds to a text."""
+
     def detokeniser(self) -> TextStream:
         """A new decoder for ids that come one by one."""

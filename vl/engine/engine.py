@@ -16,13 +16,14 @@ import torch
 from preprocessing import Inputs
 from vl.engine import memory
 from vl.engine.boundaries import boundaries
+from vl.engine.choosing import Chosen
 from vl.engine.keeping import Keeping
+from vl.engine.params import SamplingParams
 from vl.engine.prefix import Held
 from vl.engine.prompt import Prompt
 from vl.engine.reading import Progress, Watch
 from vl.engine.request import Request
-from vl.engine.results import Generation, Timings
-from vl.engine.sampling import SamplingParams
+from vl.engine.results import Generation, Timings, TokenLogprob
 from vl.errors import DeviceError, InputError
 
 MARKS = 8  # of a prompt at most: each is a copy of all states
@@ -45,7 +46,13 @@ class Engine(Keeping):
 
     def check(self, params: SamplingParams, prompt: int = 1) -> None:
         """Raises InputError if no prompt of `prompt` tokens could be answered so: said once, not for each of many."""
+        self._check_biases(params)
         self._check_room(prompt, params.max_new_tokens)
+
+    def _check_biases(self, params: SamplingParams) -> None:
+        size = self.model.config.text.vocab_size
+        if params.logit_bias and max(params.logit_bias) >= size:
+            raise InputError(f"logit_bias names token {max(params.logit_bias)}, but the vocabulary ends at {size - 1}")
 
     def prepare(
         self,
@@ -69,6 +76,7 @@ class Engine(Keeping):
         self.stay_in_process()
         if not isinstance(params, SamplingParams):
             raise InputError(f"params must be SamplingParams, not {type(params).__name__}")
+        self._check_biases(params)
         prompt = inputs if isinstance(inputs, Prompt) else Prompt.of(inputs, self.model.config, self.model.name)
         places = memory.places(self.model.config.text, self.config)
         if places or self.config.image_memory:
@@ -172,8 +180,8 @@ class Engine(Keeping):
                     request.start()
                 with self.prefixes.marking(batch):
                     written = self.runner(batch, self.scheduler.running)
-                for request, token_id in written:
-                    self._push(request, token_id)
+                for request, chosen in written:
+                    self._push(request, chosen)
             except Exception as error:
                 self._isolate([request for request, _ in batch], error)
             except BaseException:  # Ctrl-C: states may be half-written
@@ -189,10 +197,12 @@ class Engine(Keeping):
         self._fail(request, InputError(f"what was read before is gone ({after.lost or 'let go'}): read it again"))
         return False
 
-    def _push(self, request: Request, token_id: int) -> None:
+    def _push(self, request: Request, chosen: Chosen) -> None:
         """Hand a request its next token."""
         try:
-            request.push(token_id, self.model.end_ids)
+            if chosen.logprobs:
+                request.logprobs.append(TokenLogprob.of(chosen.logprobs, self.model.token_bytes))
+            request.push(chosen.token_id, self.model.end_ids)
             request.alone = False
         except Exception as error:  # of the detokeniser
             request.error = error

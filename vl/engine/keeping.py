@@ -21,6 +21,7 @@ from torch import Tensor
 from preprocessing.kept import KeptImages
 from text_backbone import HybridCache
 from vl.engine import memory
+from vl.engine.choosing import Chosen
 from vl.engine.config import EngineConfig
 from vl.engine.driven import Model
 from vl.engine.graphs import GraphRecorder, Recorder
@@ -54,7 +55,7 @@ class Steps(Protocol):
     def changed(self) -> bool: ...
     def __call__(
         self, batch: Sequence[tuple[Request, int]], running: Sequence[Request]
-    ) -> list[tuple[Request, int]]: ...
+    ) -> list[tuple[Request, Chosen]]: ...
 
 
 class Keeping(ABC):

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from vl.engine.driven import TextStream
 from vl.engine.keys import Keys
+from vl.engine.params import SamplingParams
 from vl.engine.prefix import Held, Sequenced
 from vl.engine.prompt import Prompt
-from vl.engine.results import FinishReason, Generation, Timings, Usage
-from vl.engine.sampling import SamplingParams
+from vl.engine.results import FinishReason, Generation, Timings, TokenLogprob, Usage
 
 
 class StopScanner:
@@ -62,7 +62,8 @@ class Request(Sequenced):
         key: of its sampling noise.
         features: `[tokens, hidden]` of those of its images, by number, of which some token is yet to be read.
         watches: what the vision encoder's work for it took, in seconds; to be asked when that work is known to be done.
-        token_ids, text: all that was generated. `pieces`: text not yet taken by a consumer.
+        token_ids, text: all that was generated. `pieces`: text not yet taken by a consumer. `logprobs`: one for each
+            token, if they were asked for.
         finish_reason, error: how it ended; None while it has not.
         hold: whether what it has read is to be held when it has ended. `held`: then that.
     """
@@ -75,6 +76,7 @@ class Request(Sequenced):
     features: dict[int, Tensor] = field(default_factory=dict)
     watches: list[Callable[[], float]] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     pieces: deque[str] = field(default_factory=deque)
     text: str = ""
     finish_reason: FinishReason | None = None
@@ -152,4 +154,5 @@ class Request(Sequenced):
         if self.error is not None:
             raise self.error
         assert self.finish_reason is not None, "the request has not finished"
-        return Generation(self.text, self.token_ids, self.finish_reason, self.usage, self.timings)
+        logprobs = self.logprobs if self.params.logprobs else None
+        return Generation(self.text, self.token_ids, self.finish_reason, self.usage, self.timings, logprobs=logprobs)

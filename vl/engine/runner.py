@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from text_backbone import HybridCache, Packed
 from text_backbone.offload import OffloadedCache
 from vl.engine.changes import contents
+from vl.engine.choosing import Chooser, Chosen
 from vl.engine.config import EngineConfig
 from vl.engine.decode import DecodeStep
 from vl.engine.driven import Model
@@ -19,7 +19,6 @@ from vl.engine.graphs import Recorder
 from vl.engine.images import ImageFeatures
 from vl.engine.memory import places
 from vl.engine.request import Request
-from vl.engine.sampling import SamplingRows, sample
 from vl.engine.vision_graphs import VisionGraphs
 
 _PLACES_AHEAD = 4  # what the next turn of a conversation keeps, and a bit
@@ -46,7 +45,8 @@ class Runner:
         self._model = model
         self._images, self._contents = images, _contents(model)
         self._embed = Embedder(model, vision_graphs, images)
-        self.decode = DecodeStep(model.language_model, cache, recorder)
+        self._choose = Chooser(cache.slots)
+        self.decode = DecodeStep(model.language_model, cache, self._choose, recorder)
 
     @classmethod
     def make(
@@ -90,7 +90,9 @@ class Runner:
         self._images.clear()
         return True
 
-    def __call__(self, batch: Sequence[tuple[Request, int]], running: Sequence[Request]) -> list[tuple[Request, int]]:
+    def __call__(
+        self, batch: Sequence[tuple[Request, int]], running: Sequence[Request]
+    ) -> list[tuple[Request, Chosen]]:
         """Read the next tokens of each request of `batch`, for which it has pages.
 
         `running` is the batch and whoever waits for a later step. Returns those all of whose tokens are read then, with
@@ -107,7 +109,7 @@ class Runner:
 
     def _prefill(
         self, batch: Sequence[tuple[Request, int]], running: Sequence[Request]
-    ) -> tuple[list[Request], list[int]]:
+    ) -> tuple[list[Request], list[Chosen]]:
         """One pass over prompts, and over the last tokens of what is being written meanwhile."""
         model, device = self._model.language_model, self._model.device
         packed = Packed.of(
@@ -124,12 +126,6 @@ class Runner:
             return [], []
         writers = [batch[i][0] for i in rows]
         return writers, self._choose(model.logits(hidden[ends]), writers)
-
-    def _choose(self, logits: Tensor, writers: Sequence[Request]) -> list[int]:
-        """The next token of each writer: float32 `[writers, vocab]`."""
-        params = [writer.params for writer in writers]
-        sampling = SamplingRows.of(params, [w.key for w in writers], [w.known for w in writers], logits)
-        return sample(logits, sampling, max(p.draw for p in params)).tolist()
 
 
 def _contents(model: Model) -> list[object]:

@@ -22,12 +22,12 @@ from vl.documents import PAGE_SIDE, read_documents
 from vl.engine import memory
 from vl.engine.holding import Fill, put_named_in
 from vl.engine.identity import Whole, differences, identity
+from vl.engine.params import SamplingParams
 from vl.engine.prefix import Held
 from vl.engine.prompt import Prompt
 from vl.engine.reading import Progress, Reading
 from vl.engine.request import Request
 from vl.engine.results import Generation, Timings
-from vl.engine.sampling import SamplingParams
 from vl.engine.session_file import (
     MANIFEST,
     SHARD_BYTES,

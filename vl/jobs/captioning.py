@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -27,6 +27,9 @@ from vl.model import DEFAULT_PROMPT
 
 if TYPE_CHECKING:
     from vl.model import MiniMaxVL
+
+
+_REFUSED = ("logprobs", "top_logprobs")  # what a row has no place for
 
 
 @dataclass
@@ -100,7 +103,7 @@ def caption_images(
         JobError: if `out` cannot be used, or holds rows that were made with another model, prompt or setting.
         InputError: if the model takes no images, `sampling` is out of range, or a prompt cannot be used.
     """
-    settings, prompts = settings_of_model(model, SamplingParams.of(sampling)), Prompts.of(prompt)
+    settings, prompts = settings_of_model(model, _params(sampling)), Prompts.of(prompt)
     with open_rows(
         out,
         model=model.name,
@@ -160,7 +163,7 @@ def caption_rows(
         InputError: at once if the model takes no images, or `sampling` or a prompt cannot be used. A bad image never
             raises.
     """
-    params, prompts = SamplingParams.of(sampling), Prompts.of(prompt)
+    params, prompts = _params(sampling), Prompts.of(prompt)
     if model.config.vision is None:
         raise InputError(f"{model.name} is a text-only checkpoint and cannot caption: use one with a vision encoder")
     model.engine.check(params)
@@ -168,6 +171,15 @@ def caption_rows(
     make = partial(prepare, model, prompts, known)
     items = answered(model, sources, make, params, batch_size=batch_size, workers=workers)
     return _batches(items, batch_size)
+
+
+def _params(sampling: Mapping[str, Any]) -> SamplingParams:
+    """Raises InputError, also for what a row has no place for."""
+    params = SamplingParams.of(sampling)
+    for name in _REFUSED:
+        if getattr(params, name) != getattr(SamplingParams, name):
+            raise InputError(f"{name} is not for captioning jobs, whose rows hold a caption alone: leave it out")
+    return params
 
 
 def settings_of_model(model: MiniMaxVL, params: SamplingParams) -> dict[str, Any]:
@@ -198,9 +210,11 @@ def settings_of(
     """
     colour = read_background(background)
     sampling = dataclasses.asdict(params)
-    del sampling["priority"]  # it changes when a caption comes, not the caption
+    for name in ("priority", *_REFUSED):  # it changes when a caption comes, not the caption
+        del sampling[name]
     return sampling | {
         "stop": list(params.stops),
+        "logit_bias": params.logit_bias and {str(token): bias for token, bias in params.logit_bias.items()},
         "background": None if colour is None else "#{:02x}{:02x}{:02x}".format(*colour),
         "dtype": str(dtype).removeprefix("torch."),
         "quantization": quantization,

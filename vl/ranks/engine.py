@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from text_backbone.allocator import Allocator
 from vl.engine import Engine, EngineConfig, Request
+from vl.engine.choosing import Chosen
 from vl.engine.driven import Model
 from vl.engine.holding import Contents, Fill
 from vl.engine.keeping import Steps
@@ -206,7 +207,9 @@ class RanksRunner:
         """Nor can it be trained."""
         return False
 
-    def __call__(self, batch: Sequence[tuple[Request, int]], running: Sequence[Request]) -> list[tuple[Request, int]]:
+    def __call__(
+        self, batch: Sequence[tuple[Request, int]], running: Sequence[Request]
+    ) -> list[tuple[Request, Chosen]]:
         """As `Runner`'s."""
         written: Written = self._ranks.call_with("step", lambda: (self._mirror.step(batch, running, self.cache),))[0]
         requests = {self._mirror.numbers[request]: request for request, _ in batch}
@@ -214,4 +217,4 @@ class RanksRunner:
             request.computed += tokens
         for number, seconds in written.vision.items():
             requests[number].watches.append(partial(float, seconds))
-        return [(requests[number], token) for number, token in written.tokens]
+        return [(requests[number], chosen) for number, chosen in written.tokens]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vl.engine import EngineConfig, SamplingParams
+from vl.engine.choosing import Chosen
 from vl.engine.prompt import Prompt
 
 Progress = Callable[[int, int], None]
@@ -90,7 +91,7 @@ class Written:
         vision: seconds that the vision encoder took for a request whose prompt is read.
     """
 
-    tokens: Sequence[tuple[int, int]]
+    tokens: Sequence[tuple[int, Chosen]]
     vision: Mapping[int, float]
 
 

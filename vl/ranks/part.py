@@ -81,9 +81,9 @@ class Part:
         numbers = dict(zip(map(id, batch), step.batch, strict=True))
         running = [self._requests[number] for number in step.running]
         tokens, vision = [], {}
-        for request, token in self._runner(list(zip(batch, step.tokens, strict=True)), running):
+        for request, chosen in self._runner(list(zip(batch, step.tokens, strict=True)), running):
             number = numbers[id(request)]
-            tokens.append((number, token))
+            tokens.append((number, chosen))
             if request.watches:
                 vision[number] = sum(watch() for watch in request.watches)
                 request.watches.clear()

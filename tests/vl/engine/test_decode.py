@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -135,6 +136,34 @@ def test_padded_replays_equal_the_plain_step(
     assert model.engine.runner is not None
     cache = model.engine.runner.cache
     assert (cache.free_slots, cache.free_pages + cache.idle_pages) == (cache.slots, cache.pages)
+
+
+def test_tokens_chosen_outside_of_the_graph_are_those_of_the_plain_step(
+    recorded: Callable[..., vl.MiniMaxVL], tiny_text_checkpoint: Path
+) -> None:
+    options: dict[str, Any] = {"repetition_penalty": 1.5, "frequency_penalty": 0.5, "logprobs": True, "top_logprobs": 2}
+    samplings = [options, {"temperature": 1.3, "seed": 5}, {"temperature": 1.3, "seed": 6, "top_k": 7, **options}]
+
+    def generated(model: vl.MiniMaxVL) -> list[vl.Generation]:
+        params = [vl.SamplingParams(max_new_tokens=9, **sampling) for sampling in samplings]
+        inputs = model.processor(ask("Hello"))
+        return model.engine.run([model.engine.submit(inputs, each) for each in params])
+
+    recorder = Rerun()
+    expected = generated(build(tiny_text_checkpoint))
+    model = recorded(recorder, max_batch_size=4)
+    found = generated(model)
+    assert recorder.replays == 8
+    assert recorder.records == 1
+    assert [each.token_ids for each in found] == [each.token_ids for each in expected]
+    assert found[1].token_ids == model.generate([ask("Hello")], max_new_tokens=9, **samplings[1])[0].token_ids
+    assert found[1].logprobs is None
+    for ours, theirs in ((found[0], expected[0]), (found[2], expected[2])):
+        assert ours.logprobs is not None
+        assert theirs.logprobs is not None
+        for one, other in zip(ours.logprobs, theirs.logprobs, strict=True):
+            values = [each.logprob for each in (one, *one.top)]
+            assert values == pytest.approx([each.logprob for each in (other, *other.top)], abs=1e-5)
 
 
 def test_replays_follow_the_page_table(

@@ -29,7 +29,13 @@ def conversation(kind: int) -> list[dict[str, Any]]:
     return [first, {"role": "assistant", "content": "Well."}, {"role": "user", "content": TEXTS[1]}]
 
 
-SAMPLINGS: list[dict[str, Any]] = [{}, {"temperature": 1.2, "seed": 3}, {"temperature": 0.9, "seed": 4, "top_k": 9}]
+SAMPLINGS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 1.2, "seed": 3},
+    {"temperature": 0.9, "seed": 4, "top_k": 9},
+    {"repetition_penalty": 1.4, "frequency_penalty": 0.7, "logprobs": True},
+    {"temperature": 1.1, "seed": 5, "presence_penalty": -1.5, "logit_bias": {70: 4.0, 71: 3.5}, "min_p": 0.01},
+]
 
 
 def tiny(folder: Path, **options: int) -> vl.MiniMaxVL:
@@ -63,7 +69,7 @@ def alone(plain: vl.MiniMaxVL) -> Any:
 requests = st.lists(
     st.tuples(
         st.integers(0, 8),  # conversation
-        st.integers(0, 2),  # sampling
+        st.integers(0, len(SAMPLINGS) - 1),  # sampling
         st.sampled_from([1, 6, 25]),  # length
         st.integers(0, 12),  # comes in this step
         st.one_of(st.just(None), st.integers(0, 12)),  # leaves so many steps later

@@ -9,12 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import vl
 from vl.engine import SamplingParams
+from vl.engine.params import Draw
 from vl.engine.request import StopScanner
-from vl.engine.sampling import ALL, Draw, SamplingRows, gumbel, kept, sample
+from vl.engine.sampling import ALL, SamplingRows, gumbel, kept, likely, sample
 
 
 @given(
@@ -22,17 +23,24 @@ from vl.engine.sampling import ALL, Draw, SamplingRows, gumbel, kept, sample
     temperature=st.floats(0.1, 3.0),
     top_k=st.integers(0, 40),
     top_p=st.floats(0.05, 1.0),
+    min_p=st.floats(0.0, 1.0),
 )
-@settings(max_examples=60, deadline=None)
-def test_probabilities_equal_transformers(seed: int, temperature: float, top_k: int, top_p: float) -> None:
+@settings(max_examples=100, deadline=None)
+def test_probabilities_equal_transformers(
+    seed: int, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
     logits = torch.randn(1, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 3
     expected = TemperatureLogitsWarper(temperature)(None, logits.clone())
     if top_k:
         expected = TopKLogitsWarper(top_k)(None, expected)
     if top_p < 1:
         expected = TopPLogitsWarper(top_p)(None, expected)
-    keep = kept(logits / temperature, torch.tensor([top_k or ALL]), torch.tensor([top_p], dtype=torch.float64))
-    ours = (logits / temperature).masked_fill(~keep, -torch.inf).softmax(-1)
+    if min_p:
+        expected = MinPLogitsWarper(min_p)(None, expected)
+    scaled = logits / temperature
+    keep = kept(scaled, torch.tensor([top_k or ALL]), torch.tensor([top_p], dtype=torch.float64))
+    keep &= likely(scaled, torch.tensor([min_p], dtype=torch.float64))
+    ours = scaled.masked_fill(~keep, -torch.inf).softmax(-1)
     torch.testing.assert_close(ours, expected.softmax(-1))
 
 
@@ -42,6 +50,7 @@ PARAMS = [
     SamplingParams(temperature=1.0, seed=8),
     SamplingParams(temperature=2.0, seed=7, top_k=5),
     SamplingParams(temperature=0.7, seed=2**64 - 1, top_p=0.6),
+    SamplingParams(temperature=1.5, seed=7, min_p=0.2),
 ]
 
 
@@ -71,13 +80,14 @@ def test_rows_without_a_seed_differ() -> None:
     assert SamplingParams(temperature=1.0).key() != SamplingParams(temperature=1.0).key()
 
 
-@pytest.mark.parametrize("filtered", [{}, {"top_k": 3}, {"top_p": 0.9}])
+@pytest.mark.parametrize("filtered", [{}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.2}])
 def test_sampled_frequencies_follow_the_probabilities(filtered: dict) -> None:
     logits, count = torch.tensor([2.0, 1.0, 0.0, -1.0]), 20_000
     params = SamplingParams(temperature=1.0, seed=0, **filtered)
     rows = SamplingRows.of([params] * count, [params.key()] * count, range(count), logits)
     seen = torch.bincount(sample(logits.expand(count, -1), rows, params.draw), minlength=4) / count
-    allowed = kept(logits[None], rows.top_k[:1], rows.top_p[:1])[0]
+    allowed = (kept(logits[None], rows.top_k[:1], rows.top_p[:1]) & likely(logits[None], rows.min_p[:1]))[0]
+    assert allowed.all() == (not filtered)
     torch.testing.assert_close(seen, logits.masked_fill(~allowed, -torch.inf).softmax(-1), atol=0.012, rtol=0)
 
 
@@ -117,6 +127,13 @@ WRONG: dict[str, list[object]] = {
     ],
     "top_p": [0, -0.5, 1.5, None, "all", True, float("nan"), float("inf"), 10**5000],
     "top_k": [-1, 50.0, 2.5, None, "5", False, 99999999999999999999, 2**31],
+    "min_p": [-0.1, 1.1, None, "0", True, float("nan"), [0.1]],
+    "repetition_penalty": [0, -1.0, 0.001, 101, None, "1", True, float("inf")],
+    "presence_penalty": [2.1, -2.1, None, "1", True, float("nan")],
+    "frequency_penalty": [2.1, -2.1, None, "1", True, 10**400],
+    "logit_bias": [5, "5", [(5, 1.0)], {"5": 1.0}, {-1: 1.0}, {2**31: 1.0}, {1.0: 1.0}, {5: 101}, {5: None}],
+    "logprobs": [1, None, "yes", 5],
+    "top_logprobs": [-1, 21, 1.0, None, True, 3],
     "seed": [-3, 1.0, "7", True, 2**64, float("nan")],
     "priority": [1.0, "high", None, True, 2**31, -(2**31) - 1],
     "stop": [("",), "", 5, [5], b"stop", ["a", None], {"a": 1}, "x" * 1_000_000, ["a"] * 65, repeat("a"), 1.5],
@@ -126,7 +143,7 @@ WRONG: dict[str, list[object]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_values_of_the_wrong_type_or_range_are_named(name: str) -> None:
     for value in WRONG[name]:
-        with pytest.raises(vl.InputError, match=f"^{name} (strings )?must be ") as caught:
+        with pytest.raises(vl.InputError, match=f"^{name} (strings |token ids |values )?must be ") as caught:
             SamplingParams(**{name: value})  # type: ignore[arg-type]
         assert len(str(caught.value)) < 200
 
@@ -142,6 +159,12 @@ def test_values_of_the_wrong_type_or_range_are_named(name: str) -> None:
         ("top_p", np.float16(0.25), 0.25),
         ("top_p", np.float64(0.25), 0.25),
         ("top_k", np.uint8(50), 50),
+        ("min_p", 0, 0.0),
+        ("repetition_penalty", 1, 1.0),
+        ("presence_penalty", np.float32(0.5), 0.5),
+        ("frequency_penalty", -2, -2.0),
+        ("logit_bias", {np.int64(5): 3, 7: np.float32(-0.5)}, {5: 3.0, 7: -0.5}),
+        ("logit_bias", None, None),
         ("seed", np.int64(5), 5),
         ("seed", torch.tensor(5), 5),
         ("seed", None, None),
@@ -160,8 +183,8 @@ def test_values_mean_what_they_say(name: str, value: object, meaning: object) ->
 
 
 def test_unknown_arguments_are_named_beside_the_known() -> None:
-    with pytest.raises(vl.InputError, match=r"max_tokens, n: there are max_new_tokens, .*stop"):
-        SamplingParams.of({"n": 2, "max_tokens": 5, "top_k": 1})
+    with pytest.raises(vl.InputError, match=r"best_of, max_tokens: there are max_new_tokens, .*stop"):
+        SamplingParams.of({"best_of": 2, "max_tokens": 5, "top_k": 1})
 
 
 def test_seeds_of_every_integer_type_draw_the_same() -> None:

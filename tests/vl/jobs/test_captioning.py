@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+import vl
 from preprocessing import Patcher
 from vl.errors import DeviceError, InputError
 from vl.jobs import caption_images, caption_rows, expand_sources
@@ -46,6 +48,11 @@ def test_rows(archive: Path, tmp_path: Path) -> None:
             "top_k": 0,
             "seed": None,
             "stop": [],
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "logit_bias": None,
             "background": None,
             "dtype": "float32",
             "quantization": None,
@@ -55,6 +62,14 @@ def test_rows(archive: Path, tmp_path: Path) -> None:
     bad = next(row for row in rows if "error" in row)
     assert set(bad) == set(good) - {"caption"} | {"error"}
     assert bad["width"] is None
+
+
+def test_settings_are_json_also_of_a_bias(archive: Path, tmp_path: Path) -> None:
+    run(archive, tmp_path / "out.jsonl", logit_bias={5: 2})
+    assert {json.dumps(row["settings"]["logit_bias"]) for row in read(tmp_path / "out.jsonl")} == {'{"5": 2.0}'}
+    assert run(archive, tmp_path / "out.jsonl", logit_bias={5: 2}).skipped == 13
+    with pytest.raises(vl.Error, match="logit_bias"):
+        run(archive, tmp_path / "out.jsonl", logit_bias={5: 3})
 
 
 def test_duplicates_are_one_row(archive: Path, tmp_path: Path) -> None:
@@ -127,5 +142,7 @@ def test_unusable_models_and_options_are_errors_of_the_job(archive: Path, tmp_pa
         run(archive, tmp_path / "out.jsonl", text_only)
     with pytest.raises(InputError, match="temperature"):
         run(archive, tmp_path / "out.jsonl", temperature=-1.0)
+    with pytest.raises(InputError, match="logprobs is not for captioning jobs"):
+        caption_rows(FakeModel(), [], logprobs=True)
     with pytest.raises(InputError, match="batch_size"):
         run(archive, tmp_path / "out.jsonl", batch_size=0)
