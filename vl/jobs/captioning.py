@@ -210,11 +210,12 @@ def settings_of(
     """
     colour = read_background(background)
     sampling = dataclasses.asdict(params)
+    biases: Mapping[Any, float] | None = params.logit_bias  # by token id, which JSON has as a string
     for name in ("priority", *_REFUSED):  # it changes when a caption comes, not the caption
         del sampling[name]
     return sampling | {
         "stop": list(params.stops),
-        "logit_bias": params.logit_bias and {str(token): bias for token, bias in params.logit_bias.items()},
+        "logit_bias": biases and {str(token): bias for token, bias in biases.items()},
         "background": None if colour is None else "#{:02x}{:02x}{:02x}".format(*colour),
         "dtype": str(dtype).removeprefix("torch."),
         "quantization": quantization,
