@@ -8,7 +8,7 @@ from functools import lru_cache
 from tokenizers import Tokenizer
 
 from vl.nano.mix import Mix
-from vl.nano.pictures.words import word_list
+from vl.nano.pictures.english import word_list
 from vl.nano.render import render
 from vl.training.vocabulary import train_bpe
 

@@ -13,10 +13,11 @@ from vl.model import DEFAULT_PROMPT
 from vl.nano.mix import MIXED, SMALL, Mix
 from vl.nano.pictures import fonts
 from vl.nano.pictures.canvas import COLOURS, SizeRange
+from vl.nano.pictures.english import word_list
 from vl.nano.pictures.fonts import Fonts, find_faces, open_face
 from vl.nano.pictures.placing import POSITIONS
 from vl.nano.pictures.scenes import SHAPES, SceneFacts
-from vl.nano.pictures.words import WordsFacts, word_list
+from vl.nano.pictures.words import WordsFacts
 from vl.nano.render import render
 
 SCENES = [render(3, index, Mix(sizes=SMALL).only("scenes")) for index in range(120)]

@@ -53,6 +53,7 @@ def pick(rng: Generator, options: Sequence[_T]) -> _T:
 
 TEXTURES = ("stripes", "checks", "dots")
 _MIN_CONTRAST = 230.0  # of print against a backdrop
+_MIN_STEP = 60.0  # and so much of luminance, 0 to 255
 _MIN_LUMINANCE = 130.0  # the same on plain paper, of luminance, 0 to 255: blue on black is seen but hardly read
 
 
@@ -172,9 +173,13 @@ class Background:
         """A colour that stands out from the backdrop: random, or else the better of black and white."""
         for _ in range(4):
             colour = hsv(rng.uniform(0, 360), rng.uniform(0, 1), rng.uniform(0, 1))
-            if self.contrast(colour) >= _MIN_CONTRAST:
+            if self.contrast(colour) >= _MIN_CONTRAST and self._shows(colour):
                 return colour
         return max(((0, 0, 0), (255, 255, 255)), key=self.contrast)
+
+    def _shows(self, colour: RGB) -> bool:
+        """Whether the eye finds it brighter or darker than either end: hues alone are hard to read."""
+        return min(abs(_luminance(colour) - _luminance(end)) for end in (self.start, self.end)) >= _MIN_STEP
 
     def paint(self, width: int, height: int, rng: Generator) -> Image.Image:
         if self.texture:

@@ -11,11 +11,11 @@ from PIL import Image
 
 from vl.nano.pictures.canvas import COLOURS, Box, SizeRange, Tones, blend, contrast, draw_size, jitter, pick
 from vl.nano.pictures.chart_facts import KINDS, ChartFacts, Look, Series
+from vl.nano.pictures.english import phrases
 from vl.nano.pictures.fonts import ALL, Face, Fonts, find_faces
 from vl.nano.pictures.labels import MIN_SIZE, draw_names, draw_title, draw_words_apart
 from vl.nano.pictures.pen import Type, smallest_size
 from vl.nano.pictures.plots import names_clash, paint_chart
-from vl.nano.pictures.words import phrases
 
 _SHARES = (0.3, 0.2, 0.25, 0.25)
 SMALLEST = (160, 120)  # width and height in px; below them a chart is not legible
@@ -46,7 +46,7 @@ def draw_chart(
     while True:
         for attempt in range(_ATTEMPTS):
             ease = 1 - attempt / (_ATTEMPTS - 1)
-            facts = _draw_contents(rng, kind, width, height, ease)
+            facts = _draw_contents(rng, kind, width, height, ease, fonts.part)
             look = _draw_look(rng, facts, pick(rng, faces), ease, plotted=plotted)
             if (placed := _lay_out(facts, look)) and (filled := _fill(rng, *placed)):
                 image, boxes = paint_chart(*filled, plotted=plotted)
@@ -55,7 +55,7 @@ def draw_chart(
         width, height = max(width, side), max(height, side)
 
 
-def _draw_contents(rng: Generator, kind: str, width: int, height: int, ease: float) -> ChartFacts:
+def _draw_contents(rng: Generator, kind: str, width: int, height: int, ease: float, part: str) -> ChartFacts:
     """Everything but the values; `ease` from 1 to 0 makes for fewer things."""
     pie = kind == "pie chart"
     count = int(rng.integers(3, 4 + round((3 if pie else 5) * ease**0.5)))
@@ -64,7 +64,7 @@ def _draw_contents(rng: Generator, kind: str, width: int, height: int, ease: flo
     size = smallest_size(MIN_SIZE, width, height)
     letters = (0.85 * width / count - size) / (0.6 * size)
     longest = round(letters) if kind in ("bar chart", "line chart") else 9
-    names, categories = draw_names(rng, count, ordered=ordered, longest=min(9, longest))
+    names, categories = draw_names(rng, count, ordered=ordered, longest=min(9, longest), part=part)
     several = 1 if pie or rng.random() < 0.6 else int(rng.integers(2, 4 if kind == "line chart" else 3))
     printed = bool(rng.random() < (0.75 if pie else 0.5)) and (kind != "line chart" or several == 1)
     unit = str(rng.choice(phrases()["units"])) if not pie or rng.random() < 0.4 else "%"
@@ -74,15 +74,15 @@ def _draw_contents(rng: Generator, kind: str, width: int, height: int, ease: flo
         top = min(top, 100.0)
     if pie:
         top = 100.0 if unit == "%" else float(rng.choice((50, 100, 120, 200, 400, 500, 1000, 2000)))
-    measured = draw_words_apart(rng, 1)[0].capitalize()
+    measured = draw_words_apart(rng, 1, part=part)[0].capitalize()
     label = f"{measured} ({unit})" if len(unit) > 1 else measured if rng.random() < 0.3 else ""
-    words = [word.capitalize() for word in draw_words_apart(rng, count + several)]
+    words = [word.capitalize() for word in draw_words_apart(rng, count + several, part=part)]
     called = [word for word in words if word not in categories][:several] if several > 1 else [""]
     return ChartFacts(
         width=width,
         height=height,
         kind=kind,
-        title=draw_title(rng, names) if rng.random() < 0.8 else "",
+        title=draw_title(rng, names, part) if rng.random() < 0.8 else "",
         label="" if pie else label,
         names=names,
         categories=categories,

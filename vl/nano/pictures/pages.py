@@ -66,7 +66,7 @@ def draw_pages(
     kind = pick(rng, fitting or kinds)
     width, height = max(width, least[kind][0]), max(height, least[kind][1])
     limit = max(1, min(max_words, round(1.1 * MAX_WORDS * (max(width, height) / _LARGE) ** 2)))
-    sheet = Sheet(rng, width, height)
+    sheet = Sheet(rng, width, height, fonts.part)
     paint = {"page": _paint_page, "receipt": paint_receipt, "sign": _paint_sign, "screen": paint_window}[kind]
     size, entries = paint(sheet, face, limit)
     lines, boxes = tuple(sheet.lines), tuple(sheet.boxes)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vl.nano.pictures.canvas import pick
+from vl.nano.pictures.english import phrases
 from vl.nano.pictures.fonts import Face
 from vl.nano.pictures.pen import Type
 from vl.nano.pictures.prose import Prose
 from vl.nano.pictures.sheets import Entry, Sheet
-from vl.nano.pictures.words import phrases
 
 _SUMS = ("total", "extra", "between", "paid", "change")
 

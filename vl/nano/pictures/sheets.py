@@ -33,8 +33,8 @@ class Entry(NamedTuple):
 class Sheet(Pen):
     """A picture of print in the making: `lines` are the rows printed so far, `prose` draws what to print."""
 
-    def __init__(self, rng: Generator, width: int, height: int) -> None:
-        self.rng, self.prose = rng, Prose(rng)
+    def __init__(self, rng: Generator, width: int, height: int, part: str = "all") -> None:
+        self.rng, self.prose = rng, Prose(rng, part)
         self.backdrop = Background.draw(rng)
         super().__init__(self.backdrop.paint(width, height, rng))
         self.width, self.height = width, height

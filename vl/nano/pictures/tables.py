@@ -52,7 +52,7 @@ def draw_table(rng: Generator, sizes: Sequence[SizeRange], *, fonts: Fonts = ALL
         ease = 1 - attempt / 7
         columns = int(rng.integers(2, 3 + round((_MAX_COLUMNS - 2) * ease)))
         rows = int(rng.integers(2, 3 + round((_MAX_ROWS - 2) * ease)))
-        grid = _Grid.draw(rng, face, columns, rows)
+        grid = _Grid.draw(rng, face, columns, rows, smallest, fonts.part)
         largest = min(_MAX_SIZE, width / grid.width, height / grid.height)
         if largest >= smallest:
             break
@@ -79,18 +79,20 @@ class _Grid:
     margin: float
 
     @classmethod
-    def draw(cls, rng: Generator, face: Face, columns: int, rows: int) -> _Grid:
-        kind, names = draw_names(rng, rows, ordered=0.3)
-        words = [word.capitalize() for word in draw_words_apart(rng, columns)]
+    def draw(cls, rng: Generator, face: Face, columns: int, rows: int, size: int, part: str) -> _Grid:
+        """Draws one of which even type of `size` px per em, wider in proportion, keeps to its columns."""
+        kind, names = draw_names(rng, rows, ordered=0.3, part=part)
+        words = [word.capitalize() for word in draw_words_apart(rng, columns, part=part)]
         header = (kind.capitalize() or words[0], *words[1:])
-        drawn = [(names, None), *(_draw_column(rng, rows) for _ in range(columns - 1))]
+        drawn = [(names, None), *(_draw_column(rng, rows, part) for _ in range(columns - 1))]
         cells, values = zip(*drawn, strict=True)
-        title = draw_title(rng, kind) if rng.random() < 0.35 else ""
-        pad, sample = float(rng.uniform(0.3, 0.9)), Type(face, _REFERENCE_SIZE)
+        title = draw_title(rng, kind, part) if rng.random() < 0.35 else ""
+        pad, samples = float(rng.uniform(0.3, 0.9)), (Type(face, _REFERENCE_SIZE), Type(face, size))
         widths = [
-            sample.widest((name, *column)) / sample.size + 2 * pad for name, column in zip(header, cells, strict=True)
+            max(sample.widest((name, *column)) / sample.size for sample in samples) + 2 * pad
+            for name, column in zip(header, cells, strict=True)
         ]
-        widths[0] += max(0.0, sample.width(title) / sample.size + 2 * pad - sum(widths))
+        widths[0] += max(0.0, samples[0].width(title) / samples[0].size + 2 * pad - sum(widths))
         pitch, margin = float(rng.uniform(1.45, 2.2)), float(rng.uniform(0.3, 0.8))
         return cls(title, header, tuple(zip(*cells, strict=True)), values, tuple(widths), pitch, pad, margin)
 
@@ -153,10 +155,12 @@ def _rule(pen: Pen, rng: Generator, size: int, tones: Tones, edges: np.ndarray, 
     return ink
 
 
-def _draw_column(rng: Generator, rows: int) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
+def _draw_column(rng: Generator, rows: int, part: str) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
     """A column's cells as printed, and their numbers unless they are words."""
     if rng.random() < 0.25:
-        return tuple(draw_words_apart(rng, rows)), None
+        kind = str(rng.choice(("word", "word", "first", "last")))
+        words = draw_words_apart(rng, rows, part=part, kind=kind)
+        return tuple(words if kind == "word" else map(str.capitalize, words)), None
     unit = str(rng.choice(("", "", "", "%", "$")))
     top = 100.0 if unit == "%" else float(rng.choice((10, 50, 100, 100, 1000, 10000)))
     decimals = int(rng.choice((0, 0, 1, 2))) if top <= 100 else 0

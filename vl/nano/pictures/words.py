@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib import resources
 
 import numpy as np
 from numpy.random import Generator
@@ -16,14 +13,13 @@ from vl.nano.pictures.canvas import Background, Boxes, SizeRange, draw_size, pic
 from vl.nano.pictures.fonts import ALL, Fonts, find_faces
 from vl.nano.pictures.pen import Pen, Type, smallest_size
 from vl.nano.pictures.placing import fit_lines
+from vl.nano.pictures.prose import Prose
 
 MAX_WORDS = 4
 _MIN_SIZE, _MAX_SIZE = 14, 220  # px per em
 _MAX_SPACING = 1.3  # distance of two baselines in font heights
 _REFERENCE_SIZE = 64  # px per em at which letters are measured; widths grow in proportion
 _ASPECT = 5.0
-# Letters whose two cases look alike, and l, i, o, 0, 1 that look like one another, cannot be read off a random string.
-_UPPER, _LOWER, _DIGITS = "ABDEFGHJKLMNPQRTY", "abdefghjkmnpqrty", "0123456789"
 
 
 @dataclass(frozen=True)
@@ -46,19 +42,6 @@ class WordsFacts:
         return " ".join(self.lines)
 
 
-@lru_cache(maxsize=1)
-def word_list() -> tuple[str, ...]:
-    """The words that are printed: about four thousand lower-case English words, sorted."""
-    return tuple(resources.files("vl.nano.pictures").joinpath("words.txt").read_text("utf-8").split())
-
-
-@lru_cache(maxsize=1)
-def phrases() -> dict[str, tuple[str, ...]]:
-    """The lists of `phrases.toml` by name: words and phrases that pictures print."""
-    text = resources.files("vl.nano.pictures").joinpath("phrases.toml").read_text("utf-8")
-    return {name: tuple(texts) for name, texts in tomllib.loads(text).items()}
-
-
 def draw_words(
     rng: Generator,
     sizes: Sequence[SizeRange],
@@ -76,7 +59,8 @@ def draw_words(
     face = pick(rng, find_faces(fonts))
     width, height = draw_size(sizes, _ASPECT, rng)
     smallest = size or smallest_size(_MIN_SIZE, width, height)
-    words, sample = draw_text(rng, int(rng.integers(1, max_words + 1))), Type(face, _REFERENCE_SIZE)
+    words = Prose(rng, fonts.part).line(int(rng.integers(1, max_words + 1)))
+    sample = Type(face, _REFERENCE_SIZE)
 
     def largest(lines: Sequence[str]) -> float:
         wide, high = sample.widest(lines) / sample.size, sample.height / sample.size  # ems
@@ -99,47 +83,6 @@ def draw_words(
     return pen.image, facts
 
 
-def draw_text(rng: Generator, count: int) -> list[str]:
-    """Draws `count` words in one style: plain, capitalised, upper case, with digits, or random letters."""
-    vocabulary = word_list()
-    style = rng.random()
-    words = [vocabulary[int(i)] for i in rng.integers(len(vocabulary), size=count)]
-    if style < 0.35:
-        return words
-    if style < 0.5:
-        return [word.capitalize() for word in words]
-    if style < 0.62:
-        return [word.upper() for word in words]
-    if style < 0.72:
-        words[-1] += str(rng.choice((".", ",", "!", "?", ":")))
-        return [words[0].capitalize(), *words[1:]]
-    if style < 0.84:
-        return [_number(rng) if rng.random() < 0.6 else word for word in words]
-    alphabet = _UPPER if rng.random() < 0.4 else _LOWER
-    return [_letters(rng, alphabet, int(rng.integers(3, 8))) for _ in words]
-
-
 def caption_text(facts: WordsFacts) -> str:
     """The canonical caption, such as 'The text reads "hello world".'."""
     return f'The text reads "{facts.text}".'
-
-
-def _number(rng: Generator) -> str:
-    kind = rng.random()
-    digits = _letters(rng, _DIGITS, int(rng.integers(1, 6)))
-    if kind < 0.6:
-        return digits
-    if kind < 0.75:
-        return f"{digits}.{int(rng.integers(100)):02d}"
-    if kind < 0.85:
-        return f"${digits}"
-    return f"{int(rng.integers(101))}%" if kind < 0.93 else clock(rng)
-
-
-def clock(rng: Generator) -> str:
-    """A time such as "9:05"."""
-    return f"{int(rng.integers(24))}:{int(rng.integers(60)):02d}"
-
-
-def _letters(rng: Generator, alphabet: str, count: int) -> str:
-    return "".join(alphabet[int(i)] for i in rng.integers(len(alphabet), size=count))

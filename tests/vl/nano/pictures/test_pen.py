@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
+from vl.nano.pictures.english import word_list
 from vl.nano.pictures.fonts import find_faces
 from vl.nano.pictures.pen import Pen, Type, smallest_size
-from vl.nano.pictures.words import word_list
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 KIND = Type(next(face for face in find_faces() if face.name == "DejaVuSans"), 40)

@@ -118,7 +118,7 @@ def check(facts: TableFacts, asked: Asked) -> str:
         assert answer == ranked[0][1] if prompt.startswith(("Which", "In which")) else amount(answer) == ranked[0][0]
         assert abs(ranked[0][0] - ranked[1][0]) >= 0.05 * max(value for value, _ in ranked)
         return "extreme"
-    if "title" in prompt or "called" in prompt:
+    if re.search("the title of the table|table called|table titled", prompt):
         assert answer == facts.title
         return "title"
     if found := re.fullmatch(r"Which row has (\S+) under (\w+)|In which row is (\w+) (\S+)", prompt):
