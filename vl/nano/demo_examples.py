@@ -73,6 +73,7 @@ def write_examples(folder: str | Path, examples: Sequence[DemoPicture] = EXAMPLE
     records = []
     for example in examples:
         sample = find(example)
+        assert sample.image is not None
         sample.image.save(folder / example.name, quality=82)
         asked = {"image": example.name, "prompt": sample.prompt, "answer": sample.answer, "task": sample.metric}
         records.append({"id": Path(example.name).stem} | asked)
@@ -92,6 +93,8 @@ def find(example: DemoPicture) -> Sample:
 
 
 def _fits(sample: Sample, example: DemoPicture) -> bool:
+    if sample.image is None:
+        return False
     width, height = sample.image.size
     return (
         (width >= height) == example.landscape

@@ -16,6 +16,7 @@ from vl.nano.pictures.chart_questions import ask_chart, ask_table, describe_char
 from vl.nano.pictures.charts import draw_chart
 from vl.nano.pictures.counts import draw_counts
 from vl.nano.pictures.emoji import ask_emoji, caption_emoji, draw_emoji
+from vl.nano.pictures.nothing import ask_nothing, describe_nothing, draw_nothing
 from vl.nano.pictures.pages import ask_page, draw_pages
 from vl.nano.pictures.questions import Asked, topics
 from vl.nano.pictures.relations import ask_scene, short_caption
@@ -49,14 +50,14 @@ class Kind:
     """How pictures of one kind are made and talked about.
 
     Attributes:
-        draw: makes a picture and its facts.
+        draw: makes a picture, or now and then none, and its facts.
         caption: the canonical description; `metric` is what judges others.
         prompts: phrasings that ask for it.
         default: whether the default prompt asks for it too, half of the time.
         ask: makes a question about the picture.
     """
 
-    draw: Callable[[np.random.Generator, Mix], tuple[Image.Image, Any]]
+    draw: Callable[[np.random.Generator, Mix], tuple[Image.Image | None, Any]]
     caption: Callable[[Any], str]
     metric: str
     prompts: tuple[str, ...] = _DESCRIBE
@@ -85,7 +86,16 @@ def _counts(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
 
 def _emoji(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
     # With outlines alone, most of the names would silently never come up.
-    return draw_emoji(rng, mix.sizes, fonts=mix.fonts, require_colour=True, textures=mix.textures)
+    return draw_emoji(
+        rng,
+        mix.sizes,
+        fonts=mix.fonts,
+        require_colour=True,
+        textures=mix.textures,
+        grounds=mix.grounds,
+        photos=mix.photos,
+        part=mix.faces,
+    )
 
 
 def _pages(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
@@ -98,6 +108,10 @@ def _charts(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
 
 def _tables(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
     return draw_table(rng, mix.sizes, fonts=mix.typeface)
+
+
+def _nothing(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image | None, Facts]:
+    return draw_nothing(rng, mix.sizes, photos=mix.photos, part=mix.faces, absent=mix.absent)
 
 
 def _ask_scene(rng: np.random.Generator, facts: SceneFacts) -> Asked:
@@ -115,4 +129,5 @@ KINDS: dict[str, Kind] = {
     "pages": Kind(_pages, caption_text, "ocr", (*_READ, *_DESCRIBE), ask=ask_page),
     "charts": Kind(_charts, describe_chart, "caption", ask=ask_chart),
     "tables": Kind(_tables, describe_table, "caption", ask=ask_table),
+    "nothing": Kind(_nothing, describe_nothing, "vqa", (*_DESCRIBE, *_READ), ask=ask_nothing),
 }

@@ -13,7 +13,7 @@ from vl.nano.pictures.scenes import MAX_OBJECTS, SHAPES
 from vl.nano.pictures.words import MAX_WORDS
 
 # In the order in which the renderer's stream tells them apart: a new kind comes last.
-KIND_NAMES = ("words", "scenes", "counts", "emoji", "pages", "charts", "tables")
+KIND_NAMES = ("words", "scenes", "counts", "emoji", "pages", "charts", "tables", "nothing")
 EASY_KINDS = ("words", "scenes")
 """Those that a model that knows nothing yet can begin with."""
 
@@ -26,7 +26,7 @@ class Mix:
     """What to draw: how often each kind of picture relative to the others, on which canvas sizes, and how.
 
     Attributes:
-        scenes, words, counts, emoji, pages, charts, tables: relative frequencies of the kinds of picture.
+        scenes, words, counts, emoji, pages, charts, tables, nothing: relative frequencies of the kinds of picture.
         sizes: canvases.
         page_sizes: those of pages, if they have others.
         questions: the share of pictures that are asked about instead of described, where their kind has questions.
@@ -34,8 +34,11 @@ class Mix:
             questions, or descriptions of what was not described yet.
         damaged: the share of pictures that are turned, blurred, noisy or compressed.
         textures: the share of backdrops behind shapes, words and emoji that are striped, checked or dotted.
-        faces: "all", "learnt" or "held-out": the faces to print in. The embedded model learns from the second and is
-            tested on the third.
+        grounds: the share of pictures of emoji whose ground is a picture of nothing: clouds, hills, a photograph.
+        absent: of the pictures of nothing, the share that are not there, so that the model says it sees none.
+        photos: a folder with photographs, parts of which are pictures of nothing that the model knows.
+        faces: "all", "learnt" or "held-out": the faces to print in, and the texts. The embedded model learns from the
+            second and is tested on the third.
         max_objects, max_words, shapes, colours: fewer make an easier task.
         fonts: a folder with more faces.
 
@@ -50,12 +53,16 @@ class Mix:
     pages: float = 0.0
     charts: float = 0.0
     tables: float = 0.0
+    nothing: float = 0.0
     sizes: tuple[SizeRange, ...] = MIXED
     page_sizes: tuple[SizeRange, ...] | None = None
     questions: float = 0.0
     turns: int = 1
     damaged: float = 0.0
     textures: float = 0.0
+    grounds: float = 0.0
+    absent: float = 0.0
+    photos: str | None = None
     faces: str = "all"
     max_objects: int = MAX_OBJECTS
     max_words: int = MAX_WORDS
@@ -67,8 +74,9 @@ class Mix:
         weights = self.weights.values()
         if min(weights) < 0 or not sum(weights):
             raise ConfigError(f"data.mix needs a positive frequency for at least one of {', '.join(KIND_NAMES)}")
-        if not all(0 <= share <= 1 for share in (self.questions, self.damaged, self.textures)):
-            raise ConfigError("data.mix.questions, damaged and textures are shares, from 0 to 1")
+        shares = (self.questions, self.damaged, self.textures, self.grounds, self.absent)
+        if not all(0 <= share <= 1 for share in shares):
+            raise ConfigError("data.mix.questions, damaged, textures, grounds and absent are shares, from 0 to 1")
         if self.turns < 1:
             raise ConfigError(f"data.mix.turns {self.turns} must be at least 1")
         if self.faces not in FACES:

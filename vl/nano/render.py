@@ -27,7 +27,7 @@ class Sample:
     of the metric that judges answers. `later` are the questions and answers after the first.
     """
 
-    image: Image.Image  # RGB
+    image: Image.Image | None  # RGB; None where only the question is there
     kind: str
     prompt: str
     answer: str
@@ -39,12 +39,8 @@ class Sample:
     @property
     def question(self) -> list[dict[str, Any]]:
         """The user's first turn, image first."""
-        return [
-            {
-                "role": "user",
-                "content": [{"type": "image", "image": self.image}, {"type": "text", "text": self.prompt}],
-            }
-        ]
+        shown = [] if self.image is None else [{"type": "image", "image": self.image}]
+        return [{"role": "user", "content": [*shown, {"type": "text", "text": self.prompt}]}]
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -69,7 +65,7 @@ def render(seed: int, index: int, mix: Mix | None = None) -> Sample:
     asked = kind.ask and mix.questions and rng.random() < mix.questions
     prompt, answer, metric = _ask(rng, kind, facts) if asked else _describe(rng, kind, facts)
     boxes = facts.boxes
-    if mix.damaged and rng.random() < mix.damaged:
+    if image is not None and mix.damaged and rng.random() < mix.damaged:
         image, boxes = damage(rng, image, boxes)
     later = _later_turns(rng, mix, kind, facts, prompt, answer) if mix.turns > 1 else ()
     return Sample(image, name, prompt, answer, metric, facts, boxes, later)

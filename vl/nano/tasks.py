@@ -100,9 +100,9 @@ def ask_to_describe(image: Image.Image, answer: str) -> Question:
     return _question(image, DEFAULT_PROMPT, answer)
 
 
-def _question(image: Image.Image, prompt: str, answer: str) -> Question:
-    content = [{"type": "image", "image": image}, {"type": "text", "text": prompt}]
-    return Question([{"role": "user", "content": content}], (answer,))
+def _question(image: Image.Image | None, prompt: str, answer: str) -> Question:
+    shown = [] if image is None else [{"type": "image", "image": image}]
+    return Question([{"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}], (answer,))
 
 
 def _draw_question(draw: Draw, index: int, mix: Mix | None) -> Question:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from vl.nano.pictures.canvas import RGB, Background, Box, Boxes, SizeRange, draw_size, pick
 from vl.nano.pictures.emoji_faces import BITMAP_EM, Emoji, EmojiFace, Glyph, draw_glyph, emoji_list, find_emoji_faces
+from vl.nano.pictures.nothing import draw_nothing
 from vl.nano.pictures.placing import Disc, place_in_cells
 from vl.nano.pictures.questions import Asked, Questions, listed, sorts
 from vl.nano.pictures.scenes import COUNTS
@@ -28,6 +29,7 @@ _OUTLINE_EMS = (128, 384)  # px; outlines are scaled from these, as every size o
 _MIN_COLOUR, _MIN_OUTLINE, _MIN_SHARE = 24, 48, 0.03  # px, px, of the longer side
 _LARGEST = (0.97, 0.6, 0.46, 0.4, 0.36)  # of the shorter side, by how many there are
 _TURN = 15.0  # degrees
+_SMALL_GROUND = 336  # px of the longer side of a picture that is enlarged to be a ground
 _ASPECT = 2.2
 _COLOUR_SHARE = 0.7  # of the glyphs that a colour face has
 _VISIBLE, _MIN_CONTRAST = 0.6, 90.0  # this share of a colour glyph stands out from the backdrop by so much
@@ -77,8 +79,14 @@ def draw_emoji(
     fonts: str | Path | None = None,
     require_colour: bool = False,
     textures: float = 0.0,
+    grounds: float = 0.0,
+    photos: str | None = None,
+    part: str = "all",
 ) -> tuple[Image.Image, EmojiFacts]:
     """Draws 1 to `max_emoji` emoji that do not overlap, each in its own cell of the 3 x 3 grid.
+
+    The share `grounds` of them lie on a picture of nothing, in their own colours; see `draw_nothing`, also for `photos`
+    and `part`.
 
     Raises:
         ConfigError: as `find_emoji_faces`, of which `fonts` is the folder.
@@ -86,6 +94,9 @@ def draw_emoji(
     faces = find_emoji_faces(fonts, require_colour=require_colour)
     width, height = draw_size(sizes, _ASPECT, rng)
     background = Background.draw(rng, textures)
+    busy = bool(grounds) and bool(rng.random() < grounds)
+    if busy:
+        faces = tuple(face for face in faces if face.colour) or faces
     chosen = [_choose(rng, faces, background)]
     for _ in range(int(rng.integers(max_emoji))):
         again = pick(rng, chosen).emoji if rng.random() < 0.2 else None
@@ -93,6 +104,10 @@ def draw_emoji(
     room = 2 * round(chosen[0].reach * chosen[0].smallest(width, height)) + 6
     width, height = max(width, room), max(height, room)
     image = background.paint(width, height, rng)
+    if busy:
+        ground, _ = draw_nothing(rng, (SizeRange(_SMALL_GROUND, _SMALL_GROUND, 1.0),), photos=photos, part=part)
+        assert ground is not None
+        image = ground.resize((width, height), Image.Resampling.BICUBIC)
     largest = _LARGEST[min(len(chosen), len(_LARGEST)) - 1] * min(width, height)
     placed = place_in_cells(rng, width, height, [partial(one.room, width, height, largest) for one in chosen])
     items = [_paint(rng, image, chosen[which], disc) for which, disc in placed]

@@ -1,0 +1,258 @@
+"""Pictures of nothing that the model knows: blank, noise, gradients, textures and what looks like a photograph.
+
+What looks like one is made: clouds of noise at several scales in the colours of a palette, cells (Voronoi), hills under
+a sky; or it is a part of a photograph, where a folder with some is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.random import Generator
+from PIL import Image, ImageFilter, ImageOps
+
+from vl.errors import ConfigError
+from vl.nano.pictures.canvas import COLOURS, Background, Boxes, SizeRange, draw_size, hsv, pick
+from vl.nano.pictures.english import belongs
+from vl.nano.pictures.questions import Asked, Questions, topics
+from vl.nano.pictures.scenes import SHAPES, article
+
+NOTHING = "I see nothing here that I know."
+NO_IMAGE = "I see no image."
+_ASPECT = 2.2
+_SMALL = 336  # px: these pictures are made no larger, and enlarged
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+_Paint = Callable[[Generator, int, int], Image.Image]
+
+
+@dataclass(frozen=True)
+class NothingFacts:
+    """Ground truth: what `sort` of nothing it is, one of `SORTS` or "absent" where there is no picture at all."""
+
+    width: int
+    height: int
+    sort: str
+
+    @property
+    def boxes(self) -> Boxes:
+        """None: there is nothing."""
+        return ()
+
+
+def draw_nothing(
+    rng: Generator,
+    sizes: Sequence[SizeRange],
+    *,
+    sorts: Sequence[str] = (),
+    photos: str | None = None,
+    part: str = "all",
+    absent: float = 0.0,
+) -> tuple[Image.Image | None, NothingFacts]:
+    """Draws a picture of one of `sorts`, any of `SORTS` if none is named; no picture at all in the share `absent`.
+
+    Where `photos` names a folder, one picture in three is a part of one in it, of those of a `part` (see
+    `english.belongs`) by their names.
+
+    Raises:
+        ConfigError: when the folder has no photographs of that part.
+    """
+    if absent and rng.random() < absent:
+        return None, NothingFacts(0, 0, "absent")
+    width, height = draw_size(sizes, _ASPECT, rng)
+    if photos and not sorts and rng.random() < 1 / 3:
+        return _photo(rng, width, height, pick(rng, _open_photos(photos, part))), NothingFacts(width, height, "photo")
+    sort = pick(rng, sorts or tuple(SORTS))
+    scale = min(1.0, _SMALL / max(width, height))
+    small = SORTS[sort](rng, max(8, round(width * scale)), max(8, round(height * scale)))
+    image = small if scale == 1.0 else small.resize((width, height), Image.Resampling.BICUBIC)
+    return image.crop((0, 0, width, height)), NothingFacts(width, height, sort)
+
+
+def describe_nothing(facts: NothingFacts) -> str:
+    """One sentence that says so."""
+    return NO_IMAGE if facts.sort == "absent" else NOTHING
+
+
+class _NothingQuestions(Questions[NothingFacts]):
+    kind = "nothing"
+
+    def counting(self) -> Asked | None:
+        if self.facts.sort == "absent":
+            return None
+        things = (f"{self._thing()}s", "shapes", "emoji", "words", "things that you know")
+        return self.say("counting", "0", things=things)
+
+    def presence(self) -> Asked | None:
+        if self.facts.sort == "absent":
+            return None
+        thing = self._thing()
+        return self.whether("presence", False, thing=f"{article(thing)} {thing}")
+
+    def anything(self) -> Asked:
+        """What could be asked of other pictures."""
+        usual = [(phrasing, topic) for topic in topics().values() for phrasing in topic.ask if "{" not in phrasing]
+        prompt, topic = pick(self.rng, usual)
+        if topic.metric == "counting" and self.facts.sort != "absent":
+            return Asked(prompt, "0", topic.metric)
+        return Asked(prompt, describe_nothing(self.facts), "vqa")
+
+    def _thing(self) -> str:
+        form = pick(self.rng, [form for form in SHAPES if not form.endswith("s")])
+        return f"{pick(self.rng, tuple(COLOURS))} {form}" if self.chance(0.5) else form
+
+
+def ask_nothing(rng: Generator, facts: NothingFacts) -> Asked:
+    """Asks for what is not there."""
+    return _NothingQuestions(rng, facts).ask()
+
+
+def _blank(rng: Generator, width: int, height: int) -> Image.Image:
+    colour = pick(rng, ((255, 255, 255), (0, 0, 0), hsv(rng.uniform(0, 360), rng.random(), rng.random())))
+    return Image.new("RGB", (width, height), colour)
+
+
+def _gradient(rng: Generator, width: int, height: int) -> Image.Image:
+    start, end = (np.array(hsv(rng.uniform(0, 360), rng.random(), rng.random())) for _ in range(2))
+    x, y = np.linspace(-1, 1, width)[None], np.linspace(-1, 1, height)[:, None]
+    angle, around = rng.uniform(0, 2 * np.pi), rng.random() < 0.3
+    ramp = np.hypot(x, y) if around else (np.cos(angle) * x + np.sin(angle) * y + 1.42) / 2.84
+    return _picture(start + (end - start) * np.clip(ramp, 0, 1)[..., None])
+
+
+def _noise(rng: Generator, width: int, height: int) -> Image.Image:
+    """Grains of one size, in grey or colours, around a mean."""
+    grain, channels = int(rng.choice((1, 1, 2, 3, 6))), int(rng.choice((1, 3)))
+    shape = (-(-height // grain), -(-width // grain), channels)
+    values = rng.normal(rng.uniform(60, 200), rng.uniform(15, 90), size=shape)
+    if rng.random() < 0.3:  # salt and pepper
+        values = np.where(rng.random(shape) < rng.uniform(0.1, 0.9), 255.0, 0.0)
+    return _picture(values.repeat(grain, 0).repeat(grain, 1)[:height, :width])
+
+
+def _texture(rng: Generator, width: int, height: int) -> Image.Image:
+    """Stripes, checks or dots, some of them bent, in any two colours."""
+    plain = Background.draw(rng, 1.0)
+    other = hsv(rng.uniform(0, 360), rng.random(), rng.random())
+    strong = Background(plain.start, other, plain.angle, plain.noise, plain.grain, plain.texture, plain.pitch)
+    image = strong.paint(width, height, rng)
+    return image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.5, 3)))) if rng.random() < 0.4 else image
+
+
+def _clouds(rng: Generator, width: int, height: int) -> Image.Image:
+    return _picture(_coloured(rng, _plasma(rng, width, height)))
+
+
+def _cells(rng: Generator, width: int, height: int) -> Image.Image:
+    """The nearest of some points (Voronoi), each cell in its colour, or brighter towards the borders."""
+    count = int(rng.integers(8, 60))
+    points = rng.random((count, 2)) * (width, height)
+    y, x = np.mgrid[0:height:2, 0:width:2].astype(np.float32)
+    distance = np.stack(
+        [(x - px) ** 2 + (y - py) ** 2 for px, py in points.tolist()]
+    )  # [points, height / 2, width / 2]
+    nearest = distance.argmin(axis=0)
+    if rng.random() < 0.5:
+        edge = np.sqrt(distance.min(axis=0))
+        return _picture(_coloured(rng, edge / max(1.0, edge.max()))).resize((width, height))
+    return _picture(_coloured(rng, rng.random(count))[nearest]).resize((width, height))
+
+
+def _hills(rng: Generator, width: int, height: int) -> Image.Image:
+    """Ranges of hills under a sky, the nearer the darker, with grain as of a camera."""
+    sky = (
+        np.linspace(0, 1, height)[:, None, None] * (np.array(_colour(rng)) - (start := np.array(_colour(rng)))) + start
+    )
+    pixels = np.repeat(sky, width, axis=1)
+    rows, near = np.arange(height)[:, None], np.array(_colour(rng))
+    ranges = int(rng.integers(1, 5))
+    for number in range(ranges):
+        crest = height * (0.35 + 0.5 * (number + rng.random()) / ranges)
+        line = crest + height * 0.35 * (_plasma(rng, width, 8)[0] - 0.5)
+        share = (number + 1) / ranges
+        shade = pixels[0, 0] * (1 - share) + near * share * 0.7
+        rough = 40 * share * (_plasma(rng, width, height)[..., None] - 0.5)
+        pixels = np.where((rows > line)[..., None], shade + rough, pixels)
+    return _picture(pixels + rng.normal(0, rng.uniform(0, 8), size=pixels.shape)).filter(ImageFilter.SMOOTH)
+
+
+def _blobs(rng: Generator, width: int, height: int) -> Image.Image:
+    """Soft lights and bodies out of focus before a ground, shaded from one side."""
+    pixels = _coloured(rng, _plasma(rng, width, height)) * 0.5 + 0.5 * np.array(_colour(rng))
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    for _ in range(int(rng.integers(2, 9))):
+        wide, high = rng.uniform(0.05, 0.4, size=2) * (width, height)
+        turn, cx, cy = rng.uniform(0, np.pi), rng.uniform(0, width), rng.uniform(0, height)
+        u = ((x - cx) * np.cos(turn) + (y - cy) * np.sin(turn)) / wide
+        v = ((y - cy) * np.cos(turn) - (x - cx) * np.sin(turn)) / high
+        inside = 1 / (1 + np.exp(np.clip((u * u + v * v - 1) * rng.uniform(1.5, 8), -30, 30)))[..., None]
+        lit = np.clip(1 - 0.4 * (u + v), 0.2, 1.6)[..., None]
+        pixels = pixels * (1 - inside) + inside * lit * np.array(_colour(rng))
+    return _picture(pixels + rng.normal(0, rng.uniform(0, 10), size=pixels.shape))
+
+
+SORTS: dict[str, _Paint] = {
+    "blank": _blank,
+    "gradient": _gradient,
+    "noise": _noise,
+    "texture": _texture,
+    "clouds": _clouds,
+    "cells": _cells,
+    "hills": _hills,
+    "blobs": _blobs,
+}
+
+
+def _colour(rng: Generator) -> tuple[int, int, int]:
+    return hsv(rng.uniform(0, 360), rng.uniform(0, 0.8), rng.uniform(0.15, 1.0))
+
+
+def _picture(pixels: np.ndarray) -> Image.Image:
+    """[height, width, 1 or 3] of any values as a picture, clipped."""
+    return Image.fromarray(np.broadcast_to(pixels.clip(0, 255), (*pixels.shape[:2], 3)).astype(np.uint8))
+
+
+def _plasma(rng: Generator, width: int, height: int) -> np.ndarray:
+    """[height, width] of 0 to 1: noise at several scales, the coarser the stronger."""
+    total, fall = np.zeros((height, width), np.float32), float(rng.uniform(0.35, 0.75))
+    for octave in range(1, 7):
+        cells = np.clip((2**octave, round(2**octave * height / width)), 2, 256)
+        grid = Image.fromarray(rng.random((int(cells[1]), int(cells[0])), dtype=np.float32))
+        total += fall**octave * np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC))
+    low, high = float(total.min()), float(total.max())
+    return (total - low) / max(1e-6, high - low)
+
+
+def _coloured(rng: Generator, values: np.ndarray) -> np.ndarray:
+    """[..., 3] for values of 0 to 1: a palette of three to six colours, blended."""
+    palette = np.array([_colour(rng) for _ in range(int(rng.integers(3, 7)))], float)
+    at = np.linspace(0, 1, len(palette))
+    return np.stack([np.interp(values, at, palette[:, channel]) for channel in range(3)], axis=-1)
+
+
+@lru_cache(maxsize=4)
+def _open_photos(folder: str, part: str) -> tuple[Image.Image, ...]:
+    paths = [path for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in _SUFFIXES]
+    found = [Image.open(path).convert("RGB") for path in paths if belongs(path.name, part)]
+    if not found:
+        which = "" if part == "all" else f" of the {part} part"
+        raise ConfigError(f"data.mix.photos {folder!r} holds no pictures{which} ({', '.join(_SUFFIXES)})")
+    return tuple(found)
+
+
+def _photo(rng: Generator, width: int, height: int, photo: Image.Image) -> Image.Image:
+    """A part of a photograph, of these sides in proportion, perhaps mirrored, lighter or greyer."""
+    scale = min(photo.width / width, photo.height / height) * float(rng.uniform(0.5, 1.0))
+    wide, high = width * scale, height * scale
+    left, top = rng.random() * (photo.width - wide), rng.random() * (photo.height - high)
+    box = (left, top, left + wide, top + high)
+    image = photo.resize((width, height), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+    image = ImageOps.mirror(image) if rng.random() < 0.5 else image
+    if rng.random() < 0.2:
+        image = image.convert("L").convert("RGB")
+    gain = float(rng.uniform(0.8, 1.2))
+    return image.point([min(255, round(value * gain)) for value in range(256)] * 3)
