@@ -4,6 +4,7 @@ model's files do not know of it."""
 from text_backbone.parallel.collectives import Collectives
 from text_backbone.parallel.context import ContextShard
 from text_backbone.parallel.context_modules import context_parallel
+from text_backbone.parallel.dispatch import expert_parallel
 from text_backbone.parallel.layout import PLACEMENTS, Layout
 from text_backbone.parallel.model import SplitText, split_backbone
 from text_backbone.parallel.pages import ShardedCache
@@ -16,5 +17,6 @@ __all__ = [
     "ShardedCache",
     "SplitText",
     "context_parallel",
+    "expert_parallel",
     "split_backbone",
 ]

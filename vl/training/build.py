@@ -22,6 +22,7 @@ def build_model(config: TrainConfig, device: torch.device) -> MiniMaxVL:
         ConfigError: if the config describes no model, or another one than the checkpoint holds.
     """
     if config.run.init is None:
+        config.parallel.check_model(config.model.text)
         model = MiniMaxVL(config.model, build_processor(config), device=device, dtype=torch.float32)
         initialise(model, config.data.seed)
         return model
@@ -35,6 +36,7 @@ def build_model(config: TrainConfig, device: torch.device) -> MiniMaxVL:
     for table, wanted, found in (("text", config.text, shape.text), ("vision", config.vision, shape.vision)):
         if wanted is not None and wanted != found:
             raise ConfigError(f"the checkpoint {config.run.init} is not of the shape in [{table}]: drop that table")
+    config.parallel.check_model(shape.text)
     # One thread to an image: the data loader's workers already take every CPU.
     return load_folder(
         folder, shape, name=config.run.init, device=device, dtype=getattr(torch, config.run.dtype), threads=1

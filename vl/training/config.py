@@ -17,6 +17,7 @@ from vl.config import VLConfig
 from vl.errors import ConfigError
 from vl.plugins import find_folder, find_plugin, list_plugins
 from vl.training.checks import above_zero, at_least, build_table, share
+from vl.training.dimensions import ParallelConfig
 from vl.training.losses import REDUCTIONS
 from vl.training.source import DataSource
 
@@ -193,21 +194,6 @@ class RunConfig:
         at_least("run", self, steps=1, accumulate=1, epochs=1, log_steps=1, max_tiles=1)
         at_least("run", self, save_minutes=0, eval_minutes=0, eval_samples=0)
         above_zero("run", self, "minutes", "peak_tflops")
-
-
-@dataclass(frozen=True)
-class ParallelConfig:
-    """How the processes that torchrun starts share the work, beside the parameters, of which each has its shard.
-
-    Attributes:
-        context: so many processes in a row share every batch out by its tokens, for sequences that are too long for
-            one; their number has to be a multiple of it. 1 gives every process batches of its own.
-    """
-
-    context: int = 1
-
-    def __post_init__(self) -> None:
-        at_least("parallel", self, context=1)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from vl.errors import CheckpointError, ConfigError
 from vl.files import write_file
 from vl.training.config import TrainConfig
+from vl.training.dimensions import ParallelConfig
 
 RUN = "run.json"
 # What a run writes, beside the curve: without these there is none.
@@ -22,7 +23,8 @@ _RESULTS = ("checkpoints", "log.jsonl", "model", "adapter")  # what would be los
 # How closely a run is watched and how its work is laid out, but not what comes of it.
 _FREE = {
     *("run.log_steps", "run.save_minutes", "run.eval_minutes", "run.eval_samples", "run.peak_tflops"),
-    *("run.compile", "run.recompute", "run.max_tiles", "data.workers", "parallel.context"),
+    *("run.compile", "run.recompute", "run.max_tiles", "data.workers"),
+    *(f"parallel.{f.name}" for f in fields(ParallelConfig)),
 }
 
 

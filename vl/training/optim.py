@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vl.training.config import OptimizerConfig
 from vl.training.muon import Muon
-from vl.training.parallelize import gather, local, norm_of_shards, shard
+from vl.training.shards import Shards, local, norm_of_shards
 
 # Embeddings in all but name: a decay to zero has no meaning for them.
 _UNDECAYED = ("embed_tokens.weight", "pos_embed", "cls_token", "image_newline")
@@ -28,10 +28,11 @@ class MasterOptimizer:
     bfloat16 has 8 bits of mantissa: updates below 1/256 of a weight would be lost without the copies. AdamW updates
     everything, or with `config.muon` what is no hidden matrix; those Muon updates, every expert's by itself and at a
     rate that gives its updates AdamW's usual size. Norms, biases and embeddings are not decayed. Of parameters that are
-    sharded over processes, each holds and updates its shard.
+    sharded over processes, each holds and updates its shard; `shards` says of which.
     """
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+    def __init__(self, model: nn.Module, config: OptimizerConfig, shards: Shards | None = None) -> None:
+        self.shards = shards or Shards()
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.names = [name for name, _ in named]
         self.params: list[Tensor] = [p for _, p in named]
@@ -66,9 +67,11 @@ class MasterOptimizer:
         torch._foreach_zero_(self.grads)
         if fresh:  # or there was nothing in the batch to learn from
             torch._foreach_copy_([grad for grad, _ in fresh], [grad for _, grad in fresh])
-        for param in self.params:
+        for name, param, grad in zip(self.names, self.params, self.grads, strict=True):
             param.grad = None
-        norm = norm_of_shards(nn.utils.get_total_norm(self.grads), self.params)
+            if name in self.shards.scales:
+                grad.mul_(self.shards.scales[name])
+        norm = norm_of_shards(nn.utils.get_total_norm(self.grads), self.params[0])
         nn.utils.clip_grads_with_norm_(self.masters, self.clip, norm)
         for group in self.adamw.param_groups:
             group["lr"] = lr
@@ -81,9 +84,9 @@ class MasterOptimizer:
         """Every tensor that the next step depends on, by parameter name; shards are gathered, on every process."""
         tensors = {}
         for name, param, master in zip(self.names, self.params, self.masters, strict=True):
-            tensors[f"{name}/master"] = gather(master, param)
+            tensors[f"{name}/master"] = self.shards.gather(name, master, param)
             for key, value in self.adamw.state.get(master, {}).items():
-                tensors[f"{name}/{key}"] = value if key == "step" else gather(value, param)
+                tensors[f"{name}/{key}"] = value if key == "step" else self.shards.gather(name, value, param)
         tensors |= {f"{name}/momentum": momentum for name, momentum in self.momenta.items()}
         return tensors
 
@@ -95,7 +98,7 @@ class MasterOptimizer:
             KeyError: if the tensors are of another model.
         """
         for name, param, master in zip(self.names, self.params, self.masters, strict=True):
-            master.copy_(shard(tensors[f"{name}/master"], param))
+            master.copy_(self.shards.shard(name, tensors[f"{name}/master"], param))
             local(param).copy_(master)
             if name in self.momenta:
                 self.momenta[name].copy_(tensors[f"{name}/momentum"])
@@ -103,7 +106,8 @@ class MasterOptimizer:
             state: dict[str, Tensor] = {}
             for key in ("exp_avg", "exp_avg_sq"):
                 if f"{name}/{key}" in tensors:
-                    state[key] = shard(tensors[f"{name}/{key}"], param).to(master.device, copy=True)
+                    part = self.shards.shard(name, tensors[f"{name}/{key}"], param)
+                    state[key] = part.to(master.device, copy=True)
             if f"{name}/step" in tensors:
                 # AdamW keeps its step counter on the host unless it is fused.
                 home = master.device if self.adamw.defaults["fused"] else "cpu"

@@ -1,7 +1,7 @@
 """Many processes under torchrun: parameters sharded by torch's FSDP2, applied to the model from outside.
 
-Every process has batches of its own, or with context parallelism a part of those of `context` neighbours; gradients are
-averaged over all. What a process must agree on with the others
+Every process has batches of its own, or shares those of some neighbours by the dimensions of `ParallelConfig`;
+gradients are averaged over all. What a process must agree on with the others
 and the host needs to know (times, counts) goes through gloo, so that no GPU is waited for.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,43 +16,43 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, Shard
 
-from text_backbone.parallel import context_parallel
-from vl.errors import ConfigError
+from text_backbone.parallel import context_parallel, expert_parallel
 from vl.model import MiniMaxVL
 from vl.training.context import Context
+from vl.training.dimensions import ParallelConfig
+from vl.training.shards import Shards
 
 _LET_GO_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size`, of which each `context` in a row share their batches out."""
+    """This process among `size`.
+
+    Attributes:
+        sharers: so many in a row have one batch together.
+    """
 
     rank: int = 0
     size: int = 1
-    context: int = 1
+    sharers: int = 1
 
     @classmethod
-    def join(cls, device: torch.device, context: int = 1) -> World:
+    def join(cls, device: torch.device, parallel: ParallelConfig = ParallelConfig()) -> World:  # noqa: B008 (frozen)
         """The processes that torchrun started, connected; a world of one without torchrun.
 
-        Raises ConfigError if they are no multiple of `context`.
+        Raises ConfigError if they do not fit `parallel`.
         """
         size = int(os.environ.get("WORLD_SIZE", "1"))
-        if size % context:
-            raise ConfigError(
-                f"parallel.context = {context} shares every batch out over {context} processes, and {size} cannot be "
-                f"divided by that: start a multiple of {context} (torchrun --nproc-per-node {context}), or lower it"
-            )
+        parallel.check_processes(size)
         if size == 1:
             return cls()
         if not dist.is_initialized():
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-        return cls(dist.get_rank(), size, context)
+        return cls(dist.get_rank(), size, parallel.context)
 
     @property
     def first(self) -> bool:
@@ -63,12 +62,12 @@ class World:
     @property
     def groups(self) -> int:
         """How many have batches of their own."""
-        return self.size // self.context
+        return self.size // self.sharers
 
     @property
     def group(self) -> int:
         """Which of those this process is of."""
-        return self.rank // self.context
+        return self.rank // self.sharers
 
     def sum(self, value: float) -> float:
         """The sum of a number over all processes."""
@@ -76,7 +75,7 @@ class World:
 
     def sum_of_batches(self, value: float) -> float:
         """The sum over all groups of a number that every process has of its group's whole batches."""
-        return self.sum(value) / self.context
+        return self.sum(value) / self.sharers
 
     def slowest(self, seconds: float) -> float:
         """The greatest of the processes' numbers, so that all see the same clock."""
@@ -116,65 +115,45 @@ def local_device(device: torch.device) -> torch.device:
     return device
 
 
-def join_context(model: MiniMaxVL, world: World, device: torch.device) -> Context:
+def join_context(model: MiniMaxVL, world: World, device: torch.device, parallel: ParallelConfig) -> Context:
     """Lets the decoder take parts of batches; the processes that share them with this one. Before `parallelize`."""
-    if world.context == 1:
+    ranks = parallel.context
+    if ranks == 1:
         return Context()
-    mesh = init_device_mesh(device.type, (world.groups, world.context), mesh_dim_names=("data", "context"))
-    group = mesh["context"].get_group()
-    context_parallel(model.language_model, group, device)
-    return Context(world.rank % world.context, world.context, group)
+    mesh = init_device_mesh(device.type, (world.groups, ranks), mesh_dim_names=("fsdp", "context"))["context"]
+    context_parallel(model.language_model, mesh.get_group(), device)
+    return Context(mesh.get_local_rank(), ranks, mesh.get_group())
 
 
-def parallelize(root: nn.Module, model: MiniMaxVL, world: World, device: torch.device) -> None:
+def parallelize(
+    root: nn.Module, model: MiniMaxVL, world: World, device: torch.device, parallel: ParallelConfig
+) -> Shards:
     """Shards every parameter of `root`, the module that a training step calls and that holds `model`.
 
     Attention and experts of each layer are gathered when they run. Everything else is gathered for the whole step: a
     layer's norm weights, which the layer before it reads, and the ViT, which processes run on different numbers of
-    tiles and so cannot gather in step.
+    tiles and so cannot gather in step. Experts that are shared out by other dimensions are sharded over the processes
+    that have the same part of them.
     """
-    mesh = init_device_mesh(device.type, (world.size,))
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
-    text = model.language_model
-    groups: list[nn.Module] = [text.embed_tokens, text.lm_head]
+    text, everyone = model.language_model, init_device_mesh(device.type, (world.size,))
+    alike, experts, cuts, scales = everyone, "block_sparse_moe", {}, {}
+    if parallel.dispatches:
+        shared = parallel.expert * parallel.expert_tensor
+        shape = (world.size // shared, parallel.expert, parallel.expert_tensor)
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=("fsdp", "expert", "expert_tensor"))
+        cuts = expert_parallel(text, mesh["expert", "expert_tensor"], device, parallel.expert_groups)
+        alike, experts = mesh["fsdp"], "block_sparse_moe.experts"
+        # A gradient is over the tokens of all that share the experts, and the mean over processes is wanted.
+        scales = dict.fromkeys(cuts, 1 / shared)
+    for module in (text.embed_tokens, text.lm_head):
+        fully_shard(module, mesh=everyone, mp_policy=policy)
     for layer in text.layers:
-        groups += [layer.get_submodule("self_attn"), layer.get_submodule("block_sparse_moe")]
-    for group in groups:
-        fully_shard(group, mesh=mesh, mp_policy=policy)
-    fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        fully_shard(layer.get_submodule("self_attn"), mesh=everyone, mp_policy=policy)
+        fully_shard(layer.get_submodule(experts), mesh=alike, mp_policy=policy)
+    fully_shard(root, mesh=everyone, mp_policy=policy, reshard_after_forward=False)
     register_fsdp_forward_method(root, "scored_logits")
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor, sharing its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def gather(part: Tensor, like: Tensor) -> Tensor:
-    """The whole of a tensor that is sharded as `like` and of which this process holds `part`; a collective."""
-    if not isinstance(like, DTensor):
-        return part
-    sharded = DTensor.from_local(
-        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    prefix = next(f"{name}." for name, module in root.named_modules() if module is text)
+    return Shards(
+        {prefix + name: cut for name, cut in cuts.items()}, {prefix + name: by for name, by in scales.items()}
     )
-    return sharded.full_tensor()
-
-
-def shard(whole: Tensor, like: Tensor) -> Tensor:
-    """This process's part of `whole` if it is sharded as `like`."""
-    if not isinstance(like, DTensor):
-        return whole
-    assert like.placements == (Shard(0),)
-    mesh = like.device_mesh
-    parts = whole.chunk(mesh.size())
-    rank = mesh.get_local_rank()
-    return parts[rank] if rank < len(parts) else whole[:0]
-
-
-def norm_of_shards(norm: Tensor, params: Sequence[Tensor]) -> Tensor:
-    """The norm of whole gradients from that of this process's shards."""
-    if not isinstance(params[0], DTensor):
-        return norm
-    square = norm.square()
-    dist.all_reduce(square)
-    return square.sqrt()

@@ -31,9 +31,10 @@ from vl.training.lora import load_adapter, new_adapters
 from vl.training.losses import answer_weights
 from vl.training.meters import Meters
 from vl.training.optim import MasterOptimizer, learning_rate
-from vl.training.parallelize import World, gather, join_context, local, local_device, parallelize
+from vl.training.parallelize import World, join_context, local_device, parallelize
 from vl.training.recompute import recompute_layers
 from vl.training.report import Report
+from vl.training.shards import Shards, local
 from vl.training.state import Progress, load_state, save_state
 from vl.training.step import Learner, StepLosses, add_losses, score
 
@@ -96,7 +97,7 @@ class Trainer:
     ) -> None:
         self.config, self.out = config, out
         self.device = local_device(pick_device(device))
-        self.world = World.join(self.device, config.parallel.context)
+        self.world = World.join(self.device, config.parallel)
         check_folder(out, config, self.world.size, resume=resume, overwrite=overwrite)
         # On CPUs only "medium" is faster, by bfloat16 products; what is bfloat16 already loses little by them.
         on_cpu = self.device.type == "cpu" and config.run.dtype == "bfloat16"
@@ -138,7 +139,7 @@ class Trainer:
             return Learner(self.model)
         if not (classes := config.data.open_source().classes):
             return Learner(self.model)
-        if self.world.context > 1:
+        if config.parallel.context > 1:
             raise ConfigError(
                 "parallel.context shares out tokens, and pictures of a source teach the ViT by their patches too: "
                 'give it files in [data], freeze the ViT (run.train = ["projector", "text"]), or set it to 1'
@@ -147,12 +148,13 @@ class Trainer:
 
     def _build_optimizer(self) -> MasterOptimizer:
         """The masters are taken before the weights are rounded to the dtype of the run."""
+        parallel, shards = self.config.parallel, Shards()
         if self.world.size > 1:
             if self.config.optimizer.muon:
                 raise ConfigError("optimizer.muon needs whole matrices, and several processes have shards: turn it off")
-            self.learner.context = join_context(self.model, self.world, self.device)
-            parallelize(self.learner, self.model, self.world, self.device)
-        optimizer = MasterOptimizer(self.learner, self.config.optimizer)
+            self.learner.context = join_context(self.model, self.world, self.device, parallel)
+            shards = parallelize(self.learner, self.model, self.world, self.device, parallel)
+        optimizer = MasterOptimizer(self.learner, self.config.optimizer, shards)
         self.learner.to(getattr(torch, self.config.run.dtype))
         return optimizer
 
@@ -330,8 +332,9 @@ class Trainer:
 
     def _whole_weights(self, prefix: str) -> dict[str, Tensor]:
         """Parameters of a part of the learner by their names in it, gathered from all processes."""
+        shards = self.optimizer.shards
         return {
-            name.removeprefix(prefix): gather(local(parameter.detach()), parameter.detach())
+            name.removeprefix(prefix): shards.gather(name, local(parameter.detach()), parameter.detach())
             for name, parameter in self.learner.named_parameters()
             if name.startswith(prefix)
         }

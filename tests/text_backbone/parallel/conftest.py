@@ -32,6 +32,11 @@ def context_worker() -> ModuleType:
     return load("context_worker")
 
 
+@pytest.fixture(scope="session")
+def expert_worker() -> ModuleType:
+    return load("expert_worker")
+
+
 def load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
     assert spec is not None

@@ -144,7 +144,7 @@ def test_what_cannot_be_shared_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         TrainConfig.of(tables() | {"parallel": {"context": 0}})
     with pytest.raises(vl.ConfigError, match="over 2 processes, and 1 cannot be divided"):
         Trainer(TrainConfig.of(tables() | shared), tmp_path / "a", "cpu")
-    monkeypatch.setattr(World, "join", lambda device, context: World(0, 2, context))
+    monkeypatch.setattr(World, "join", lambda device, parallel: World(0, 2, parallel.context))
     with pytest.raises(vl.ConfigError, match="teach the ViT by their patches"):
         Trainer(TrainConfig.of(tables() | shared), tmp_path / "b", "cpu")
 

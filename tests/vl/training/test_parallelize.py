@@ -16,7 +16,8 @@ import vl
 from vl.training.config import TrainConfig
 from vl.training.curve import read_log
 from vl.training.lora import WEIGHTS
-from vl.training.parallelize import World, gather, local, shard
+from vl.training.parallelize import World
+from vl.training.shards import Shards, local
 from vl.training.state import load_state
 from vl.training.train import Trainer, train
 
@@ -105,13 +106,15 @@ def test_alone_nothing_is_sharded() -> None:
     assert (world.rank, world.size, world.first) == (0, 1, True)
     assert world.sum(3.0) == world.slowest(3.0) == 3.0
     tensor = torch.randn(5, 3)
-    assert local(tensor) is gather(tensor, tensor) is shard(tensor, tensor) is world.mean(tensor) is tensor
+    shards = Shards()
+    assert local(tensor) is shards.gather("a", tensor, tensor) is shards.shard("a", tensor, tensor) is tensor
+    assert world.mean(tensor) is tensor
 
 
 def test_muon_refuses_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = tables(steps=1)
     values["optimizer"] = {"muon": True}
     two = World(rank=0, size=2)
-    monkeypatch.setattr(World, "join", lambda device, context: two)
+    monkeypatch.setattr(World, "join", lambda device, parallel: two)
     with pytest.raises(vl.ConfigError, match="whole matrices"):
         Trainer(TrainConfig.of(values), tmp_path, "cpu")
