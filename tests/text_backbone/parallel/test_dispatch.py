@@ -118,3 +118,36 @@ def test_quantised_experts_are_refused(expert_worker: ModuleType) -> None:
     quantize_backbone(model, "int8")
     with pytest.raises(ValueError, match="QuantizedExperts cannot be shared out"):
         expert_parallel(model, Mesh.of(2, 1), torch.device("cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+def test_two_gpus_in_bfloat16(run_ranks: Any, expert_worker: ModuleType, tmp_path: Any) -> None:
+    """Through NCCL, overlapped and not: as far from float32 as one GPU is, and gradients of the same norm."""
+    # All experts of all tokens, or rounding would choose others.
+    shape = {"head_dim": 128, "hidden_size": 256, "intermediate_size": 512, "num_experts_per_tok": 8}
+    lengths = [[4000, 1, 300], [97, 2100]]
+    cases = {
+        f"{key} {groups}": expert_worker.case(lengths, {key: 2, "groups": groups}, torch.bfloat16, **shape)
+        for key in ("expert", "expert_tensor")
+        for groups in (1, 3)
+    }
+    found = run_ranks(2, cases, tmp_path, "cuda", worker="expert_worker")
+    device, told = torch.device("cuda"), cases["expert 1"]
+    runs = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        model = expert_worker.build(told, device, dtype)
+        batches = enumerate(told["lengths"])
+        runs[dtype] = [expert_worker.results(model, told, i, Packed.of(each, device=device)) for i, each in batches]
+    one, exact = runs[torch.bfloat16], runs[torch.float32]
+    for name in cases:
+        norms = []
+        for key, grad in exact[-1]["grads"].items():
+            got, near = sum(rank[name]["grads"][key].double() for rank in found), one[-1]["grads"][key]
+            norms.append(torch.stack((got.norm(), near.double().norm().cpu())))
+            assert relative(got.cuda(), grad) < 1.5 * relative(near, grad) + 1e-3, (name, key)
+        ours, theirs = torch.stack(norms).norm(dim=0).tolist()
+        assert ours == pytest.approx(theirs, rel=1e-3), name
+        for rank in found:
+            near, far = (run[rank[name]["batch"]]["hidden"] for run in (one, exact))
+            assert relative(rank[name]["hidden"].cuda(), far) < 1.5 * relative(near, far), name
