@@ -25,6 +25,7 @@ from vl.config import VLConfig, write_config
 from vl.documents import PAGE_SIDE
 from vl.engine import Generation, SamplingParams, TextStream, Timings
 from vl.engine.driver import Driver
+from vl.engine.params import check_single
 from vl.engine.prompt import Prompt
 from vl.engine.reading import Progress
 from vl.engine.session import SAVE_EVERY, Session, Source, open_session
@@ -177,6 +178,7 @@ class MiniMaxVL(nn.Module):
         self, messages: Messages, *, tools: Tools | None = None, progress: Progress | None = None, **sampling: Any
     ) -> str:
         """Answer a conversation (OpenAI/transformers content parts). The other arguments are those of `generate`."""
+        check_single(sampling)
         return self.generate([messages], tools=tools, progress=progress, **sampling)[0].text
 
     def stream(
@@ -186,6 +188,7 @@ class MiniMaxVL(nn.Module):
 
         Bad input raises here, not at the first piece. Closing the iterator ends the generation.
         """
+        check_single(sampling)
         params = SamplingParams.of(sampling)
         _check_progress(progress)
         self.engine.stay_in_process()  # tensors' threads are the parent's too: nothing is computed before
@@ -214,7 +217,8 @@ class MiniMaxVL(nn.Module):
                 `logprobs` and whatever else `vl.engine.SamplingParams` has. They hold for every row.
 
         Returns:
-            one `Generation` per row, in order.
+            one `Generation` per row, in order; with `n` answers to each, those of the first row (their `index` 0 to
+            n - 1), then those of the next.
 
         Raises:
             ImageError, InputError: naming the image or message that cannot be used; nothing is generated then.
@@ -225,7 +229,8 @@ class MiniMaxVL(nn.Module):
         if not isinstance(batch, Iterable):
             raise InputError(f"the batch must be a list of conversations, not {type(batch).__name__}")
         prepared = [self._prepare(item, tools) for item in batch]  # before any is queued: bad input costs nothing
-        requests = [self.engine.prepare(inputs, params, timings) for inputs, timings in prepared]
+        answers = [self.engine.prepare_answers(inputs, params, timings) for inputs, timings in prepared]
+        requests = [request for row in answers for request in row]
         results = self.engine.run(requests, progress)
         for result in results:
             result.tool_calls = self.processor.tool_calls(result.token_ids)

@@ -6,11 +6,11 @@ from typing import Protocol
 
 from preprocessing import Inputs
 from preprocessing.kept import KeptImages
+from vl.engine.params import SamplingParams
 from vl.engine.prefix import Held
 from vl.engine.prompt import Prompt
 from vl.engine.request import Request
 from vl.engine.results import Timings
-from vl.engine.sampling import SamplingParams
 from vl.engine.session import Holding
 
 
@@ -29,6 +29,14 @@ class Driver(Holding, Protocol):
         after: Held | None = None,
         hold: bool = False,
     ) -> Request: ...
+    def prepare_answers(
+        self,
+        inputs: Inputs | Prompt,
+        params: SamplingParams,
+        timings: Timings | None = None,
+        *,
+        after: Held | None = None,
+    ) -> list[Request]: ...
     def submit(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request: ...
     def cancel(self, request: Request) -> None: ...
     def step(self) -> None: ...

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -76,10 +77,11 @@ class Engine(Keeping):
         self.stay_in_process()
         if not isinstance(params, SamplingParams):
             raise InputError(f"params must be SamplingParams, not {type(params).__name__}")
+        if params.n > 1:
+            raise InputError(f"n={params.n} answers are for generate, which returns them all: leave n out here")
         self._check_biases(params)
         prompt = inputs if isinstance(inputs, Prompt) else Prompt.of(inputs, self.model.config, self.model.name)
-        places = memory.places(self.model.config.text, self.config)
-        if places or self.config.image_memory:
+        if self._marks() or self.config.image_memory:
             self._hashing.submit(
                 getattr, prompt, "digests"
             )  # so that they are there, mostly, when a step asks for them
@@ -96,11 +98,41 @@ class Engine(Keeping):
             hold=hold,
         )
         if after is None and not hold:
-            request.boundaries = boundaries(prompt, self.model.end_ids, min(MARKS, -(-places // 4)))
+            request.boundaries = boundaries(prompt, self.model.end_ids, self._marks())
         self._check_room(request.prompt_tokens, request.max_new_tokens, after)
         if after is not None:
             after.users.add(request)
         return request
+
+    def _marks(self) -> int:
+        """Places of a prompt at which what was read may be kept."""
+        return min(MARKS, -(-memory.places(self.model.config.text, self.config) // 4))
+
+    def prepare_answers(
+        self,
+        inputs: Inputs | Prompt,
+        params: SamplingParams,
+        timings: Timings | None = None,
+        *,
+        after: Held | None = None,
+    ) -> list[Request]:
+        """`prepare` the `params.n` answers to one prompt, of which the first to run reads it for all, but a token.
+
+        They are requests like any others, and may end, fail or be cancelled each by itself.
+        """
+        prompt = inputs if isinstance(inputs, Prompt) else Prompt.of(inputs, self.model.config, self.model.name)
+        requests = []
+        for index in range(params.n):
+            request = self.prepare(prompt, params.one(index), replace(timings or Timings()), after=after)
+            request.index = index
+            requests.append(request)
+        last, most = len(prompt) - 1, self._marks()
+        if params.n > 1 and after is None and last and most:
+            ends = (*[at for at in requests[0].boundaries if at < last][: most - 1], last)
+            siblings = object()
+            for request in requests:
+                request.siblings, request.boundaries = siblings, ends
+        return requests
 
     def submit(self, inputs: Inputs, params: SamplingParams, timings: Timings | None = None) -> Request:
         """`prepare` a prompt and queue it: it starts when its turn comes, first come first served."""

@@ -8,7 +8,7 @@ import secrets
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from numbers import Real
 from typing import Any
@@ -23,6 +23,7 @@ _HOTTEST = 1e6
 _SMALLEST = sys.float_info.min * sys.float_info.epsilon  # the least float above 0
 _LARGEST = 2**63 - 1
 _MOST_STOPS, _LONGEST_STOP = 64, 1000
+_MOST_ANSWERS = 128
 
 
 class Draw(enum.IntEnum):
@@ -60,6 +61,8 @@ class SamplingParams:
         logprobs: whether `Generation.logprobs` says how likely each token was: to the model itself, before all that
             is said here.
         top_logprobs: how many of the likeliest tokens in each place it names besides, at most 20.
+        n: answers to each conversation, whose prompt is read once for all of them; at most 128. With a seed, answer i
+            is that of `seed + i` alone.
 
     Raises:
         InputError: if a value is not of its type or out of its range.
@@ -79,6 +82,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
     logprobs: bool = False
     top_logprobs: int = 0
+    n: int = 1
 
     def __post_init__(self) -> None:
         top = f"0 to {MOST_TOP_LOGPROBS}"
@@ -95,6 +99,7 @@ class SamplingParams:
             "frequency_penalty": _real("frequency_penalty", self.frequency_penalty, -2, 2, "-2 to 2"),
             "logit_bias": _biases(self.logit_bias),
             "top_logprobs": _whole("top_logprobs", self.top_logprobs, 0, MOST_TOP_LOGPROBS, top),
+            "n": _whole("n", self.n, 1, _MOST_ANSWERS, f"1 to {_MOST_ANSWERS}"),
         }
         if self.seed is not None:
             values["seed"] = _whole("seed", self.seed, 0, BITS, "0 or more, below 2^64")
@@ -135,9 +140,19 @@ class SamplingParams:
         """Whether logits become others before they are drawn from."""
         return self.penalises or bool(self.logit_bias)
 
+    def one(self, index: int) -> SamplingParams:
+        """Those of one of the `n` answers."""
+        return replace(self, n=1, seed=None if self.seed is None else (self.seed + index) & BITS)
+
     def key(self) -> int:
         """int64 that all of a request's noise comes from; another one at every call if there is no seed."""
         return signed(mixed(secrets.randbits(64) if self.seed is None else self.seed))
+
+
+def check_single(sampling: Mapping[str, Any]) -> None:
+    """For who returns one answer: raises InputError if keyword arguments ask for several."""
+    if (whole(sampling.get("n")) or 1) > 1:
+        raise InputError("n must be 1 here, where one answer is returned: generate returns all of them")
 
 
 def _whole(name: str, value: object, least: int, most: int, rule: str) -> int:

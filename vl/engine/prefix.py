@@ -50,6 +50,7 @@ class Sequenced(Entry):
         kept: tokens of the longest beginning of it that was kept or found since it has its slot.
         cached_tokens: of its prompt, that were found when it first ran, and not read; None before.
         marks: of the next step: after how many of its tokens its states are kept, and at which place.
+        siblings: those with the same one answer the same prompt, which one of them reads for all; None: it has none.
         after: what it begins with, of which nothing is read again; None leaves that to what is found.
     """
 
@@ -57,6 +58,7 @@ class Sequenced(Entry):
     kept: int = 0
     cached_tokens: int | None = None
     marks: Sequence[tuple[int, int]] = ()
+    siblings: object | None = None
     after: Held | None = None
 
     def key_at(self, tokens: int) -> bytes:
@@ -137,14 +139,14 @@ class Prefixes:
         """Whether one of `running` is reading what `entry` begins with, and will keep it: to wait is worth it then."""
         if not self._most:
             return False
-        due = (
-            at
-            for other in running
-            for at in other.boundaries[bisect_right(other.boundaries, other.computed) :]
-            if at in entry.boundaries and other.key_at(at) == entry.key_at(at)
-        )
-        most = max(due, default=0)
-        return most > 0 and most >= _WORTH_WAITING + next((found.tokens for found in self._found(entry)), 0)
+        for other in running:
+            due = other.boundaries[bisect_right(other.boundaries, other.computed) :]
+            shared = (at for at in due if at in entry.boundaries and other.key_at(at) == entry.key_at(at))
+            worth = 1 if entry.siblings and entry.siblings is other.siblings else _WORTH_WAITING
+            most = max(shared, default=0)
+            if most and most >= worth + next((found.tokens for found in self._found(entry)), 0):
+                return True
+        return False
 
     def shared_pages(self, entry: Sequenced) -> int:
         """Pages that `entry` need not take, as running sequences hold them anyway."""

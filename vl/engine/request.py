@@ -65,6 +65,7 @@ class Request(Sequenced):
         token_ids, text: all that was generated. `pieces`: text not yet taken by a consumer. `logprobs`: one for each
             token, if they were asked for.
         finish_reason, error: how it ended; None while it has not.
+        index: which of its prompt's answers it is.
         hold: whether what it has read is to be held when it has ended. `held`: then that.
     """
 
@@ -81,6 +82,7 @@ class Request(Sequenced):
     text: str = ""
     finish_reason: FinishReason | None = None
     error: BaseException | None = None
+    index: int = 0
     hold: bool = False
     held: Held | None = None
 
@@ -155,4 +157,12 @@ class Request(Sequenced):
             raise self.error
         assert self.finish_reason is not None, "the request has not finished"
         logprobs = self.logprobs if self.params.logprobs else None
-        return Generation(self.text, self.token_ids, self.finish_reason, self.usage, self.timings, logprobs=logprobs)
+        return Generation(
+            self.text,
+            self.token_ids,
+            self.finish_reason,
+            self.usage,
+            self.timings,
+            logprobs=logprobs,
+            index=self.index,
+        )

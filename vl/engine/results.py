@@ -73,7 +73,7 @@ class Generation:
     `text` leaves out special tokens and whatever follows a stop string; `token_ids` is all that was generated, the end
     token included. `finish_reason` is "stop" (end token or stop string) or "length" (`max_new_tokens`). `tool_calls`
     are the calls of functions in it, which `text` has too, without the special token before them. `logprobs` has one
-    entry for each of `token_ids`, if they were asked for.
+    entry for each of `token_ids`, if they were asked for. `index`: which of a conversation's `n` answers it is.
     """
 
     text: str
@@ -83,3 +83,4 @@ class Generation:
     timings: Timings
     tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] | None = None
+    index: int = 0

@@ -22,7 +22,7 @@ from vl.documents import PAGE_SIDE, read_documents
 from vl.engine import memory
 from vl.engine.holding import Fill, put_named_in
 from vl.engine.identity import Whole, differences, identity
-from vl.engine.params import SamplingParams
+from vl.engine.params import SamplingParams, check_single
 from vl.engine.prefix import Held
 from vl.engine.prompt import Prompt
 from vl.engine.reading import Progress, Reading
@@ -59,6 +59,9 @@ class Holding(Protocol):
         after: Held | None = None,
         hold: bool = False,
     ) -> Request: ...
+    def prepare_answers(
+        self, inputs: Prompt, params: SamplingParams, timings: Timings | None = None, *, after: Held | None = None
+    ) -> list[Request]: ...
     def run(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Generation]: ...
     def stream(self, request: Request, progress: Progress | None = None) -> Iterator[str]: ...
     def stay_in_process(self) -> None: ...
@@ -151,7 +154,8 @@ class Session:
         self, questions: Sequence[str | Messages], *, progress: Progress | None = None, **sampling: Any
     ) -> list[Generation]:
         """Answer many questions at once, each as if it were the only one; arguments and errors as of `ask`."""
-        return self._engine.run([self._request(_asked(question, ()), sampling) for question in questions], progress)
+        requests = [self._requests(_asked(question, ()), sampling) for question in questions]
+        return self._engine.run([request for answers in requests for request in answers], progress)
 
     def add(self, source: Source, *, page_side: int = PAGE_SIDE, progress: Progress | None = None) -> None:
         """Read more: arguments and errors as of `MiniMaxVL.read`. After an error the session is as it was."""
@@ -202,6 +206,10 @@ class Session:
         self.close()
 
     def _request(self, asked: Conversation, sampling: Mapping[str, Any]) -> Request:
+        check_single(sampling)
+        return self._requests(asked, sampling)[0]
+
+    def _requests(self, asked: Conversation, sampling: Mapping[str, Any]) -> list[Request]:
         params = SamplingParams.of(sampling)
         self._engine.stay_in_process()
         with self._turn:
@@ -209,7 +217,7 @@ class Session:
             begun = time.perf_counter()
             rest = self._prompt(self._model.processor.continuation(self._read, asked))
             timings = Timings(preprocess=time.perf_counter() - begun)
-            return self._engine.prepare(rest.behind(self._ids), params, timings, after=self._held)
+            return self._engine.prepare_answers(rest.behind(self._ids), params, timings, after=self._held)
 
     def _check(self) -> None:
         if self._held.lost:

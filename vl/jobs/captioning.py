@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vl.model import MiniMaxVL
 
 
-_REFUSED = ("logprobs", "top_logprobs")  # what a row has no place for
+_REFUSED = ("n", "logprobs", "top_logprobs")  # what a row has no place for
 
 
 @dataclass

@@ -134,6 +134,7 @@ WRONG: dict[str, list[object]] = {
     "logit_bias": [5, "5", [(5, 1.0)], {"5": 1.0}, {-1: 1.0}, {2**31: 1.0}, {1.0: 1.0}, {5: 101}, {5: None}],
     "logprobs": [1, None, "yes", 5],
     "top_logprobs": [-1, 21, 1.0, None, True, 3],
+    "n": [0, -1, 129, 1.0, None, "2", True],
     "seed": [-3, 1.0, "7", True, 2**64, float("nan")],
     "priority": [1.0, "high", None, True, 2**31, -(2**31) - 1],
     "stop": [("",), "", 5, [5], b"stop", ["a", None], {"a": 1}, "x" * 1_000_000, ["a"] * 65, repeat("a"), 1.5],

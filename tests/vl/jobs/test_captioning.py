@@ -144,5 +144,7 @@ def test_unusable_models_and_options_are_errors_of_the_job(archive: Path, tmp_pa
         run(archive, tmp_path / "out.jsonl", temperature=-1.0)
     with pytest.raises(InputError, match="logprobs is not for captioning jobs"):
         caption_rows(FakeModel(), [], logprobs=True)
+    with pytest.raises(InputError, match="n is not for captioning jobs"):
+        run(archive, tmp_path / "out.jsonl", n=2)
     with pytest.raises(InputError, match="batch_size"):
         run(archive, tmp_path / "out.jsonl", batch_size=0)
