@@ -43,6 +43,7 @@ def load(
     spill: Spill = None,
     background: Background = None,
     progress: Callable[[int, int], None] | None = None,
+    warm_up: bool = False,
     **options: int,
 ) -> MiniMaxVL:
     """Load a model in the released layout.
@@ -68,6 +69,8 @@ def load(
         background: what transparent images are laid on: a colour such as "white", "#rrggbb" or (r, g, b). None drops
             the transparency, as the released recipe does.
         progress: called after each tensor with the numbers of values loaded and in all.
+        warm_up: do once what the first requests would wait for (`Engine.warm_up`): on a GPU, compile kernels, record
+            graphs and take the cache's memory. `progress` hears of its parts then, too: how many are done, and of all.
         options: the fields of `vl.engine.EngineConfig`.
 
     Raises:
@@ -78,6 +81,8 @@ def load(
     """
     if progress is not None and not callable(progress):
         raise ConfigError(f"progress={progress!r} cannot be called: give a function of two numbers, or None")
+    if not isinstance(warm_up, bool):
+        raise ConfigError(f"warm_up must be True or False, not {warm_up!r:.80}")
     settings = EngineConfig.of(options)
     read_background(background)
     spilling = read_spill(spill, devices)
@@ -91,7 +96,7 @@ def load(
     if asked is not None:
         placed = asked.place(config, stored_as, settings)
         if len(placed.devices) > 1:
-            return load_split(
+            split = load_split(
                 folder,
                 config,
                 placed,
@@ -103,6 +108,9 @@ def load(
                 progress=progress,
                 timeout=timeout,
             )
+            if warm_up:
+                split.engine.warm_up(progress)
+            return split
         place = placed.devices[0]
     if device is None and place.type == "cpu":
         warn_of_slowness(name, config)
@@ -123,8 +131,10 @@ def load(
         background=background,
         progress=progress,
     )
-    model.engine = Engine(model, settings)
-    return model.eval()
+    engine = model.engine = Engine(model.eval(), settings)
+    if warm_up:
+        engine.warm_up(progress)
+    return model
 
 
 def weights_as(

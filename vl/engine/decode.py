@@ -146,6 +146,10 @@ class DecodeStep:
         else:
             inputs.chosen.copy_(sample(logits, inputs.sampling(), draw))
 
+    def record(self, count: int, draw: Draw | None) -> None:
+        """Record the step for so many rows, where it can be, before there are any."""
+        self._replay(count, draw)
+
     def _replay(self, count: int, draw: Draw | None) -> Callable[[], None] | None:
         """The recorded step for so many rows; None if it has to run as it is."""
         if self._recorder is None or self._cache.scratch_slot is None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from preprocessing import Grid
 from vl.engine.driven import Model
 from vl.engine.images import ImageFeatures
 from vl.engine.request import Request
@@ -100,6 +101,17 @@ class Embedder:
                 self._images.put(request.prompt.digests[image], part)
         for request in dict.fromkeys(request for request, _ in wanted):
             request.watches.append(seconds)
+
+    def rehearse(self, tiles: int) -> None:
+        """Encode an image of so many tiles, 2 at least, until the graph of so many has been recorded."""
+        vision = self._model.vision
+        assert vision is not None, "a text-only model has no images to rehearse"
+        side, patches, cols = vision.config.image_size, vision.config.patches, tiles - 1
+        grid = Grid(
+            cols * side, side, cols, 1, left=0, top=0, cols=cols * patches, rows=patches, patches=patches, tile=side
+        )
+        for _ in range(3):  # seen, recorded, replayed
+            vision(torch.zeros(tiles, 3, side, side, dtype=torch.uint8), [grid], max_tiles=AHEAD, replay=self._graphs)
 
     def _next(self, due: list[tuple[Request, int]], running: Sequence[Request]) -> Iterator[tuple[Request, int]]:
         """Images that are due later, in the order of being read, while they and those due now are at most `AHEAD`."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -25,6 +26,7 @@ from vl.engine.prompt import Prompt
 from vl.engine.reading import Progress, Watch
 from vl.engine.request import Request
 from vl.engine.results import Generation, Timings, TokenLogprob
+from vl.engine.warming import Rehearsal, rehearsals
 from vl.errors import DeviceError, InputError
 
 MARKS = 8  # of a prompt at most: each is a copy of all states
@@ -187,6 +189,40 @@ class Engine(Keeping):
             return  # the parent's; and a lock that another thread held then is never given back here
         with self._lock:
             self._end(request)
+
+    def warm_up(self, progress: Callable[[int, int], object] | None = None) -> None:
+        """Do once what first requests would wait for: compile kernels, record graphs, take the cache's memory.
+
+        On a GPU that takes a minute or so the first time, and less once compiled kernels are on the disk.
+
+        Args:
+            progress: called after each part with the numbers of parts done and in all.
+
+        Raises:
+            DeviceError: if memory runs out.
+        """
+        parts = list(rehearsals(self.model, self.config))
+        counts, fresh = replace(self.counts, misses=Counter(self.counts.misses)), not self.prefixes
+        try:
+            for done, part in enumerate(parts, 1):
+                self._rehearse(part)
+                if progress is not None:
+                    progress(done, len(parts))
+        finally:
+            vars(self.counts).update(vars(counts))
+            if fresh and self.prefixes is not None:
+                self.prefixes.clear()
+
+    def _rehearse(self, part: Rehearsal) -> None:
+        if part.prompt is not None:
+            self.run([self.prepare(part.prompt, part.sampling)])
+            return
+        self.stay_in_process()
+        with self._lock, self._on_device(), torch.inference_mode():
+            if self.runner is None:
+                self._fit_cache(1, 1, None)
+            assert self.runner is not None
+            self.runner.rehearse(part)
 
     # Steps
 

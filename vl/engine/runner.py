@@ -20,6 +20,7 @@ from vl.engine.images import ImageFeatures
 from vl.engine.memory import places
 from vl.engine.request import Request
 from vl.engine.vision_graphs import VisionGraphs
+from vl.engine.warming import Rehearsal
 
 _PLACES_AHEAD = 4  # what the next turn of a conversation keeps, and a bit
 
@@ -89,6 +90,14 @@ class Runner:
             return False
         self._images.clear()
         return True
+
+    def rehearse(self, part: Rehearsal) -> None:
+        """Compile and record what encoding so many tiles, or writing so many rows, needs; no sequence notices."""
+        if part.tiles:
+            self._embed.rehearse(part.tiles)
+        if part.rows:
+            self.decode.record(part.rows, part.draw)
+            self.cache.places.wait()
 
     def __call__(
         self, batch: Sequence[tuple[Request, int]], running: Sequence[Request]

@@ -14,6 +14,7 @@ from vl.engine.driven import Model
 from vl.engine.holding import Contents, Fill
 from vl.engine.keeping import Steps
 from vl.engine.prefix import Held
+from vl.engine.warming import Rehearsal
 from vl.errors import ConfigError, InputError
 from vl.ranks.interrupts import Interrupts
 from vl.ranks.messages import Call, NewRequest, Step, Written
@@ -206,6 +207,9 @@ class RanksRunner:
     def changed(self) -> bool:
         """Nor can it be trained."""
         return False
+
+    def rehearse(self, part: Rehearsal) -> None:
+        self._ranks.call("rehearse", part)
 
     def __call__(
         self, batch: Sequence[tuple[Request, int]], running: Sequence[Request]

@@ -12,6 +12,7 @@ from vl.engine.images import ImageFeatures
 from vl.engine.prompt import Prompt
 from vl.engine.runner import Runner
 from vl.engine.vision_graphs import VisionGraphs
+from vl.engine.warming import Rehearsal
 from vl.model import MiniMaxVL
 from vl.ranks.messages import NewRequest, Step, Written
 
@@ -53,6 +54,12 @@ class Part:
         device = self._model.device
         recorder = GraphRecorder(device) if device.type == "cuda" else None
         self._runner = Runner.make(self._model, self._config, pages, recorder, self._vision_graphs, self._images)
+
+    @torch.inference_mode()
+    def rehearse(self, part: Rehearsal) -> None:
+        """As of `Runner`."""
+        assert self._runner is not None, "a rehearsal before there is a cache"
+        self._runner.rehearse(part)
 
     def image_counts(self) -> tuple[int, int]:
         """As of `Engine`."""
