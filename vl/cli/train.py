@@ -22,8 +22,8 @@ def train(
         typer.Argument(
             metavar="CONFIG.toml|NAME",
             help="The recipe: a file, or the name of one that comes with the package: "
-            "align (the projector alone), tune (everything), lora (adapters), nano, reading, skills, tiny, recall, "
-            "recall_softmax.",
+            "align (the projector alone), tune (everything), lora (adapters), nano, reading, skills, answers, tiny, "
+            "recall, recall_softmax.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model, checkpoints and logs.")],

@@ -34,6 +34,7 @@ _DESCRIBE = (
 _READ = ("Read the text.", "What does the text say?", "Transcribe the text in this image.")
 _PAGES = ("page", "page", "page", "receipt", "sign", "screen")  # half of them are plain print, the most to read
 _SHORT = topics()["scenes.short"]
+_CROWDED = 0.6  # of the scenes that may be odd, those that have more shapes, anywhere
 _SHORT_SHARE = 0.15  # of the questions on scenes
 
 
@@ -69,7 +70,10 @@ def _words(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
     return draw_words(rng, mix.sizes, max_words=mix.max_words, fonts=mix.typeface, textures=mix.textures)
 
 
-def _scene(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
+def _scene(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, SceneFacts]:
+    if mix.odd and rng.random() < _CROWDED * mix.odd:
+        image, facts = _counts(rng, mix)
+        return image, facts.in_reading_order()
     return draw_scene(
         rng,
         mix.sizes,
@@ -77,11 +81,12 @@ def _scene(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
         shapes=mix.shapes,
         colours=mix.colours,
         textures=mix.textures,
+        odd=mix.odd,
     )
 
 
-def _counts(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
-    return draw_counts(rng, mix.sizes, shapes=mix.shapes, colours=mix.colours, textures=mix.textures)
+def _counts(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, SceneFacts]:
+    return draw_counts(rng, mix.sizes, shapes=mix.shapes, colours=mix.colours, textures=mix.textures, odd=mix.odd)
 
 
 def _emoji(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:

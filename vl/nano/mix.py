@@ -34,6 +34,8 @@ class Mix:
             questions, or descriptions of what was not described yet.
         damaged: the share of pictures that are turned, blurred, noisy or compressed.
         textures: the share of backdrops behind shapes, words and emoji that are striped, checked or dotted.
+        odd: the share of shapes that are outlines, mirrored, upside down or of a colour of CSS; and of scenes that have
+            up to nine shapes anywhere, some of which touch or overlap.
         grounds: the share of pictures of emoji whose ground is a picture of nothing: clouds, hills, a photograph.
         absent: of the pictures of nothing, the share that are not there, so that the model says it sees none.
         photos: a folder with photographs, parts of which are pictures of nothing that the model knows.
@@ -60,6 +62,7 @@ class Mix:
     turns: int = 1
     damaged: float = 0.0
     textures: float = 0.0
+    odd: float = 0.0
     grounds: float = 0.0
     absent: float = 0.0
     photos: str | None = None
@@ -74,9 +77,9 @@ class Mix:
         weights = self.weights.values()
         if min(weights) < 0 or not sum(weights):
             raise ConfigError(f"data.mix needs a positive frequency for at least one of {', '.join(KIND_NAMES)}")
-        shares = (self.questions, self.damaged, self.textures, self.grounds, self.absent)
+        shares = (self.questions, self.damaged, self.textures, self.odd, self.grounds, self.absent)
         if not all(0 <= share <= 1 for share in shares):
-            raise ConfigError("data.mix.questions, damaged, textures, grounds and absent are shares, from 0 to 1")
+            raise ConfigError("data.mix.questions, damaged, textures, odd, grounds and absent are shares, from 0 to 1")
         if self.turns < 1:
             raise ConfigError(f"data.mix.turns {self.turns} must be at least 1")
         if self.faces not in FACES:

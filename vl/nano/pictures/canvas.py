@@ -46,6 +46,23 @@ COLOURS: dict[str, Hue] = {
 }
 
 
+# Colours of CSS that nobody would call by another of the twelve names; most lie outside the ranges above.
+CSS_COLOURS: dict[str, tuple[RGB, ...]] = {
+    "red": ((255, 0, 0), (220, 20, 60), (205, 0, 0)),
+    "orange": ((255, 165, 0), (255, 140, 0)),
+    "yellow": ((255, 255, 0), (255, 215, 0)),
+    "green": ((0, 128, 0), (0, 255, 0), (34, 139, 34), (0, 100, 0), (50, 205, 50)),
+    "cyan": ((0, 255, 255), (0, 206, 209)),
+    "blue": ((0, 0, 255), (65, 105, 225), (30, 144, 255), (0, 0, 128)),
+    "purple": ((128, 0, 128), (75, 0, 130), (138, 43, 226), (102, 51, 153)),
+    "pink": ((255, 192, 203), (255, 105, 180), (255, 182, 193)),
+    "brown": ((165, 42, 42), (139, 69, 19)),
+    "gray": ((128, 128, 128), (105, 105, 105), (169, 169, 169)),
+    "black": ((0, 0, 0),),
+    "white": ((255, 255, 255),),
+}
+
+
 def pick(rng: Generator, options: Sequence[_T]) -> _T:
     """Draws one of the options, each as likely."""
     return options[int(rng.integers(len(options)))]

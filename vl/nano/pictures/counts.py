@@ -16,6 +16,7 @@ from vl.nano.pictures.scenes import MIN_RADIUS, SHAPES, SceneFacts, paint_shape,
 MAX_COUNT = 9
 _MIN_SHARE = 0.03  # of the longer side: the largest canvases are shrunk before they are seen
 _GAP = 3.0  # px between two shapes
+_OVERLAP = 0.5  # of the radius that most have, how much closer than touching two shapes may come
 _COVER = 0.3  # the share of the canvas that discs thrown at random can be made to cover
 _ASPECT = 2.2
 
@@ -30,26 +31,30 @@ def draw_counts(
     shapes: Sequence[str] = tuple(SHAPES),
     colours: Sequence[str] = tuple(COLOURS),
     textures: float = 0.0,
+    odd: float = 0.0,
 ) -> tuple[Image.Image, SceneFacts]:
-    """Draws 1 to `max_objects` shapes that do not overlap, any number as likely.
+    """Draws 1 to `max_objects` shapes, any number as likely, that do not overlap.
+
+    The share `odd` of them is drawn as `paint_shape` says, and of pictures, shapes in a heap may touch and overlap.
 
     The facts name the most frequent kind first, and each kind from top to bottom; several shapes may share a cell of
     the 3 x 3 grid or lie near its border. The canvas grows where it is too small to hold them at a radius of 9 px: nine
     of them want about 90 x 90 px.
     """
     count = int(rng.integers(1, max_objects + 1))
-    width, height, discs = _lay_out(rng, *draw_size(sizes, _ASPECT, rng), count)
+    close = bool(odd) and bool(rng.random() < odd)
+    width, height, discs = _lay_out(rng, *draw_size(sizes, _ASPECT, rng), count, close)
     background = Background.draw(rng, textures)
     image = background.paint(width, height, rng)
-    kinds = _kinds(rng, background, count, shapes, colours)
-    objects = [paint_shape(rng, image, disc, *kind) for disc, kind in zip(discs, kinds, strict=True)]
+    kinds = _kinds(rng, background, count, shapes, colours, odd)
+    objects = [paint_shape(rng, image, disc, *kind, odd) for disc, kind in zip(discs, kinds, strict=True)]
     often = Counter(shape.name for shape in objects)
     objects.sort(key=lambda s: (-often[s.name], s.colour, s.shape, s.y, s.x))
     return image, SceneFacts(width, height, tuple(objects))
 
 
 def _kinds(
-    rng: Generator, background: Background, count: int, shapes: Sequence[str], colours: Sequence[str]
+    rng: Generator, background: Background, count: int, shapes: Sequence[str], colours: Sequence[str], odd: float
 ) -> list[_Kind]:
     """What each object is: all alike, alike but for the colour, alike but for the shape, or of two or three kinds."""
     style = rng.choice(4, p=(0.3, 0.25, 0.2, 0.25))
@@ -59,7 +64,7 @@ def _kinds(
     for _ in range(varieties):
         left = [colour for colour in colours if colour not in {name for name, _ in inks}]
         if left:
-            inks.append(visible_colour(rng, background, left))
+            inks.append(visible_colour(rng, background, left, odd))
     if style == 1:
         forms = forms[:1]
     elif style == 2:
@@ -68,11 +73,11 @@ def _kinds(
     return [palette[int(i)] for i in rng.integers(varieties, size=count)]
 
 
-def _lay_out(rng: Generator, width: int, height: int, count: int) -> tuple[int, int, list[Disc]]:
-    """Width and height of a canvas that holds `count` discs, and the discs."""
+def _lay_out(rng: Generator, width: int, height: int, count: int, close: bool) -> tuple[int, int, list[Disc]]:
+    """Width and height of a canvas that holds `count` discs, and the discs; `close` ones may overlap in a heap."""
     in_rows = rng.random() < 0.35
     while True:
-        discs = _rows(rng, width, height, count) if in_rows else _heap(rng, width, height, count)
+        discs = _rows(rng, width, height, count) if in_rows else _heap(rng, width, height, count, close)
         if discs is not None:
             return width, height, discs
         width, height = round(1.15 * width), round(1.15 * height)
@@ -101,7 +106,7 @@ def _rows(rng: Generator, width: int, height: int, count: int) -> list[Disc] | N
     return [Disc(x + dx, y + dy, radius, radius) for (x, y), (dx, dy) in zip(places, shifts.tolist(), strict=True)]
 
 
-def _heap(rng: Generator, width: int, height: int, count: int) -> list[Disc] | None:
+def _heap(rng: Generator, width: int, height: int, count: int, close: bool) -> list[Disc] | None:
     """Discs of one or several sizes thrown at random into the canvas or a part of it; None where they do not fit."""
     smallest = _smallest(width, height)
     shares = rng.uniform(0.55, 1.0, size=2) if rng.random() < 0.4 else np.ones(2)
@@ -119,4 +124,5 @@ def _heap(rng: Generator, width: int, height: int, count: int) -> list[Disc] | N
         x, y = (float(rng.uniform(radius + 1, extent - radius - 1)) for extent in (wide, high))
         return Disc(left + x, top + y, radius, radius)
 
-    return discs if all(throw(draw, 40, discs, _GAP) for _ in range(count)) else None
+    gap = -_OVERLAP * base if close else _GAP
+    return discs if all(throw(draw, 40, discs, gap) for _ in range(count)) else None
