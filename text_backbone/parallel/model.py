@@ -29,6 +29,7 @@ from text_backbone.parallel.modules import (
 )
 from text_backbone.parallel.pages import ShardedCache
 from text_backbone.quantization import quantize_backbone
+from text_backbone.spill import place_spilled
 
 
 class SplitText(MiniMaxText):
@@ -140,6 +141,7 @@ def split_backbone(
     placement: str = "tensor",
     *,
     quantization: str | None = None,
+    slots: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> SplitText:
@@ -154,11 +156,13 @@ def split_backbone(
         quantization: None, "int8", "fp8" or "nf4". Parts are those of the whole quantised matrices, so that the ranks
             compute what one process does. With FP8 activations are rounded with the largest of the columns that are
             here, so that where columns are split (`out_proj`, `o_proj`, `w2`) results differ by FP8's rounding.
+        slots: None for all experts that are here on the device; else as of `spill.spill_backbone`, of those of a layer
+            that are here.
         device: of this rank.
         dtype: of what is not quantised.
 
     Raises:
-        ValueError: if the decoder cannot be split so over so many ranks.
+        ValueError: if the decoder cannot be split so over so many ranks, or as `spill.SpilledExperts`.
     """
     place = torch.get_default_device() if device is None else torch.device(device)
     layout = Layout(config, placement, dist.get_rank(group), dist.get_world_size(group))
@@ -166,4 +170,7 @@ def split_backbone(
     model = kind(layout, Collectives(group, place), dtype=dtype)
     if quantization is not None:
         quantize_backbone(model, quantization, layout.part)
-    return model.to_empty(device=place).requires_grad_(False)
+    if slots is None:
+        return model.to_empty(device=place).requires_grad_(False)
+    place_spilled(model, slots, place)
+    return model

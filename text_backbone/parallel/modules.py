@@ -18,6 +18,7 @@ from text_backbone.packed import Packed
 from text_backbone.parallel.collectives import Collectives
 from text_backbone.parallel.layout import Layout
 from text_backbone.softmax import SoftmaxAttention
+from text_backbone.spill import SpilledExperts
 
 _STATIC = (
     1024  # assignments up to which experts on a GPU run on all of them, without asking the device which are theirs
@@ -115,7 +116,7 @@ class SplitMoE(SparseMoE):
         weights, experts, logits = route(x, self.gate.weight, self.top_k)
         if self.stop - self.first == self.all_experts:
             out = self.experts(x, weights, experts)
-        elif x.is_cuda and experts.numel() <= _STATIC:
+        elif x.is_cuda and experts.numel() <= _STATIC and not isinstance(self.experts, SpilledExperts):
             out = self._all_assignments(x, weights, experts)
         else:
             out = self._own_assignments(x, weights, experts)

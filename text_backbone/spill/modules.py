@@ -170,19 +170,27 @@ def spilled_backbone(
     Raises:
         ValueError: as `SpilledExperts` and `quantize_backbone`.
     """
-    place = torch.device(device) if device is not None else torch.get_default_device()
     model = MiniMaxText(config, device="meta", dtype=dtype)
     if format is not None:
         quantize_backbone(model, format)
+    place_spilled(model, slots, torch.device(device) if device is not None else torch.get_default_device())
+    return model
+
+
+def place_spilled(model: MiniMaxText, slots: int, device: torch.device) -> None:
+    """Give a model on `meta`, or a rank's part of one, room: its experts as of `spill_backbone`, the rest on `device`.
+
+    Raises:
+        ValueError: as `SpilledExperts`.
+    """
     layers = [cast(SparseMoE, layer.get_submodule("block_sparse_moe")) for layer in model.layers]
     shapes = [moe.experts for moe in layers]
     for moe in layers:
         moe.set_submodule("experts", nn.Module())
-    model.to_empty(device=place)
+    model.to_empty(device=device)
     for moe, experts in zip(layers, shapes, strict=True):
         moe.set_submodule("experts", experts)
-    spill_backbone(model, slots, place)
-    return model
+    spill_backbone(model, slots, device)
 
 
 def host_bytes(config: TextConfig, format: str | None, dtype: torch.dtype) -> int:
@@ -213,7 +221,8 @@ def _slots(weight: Tensor | Quantized, slots: int, device: torch.device) -> Tens
     if isinstance(weight, Tensor):
         return torch.empty((slots, *weight.shape[1:]), dtype=weight.dtype, device=device)
     lead = (slots, *weight.lead[1:])
-    return Quantized(weight.format, lead, weight.rows, weight.columns, device=device, dtype=weight.dtype)
+    form, rows, columns, dtype = weight.format, weight.rows, weight.columns, weight.dtype
+    return Quantized(form, lead, rows, columns, device=device, dtype=dtype, part=weight.part)
 
 
 def _in_host(weight: Tensor | Quantized, device: torch.device) -> nn.Parameter | Quantized:

@@ -39,7 +39,7 @@ LENGTHS, CUTS = (37, 1, 12), [[20, 15, 1, 1], [1], [11, 1]]
 
 
 def case(
-    placement: str, quantization: str | None, stored: bool, dtype: torch.dtype
+    placement: str, quantization: str | None, stored: bool, dtype: torch.dtype, slots: int | None = None
 ) -> tuple[dict[str, Any], MiniMaxText]:
     """A case for the ranks, and the model in one process."""
     # Rounding, where it differs, is not to change which experts a token goes to.
@@ -61,6 +61,7 @@ def case(
         "config": fields,
         "placement": placement,
         "quantization": quantization,
+        "slots": slots,
         "dtype": dtype,
         "stored": stored,
         "tensors": tensors,
@@ -138,6 +139,7 @@ def build(case: dict[str, Any], device: torch.device) -> SplitText:
         None,
         case["placement"],
         quantization=case["quantization"],
+        slots=case["slots"],
         device=device,
         dtype=case["dtype"],
     )
