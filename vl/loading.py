@@ -23,7 +23,7 @@ from vl.hub import resolve_source
 from vl.manifest import Manifest, expected_shapes, read_manifest
 from vl.model import MiniMaxVL
 from vl.quantization import Quantization, read_quantization
-from vl.ranks.devices import Devices, Placed, read_devices, read_timeout
+from vl.ranks.devices import TENSOR, Devices, Placed, read_devices, read_timeout
 from vl.ranks.model import SplitVL
 from vl.ranks.processes import Ranks
 from vl.spill import Spill, place_experts, read_spill
@@ -63,7 +63,7 @@ def load(
         placement: how it is cut over them: "tensor" (a part of every matrix; the default), "expert" (whole experts),
             "layers" (runs of layers), "context" (all of it on each: they share the tokens of a prompt), or "auto".
         step_timeout: seconds after which a step of several devices that has not ended counts as hung; by default 600.
-        spill: keep the experts in host memory, and so many of every layer on the device, the most used; the others
+        spill: keep the experts in host memory, and so many of every layer on each device, the most used; the others
             are copied when they are chosen, which is slow: a warning says how fast to expect it to be. "auto" keeps as
             many as fit beside the cache, all of them if they do. Such a model generates; it is not trained or moved.
         background: what transparent images are laid on: a colour such as "white", "#rrggbb" or (r, g, b). None drops
@@ -85,7 +85,7 @@ def load(
         raise ConfigError(f"warm_up must be True or False, not {warm_up!r:.80}")
     settings = EngineConfig.of(options)
     read_background(background)
-    spilling = read_spill(spill, devices)
+    spilling = read_spill(spill, devices, placement)
     asked = read_devices(devices, placement, device)
     timeout = read_timeout(step_timeout, devices)
     place = pick_device(device if asked is None or asked.devices is None else asked.devices[0])
@@ -93,33 +93,34 @@ def load(
     stored_as = read_quantization(quantization, kind)
     folder = resolve_source(source)
     config, name = read_config(folder), os.fspath(source)
-    if asked is not None:
-        placed = asked.place(config, stored_as, settings)
-        if len(placed.devices) > 1:
-            split = load_split(
-                folder,
-                config,
-                placed,
-                settings,
-                name=name,
-                dtype=kind,
-                quantization=stored_as,
-                background=background,
-                progress=progress,
-                timeout=timeout,
-            )
-            if warm_up:
-                split.engine.warm_up(progress)
-            return split
-        place = placed.devices[0]
-    if device is None and place.type == "cpu":
+    placed = Placed((place,), TENSOR) if asked is None else asked.place(config, stored_as, settings)
+    place = placed.devices[0]
+    if device is None and len(placed.devices) == 1 and place.type == "cpu":
         warn_of_slowness(name, config)
-    spilled = None
+    slots = None
     if spilling is not None:
         format = config.quantization or stored_as
-        spilled = place_experts(spilling, config, name=name, format=format, dtype=kind, device=place, engine=settings)
-    if spilled is not None:
-        warnings.warn(spilled.note, stacklevel=2)
+        spilled = place_experts(spilling, config, placed, name=name, format=format, dtype=kind, engine=settings)
+        if spilled is not None:
+            warnings.warn(spilled.note, stacklevel=2)
+            slots = spilled.slots
+    if len(placed.devices) > 1:
+        split = load_split(
+            folder,
+            config,
+            placed,
+            settings,
+            name=name,
+            dtype=kind,
+            quantization=stored_as,
+            slots=slots,
+            background=background,
+            progress=progress,
+            timeout=timeout,
+        )
+        if warm_up:
+            split.engine.warm_up(progress)
+        return split
     model = load_folder(
         folder,
         config,
@@ -127,7 +128,7 @@ def load(
         device=place,
         dtype=kind,
         quantization=stored_as,
-        slots=None if spilled is None else spilled.slots,
+        slots=slots,
         background=background,
         progress=progress,
     )
@@ -163,6 +164,7 @@ def load_split(
     name: str,
     dtype: torch.dtype,
     quantization: str | None,
+    slots: int | None,
     background: Background,
     progress: Callable[[int, int], None] | None,
     timeout: float,
@@ -176,7 +178,14 @@ def load_split(
     """
     opened = open_folder(folder, config, quantization=quantization, background=background)
     build = partial(
-        load_part, folder, config, name=name, dtype=dtype, quantization=quantization, placement=placed.placement
+        load_part,
+        folder,
+        config,
+        name=name,
+        dtype=dtype,
+        quantization=quantization,
+        placement=placed.placement,
+        slots=slots,
     )
     ranks = Ranks(build, placed.devices, engine, timeout=timeout, progress=progress)
     return SplitVL(opened.config, opened.processor, ranks, name=name, dtype=dtype, engine=engine).eval()

@@ -51,8 +51,8 @@ class MiniMaxVL(nn.Module):
         dtype: how they are held.
         placement: None for the whole model. Otherwise the decoder is this process' part, as `text_backbone.parallel`
             cuts it over all processes of `torch.distributed`; the vision encoder is on each.
-        slots: None for all experts on the device. Otherwise they are in host memory, and so many of every layer on the
-            device, as `text_backbone.spill` does it.
+        slots: None for all experts on the device. Otherwise they are in host memory, and so many of every layer, of
+            those that are this process', on the device, as `text_backbone.spill` does it.
     """
 
     def __init__(
@@ -374,10 +374,12 @@ def _text_model(
     if format == "fp8" and device is not None and torch.device(device).type == "mps":
         raise DeviceError("mps has no 8-bit floating-point numbers, as fp8 needs: use int8 or nf4, or device='cpu'")
     try:
+        if placement is not None:
+            return split_backbone(
+                config.text, placement=placement, quantization=format, slots=slots, device=device, dtype=dtype
+            )
         if slots is not None:
             return spilled_backbone(config.text, slots, format, device=device, dtype=dtype)
-        if placement is not None:
-            return split_backbone(config.text, placement=placement, quantization=format, device=device, dtype=dtype)
         if format is not None:
             return quantized_backbone(config.text, format, device=device, dtype=dtype)
     except ValueError as error:

@@ -20,16 +20,20 @@ from text_backbone.spill import SpilledExperts, host_bytes
 from vl.cli.app import app
 from vl.config import VLConfig
 from vl.engine import Engine, EngineConfig, keeping, memory
-from vl.plan import Workload, find_format, find_gpu
+from vl.plan import Machine, Workload, find_format, find_gpu
 from vl.plan.memory import FRAGMENTS, PROCESS
 from vl.plan.models import find_config
+from vl.plan.planner import consider
+from vl.plan.share import spilled
 from vl.plan.sizes import expert, expert_bytes, stored
 from vl.quantization import FORMATS
-from vl.spill import most_slots, place_experts, tokens_per_second
+from vl.ranks.devices import Placed
+from vl.spill import away_of, place_experts, tokens_per_second
 
 PICTURE = np.arange(40 * 50 * 3, dtype=np.uint32).reshape(40, 50, 3).astype(np.uint8)
 MESSAGES = [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What?"}]}]
 FORMAT = pytest.mark.parametrize("form", [None, *FORMATS])
+BF16: dict[str, Any] = {"dtype": torch.bfloat16, "engine": EngineConfig()}
 
 
 @pytest.fixture
@@ -101,10 +105,41 @@ def test_the_warning_says_how_fast(model: str, words: str, monkeypatch: pytest.M
     """On a GPU that is known, of a host with memory enough."""
     monkeypatch.setattr(vl.spill, "gpu_of", lambda device: find_gpu("H200"))
     monkeypatch.setattr(memory, "free", lambda device: 2**42)
-    how = {"name": model, "dtype": torch.bfloat16, "device": torch.device("cuda"), "engine": EngineConfig()}
-    placed = place_experts(1, find_config(model), format="nf4", **how)  # type: ignore[arg-type]
-    assert placed is not None
-    assert re.search(words, placed.note)
+    placed = Placed((torch.device("cuda"),), "tensor")
+    found = place_experts(1, find_config(model), placed, name=model, format="nf4", **BF16)
+    assert found is not None
+    assert re.search(words, found.note)
+
+
+def test_on_each_of_several_gpus(vl01: VLConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a part of every expert, or whole ones; the plan for so many GPUs says how many fit, and how fast."""
+    gpu, gpus = find_gpu("H100-80GB"), tuple(torch.device("cuda", i) for i in range(2))
+    monkeypatch.setattr(vl.spill, "gpu_of", lambda device: gpu)
+    monkeypatch.setattr(memory, "free", lambda device: 2**42)
+    engine = EngineConfig()
+    placement = spilled(vl01, 2)
+    assert placement is not None
+    option = consider(placement, find_format("nf4"), Machine(gpu, 2), Workload.of(engine))
+    assert 0 < option.spilled < 1
+    for kind, here, each in (("tensor", 32, 104.5), ("expert", 16, 104.5), ("context", 32, 209)):
+        found = place_experts("auto", vl01, Placed(gpus, kind), name="m", format="nf4", **BF16)
+        assert found is not None
+        assert f"of {here} experts of every layer are on each of 2 devices" in found.note
+        assert 2 * each == pytest.approx(float(re.search(r"host memory \(([\d.]+) GiB", found.note)[1]), abs=1)  # type: ignore[index]
+        if kind != "context":
+            assert found.slots == int((1 - option.spilled) * here)
+            assert "tokens/s" in found.note
+    with pytest.raises(vl.ConfigError, match="not reckoned for this model with placement='layers' on 2"):
+        place_experts("auto", vl01, Placed(gpus, "layers"), name="m", format="nf4", **BF16)
+    named = place_experts(5, vl01, Placed(gpus, "layers"), name="m", format="nf4", **BF16)
+    assert named is not None
+    assert "No speed is predicted for placement 'layers'" in named.note
+    with pytest.raises(vl.ConfigError, match="spill=16 would leave all 16 experts on the device"):
+        place_experts(16, vl01, Placed(gpus, "expert"), name="m", format="nf4", **BF16)
+    monkeypatch.setattr(memory, "free", lambda device: 250 * 2**30)  # enough once, and not for each
+    assert place_experts(5, vl01, Placed(gpus, "tensor"), name="m", format="nf4", **BF16)
+    with pytest.raises(vl.DeviceError, match=r"take 4\d\d\.\d GiB of host memory"):
+        place_experts(5, vl01, Placed(gpus, "context"), name="m", format="nf4", **BF16)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +151,12 @@ def test_the_warning_says_how_fast(model: str, words: str, monkeypatch: pytest.M
         ({"spill": 2.5}, "spill=2.5 is not known"),
         ({"spill": np.ones(3)}, "is not known"),
         ({"spill": 4}, "leave all 4 experts on the device: give 1 to 3"),
-        ({"spill": 2, "devices": 2}, "spill=2 is for a model on one device, and devices=2 for one on several"),
+        (
+            {"spill": 2, "devices": "auto"},
+            "spill=2 is for a model that does not fit, and devices='auto' chooses of what",
+        ),
+        ({"spill": 2, "devices": 2, "placement": "auto"}, "say which placement"),
+        ({"spill": 4, "devices": 2, "placement": "layers"}, "leave all 4 experts on the device: give 1 to 3"),
         ({"spill": "auto"}, "reckoned for GPUs"),
     ],
 )
@@ -158,11 +198,15 @@ def test_as_many_as_fit(form: str | None, vl01: VLConfig) -> None:
     """One more expert of every layer takes one more slot, until all of them are there."""
     layer = vl01.text.num_hidden_layers * stored(expert(vl01.text), find_format(form or "bf16").experts)
     work = Workload(4096, 16)
-    assert most_slots(vl01, form, int(1e9), work) == 0
-    least = next(size for size in range(10, 200) if most_slots(vl01, form, size * 2**30, work) == 1)
-    several = most_slots(vl01, form, least * 2**30 + int(5.01 * layer / (1 - FRAGMENTS)), work)
-    assert several == 6
-    assert most_slots(vl01, form, 2 * 2**40 + PROCESS, work) is None
+    assert away_of(vl01, form, int(1e9), work) is None
+    least = next(size for size in range(10, 200) if slots(vl01, form, size * 2**30, work) == 1)
+    assert slots(vl01, form, least * 2**30 + int(5.01 * layer / (1 - FRAGMENTS)), work) == 6
+    assert away_of(vl01, form, 2 * 2**40 + PROCESS, work) == 0
+
+
+def slots(config: VLConfig, form: str | None, available: int, work: Workload) -> int:
+    away = away_of(config, form, available, work)
+    return 0 if away is None else int((1 - away) * config.text.num_local_experts)
 
 
 @pytest.mark.parametrize("form", [None, *FORMATS])
@@ -176,7 +220,7 @@ def test_the_host_takes_what_is_planned(form: str | None, vl01: VLConfig) -> Non
 def test_the_speed_to_expect(vl01: VLConfig) -> None:
     """Of two experts in each of 80 layers, those that are away come through the bus: 5 GB and more a token in NF4."""
     h200, work = find_gpu("H200"), Workload(4096)
-    half, none = (tokens_per_second(vl01, "nf4", h200, slots, work) for slots in (16, 1))
+    half, none = (tokens_per_second(vl01, "nf4", h200, 1 - here / 32, work) for here in (16, 1))
     away = vl01.text.num_hidden_layers * 2 * stored(expert(vl01.text), find_format("nf4").experts)
     assert 1 / half > 0.5 * away / h200.host_bandwidth
     assert 1 / none - 1 / half == pytest.approx(15 / 32 * away / h200.host_bandwidth)

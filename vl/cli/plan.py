@@ -150,10 +150,6 @@ def _show(name: str, config: VLConfig, plan: Plan, most: int | None) -> None:
         "Predicted; docs/plan.md says from what.",
         markup=False,
     )
-    if any(option.fits and not option.loadable for option in kept):
-        console.print(
-            "not yet: vl.load of this version keeps experts of one GPU in host memory, of several none.", markup=False
-        )
     if left:
         console.print(f"{left} larger machines are left out: --quantization or --json show all.", markup=False)
 
@@ -188,7 +184,7 @@ def _table(options: list[Option], width: int) -> Table:
             _context(option.max_context),
             *(("-", "-") if speed is None else (_rate(speed.prefill_tokens), _rate(speed.decode_tokens))),
             *((_gib(memory.host) if memory.host else "-",) if wide else ()),
-            option.problem or ("" if option.loadable else "not yet"),
+            option.problem,
             style="dim" if option.problem else None,
         )
     return table

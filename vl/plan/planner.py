@@ -10,14 +10,12 @@ from vl.errors import ConfigError
 from vl.plan.formats import FORMATS, NF4, Format, find_format
 from vl.plan.gpus import Gpu, Machine, known_gpus
 from vl.plan.memory import FRAGMENTS, Memory, activation_memory, cache_memory, host_cache_memory, overhead
-from vl.plan.share import LAYERS, ONE, SPILLED, TENSOR, Placement, Share, placements
+from vl.plan.share import SPILLED, Placement, Share, placements
 from vl.plan.sizes import VALUE, expert, expert_bytes, stored, weight_bytes
 from vl.plan.speed import Estimate, Speed
 from vl.plan.workload import LIMIT, Workload
 
 COUNTS = (1, 2, 4, 8)  # of GPUs, as hosts have them
-# Placements that `vl.load` can make, and `spilled` on one GPU; the output marks the others.
-LOADABLE = {ONE, TENSOR, LAYERS}
 WRITTEN = 4 << 30  # bytes of NF4 experts that are written out at a time (kernels/moe/nf4.py)
 
 
@@ -31,7 +29,6 @@ class Option:
         max_context: tokens of each sequence that fit, the others of the workload's numbers as they are; 0 if none do.
         speed: None where it does not fit, or the GPU cannot compute in this format.
         spilled: the part of the experts that is in host memory alone.
-        loadable: whether this version of `vl.load` can do it.
         problem: why it cannot be used; empty if it can.
     """
 
@@ -42,7 +39,6 @@ class Option:
     max_context: int
     speed: Speed | None
     spilled: float
-    loadable: bool
     problem: str
 
     @property
@@ -143,7 +139,6 @@ def consider(placement: Placement, form: Format, machine: Machine, work: Workloa
         max_context=_max_context(placement, form, machine, work),
         speed=speed,
         spilled=spilled,
-        loadable=placement.kind in LOADABLE or (placement.kind == SPILLED and machine.count == 1),
         problem=problem,
     )
 

@@ -9,7 +9,7 @@ from vl.config import VLConfig
 from vl.plan.planner import Option, Plan
 from vl.plan.sizes import parameters
 
-SCHEMA = 2  # counts up when a name changes its meaning or goes
+SCHEMA = 3  # counts up when a name changes its meaning or goes
 
 
 def as_json(name: str, config: VLConfig, plan: Plan) -> dict[str, Any]:
@@ -32,7 +32,6 @@ def _option(option: Option) -> dict[str, Any]:
         "placement": option.placement,
         "fits": option.fits,
         "problem": option.problem,
-        "loadable": option.loadable,
         "memory": asdict(memory) | {"total": memory.total},
         "spilled_experts": option.spilled,
         "max_context": option.max_context,

@@ -211,7 +211,6 @@ def _fastest(
         for count in counts
         for option in plan(config, Machine(known, count), work, (format,)).options
         if option.fits
-        and option.loadable
         and option.placement != SPILLED  # spill= asks for that
         and (placement is None or option.placement in (ONE, placement))
     ]

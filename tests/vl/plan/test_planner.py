@@ -22,7 +22,7 @@ from vl.config import VLConfig
 from vl.plan import FORMATS, Machine, Option, Workload, describe_gpu, find_gpu, image_cost, known_gpus, plan, smallest
 from vl.plan.gpus import GIB, Link
 from vl.plan.models import released
-from vl.plan.planner import COUNTS, LOADABLE, consider
+from vl.plan.planner import COUNTS, consider
 from vl.plan.share import LAYERS, ONE, SPILLED, TENSOR, Share, by_tensor, placements, whole
 from vl.plan.sizes import expert_bytes, weight_bytes
 from vl.plan.speed import Estimate, used_experts
@@ -254,13 +254,13 @@ def test_what_is_said_to_load_loads(tiny_checkpoint: Path, form: str) -> None:
 @pytest.mark.parametrize("form", list(FORMATS))
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_holds_what_its_share_says(vl01: VLConfig, form: str, rank: int) -> None:
-    """Of the placements that `vl.load` is said to make on several GPUs."""
+    """Of all placements on several GPUs, but for experts in host memory, whose part is a user's to say."""
     config = replace(vl01, text=replace(vl01.text, attn_type_list=hybrid_layers(9), num_local_experts=4))
     quantization = None if form == "bf16" else form
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=2)
     try:
         for placement in placements(config, 2):
-            if placement.kind in LOADABLE:
+            if placement.kind != SPILLED:
                 part = split_backbone(
                     config.text,
                     placement=placement.kind,
@@ -273,7 +273,6 @@ def test_a_rank_holds_what_its_share_says(vl01: VLConfig, form: str, rank: int) 
                 assert weight_bytes(share, FORMATS[form]) == pytest.approx(held, rel=0.002), placement.kind
     finally:
         dist.destroy_process_group()
-    assert {ONE, TENSOR, LAYERS} == LOADABLE
 
 
 def test_sums_are_counted_as_the_code_sends_them(vl01: VLConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,11 @@ CASES = {
     ),
     "nano, 2 by context": ("nano", {"devices": 2, "placement": "context"}),
     "nano in nf4, 2 by experts": ("nano", {"devices": 2, "placement": "expert", "quantization": "nf4"}),
-    "int8, 2 by tensor": ("wide", {"devices": ["cpu", "cpu"], "quantization": "int8"}),
+    "2 by experts, which are in host memory": ("wide", {"devices": 2, "placement": "expert", "spill": 1}),
+    "int8, 2 by tensor, experts in host memory": (
+        "wide",
+        {"devices": ["cpu", "cpu"], "quantization": "int8", "spill": 1},
+    ),
 }
 
 
@@ -84,6 +88,7 @@ def pair(request: pytest.FixtureRequest, wide_checkpoint: Path) -> Iterator[tupl
     shared = {"max_batch_size": 4, "prefill_tokens": 600, "quantization": options.get("quantization")}
     seen: list[tuple[int, int]] = []
     with warnings.catch_warnings(action="error"):
+        warnings.filterwarnings("ignore", message=r".* 1 of \d experts of every layer are on each of 2 devices")
         split = vl.load(
             source,
             device=None if isinstance(options["devices"], list) else "cpu",
