@@ -36,7 +36,7 @@ def answer(
     check_installed()
     params = SamplingParams(max_new_tokens=max_new_tokens)
     model.engine.check(params)
-    items = answered(model, examples, partial(_prepare, model), params, batch_size=batch_size)
+    items = answered(model.engine, examples, partial(_prepare, model), params, batch_size=batch_size)
     with contextlib.closing(items):
         while batch := list(islice(items, batch_size)):
             yield [item.row for item in batch]

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,8 @@ import torch
 from preprocessing.alpha import Background, read_background
 from vl.engine import SamplingParams
 from vl.errors import InputError
-from vl.jobs.item import Item, prepare
+from vl.jobs.elsewhere import Elsewhere
+from vl.jobs.item import ask_here, batches, prepare
 from vl.jobs.outputs import Rows, open_rows
 from vl.jobs.pipeline import answered
 from vl.jobs.prompts import Prompt, Prompts
@@ -65,7 +65,7 @@ OnRow = Callable[[Row, Tally], None]
 
 
 def caption_images(
-    model: MiniMaxVL,
+    model: MiniMaxVL | Elsewhere,
     sources: Iterable[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
@@ -85,7 +85,7 @@ def caption_images(
     `expand_sources` for the sources, `RowFile` and `PartFolder` for the output.
 
     Args:
-        model: from `vl.load`, with a vision encoder.
+        model: from `vl.load`, with a vision encoder; or what captions elsewhere: `Engines`, `RayEngines`, `Served`.
         sources: files, folders, globs, tar shards, tables and URLs; may be a generator of any length.
         out: the `.jsonl` file, or the `.parquet` folder of part files, created or continued.
         prompt: what to ask about each image, or several prompts by the column of their answers. A table's columns may
@@ -103,7 +103,7 @@ def caption_images(
         JobError: if `out` cannot be used, or holds rows that were made with another model, prompt or setting.
         InputError: if the model takes no images, `sampling` is out of range, or a prompt cannot be used.
     """
-    settings, prompts = settings_of_model(model, _params(sampling)), Prompts.of(prompt)
+    settings, prompts = settings_of_model(model, params_of(sampling)), Prompts.of(prompt)
     with open_rows(
         out,
         model=model.name,
@@ -118,7 +118,7 @@ def caption_images(
 
 
 def write_rows(
-    model: MiniMaxVL,
+    model: MiniMaxVL | Elsewhere,
     pending: Iterable[Source],
     rows: Rows,
     *,
@@ -143,7 +143,7 @@ def write_rows(
 
 
 def caption_rows(
-    model: MiniMaxVL,
+    model: MiniMaxVL | Elsewhere,
     sources: Iterable[Source],
     *,
     prompt: Prompt = DEFAULT_PROMPT,
@@ -163,17 +163,19 @@ def caption_rows(
         InputError: at once if the model takes no images, or `sampling` or a prompt cannot be used. A bad image never
             raises.
     """
-    params, prompts = _params(sampling), Prompts.of(prompt)
+    params, prompts = params_of(sampling), Prompts.of(prompt)
+    if isinstance(model, Elsewhere):
+        return model.rows(sources, prompt=prompts, batch_size=batch_size, workers=workers, **sampling)
     if model.config.vision is None:
         raise InputError(f"{model.name} is a text-only checkpoint and cannot caption: use one with a vision encoder")
     model.engine.check(params)
     known = {"model": model.name, "prompt": None, "settings": settings_of_model(model, params) | prompts.settings}
-    make = partial(prepare, model, prompts, known)
-    items = answered(model, sources, make, params, batch_size=batch_size, workers=workers)
-    return _batches(items, batch_size)
+    make = partial(prepare, partial(ask_here, model.processor), prompts, known)
+    items = answered(model.engine, sources, make, params, batch_size=batch_size, workers=workers)
+    return batches(items, batch_size)
 
 
-def _params(sampling: Mapping[str, Any]) -> SamplingParams:
+def params_of(sampling: Mapping[str, Any]) -> SamplingParams:
     """Raises InputError, also for what a row has no place for."""
     params = SamplingParams.of(sampling)
     for name in _REFUSED:
@@ -182,8 +184,10 @@ def _params(sampling: Mapping[str, Any]) -> SamplingParams:
     return params
 
 
-def settings_of_model(model: MiniMaxVL, params: SamplingParams) -> dict[str, Any]:
+def settings_of_model(model: MiniMaxVL | Elsewhere, params: SamplingParams) -> dict[str, Any]:
     """`settings_of` what `model` will write with `params`."""
+    if isinstance(model, Elsewhere):
+        return model.settings(params)
     return settings_of(
         params,
         background=model.processor.background,
@@ -221,9 +225,3 @@ def settings_of(
         "quantization": quantization,
         "control_tokens_in_text": control_tokens_in_text,
     }
-
-
-def _batches(items: Generator[Item, None, None], size: int) -> Generator[list[Row], None, None]:
-    with contextlib.closing(items):
-        while batch := list(islice(items, size)):
-            yield [item.row for item in batch]

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import Any
 
 from PIL import Image
 
-from preprocessing import Inputs, LazyImage
+from preprocessing import Inputs, LazyImage, Processor
 from vl.engine import Generation
 from vl.errors import Error
 from vl.jobs.prompts import Prompts
 from vl.jobs.rowfile import Row
 from vl.jobs.sources import Asked, Picture, Source, source_key
-
-if TYPE_CHECKING:
-    from vl.model import MiniMaxVL
 
 _UNKNOWN = (
     *("width", "height", "resolution", "tiles", "prompt_tokens", "image_tokens", "completion_tokens"),
@@ -30,9 +30,9 @@ class Item:
     """An image on its way to a row: `inputs` until it has all its answers, None once its row says how it ended."""
 
     row: Row
-    inputs: Inputs | None = None
+    inputs: Any = None
     columns: deque[str] = field(default_factory=deque)  # of the answers that are still to come
-    later: deque[Inputs] = field(default_factory=deque)  # of the prompts after the one that is asked now
+    later: deque[Any] = field(default_factory=deque)  # of the prompts after the one that is asked now
     answers: dict[str, str] = field(default_factory=dict)
 
     def fail(self, error: Exception) -> None:
@@ -43,7 +43,8 @@ class Item:
         self.answers[self.columns.popleft()] = generation.text.strip()
         first = row["seconds"] is None
         row["prompt_tokens"] = usage.prompt_tokens + (0 if first else row["prompt_tokens"])
-        row["image_tokens"] = usage.image_tokens
+        if row["image_tokens"] is not None:  # which a server keeps to itself
+            row["image_tokens"] = usage.image_tokens
         row["completion_tokens"] = usage.completion_tokens + (0 if first else row["completion_tokens"])
         row["finish_reason"] = "length" if row["finish_reason"] == "length" else generation.finish_reason
         row["seconds"] = round(sum(dataclasses.astuple(generation.timings)) + (row["seconds"] or 0.0), 4)
@@ -58,8 +59,12 @@ class Item:
         self.row = {"image": self.row["image"]} | outcome | self.row
 
 
-def prepare(model: MiniMaxVL, prompts: Prompts, known: Row, source: Source) -> Item:
-    """Read and cut one image. Whatever goes wrong with it is its own row's error.
+Ask = Callable[["str | Picture", Sequence[str]], tuple[Sequence[Any], Row]]
+"""From an image and the prompts about it to what the engine takes for each, and the columns that are then known."""
+
+
+def prepare(ask: Ask, prompts: Prompts, known: Row, source: Source) -> Item:
+    """Read an image and make it ready to be asked about. Whatever goes wrong with it is its own row's error.
 
     Args:
         known: what every row says: `model` and `settings`.
@@ -69,37 +74,31 @@ def prepare(model: MiniMaxVL, prompts: Prompts, known: Row, source: Source) -> I
     item = Item(row | {"prompt": prompt}, columns=deque(prompts.columns))
     try:
         texts = [prompt] if isinstance(prompt, str) else list((prompt or {}).values())
-        item.inputs, *later = _inputs(model, source.image if isinstance(source, Asked) else source, texts)
-        item.later.extend(later)
+        (item.inputs, *later), found = ask(source.image if isinstance(source, Asked) else source, texts or [""])
     except Error as error:
         item.fail(error)
     except Exception as error:
         item.fail(RuntimeError(f"cannot prepare {row['image']}: {type(error).__name__}: {error}"))
     else:
-        grid = item.inputs.grids[0]
-        item.row.update(
-            width=grid.width,
-            height=grid.height,
-            resolution=list(grid.resolution),
-            tiles=grid.tiles,
-            prompt_tokens=item.inputs.input_ids.numel(),
-            image_tokens=grid.tokens,
-        )
+        item.later.extend(later)
+        item.row.update(found)
     return item
 
 
-def _inputs(model: MiniMaxVL, source: str | Picture, texts: list[str]) -> list[Inputs]:
-    """The inputs of each prompt about one image, whose tiles they share."""
+def ask_here(processor: Processor, source: str | Picture, texts: Sequence[str]) -> tuple[list[Inputs], Row]:
+    """The inputs of each prompt about one image, whose tiles they share: `Ask` for an engine of this program."""
 
     def ask(image: Any, text: str) -> Inputs:
         content = [{"type": "image", "image": image}, {"type": "text", "text": text}]
-        return model.processor([{"role": "user", "content": content}])
+        return processor([{"role": "user", "content": content}])
 
     image = {"bytes": source.read(), "path": source.name} if isinstance(source, Picture) else source
-    first = ask(image, texts[0] if texts else "")
+    first = ask(image, texts[0])
     grid = first.grids[0]
     cut = _Cut((grid.width, grid.height))
-    return [first, *(Inputs(ask(cut, text).input_ids, first.tiles, first.grids) for text in texts[1:])]
+    later = [Inputs(ask(cut, text).input_ids, first.tiles, first.grids) for text in texts[1:]]
+    size = {"width": grid.width, "height": grid.height, "resolution": list(grid.resolution), "tiles": grid.tiles}
+    return [first, *later], size | {"prompt_tokens": len(first), "image_tokens": grid.tokens}
 
 
 class _Cut(LazyImage):
@@ -110,3 +109,10 @@ class _Cut(LazyImage):
 
     def make(self) -> Image.Image:
         raise AssertionError("its tiles are there")
+
+
+def batches(items: Generator[Item, None, None], size: int) -> Generator[list[Row], None, None]:
+    """The rows of items, up to `size` at a time."""
+    with contextlib.closing(items):
+        while batch := list(islice(items, size)):
+            yield [item.row for item in batch]

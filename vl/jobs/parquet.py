@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from vl.errors import ConfigError
+from vl.jobs.parts import Images, id_of
 
 try:
     import pyarrow
@@ -31,30 +31,36 @@ def schema(answers: Iterable[str]) -> pyarrow.Schema:
     )
 
 
-def id_of(key: str) -> bytes:
-    """What stands for a source in 16 bytes: the BLAKE2b digest of its `work_key`. `id` has it in hexadecimal."""
-    return blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+class Parquet:
+    """Rows as a table, compressed.
 
-
-def write_part(path: Path, rows: Mapping[str, dict[str, Any]], answers: Iterable[str]) -> None:
-    """Write rows, by their `row_key`, and force them to disk. Raises OSError."""
-    records = [
-        {name: _plain(value) for name, value in row.items()} | {"id": id_of(key).hex()} for key, row in rows.items()
-    ]
-    _write(path, pyarrow.Table.from_pylist(records, schema(answers)))
-
-
-def shrink_part(path: Path, gone: Collection[bytes], out: Path) -> int:
-    """Copy the part at `path` to `out` without the rows of the ids `gone`; returns how many rows are left.
-
-    Nothing is written if none is. Raises OSError.
+    Args:
+        columns: of the answers.
     """
-    table = parquet.read_table(path)
-    names = {key.hex() for key in gone}
-    kept = table.filter(pyarrow.array([value not in names for value in table["id"].to_pylist()], pyarrow.bool_()))
-    if kept.num_rows:
-        _write(out, kept)
-    return kept.num_rows
+
+    suffix = ".parquet"
+    wants_images = False
+
+    def __init__(self, columns: Iterable[str]) -> None:
+        self._schema = schema(columns)
+
+    def write(self, path: Path, number: int, rows: Mapping[str, dict[str, Any]], images: Images | None) -> None:
+        records = [
+            {name: _plain(value) for name, value in row.items()} | {"id": id_of(key).hex()} for key, row in rows.items()
+        ]
+        _write(path, pyarrow.Table.from_pylist(records, self._schema))
+
+    def shrink(self, path: Path, gone: Collection[bytes], out: Path) -> int:
+        table = parquet.read_table(path)
+        names = {key.hex() for key in gone}
+        kept = table.filter(pyarrow.array([value not in names for value in table["id"].to_pylist()], pyarrow.bool_()))
+        if kept.num_rows:
+            _write(out, kept)
+        return kept.num_rows
+
+    def ids(self, path: Path) -> dict[bytes, bool]:
+        table = parquet.read_table(path, columns=["id", "error"])
+        return {bytes.fromhex(row["id"]): row["error"] is not None for row in table.to_pylist()}
 
 
 def _write(path: Path, table: pyarrow.Table) -> None:

@@ -1,9 +1,8 @@
-"""A folder of Parquet part files that survives `kill -9`: each part appears whole, with its images, in one commit."""
+"""A folder of part files that survives `kill -9`: each part appears whole, with its images, in one commit."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,23 +11,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vl.jobs.parquet import id_of, shrink_part, write_part
+from vl.jobs.manifest import Manifest
+from vl.jobs.parts import Format, id_of
+from vl.jobs.pictures import Pictures
 from vl.jobs.prompts import Prompt, Prompts
 from vl.jobs.rowfile import JobError, Row, RowFile, check_run, encode_row, made_with, sync_folder
-from vl.jobs.sources import Source, row_key, work_key
+from vl.jobs.sources import Source, row_key
 
 PART_ROWS = 10_000
 """Rows of a part file, at most."""
 
-_CACHE_KIB = 64 << 10  # of the manifest; digests are looked up all over it
 _DRAFT = "_{}.tmp"  # names that begin with _ are no part to any reader
-
-_TABLES = """
-CREATE TABLE IF NOT EXISTS run (made TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS parts (number INTEGER PRIMARY KEY, rows INTEGER NOT NULL, journal BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS images (id BLOB PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS failures (id BLOB PRIMARY KEY, part INTEGER NOT NULL) WITHOUT ROWID;
-"""
 
 
 class PartFolder:
@@ -41,7 +34,8 @@ class PartFolder:
     Readers take the files in the folder whose names begin with no `_`, as pandas, DuckDB (`*.parquet`) and Spark do.
 
     Args:
-        path: the folder, named `.parquet`; made if it is missing.
+        path: the folder; made if it is missing.
+        format: of the parts.
         model, prompt, settings, overwrite, retry_errors, mix: as of `RowFile`.
         part_rows: rows of a part, at most.
 
@@ -52,6 +46,7 @@ class PartFolder:
     def __init__(
         self,
         path: str | os.PathLike[str],
+        format: Format,
         *,
         model: str,
         prompt: Prompt,
@@ -63,7 +58,8 @@ class PartFolder:
     ) -> None:
         self.path = Path(os.path.realpath(path))
         self.prompts = Prompts.of(prompt)
-        self.skipped = 0
+        self._skipped = 0
+        self._format = format
         self._made = made_with(model, self.prompts, settings)
         self._mix = mix
         journal = self.path / "_journal.jsonl"
@@ -77,19 +73,24 @@ class PartFolder:
         self._taken: set[str] = set()  # by `pending`, and not to be taken again though no row says so
 
     @property
+    def skipped(self) -> int:
+        """Sources that `pending` passed over."""
+        return self._skipped + self._manifest.passed
+
+    @property
     def rows(self) -> int:
         """Images that have a row."""
-        return len(self._waiting) - self._retried + self._number("SELECT COALESCE(SUM(rows), 0) FROM parts")
+        return len(self._waiting) - self._retried + self._manifest.rows
 
     @property
     def failures(self) -> int:
         """Images whose row is an error."""
-        return len(self._journal.errors) - self._retried + self._number("SELECT COUNT(*) FROM failures")
+        return len(self._journal.errors) - self._retried + self._manifest.failures
 
     @property
     def _retried(self) -> int:
         """Rows of the journal whose image has an error row in a part."""
-        return sum(map(len, self._replaced(map(id_of, self._waiting)).values()))
+        return sum(map(len, self._manifest.replaced(map(id_of, self._waiting)).values()))
 
     def __enter__(self) -> PartFolder:
         with explained(self.path):
@@ -99,11 +100,9 @@ class PartFolder:
         with contextlib.ExitStack() as opened:
             opened.enter_context(self._journal)
             with explained(self.path):
-                self._db = sqlite3.connect(self.path / "_manifest.sqlite")
-                opened.callback(self._db.close)
-                self._db.execute("PRAGMA synchronous = FULL")
-                self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-                self._db.executescript(_TABLES)
+                self._manifest = Manifest(self.path / "_manifest.sqlite")
+                opened.callback(self._manifest.close)
+                self._pictures = Pictures(self.path / "_images") if self._format.wants_images else None
                 if not self._overwrite:
                     self._repair()
             self._opened = opened.pop_all()
@@ -120,12 +119,13 @@ class PartFolder:
 
     def pending(self, sources: Iterable[Source]) -> Iterator[Source]:
         """As `RowFile.pending`."""
-        for source in sources:
-            key = work_key(source)
+        for source, key in self._manifest.skim(sources, errors_too=self._retry_errors or self._overwrite):
             if key in self._taken or self._is_done(key):
-                self.skipped += 1
+                self._skipped += 1
             else:
                 self._taken.add(key)
+                if self._pictures is not None:
+                    self._pictures.expect(key, source)
                 yield source
 
     def append(self, rows: Iterable[Row]) -> None:
@@ -134,9 +134,9 @@ class PartFolder:
         Raises:
             JobError: if the disk is full or the folder cannot be written.
         """
-        batch = list(rows)
         with explained(self.path):
             self._drop()
+            batch = list(rows) if self._pictures is None else self._pictures.fetch(rows, self.prompts.columns)
         self._journal.append(batch)
         for row in batch:
             self._waiting[row_key(row)] = row
@@ -146,32 +146,27 @@ class PartFolder:
             with explained(self.path):
                 self._commit()
 
-    def _is_done(self, name: str) -> bool:
-        if (row := self._waiting.get(name)) is not None:
+    def _is_done(self, key: str) -> bool:
+        if (row := self._waiting.get(key)) is not None:
             return not (self._retry_errors and "error" in row)
         if self._overwrite:
             return False
-        key = (id_of(name),)
-        if not self._db.execute("SELECT 1 FROM images WHERE id = ?", key).fetchone():
-            return False
-        return not (self._retry_errors and self._db.execute("SELECT 1 FROM failures WHERE id = ?", key).fetchone())
+        id = id_of(key)
+        return self._manifest.has(id) and not (self._retry_errors and self._manifest.failed(id))
 
     def _repair(self) -> None:
         """Check that the parts are of this run, and finish or take back what a crash left half done."""
-        for (made,) in self._db.execute("SELECT made FROM run"):
-            check_run(self.path, json.loads(made), self._made, self._mix)
+        for made in self._manifest.made():
+            check_run(self.path, made, self._made, self._mix)
         self._settle()
         self._waiting = {row_key(row): row for row in self._journal.read()}
-        last = self._db.execute("SELECT journal FROM parts ORDER BY number DESC LIMIT 1").fetchone()
-        if last and last[0] == self._digest():
+        if self._manifest.journal() == self._digest():
             self._clear()
 
     def _drop(self) -> None:
         """Drop what the folder held before `overwrite`."""
         if self._overwrite:
-            with self._db:
-                for table in ("run", "parts", "images", "failures"):
-                    self._db.execute(f"DELETE FROM {table}")
+            self._manifest.clear()
             self._settle()
             self._overwrite = False
 
@@ -179,46 +174,24 @@ class PartFolder:
         """Make the journal's rows a part, and take rows that they replace out of the older ones."""
         if not self._waiting:
             return
-        number = self._number("SELECT COALESCE(MAX(number), -1) + 1 FROM parts")
-        ids = {id_of(name): "error" in row for name, row in self._waiting.items()}
-        write_part(self._draft(number), self._waiting, self.prompts.columns)
+        number = self._manifest.next_part
+        ids = {id_of(key): "error" in row for key, row in self._waiting.items()}
+        images = None if self._pictures is None else self._pictures.read
+        self._format.write(self._draft(number), number, self._waiting, images)
         shrunk: dict[int, tuple[int, int]] = {}  # by old part: its successor, and how many rows that has
-        for old, gone in self._replaced(ids).items():
+        for old, gone in self._manifest.replaced(ids).items():
             successor = number + 1 + len(shrunk)
-            shrunk[old] = successor, shrink_part(self._part(old), gone, self._draft(successor))
+            shrunk[old] = successor, self._format.shrink(self._part(old), gone, self._draft(successor))
         sync_folder(self._part(number))
-        digest = self._digest()
-        with self._db:
-            made = (json.dumps(self._made),)
-            self._db.execute("DELETE FROM run WHERE made = ?", made)
-            self._db.execute("INSERT INTO run VALUES (?)", made)
-            self._db.executemany("DELETE FROM failures WHERE id = ?", ((key,) for key in ids))
-            for old, (successor, left) in shrunk.items():
-                self._db.execute("DELETE FROM parts WHERE number = ?", (old,))
-                self._db.execute("UPDATE failures SET part = ? WHERE part = ?", (successor, old))
-                if left:
-                    self._db.execute("INSERT INTO parts VALUES (?, ?, ?)", (successor, left, digest))
-            self._db.execute("INSERT INTO parts VALUES (?, ?, ?)", (number, len(ids), digest))
-            self._db.executemany("INSERT OR IGNORE INTO images VALUES (?)", ((key,) for key in ids))
-            failed = ((key, number) for key, error in ids.items() if error)
-            self._db.executemany("INSERT INTO failures VALUES (?, ?)", failed)
+        self._manifest.add(number, ids, self._made, self._digest(), shrunk)
         self._settle()
         self._clear()
 
-    def _replaced(self, ids: Iterable[bytes]) -> dict[int, set[bytes]]:
-        """Which of `ids` have an error row already, by part."""
-        found: dict[int, set[bytes]] = {}
-        for key in ids:
-            for (part,) in self._db.execute("SELECT part FROM failures WHERE id = ?", (key,)):
-                found.setdefault(part, set()).add(key)
-        return found
-
     def _settle(self) -> None:
         """Remove parts that are not in the manifest, then name those that are: so no row shows twice at any time."""
-        numbers = [number for (number,) in self._db.execute("SELECT number FROM parts")]
-        parts = {self._draft(number): self._part(number) for number in numbers}
+        parts = {self._draft(number): self._part(number) for number in self._manifest.parts()}
         ours = {*parts, *parts.values()}
-        for path in [*self.path.glob("part-*.parquet"), *self.path.glob(_DRAFT.format("part-*"))]:
+        for path in [*self.path.glob(f"part-*{self._format.suffix}"), *self.path.glob(_DRAFT.format("part-*"))]:
             if path not in ours:
                 path.unlink()
         for draft, part in parts.items():
@@ -230,6 +203,8 @@ class PartFolder:
         """Empty the journal: its rows are in a part."""
         self._waiting.clear()
         self._journal.clear()
+        if self._pictures is not None:
+            self._pictures.clear()
 
     def _digest(self) -> bytes:
         """Of the journal's rows: a part that has it was made of them."""
@@ -239,18 +214,15 @@ class PartFolder:
         return digest.digest()
 
     def _part(self, number: int) -> Path:
-        return self.path / f"part-{number:05}.parquet"
+        return self.path / f"part-{number:05}{self._format.suffix}"
 
     def _draft(self, number: int) -> Path:
         return self.path / _DRAFT.format(self._part(number).name)
 
-    def _number(self, query: str) -> int:
-        return self._db.execute(query).fetchone()[0]
-
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Errors of the disk, of Parquet's and the manifest's writers too, as a JobError."""
+    """Errors of the disk, of the parts' and the manifest's writers too, as a JobError."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from itertools import islice
+from typing import Any, Generic, Protocol, TypeVar
 
-from preprocessing import Inputs
-from vl.engine import Generation, Request, SamplingParams
+from vl.engine import Generation, SamplingParams
 from vl.errors import Error, InputError
 
-if TYPE_CHECKING:
-    from vl.model import MiniMaxVL
-
 _WAITING = 1000  # results that are kept at most because an earlier source is not ready
+
+
+class Request(Protocol):
+    """One answer that is being written. `error` is what is wrong with it alone; `result` raises that and all else."""
+
+    @property
+    def done(self) -> bool: ...
+    @property
+    def error(self) -> BaseException | None: ...
+    def result(self) -> Generation: ...
+
+
+class Answering(Protocol):
+    """What the pipeline asks of an engine."""
+
+    def submit(self, inputs: Any, params: SamplingParams) -> Any: ...
+    def step(self) -> None: ...
+    def cancel(self, request: Any) -> None: ...
 
 
 class Item(Protocol):
@@ -24,7 +40,7 @@ class Item(Protocol):
     theirs: what the engine read for the first is then still there.
     """
 
-    inputs: Inputs | None
+    inputs: Any
 
     def succeed(self, generation: Generation) -> None: ...
     def fail(self, error: Exception) -> None: ...
@@ -35,7 +51,7 @@ AnItem = TypeVar("AnItem", bound=Item)
 
 
 def answered(
-    model: MiniMaxVL,
+    engine: Answering,
     sources: Iterable[Source],
     prepare: Callable[[Source], AnItem],
     params: SamplingParams,
@@ -45,11 +61,12 @@ def answered(
 ) -> Generator[AnItem, None, None]:
     """The items of `sources` with their results, in order.
 
-    The engine writes up to `batch_size` answers at once, and takes the next item as soon as one is done. As many again
-    are prepared ahead of it, so memory is bounded whatever the number of sources.
+    The engine writes up to `batch_size` answers at once, and takes the next item as soon as one is done. Twice as many
+    are prepared ahead of it at most, so memory is bounded whatever the number of sources. Of a window of those, the
+    longest prompt that is ready goes first: none is late in coming, and small ones fill what is left.
 
     Args:
-        model: what answers.
+        engine: what answers.
         sources: read in the caller's thread.
         prepare: makes a source's item, in a thread; whatever is wrong with the source is for it to catch.
         params: how answers are written.
@@ -61,52 +78,50 @@ def answered(
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}")
-    return _answered(model, sources, prepare, params, batch_size, workers)
+    return _answered(engine, sources, prepare, params, batch_size, workers)
 
 
 def _answered(
-    model: MiniMaxVL,
+    engine: Answering,
     sources: Iterable[Source],
     prepare: Callable[[Source], AnItem],
     params: SamplingParams,
     batch_size: int,
     workers: int | None,
 ) -> Generator[AnItem, None, None]:
-    engine = model.engine
     pool = ThreadPoolExecutor(workers, thread_name_prefix="vl-images")
     writing: list[tuple[AnItem, Request]] = []
-    line: deque[AnItem] = deque()  # of which the first has no result yet
+    ahead = _Ahead(pool, prepare, iter(sources), batch_size)
     try:
-        ahead = _Ahead(pool, prepare, iter(sources), batch_size)
-        while ahead or line:
+        ahead.fill()
+        while ahead or ahead.line:
             # Only an idle engine waits for an image.
-            while len(writing) < batch_size and len(line) < _WAITING and ahead and (ahead.ready or not writing):
-                item = ahead.take()
-                line.append(item)
-                writing += _submitted(model, item, params)
+            while len(writing) < batch_size and (len(ahead.line) < _WAITING or not writing):
+                if (item := ahead.take(wait=not writing)) is None:
+                    break
+                writing += _submitted(engine, item, params)
             if writing:
                 engine.step()
-                writing = [pair for item, request in writing for pair in _after_step(model, item, request, params)]
-            while line and line[0].inputs is None:
-                yield line.popleft()
+                writing = [pair for item, request in writing for pair in _after_step(engine, item, request, params)]
+            yield from ahead.finished()
     finally:
         for _, request in writing:
             engine.cancel(request)
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _submitted(model: MiniMaxVL, item: AnItem, params: SamplingParams) -> list[tuple[AnItem, Request]]:
+def _submitted(engine: Answering, item: AnItem, params: SamplingParams) -> list[tuple[AnItem, Request]]:
     """The item with its request, if it waits for an answer."""
     if item.inputs is not None:
         try:
-            return [(item, model.engine.submit(item.inputs, params))]
+            return [(item, engine.submit(item.inputs, params))]
         except Error as error:
             item.fail(error)
     return []
 
 
 def _after_step(
-    model: MiniMaxVL, item: AnItem, request: Request, params: SamplingParams
+    engine: Answering, item: AnItem, request: Request, params: SamplingParams
 ) -> list[tuple[AnItem, Request]]:
     """The item with the request that it waits for now. Raises what is no fault of the item's."""
     if not request.done:
@@ -115,36 +130,63 @@ def _after_step(
         item.fail(request.error)
     else:
         item.succeed(request.result())
-    return _submitted(model, item, params)
+    return _submitted(engine, item, params)
 
 
 class _Ahead(Generic[Source, AnItem]):
-    """`map(prepare, sources)` by threads, `most` sources ahead of what was taken; false when all were taken."""
+    """`prepare` of sources by threads, some two windows ahead of what was taken; false when all were taken.
+
+    Attributes:
+        line: all items, in order, of which the first has no result yet.
+    """
 
     def __init__(
-        self, pool: ThreadPoolExecutor, prepare: Callable[[Source], AnItem], sources: Iterator[Source], most: int
+        self, pool: ThreadPoolExecutor, prepare: Callable[[Source], AnItem], sources: Iterator[Source], window: int
     ) -> None:
-        self._pool, self._prepare, self._sources = pool, prepare, sources
-        self._running: deque[Future[AnItem]] = deque()
-        self._fill(most)
+        self._pool, self._prepare, self._sources, self._size = pool, prepare, sources, window
+        self._window: list[Future[AnItem]] = []  # from which is taken, until none is left
+        self._next: list[Future[AnItem]] = []
+        self.line: deque[Future[AnItem]] = deque()
 
     def __bool__(self) -> bool:
-        return bool(self._running)
+        return bool(self._window or self._next)
 
-    @property
-    def ready(self) -> bool:
-        """Whether `take` would not wait."""
-        return bool(self._running) and self._running[0].done()
+    def take(self, *, wait: bool) -> AnItem | None:
+        """The longest of the window's items that are ready, else of the next one's; None if none is.
 
-    def take(self) -> AnItem:
-        item = self._running.popleft().result()
-        self._fill(1)
-        return item
+        Args:
+            wait: until one is ready, if there is any at all.
+        """
+        if not self._window:
+            self._window, self._next = self._next[: self._size], self._next[self._size :]
+        ready = self._ready()
+        if not ready and wait and self:
+            futures.wait([*self._window, *self._next], return_when=futures.FIRST_COMPLETED)
+            ready = self._ready()
+        if not ready:
+            return None
+        longest = max(ready, key=lambda future: _length(future.result()))
+        (self._window if longest in self._window else self._next).remove(longest)
+        self.fill()
+        return longest.result()
 
-    def _fill(self, count: int) -> None:
-        for _ in range(count):
-            try:
-                source = next(self._sources)
-            except StopIteration:
-                return
-            self._running.append(self._pool.submit(self._prepare, source))
+    def finished(self) -> Iterator[AnItem]:
+        """The items of the line up to the first without a result, which leave it."""
+        while self.line and self.line[0].done() and (item := self.line[0].result()).inputs is None:
+            self.line.popleft()
+            yield item
+
+    def fill(self) -> None:
+        """Have more prepared, where there is room."""
+        room = 2 * self._size - len(self._window) - len(self._next)
+        for source in islice(self._sources, room):
+            self._next.append(self._pool.submit(self._prepare, source))
+            self.line.append(self._next[-1])
+
+    def _ready(self) -> list[Future[AnItem]]:
+        return next((found for window in (self._window, self._next) if (found := [f for f in window if f.done()])), [])
+
+
+def _length(item: Item) -> int:
+    """Of its prompt."""
+    return 0 if item.inputs is None else len(item.inputs)

@@ -51,7 +51,7 @@ def made_with(model: str, prompts: Prompts, settings: Mapping[str, Any] | None) 
     return {"model": model, "prompt": prompts.told(), "settings": dict(settings or {}) | prompts.settings}
 
 
-def check_run(path: Path, row: Row, made: Row, mix: bool = False) -> None:
+def check_run(path: Path | str, row: Row, made: Row, mix: bool = False) -> None:
     """Hold a row to the `model`, `prompt` and `settings` of this run. Rows of earlier versions have no settings.
 
     Args:

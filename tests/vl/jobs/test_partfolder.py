@@ -21,6 +21,7 @@ from PIL import Image
 
 from vl.errors import InputError
 from vl.jobs import JobError, caption_images, expand_sources, open_rows, source_key
+from vl.jobs.parquet import Parquet
 from vl.jobs.partfolder import PartFolder
 
 from .fakes import FakeModel, run
@@ -175,11 +176,11 @@ def test_killed_at_random_moments(archive: Path, tmp_path: Path) -> None:
 def test_a_full_disk_loses_nothing(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out.parquet"
 
-    def full(path: Path, rows: Any, answers: Any) -> None:
+    def full(self: Any, path: Path, *args: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("vl.jobs.partfolder.write_part", full)
+        patch.setattr("vl.jobs.parquet.Parquet.write", full)
         with pytest.raises(JobError, match=r"No space left.*run the same command again"):
             run(archive, out)
     model = FakeModel()
@@ -216,7 +217,7 @@ def test_memory_is_flat_in_rows(tmp_path: Path) -> None:
         for n in range(start, start + count):
             yield {"image": f"{n}.png", "caption": "x", "model": "m", "prompt": "p", "settings": {}}
 
-    with PartFolder(tmp_path / "out.parquet", model="m", prompt="p", part_rows=500) as folder:
+    with PartFolder(tmp_path / "out.parquet", Parquet(["caption"]), model="m", prompt="p", part_rows=500) as folder:
         tracemalloc.start()
         held = []
         for part in range(8):

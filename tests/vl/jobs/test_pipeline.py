@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from threading import Barrier
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,7 +47,9 @@ def prepared(model: vl.MiniMaxVL, source: str) -> Item:
 @pytest.mark.parametrize("batch_size", [1, 3, 20])
 def test_answers_are_the_models_and_in_order(tiny_model: vl.MiniMaxVL, batch_size: int) -> None:
     params = SamplingParams(max_new_tokens=5)
-    items = list(answered(tiny_model, QUESTIONS, lambda s: prepared(tiny_model, s), params, batch_size=batch_size))
+    items = list(
+        answered(tiny_model.engine, QUESTIONS, lambda s: prepared(tiny_model, s), params, batch_size=batch_size)
+    )
     assert [item.source for item in items] == QUESTIONS
     for item in items:
         if item.source == "pass":
@@ -75,7 +80,11 @@ def test_the_engine_is_kept_full(tiny_model: vl.MiniMaxVL, monkeypatch: pytest.M
 
     monkeypatch.setattr(engine, "submit", submit_short)
     sources = [f"Question {n}" for n in range(6)]
-    list(answered(tiny_model, sources, lambda s: prepared(tiny_model, s), SamplingParams(), batch_size=2, workers=1))
+    list(
+        answered(
+            tiny_model.engine, sources, lambda s: prepared(tiny_model, s), SamplingParams(), batch_size=2, workers=1
+        )
+    )
     assert len(running) <= 11  # 9 for the longest, beside which the others go one after the other; batches need 14
 
 
@@ -89,9 +98,9 @@ def test_leaving_early_leaves_nothing_behind(tiny_model: vl.MiniMaxVL) -> None:
             yield f"Question {taken}"
 
     params = SamplingParams(max_new_tokens=3)
-    items = answered(tiny_model, endless(), lambda s: prepared(tiny_model, s), params, batch_size=2)
+    items = answered(tiny_model.engine, endless(), lambda s: prepared(tiny_model, s), params, batch_size=2)
     assert next(items).source == "Question 1"
-    assert taken <= 2 + 2 + 2
+    assert taken <= 2 * 2 + 2 + 2, "two windows, and those that are written"
     items.close()
     engine: Any = tiny_model.engine
     assert not engine.scheduler.running
@@ -107,6 +116,33 @@ def test_a_bug_ends_it(tiny_model: vl.MiniMaxVL) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(answered(tiny_model, ["a"], broken, SamplingParams(), batch_size=1))
+        list(answered(tiny_model.engine, ["a"], broken, SamplingParams(), batch_size=1))
     with pytest.raises(vl.InputError, match="batch_size"):
-        answered(tiny_model, ["a"], broken, SamplingParams(), batch_size=0)
+        answered(tiny_model.engine, ["a"], broken, SamplingParams(), batch_size=0)
+
+
+def test_of_what_is_ready_the_longest_goes_first_and_none_is_late() -> None:
+    """A window of four: its longest first, whatever comes after it."""
+    order: list[int] = []
+
+    class Engine:
+        def submit(self, inputs: range, params: SamplingParams) -> Any:
+            order.append(len(inputs))
+            if len(order) == 1:
+                time.sleep(0.3)  # by then all of two windows are ready
+            return SimpleNamespace(done=True, error=None, result=lambda: SimpleNamespace(text=""))
+
+        def step(self) -> None: ...
+        def cancel(self, request: Any) -> None: ...
+
+    lengths = [1, 5, 3, 4, 9, 8, 7, 6, 2]
+    prepared = Barrier(8)
+
+    def prepare(length: int) -> Item:
+        if len(order) == 0:
+            prepared.wait(30)
+        return Item(str(length), range(length))  # type: ignore[arg-type]
+
+    items = list(answered(Engine(), lengths, prepare, SamplingParams(), batch_size=4, workers=8))
+    assert [int(item.source) for item in items] == lengths, "in order"
+    assert order[1:8] == [length for length in (5, 4, 3, 1, 9, 8, 7, 6) if length != order[0]], "the first to be ready"

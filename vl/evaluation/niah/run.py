@@ -54,7 +54,7 @@ def find_needles(
     model.engine.check(params)
     rows = {case.id: earlier[case.id] for case in cases if case.id in earlier}
     items = answered(
-        model,
+        model.engine,
         [case for case in cases if case.id not in rows],
         partial(_prepare, model),
         params,

@@ -47,12 +47,12 @@ class File:
 
     def picture(self) -> Picture:
         """The file as an image of the job."""
+        return Picture(self.name, self.read_all)
 
-        def read() -> bytes:
-            with explained(self.name):
-                return self.fs.cat_file(self.path)
-
-        return Picture(self.name, read)
+    def read_all(self) -> bytes:
+        """Raises InputError."""
+        with explained(self.name):
+            return self.fs.cat_file(self.path)
 
 
 @contextmanager

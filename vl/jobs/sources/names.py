@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 from preprocessing.sources import kind_of
@@ -20,7 +21,8 @@ class Picture:
 
     Args:
         name: what its row calls it; the same in every run.
-        read: its encoded file; called in a worker thread, when the image is due. Raises a `vl.Error` naming the cause.
+        read: its encoded file; called in a worker thread or another process, to which it is pickled, when the image is
+            due. Raises a `vl.Error` naming the cause.
     """
 
     name: str
@@ -47,10 +49,16 @@ Source: TypeAlias = str | Picture | Asked
 def broken(name: str, cause: str) -> Picture:
     """A part of a source that cannot be read: its row will be an error, so that the loss is seen."""
 
-    def read() -> bytes:
-        raise InputError(f"{name}: {cause}")
+    return Picture(name, partial(_refuse, f"{name}: {cause}"))
 
-    return Picture(name, read)
+
+def held(name: str, content: bytes) -> Picture:
+    """An image that is in memory already."""
+    return Picture(name, partial(bytes, content))
+
+
+def _refuse(message: str) -> bytes:
+    raise InputError(message)
 
 
 def source_key(source: Source) -> str:

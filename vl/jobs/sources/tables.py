@@ -15,7 +15,7 @@ from preprocessing.sources import kind_of, seen_from
 from vl.errors import InputError
 from vl.jobs.prompts import Empty, Prompts
 from vl.jobs.sources.files import File, beside, explained, is_remote, remote, suffix_of
-from vl.jobs.sources.names import Asked, Picture, Source, broken, source_key
+from vl.jobs.sources.names import Asked, Picture, Source, broken, held, source_key
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
 COLUMNS = ("image", "image_path", "path", "file_name", "filename", "file", "url", "image_url", "bytes")
@@ -121,8 +121,7 @@ def _source(table: File, name: str, value: Any) -> str | Picture:
     if isinstance(value, Mapping):  # as the datasets of Hugging Face have it
         value = value["path"] if value.get("bytes") is None and "path" in value else value.get("bytes")
     if isinstance(value, bytes | bytearray | memoryview):
-        content = bytes(value)
-        return Picture(name, lambda: content)
+        return held(name, bytes(value))
     if not isinstance(value, str) or not value:
         kind = "nothing" if value in (None, "") else type(value).__name__
         return broken(name, f"has no image: its column holds {kind}, not a path, URL or bytes")

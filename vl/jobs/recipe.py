@@ -1,0 +1,73 @@
+"""What a worker elsewhere is told of a job: which model to load, and how to caption with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from vl.engine import SamplingParams
+from vl.jobs.captioning import caption_rows, settings_of
+from vl.jobs.rowfile import Row
+from vl.jobs.sources import Source
+
+if TYPE_CHECKING:
+    from vl.model import MiniMaxVL
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model and how to caption with it, as can be pickled.
+
+    Attributes:
+        model: as `vl.load` takes it. Workers on other machines need a path that they see, or a hub id.
+        loading: the other arguments of `vl.load`, but for the device.
+        quantization: that the model will have, of its files or as loaded.
+        options: those of `caption_rows`.
+    """
+
+    model: str
+    loading: Mapping[str, Any]
+    quantization: str | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: str | os.PathLike[str], loading: Mapping[str, Any], device: str) -> Recipe:
+        """Without options yet. What is left open is settled as on a `device`, so that all workers hold weights alike.
+
+        Raises:
+            CheckpointError, ConfigError, DeviceError: as `vl.load`, as far as the model's config tells.
+        """
+        from vl.loading import pick_device, weights_as
+
+        how = {"dtype": loading.get("dtype"), "quantization": loading.get("quantization")}
+        if how["dtype"] is None and device == "cuda":  # which this machine need not have
+            how["dtype"] = "bfloat16"
+        dtype, quantization = weights_as(model, device="cpu" if device == "cuda" else pick_device(device), **how)
+        settled = {"dtype": str(dtype).removeprefix("torch."), "quantization": loading.get("quantization")}
+        return cls(os.fspath(model), dict(loading) | settled, quantization)
+
+    def settings(self, params: SamplingParams) -> dict[str, Any]:
+        """`settings_of` what its model will write."""
+        import torch
+
+        dtype = getattr(torch, self.loading["dtype"])
+        background = self.loading.get("background")
+        return settings_of(params, background=background, dtype=dtype, quantization=self.quantization)
+
+    def asking(self, options: Mapping[str, Any]) -> Recipe:
+        """With options."""
+        return replace(self, options=options)
+
+    def load(self, **where: Any) -> MiniMaxVL:
+        """The model; `where` is `device` or `devices`. Raises as `vl.load`."""
+        import vl
+
+        return vl.load(self.model, **self.loading, **where)
+
+    def rows(self, model: MiniMaxVL, sources: Iterable[Source]) -> Generator[list[Row], None, None]:
+        """`caption_rows` of `sources` by the model that was loaded."""
+        with closing(caption_rows(model, sources, **self.options)) as batches:
+            yield from batches
