@@ -27,7 +27,7 @@ import typer
 from typer.core import TyperGroup
 
 from vl import __version__
-from vl.cli import bench, caption, chat, convert, evaluate, niah, plan, read, train
+from vl.cli import bench, caption, chat, convert, evaluate, niah, plan, read, serve, train
 from vl.cli.console import EXIT_INTERRUPTED, EXIT_NO_READER, EXIT_UNEXPECTED, EXIT_UNUSABLE, complain
 
 EPILOG = (
@@ -58,6 +58,7 @@ app.command("caption", epilog=EPILOG)(caption.caption)
 app.command("chat", epilog=EPILOG)(chat.chat)
 app.command("read", epilog=EPILOG)(read.read)
 app.command("ask", epilog=EPILOG)(read.ask)
+app.command("serve", epilog=EPILOG)(serve.serve)
 app.command("train", epilog=EPILOG)(train.train)
 app.command("eval", epilog=EPILOG)(evaluate.evaluate)
 app.command("eval niah", epilog=EPILOG)(niah.niah)

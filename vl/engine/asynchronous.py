@@ -18,7 +18,7 @@ from typing import Protocol
 
 from preprocessing import Inputs
 from vl.engine.request import Request
-from vl.engine.results import Generation, Timings
+from vl.engine.results import Generation, Timings, TokenLogprob
 from vl.engine.sampling import SamplingParams
 from vl.errors import DeviceError
 
@@ -35,10 +35,17 @@ class Stepped(Protocol):
 
 @dataclass(frozen=True)
 class Delta:
-    """What a request has got since the last one: its `text` may lag behind its tokens. `done`: it is the last one."""
+    """What a request has got since the last one.
+
+    Attributes:
+        text: may lag behind the tokens.
+        logprobs: of the tokens, if they were asked for.
+        done: it is the last one.
+    """
 
     text: str
     token_ids: list[int]
+    logprobs: list[TokenLogprob]
     done: bool
 
 
@@ -55,9 +62,10 @@ class _Waiter:
         """What is new; None if nothing is. Another thread may be in a step: that it is done is looked at first."""
         request = self.request
         done, ids, pieces = request.done, request.token_ids[self.told :], request.pieces
+        logprobs = request.logprobs[self.told : self.told + len(ids)]
         self.told += len(ids)
         text = "".join(pieces.popleft() for _ in range(len(pieces)))
-        return Delta(text, ids, done) if text or ids or done else None
+        return Delta(text, ids, logprobs, done) if text or ids or done else None
 
 
 class AsyncEngine:

@@ -123,6 +123,11 @@ class Keeping(ABC):
         """How many images were met again and not encoded, and how many were encoded."""
         return self._images.hits, self._images.misses
 
+    @property
+    def ended(self) -> str | None:
+        """Why this engine answers no more; None while it does. One in this process always does."""
+        return None
+
     # What is held
 
     def let_go(self, held: Held) -> None:

@@ -39,6 +39,10 @@ class SplitEngine(Engine):
         """Of the first rank; all do the same."""
         return self._ranks.call("image_counts")[0]
 
+    @property
+    def ended(self) -> str | None:
+        return self._ranks.ended
+
     def _check_config(self) -> None:
         """Each rank has, by its own device."""
 

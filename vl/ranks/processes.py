@@ -135,6 +135,11 @@ class Ranks:
     def __len__(self) -> int:
         return len(self.devices)
 
+    @property
+    def ended(self) -> str | None:
+        """Why no more can be asked; None while it can."""
+        return self._ended
+
     def call(self, command: str, *args: Any) -> list[Any]:
         """Have every rank run a method of its `Part`. Returns their answers, in the order of ranks.
 

@@ -1,0 +1,146 @@
+"""`vl serve` as a process: nano answers OpenAI's own client and LangChain's, and ends as it should."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from langchain_openai import ChatOpenAI
+
+import vl
+from vl.cli.app import run
+
+EXAMPLES = Path(vl.__file__).parents[1] / "demo" / "examples"
+IMAGE = EXAMPLES / "place-320px.png"
+KEY = "a-key"
+Start = Callable[..., "Served"]
+
+
+class Served:
+    """A server's process, once it is ready."""
+
+    def __init__(self, *options: str) -> None:
+        command = [sys.executable, "-m", "vl.cli", "serve", "--port", "0", *options]
+        environment = os.environ | {"VL_API_KEYS": KEY, "PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        assert self.process.stderr is not None
+        self.said = ""
+        while not (ready := re.search(r"served at (http://127.0.0.1:\d+)/v1", self.said)):
+            line = self.process.stderr.readline()
+            assert line, self.said
+            self.said += line
+        self.url = ready[1]
+        self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=60)
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(how)
+        return self.process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    server = Served("nano", "--quiet")
+    yield server
+    assert server.end() == 0
+
+
+def asked(text: str = "Describe this image.", image: Path | None = IMAGE) -> list[Any]:
+    parts: list[Any] = [{"type": "text", "text": text}]
+    if image is not None:
+        url = f"data:image/png;base64,{base64.b64encode(image.read_bytes()).decode()}"
+        parts.insert(0, {"type": "image_url", "image_url": {"url": url}})
+    return [{"role": "user", "content": parts}]
+
+
+@pytest.fixture(scope="module")
+def caption() -> str:
+    return vl.load("nano", device="cpu").caption(IMAGE, "Describe this image.")
+
+
+def test_openais_client(served: Served, caption: str) -> None:
+    found = served.client.chat.completions.create(model="nano", messages=asked())
+    assert found.choices[0].message.content == caption
+    stream = served.client.chat.completions.create(
+        model="nano", messages=asked(), stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == caption
+    assert chunks[-1].usage is not None
+    assert found.usage is not None
+    assert chunks[-1].usage.total_tokens == found.usage.total_tokens
+    assert [model.id for model in served.client.models.list()] == ["nano"]
+    text = served.client.completions.create(model="nano", prompt="A red", max_tokens=4)
+    assert text.usage is not None
+    assert text.usage.completion_tokens == 4
+
+
+def test_tools_go_there_and_back(served: Served) -> None:
+    tools: list[Any] = [{"type": "function", "function": {"name": "get_time", "parameters": {"type": "object"}}}]
+    messages: list[Any] = [
+        *asked("What time is it?", None),
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "c", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}],
+        },
+        {"role": "tool", "tool_call_id": "c", "content": "noon"},
+    ]
+    found = served.client.chat.completions.create(model="nano", messages=messages, tools=tools, max_tokens=8)
+    assert found.choices[0].message.role == "assistant"
+    with pytest.raises(openai.BadRequestError, match="cannot be made to call functions"):
+        served.client.chat.completions.create(model="nano", messages=messages, tools=tools, tool_choice="required")
+
+
+def test_errors_are_those_that_the_client_knows(served: Served) -> None:
+    create = served.client.chat.completions.create
+    with pytest.raises(openai.NotFoundError, match="no model 'gpt' here"):
+        create(model="gpt", messages=asked())
+    with pytest.raises(openai.BadRequestError, match="temperature must be"):
+        create(model="nano", messages=asked(), temperature=-3)
+    with pytest.raises(openai.BadRequestError, match="image 1: expected a data URL"):
+        create(
+            model="nano",
+            messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": str(IMAGE)}}]}],
+        )
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{served.url}/v1", api_key="another", max_retries=0).models.list()
+
+
+def test_langchain(served: Served, caption: str) -> None:
+    model = ChatOpenAI(model="nano", base_url=f"{served.url}/v1", api_key=KEY, max_retries=0)  # type: ignore[arg-type]
+    assert model.invoke(asked()).content == caption
+    assert "".join(str(piece.content) for piece in model.stream(asked())) == caption
+
+
+def test_sigterm_finishes_what_runs() -> None:
+    served = Served("nano")
+    stream = served.client.chat.completions.create(model="nano", messages=asked(), stream=True)
+    chunks = [next(stream), next(stream)]
+    served.process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:  # until nobody is let in
+        try:
+            openai.OpenAI(base_url=f"{served.url}/v1", api_key=KEY, max_retries=0, timeout=5).models.list()
+        except openai.APIConnectionError:
+            break
+    else:
+        raise AssertionError("it goes on to take requests")
+    chunks += list(stream)
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    assert served.process.wait(60) == 0
+
+
+def test_an_address_that_cannot_be_had(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    port = served.url.rpartition(":")[2]
+    assert run(["serve", "nano", "--port", port]) == 3
+    assert f"cannot listen on 127.0.0.1, port {port}" in capsys.readouterr().err
+    assert run(["serve", "nano", "--host", "no.such.host.example"]) == 3

@@ -1,0 +1,125 @@
+"""Functions over HTTP: described to the model, called by it, and answered, in the released template's form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+import vl
+
+from .conftest import ask, events
+
+TOOL = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "default": None}}}
+OTHER = {"type": "function", "function": {"name": "get_date", "parameters": {"type": "object"}}}
+CALLS = '<function_call>```typescript\nfunctions.get_time({"city": "Oslo"})\nfunctions.get_date({})\n```'
+Say = Callable[[str], None]
+
+
+def message(client: TestClient, **body: Any) -> tuple[dict[str, Any], str]:
+    found = client.post("/v1/chat/completions", json=body)
+    assert found.status_code == 200, found.text
+    choice = found.json()["choices"][0]
+    return choice["message"], choice["finish_reason"]
+
+
+def functions(calls: list[dict[str, Any]]) -> list[tuple[str, Any]]:
+    assert all(call["type"] == "function" and call["id"].startswith("call_") for call in calls)
+    assert len({call["id"] for call in calls}) == len(calls)
+    return [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in calls]
+
+
+EXPECTED = [("get_time", {"city": "Oslo"}), ("get_date", {})]
+
+
+@pytest.mark.parametrize("before", ["", "Let me look. "])
+def test_calls_come_as_tool_calls(client: TestClient, says: Say, before: str) -> None:
+    says(before + CALLS)
+    body = ask(tools=[TOOL, OTHER], max_tokens=200)
+    found, reason = message(client, **body)
+    assert (found["content"], reason) == (before or None, "tool_calls")
+    assert functions(found["tool_calls"]) == EXPECTED
+
+    deltas = [
+        chunk["choices"][0] for chunk in events(client.post("/v1/chat/completions", json={**body, "stream": True}))
+    ]
+    assert "".join(choice["delta"].get("content", "") for choice in deltas) == before
+    called = [call for choice in deltas for call in choice["delta"].get("tool_calls", [])]
+    assert [call.pop("index") for call in called] == [0, 1]
+    assert functions(called) == EXPECTED
+    assert deltas[-1]["finish_reason"] == "tool_calls"
+
+
+def test_a_call_that_is_cut_off_says_so(client: TestClient, says: Say) -> None:
+    says(CALLS)
+    found, reason = message(client, **ask(tools=[TOOL], max_tokens=40))
+    assert reason == "length"
+    assert found["tool_calls"][0]["function"]["name"] == "get_time"
+
+
+def test_no_call_is_text(client: TestClient, says: Say) -> None:
+    says("No <function_call>indeed")
+    body = ask(tools=[TOOL], max_tokens=200)
+    assert message(client, **body) == ({"role": "assistant", "content": "No indeed", "refusal": None}, "stop")
+    streamed = events(client.post("/v1/chat/completions", json={**body, "stream": True}))
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in streamed) == "No indeed"
+
+
+@pytest.mark.parametrize("fields", [{}, {"tools": [TOOL], "tool_choice": "none"}])
+def test_without_tools_there_are_no_calls(client: TestClient, says: Say, fields: dict[str, Any]) -> None:
+    says(CALLS)
+    found, reason = message(client, **ask(max_tokens=200, **fields))
+    assert ("tool_calls" in found, reason) == (False, "stop")
+
+
+def test_a_function_that_has_to_be_called_is(client: TestClient, says: Say) -> None:
+    says('{"city": "Oslo"})\n```')
+    body = ask(tools=[TOOL, OTHER], tool_choice={"type": "function", "function": {"name": "get_date"}}, max_tokens=50)
+    found, reason = message(client, **body)
+    assert (found["content"], reason) == (None, "tool_calls")
+    assert functions(found["tool_calls"]) == [("get_date", {"city": "Oslo"})]
+    says('get_time({"city": "Oslo"})\n```')
+    found, _ = message(client, **{**body, "tool_choice": "required"})
+    assert functions(found["tool_calls"]) == EXPECTED[:1]
+    assert found["content"] is None
+
+
+def test_the_prompt_is_the_templates(client: TestClient, model: vl.MiniMaxVL) -> None:
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "What time is it?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}],
+        },
+        {"role": "tool", "tool_call_id": "c1", "content": '"12:30"'},
+    ]
+    found = client.post("/tokenize", json={"messages": messages, "tools": [TOOL]}).json()
+    assert found["tokens"] == model.processor(messages, tools=[TOOL]).input_ids.tolist()
+    text = model.processor.tokenizer.decode(found["tokens"], skip_special_tokens=False)
+    assert 'system function_response=functions\n{"name": "get_time", "response": "12:30"}' in text
+    assert "<function_call>```typescript\nfunctions.get_time({})\n```" in text
+    assert f"system function_setting=functions\n{json.dumps(TOOL)}<end_of_sentence>" in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"tool_choice": "required"}, "not among the tools"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "sing"}}}, "'sing'.*not among"),
+        ({"tools": [TOOL], "tool_choice": {"type": "custom"}}, "tool_choice must be"),
+        ({"tools": [TOOL], "tool_choice": "always"}, "tool_choice must be"),
+        ({"tools": [5]}, "tool 1 must be a JSON object"),
+        ({"tools": "get_time"}, "tools"),
+        ({"tools": [TOOL], "parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"functions": [TOOL["function"]]}, "functions"),
+    ],
+)
+def test_what_cannot_be_called_is_refused(client: TestClient, fields: dict[str, Any], said: str) -> None:
+    found = client.post("/v1/chat/completions", json=ask(**fields))
+    assert found.status_code == 400
+    with pytest.raises(AssertionError, match=said):
+        raise AssertionError(found.json()["error"]["message"])

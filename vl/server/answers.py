@@ -1,0 +1,131 @@
+"""Answers in the making: several at once, each one's text, and the calls of functions in it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from preprocessing import Processor
+from preprocessing.tools import FUNCTION_CALL
+from vl.engine import AsyncEngine, Delta, Request, TokenLogprob
+from vl.server.metrics import Metrics
+from vl.server.prompts import Prepared
+
+_IMPOSSIBLE = -9999.0
+
+
+class Generating:
+    """Has the engine write what a request asks for, and counts it. `arrival`: of the request, by `time.monotonic`."""
+
+    def __init__(self, engine: AsyncEngine, metrics: Metrics) -> None:
+        self._engine, self._metrics = engine, metrics
+
+    async def deltas(self, requests: Sequence[Request], arrival: float) -> AsyncGenerator[tuple[int, Delta], None]:
+        """What the requests get, by their numbers, as it comes. Raises what one fails of; that ends all."""
+        coming: asyncio.Queue[tuple[int, Delta] | BaseException] = asyncio.Queue()
+
+        async def follow(number: int, request: Request) -> None:
+            try:
+                async with aclosing(self._metrics.follow(self._engine, request, arrival)) as deltas:
+                    async for delta in deltas:
+                        coming.put_nowait((number, delta))
+            except Exception as error:
+                coming.put_nowait(error)
+
+        tasks = [asyncio.create_task(follow(number, request)) for number, request in enumerate(requests)]
+        left = len(tasks)
+        try:
+            while left:
+                found = await coming.get()
+                if isinstance(found, BaseException):
+                    raise found
+                left -= found[1].done
+                yield found
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Head:
+    """What all parts of an answer begin with."""
+
+    def __init__(self, kind: str, prefix: str, model: str) -> None:
+        self._kind, self._model = kind, model
+        self._id, self._created = f"{prefix}-{secrets.token_hex(12)}", int(time.time())
+
+    def __call__(self, suffix: str = "", **contents: Any) -> dict[str, Any]:
+        named = {"id": self._id, "object": self._kind + suffix, "created": self._created, "model": self._model}
+        return {**named, **contents}
+
+
+def usage_of(requests: Iterable[Request], answers: int = 1) -> dict[str, Any]:
+    """Tokens of some answers, of which as many as `answers` share each prompt."""
+    usages = [request.usage for request in requests]
+    prompts = usages[::answers]
+    prompt, written = sum(u.prompt_tokens for u in prompts), sum(u.completion_tokens for u in usages)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": written,
+        "total_tokens": prompt + written,
+        "prompt_tokens_details": {
+            "cached_tokens": sum(u.cached_tokens for u in prompts),
+            "image_tokens": sum(u.image_tokens for u in prompts),
+        },
+    }
+
+
+def likelihood(found: TokenLogprob) -> dict[str, Any]:
+    """How likely a token was, without those that were likelier."""
+    # JSON has no infinity.
+    return {"token": found.token, "logprob": max(found.logprob, _IMPOSSIBLE), "bytes": found.bytes}
+
+
+class Choice:
+    """One answer of a chat: what of it is content, and which functions it calls.
+
+    Args:
+        request: what is written. It is asked for its text and tokens when it is done.
+        prepared: whether functions may be called, and what a call has begun with.
+    """
+
+    def __init__(self, request: Request, prepared: Prepared, processor: Processor) -> None:
+        self.request = request
+        self._processor, self._begun = processor, prepared.begun
+        self._token = processor.tokenizer.token_id(FUNCTION_CALL) if prepared.tools else None
+        self._calling = bool(prepared.begun)
+        self._sent = ""
+
+    def take(self, delta: Delta) -> str:
+        """The text that is content for certain: not of a call."""
+        self._calling = self._calling or self._token in delta.token_ids
+        if self._calling:
+            return ""
+        self._sent += delta.text
+        return delta.text
+
+    def end(self) -> tuple[str, list[dict[str, Any]], str]:
+        """The content that `take` has not given, the calls, and why the answer ended."""
+        request = self.request
+        content, calls = request.text, []
+        if self._calling or self._token in request.token_ids:
+            calls = [_call(call) for call in self._processor.tool_calls([*self._begun, *request.token_ids])]
+        if calls:
+            ids = [] if self._begun else request.token_ids[: request.token_ids.index(self._token or 0)]
+            content = self._processor.tokenizer.decode(ids)
+        reason = "tool_calls" if calls and request.finish_reason == "stop" else str(request.finish_reason)
+        return content[len(self._sent) :] if content.startswith(self._sent) else "", calls, reason
+
+
+def _call(call: Any) -> dict[str, Any]:
+    text = call.arguments if isinstance(call.arguments, str) else json.dumps(call.arguments, ensure_ascii=False)
+    return {
+        "id": f"call_{secrets.token_hex(12)}",
+        "type": "function",
+        "function": {"name": call.name, "arguments": text},
+    }

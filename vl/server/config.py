@@ -1,0 +1,38 @@
+"""What a server allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """The settings of a server.
+
+    Attributes:
+        names: that requests may call the model by; answers have the first.
+        api_keys: one of which every request but for `/health` has to bring; none: anybody may ask.
+        max_waiting: requests beyond those that run at once; more are told to come again later.
+        max_body: bytes of a request.
+        max_images: of a request; `max_pixels`: of each of them.
+        max_tokens: of a prompt and its answer together.
+        max_new_tokens: of an answer, and what it may have where the request does not say.
+        max_answers: to one request.
+        image_hosts: from which images are fetched where a request names their URL, as `preprocessing.allowed` has them.
+        image_bytes, image_seconds: most that such an image may take.
+    """
+
+    names: tuple[str, ...]
+    api_keys: tuple[str, ...] = ()
+    max_waiting: int = 128
+    max_body: int = 64 * MIB
+    max_images: int = 16
+    max_pixels: int = 64_000_000
+    max_tokens: int = 65536
+    max_new_tokens: int = 4096
+    max_answers: int = 8
+    image_hosts: tuple[str, ...] = ()
+    image_bytes: int = 20 * MIB
+    image_seconds: float = 20.0

@@ -1,0 +1,89 @@
+"""What went wrong, in the form in which OpenAI's API says it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import Response
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from vl.errors import DeviceError, ImageError, InputError
+
+log = logging.getLogger("vl.server")
+
+
+class ApiError(Exception):
+    """An answer that is an error.
+
+    Args:
+        status: of HTTP.
+        message: the cause, and what to do.
+        param: the field of the request that is at fault. `code`: for programs.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code, self.headers = status, param, code, dict(headers or {})
+
+    @property
+    def kind(self) -> str:
+        kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+        return kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
+
+
+class Json(Response):
+    """JSON in ASCII: whatever a request spells, half a surrogate pair too, can be said back."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return dumps(content)
+
+
+def dumps(content: Any) -> bytes:
+    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def response(error: ApiError) -> Json:
+    return Json(error.body(), error.status, headers=error.headers)
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """What to tell of any error; one that nobody has foreseen goes to the log."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ValidationError):
+        return _invalid(error)
+    if isinstance(error, InputError | ImageError):
+        return ApiError(400, str(error))
+    if isinstance(error, DeviceError):
+        return ApiError(503, str(error), code="device_error")
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, str(error.detail), headers=error.headers)
+    log.error("a request failed", exc_info=error)
+    return ApiError(500, f"the server failed on this request ({type(error).__name__}): its log says more")
+
+
+def _invalid(error: ValidationError) -> ApiError:
+    """What a schema says of its first fault."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = [str(part) for part in first["loc"]]
+    name = where[0] if where else None
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"{name!r:.100} is not a field that this server knows: leave it out", param=name)
+    return ApiError(400, f"{'.'.join(where) or 'the request'}: {first['msg']}", param=name)
