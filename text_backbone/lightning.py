@@ -51,7 +51,11 @@ def _parts(packed: Packed) -> list[Packed]:
 
 
 class LightningAttention(nn.Module):
-    """Linear attention with decay; `sigmoid(output_gate x) * rms_norm(o)` goes through `out_proj`."""
+    """Linear attention with decay; `sigmoid(output_gate x) * rms_norm(o)` goes through `out_proj`.
+
+    Attributes:
+        heads: how many are here, of `all_heads` from `first_head` on: all of them, but where ranks share them out.
+    """
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class LightningAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.layer, self.layers = config.num_attention_heads, layer, config.num_hidden_layers
+        self.first_head, self.all_heads = 0, self.heads
         hidden, inner = config.hidden_size, config.num_attention_heads * config.head_dim
         self.qkv_proj = linear(hidden, 3 * inner, device=device, dtype=dtype)
         self.output_gate = linear(hidden, inner, device=device, dtype=dtype)
@@ -71,7 +76,11 @@ class LightningAttention(nn.Module):
 
     def forward(self, x: Tensor, packed: Packed, table: Tensor, states: Tensor | MarkedStates | None) -> Tensor:
         """x [T, hidden] -> [T, hidden]; `states` [slots, heads, d, d] is updated in place; `table` is not used."""
-        slopes = decay_slopes(self.heads, self.layer, self.layers, x.device)
         projected = project(x, self.qkv_proj, self.output_gate)
-        out = attend(next(projected), slopes, packed, states)  # [T, heads * d]
+        out = attend(next(projected), self.slopes(x.device), packed, states)  # [T, heads * d]
         return self.out_proj(self.norm(out, next(projected)))
+
+    def slopes(self, device: torch.device) -> Tensor:
+        """float32 [heads]."""
+        slopes = decay_slopes(self.all_heads, self.layer, self.layers, device)
+        return slopes[self.first_head : self.first_head + self.heads]

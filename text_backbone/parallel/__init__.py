@@ -8,6 +8,7 @@ from text_backbone.parallel.dispatch import expert_parallel
 from text_backbone.parallel.layout import PLACEMENTS, Layout
 from text_backbone.parallel.model import SplitText, split_backbone
 from text_backbone.parallel.pages import ShardedCache
+from text_backbone.parallel.tensor import tensor_parallel
 
 __all__ = [
     "PLACEMENTS",
@@ -19,4 +20,5 @@ __all__ = [
     "context_parallel",
     "expert_parallel",
     "split_backbone",
+    "tensor_parallel",
 ]

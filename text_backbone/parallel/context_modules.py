@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from text_backbone.cache import MarkedStates, PagedKV
 from text_backbone.kernels.rotary import rotary
-from text_backbone.lightning import LightningAttention, decay_slopes
+from text_backbone.lightning import LightningAttention
 from text_backbone.model import MiniMaxText
 from text_backbone.packed import Packed
 from text_backbone.parallel.collectives import all_gather
@@ -26,6 +26,7 @@ class ContextLightningAttention(LightningAttention):
     def __init__(self, whole: LightningAttention, group: dist.ProcessGroup) -> None:
         nn.Module.__init__(self)
         self.heads, self.layer, self.layers = whole.heads, whole.layer, whole.layers
+        self.first_head, self.all_heads = whole.first_head, whole.all_heads
         self.group = group
         for name, child in whole.named_children():
             self.add_module(name, child)
@@ -34,8 +35,7 @@ class ContextLightningAttention(LightningAttention):
         if not isinstance(packed, ContextShard):
             return super().forward(x, packed, table, states)
         assert not isinstance(states, MarkedStates)
-        slopes = decay_slopes(self.heads, self.layer, self.layers, x.device)
-        out = lasp_attention(self.qkv_proj(x), slopes, packed, self.group, states)
+        out = lasp_attention(self.qkv_proj(x), self.slopes(x.device), packed, self.group, states)
         return self.out_proj(self.norm(out, self.output_gate(x)))
 
 

@@ -17,7 +17,7 @@ back, in the backward pass too. An expert is in one group, so that its gradient 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
@@ -124,7 +124,6 @@ class DispatchedExperts(Experts):
         nn.Module.__init__(self)
         self.expert_group, self.tensor_group = mesh["expert"].get_group(), mesh["expert_tensor"].get_group()
         self.rank, self.part = mesh.get_local_rank("expert"), mesh.get_local_rank("expert_tensor")
-        self.parts = dist.get_world_size(self.tensor_group)
         self.sharing = Sharing(len(whole.w13), dist.get_world_size(self.expert_group), groups)
         self.lane = lane
         self.cut: Cut = ((0, self.expert_group), (2, self.tensor_group))  # of w13 [E, 2, I, hidden]
@@ -164,7 +163,8 @@ class DispatchedExperts(Experts):
             if g + 1 < len(turns):
                 arriving = self.lane.run(partial(self._bring, turns[g + 1]), rows[g + 1], scales[g + 1])
             here, weights = arrived()
-            out = self._compute(here, weights, w13[g], w2[g], self._experts(every, g, turn))
+            own = partial(_expert_mlp, w13=w13[g], w2=w2[g])
+            out = run_experts(own, here, weights.unsqueeze(-1), self._experts(every, g, turn).unsqueeze(-1))
             returning.append(self.lane.run(partial(self._give_back, turn), out))
         return [wait()[0] for wait in returning]
 
@@ -195,22 +195,27 @@ class DispatchedExperts(Experts):
     def _bring(self, turn: Turn, rows: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
         """The rows for this rank's part of a group of experts, and their weights, by `expert_tensor` and `expert`."""
         rows, scales = (exchange(each, turn.send, turn.receive, self.expert_group) for each in (rows, scales))
-        if self.parts > 1:
-            rows, scales = (collect(each, turn.shared, self.tensor_group) for each in (rows, scales))
+        rows, scales = (collect(each, turn.shared, self.tensor_group) for each in (rows, scales))
         return rows, scales
 
     def _give_back(self, turn: Turn, rows: Tensor) -> tuple[Tensor]:
         """What the experts made of the rows that this rank sent."""
-        if self.parts > 1:
-            rows = reduce(rows, turn.shared, self.tensor_group)
+        rows = reduce(rows, turn.shared, self.tensor_group)
         return (exchange(rows, turn.receive, turn.send, self.expert_group),)
 
-    def _compute(self, rows: Tensor, scales: Tensor, w13: Tensor, w2: Tensor, experts: Tensor) -> Tensor:
-        """Rows [n, hidden] through this rank's part of their experts, weighted."""
-        n = len(rows)
-        if not n:  # one of zeros, so that everything has a gradient: other ranks wait for this one's
-            rows, scales, experts = F.pad(rows, (0, 0, 0, 1)), F.pad(scales, (0, 1)), F.pad(experts, (0, 1))
-        return expert_mlp(rows, w13, w2, scales.unsqueeze(-1), experts.unsqueeze(-1))[:n]
+
+def _expert_mlp(x: Tensor, weights: Tensor, experts: Tensor, *, w13: Tensor, w2: Tensor) -> Tensor:
+    return expert_mlp(x, w13, w2, weights, experts)
+
+
+def run_experts(experts: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+    """`experts(x, weights, ids)` of any number of rows, 0 included.
+
+    Of none it is that of a row of zeros, so that everything has a gradient: other ranks wait for this one's.
+    """
+    if len(x):
+        return experts(x, weights, ids)
+    return experts(*(F.pad(each, (0, 0, 0, 1)) for each in (x, weights, ids)))[:0]
 
 
 def expert_parallel(model: MiniMaxText, mesh: DeviceMesh, device: torch.device, groups: int = 1) -> dict[str, Cut]:

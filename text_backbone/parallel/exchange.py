@@ -37,6 +37,9 @@ def linear_map(x: Tensor, there: Map, back: Map) -> Tensor:
 def exchange(x: Tensor, send: Sequence[int], receive: Sequence[int], group: dist.ProcessGroup) -> Tensor:
     """All-to-all of x [n, ...]: the next `send[r]` rows go to each rank r, and `receive[r]` come from it, in order."""
 
+    if len(send) == 1:
+        return x
+
     def swap(rows: Tensor, outgoing: Sequence[int], incoming: Sequence[int]) -> Tensor:
         out = rows.new_empty(sum(incoming), *rows.shape[1:])
         dist.all_to_all_single(out, rows.contiguous(), list(incoming), list(outgoing), group=group)
@@ -47,12 +50,37 @@ def exchange(x: Tensor, send: Sequence[int], receive: Sequence[int], group: dist
 
 def collect(x: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Tensor:
     """Every rank's rows, in ranks' order, on each: x [sizes[rank], ...] -> [sum(sizes), ...]."""
+    if len(sizes) == 1:
+        return x
     return linear_map(x, lambda rows: _collected(rows, sizes, group), lambda grad: _summed(grad, sizes, group))
 
 
 def reduce(x: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Tensor:
     """The sum over ranks, made in float32, of this rank's rows: x [sum(sizes), ...] -> [sizes[rank], ...]."""
+    if len(sizes) == 1:
+        return x
     return linear_map(x, lambda rows: _summed(rows, sizes, group), lambda grad: _collected(grad, sizes, group))
+
+
+def take_share(x: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Tensor:
+    """This rank's rows of x [sum(sizes), ...], which all ranks have, and all get the gradient of."""
+    rank = dist.get_rank(group)
+    return linear_map(
+        x, lambda rows: rows.split(list(sizes))[rank].clone(), lambda grad: _collected(grad, sizes, group)
+    )
+
+
+def rejoin(x: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Tensor:
+    """All ranks' rows, on each, of what each has for its own: of `take_share` the transpose."""
+    rank = dist.get_rank(group)
+    return linear_map(x, lambda rows: _collected(rows, sizes, group), lambda grad: grad.split(list(sizes))[rank])
+
+
+def all_reduce(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The sum over ranks, in memory of its own. It has no gradient: that depends on what the ranks do with it."""
+    out = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(out, group=group)
+    return out
 
 
 # Rows differ in number from rank to rank, for which gloo has nothing but this, and NCCL nothing better.

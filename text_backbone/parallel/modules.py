@@ -10,7 +10,7 @@ from text_backbone.cache import MarkedStates, PagedKV
 from text_backbone.head import OutputHead
 from text_backbone.kernels.moe import route
 from text_backbone.kernels.norms import divided, gated_norm_of, gated_part, row_squares
-from text_backbone.lightning import LightningAttention, attend, decay_slopes
+from text_backbone.lightning import LightningAttention, attend
 from text_backbone.linear import project, project_to
 from text_backbone.moe import SparseMoE
 from text_backbone.norms import ResidualNorm
@@ -88,10 +88,8 @@ class SplitLightningAttention(LightningAttention):
         self.group = group
 
     def forward(self, x: Tensor, packed: Packed, table: Tensor, states: Tensor | MarkedStates | None) -> Tensor:
-        slopes = decay_slopes(self.all_heads, self.layer, self.layers, x.device)
-        slopes = slopes[self.first_head : self.first_head + self.heads]
         projected = project(x, self.qkv_proj, self.output_gate)
-        out = attend(next(projected), slopes, packed, states)  # [T, heads * d]
+        out = attend(next(projected), self.slopes(x.device), packed, states)  # [T, heads * d]
         gate, weight, eps = next(projected), self.norm.weight, self.norm.eps
         if out.dtype == torch.float16:
             squares = self.group.all_reduce(row_squares(out))

@@ -217,6 +217,10 @@ class TrainConfig:
             raise ConfigError("[lora] trains the adapters alone: drop run.train")
         if self.lora and not self.run.init:
             raise ConfigError("[lora] adapts a checkpoint: name it in run.init (or --init)")
+        if self.lora and self.parallel.tensor > 1:
+            raise ConfigError(
+                f"[lora] adapts whole matrices, and parallel.tensor = {self.parallel.tensor} cuts them: set it to 1"
+            )
         if self.run.epochs and not self.data.files:
             raise ConfigError(
                 "run.epochs counts passes over data.files: name some there (or with --data), or use run.steps"

@@ -13,12 +13,13 @@ from vl.training.checks import at_least
 class ParallelConfig:
     """How the processes that torchrun starts share the work, beside the parameters, of which each has its shard.
 
-    Processes lie on two meshes, the last dimension being neighbours: fsdp x context for everything but the
+    Processes lie on two meshes, the last dimension being neighbours: fsdp x context x tensor for everything but the
     experts, and (what is left) x expert x expert_tensor for these.
 
     Attributes:
         context: so many processes share every batch out by its tokens, for sequences that are too long for one. 1 gives
             every process batches of its own.
+        tensor: so many have the same tokens, and share out the heads of attention and the work of experts.
         expert: so many share the experts of every layer out, each with some whole ones, to which tokens are sent.
         expert_tensor: so many share each expert's inner units out.
         expert_groups: a process's experts are cut into so many groups, of which the messages of one overlap the work of
@@ -27,13 +28,14 @@ class ParallelConfig:
     """
 
     context: int = 1
+    tensor: int = 1
     expert: int = 1
     expert_tensor: int = 1
     expert_groups: int = 1
     fsdp: int | None = None
 
     def __post_init__(self) -> None:
-        at_least("parallel", self, context=1, expert=1, expert_tensor=1, expert_groups=1, fsdp=1)
+        at_least("parallel", self, context=1, tensor=1, expert=1, expert_tensor=1, expert_groups=1, fsdp=1)
         if self.expert_groups > 1 and not self.dispatches:
             raise ConfigError(
                 f"parallel.expert_groups = {self.expert_groups} overlaps messages between experts, and there are none: "
@@ -47,16 +49,18 @@ class ParallelConfig:
 
     def check_processes(self, count: int) -> None:
         """Raises ConfigError if so many processes cannot lie on the meshes."""
-        if self.fsdp is not None and self.fsdp * self.context != count:
-            wanted = self.fsdp * self.context
+        if self.fsdp is not None and self.fsdp * self.context * self.tensor != count:
+            wanted = self.fsdp * self.context * self.tensor
             raise ConfigError(
-                f"parallel.fsdp x context = {self.fsdp} x {self.context} is for {wanted} "
+                f"parallel.fsdp x context x tensor = {self.fsdp} x {self.context} x {self.tensor} is for {wanted} "
                 f"processes, and there are {count}: start {wanted} (torchrun --nproc-per-node {wanted}), or leave fsdp "
                 "out"
             )
         experts = f"expert x expert_tensor = {self.expert} x {self.expert_tensor} shares every layer's experts"
         for keys, each in (
             (f"context = {self.context} shares every batch", self.context),
+            (f"tensor = {self.tensor} shares every head's work", self.tensor),
+            (f"context x tensor = {self.context} x {self.tensor} shares every batch", self.context * self.tensor),
             (experts, self.expert * self.expert_tensor),
         ):
             if count % each:
@@ -68,6 +72,7 @@ class ParallelConfig:
     def check_model(self, text: TextConfig) -> None:
         """Raises ConfigError if a decoder of that shape cannot be shared out so."""
         for key, field in (
+            ("tensor", "num_key_value_heads"),  # of which the other heads are a multiple
             ("expert", "num_local_experts"),
             ("expert_tensor", "intermediate_size"),
         ):

@@ -75,7 +75,8 @@ def _described(config: TrainConfig, processes: int) -> dict[str, Any]:
     files = sorted({path for name in (*config.data.files, *config.data.held_out) for path in (glob(name) or [name])})
     sizes = {path: Path(path).stat().st_size for path in files if Path(path).is_file()}
     described: dict[str, Any] = json.loads(json.dumps({**asdict(config), "bytes": sizes}, default=list))
-    described["batches_per_step"] = described["run"].pop("accumulate") * (processes // config.parallel.context)
+    sharers = config.parallel.context * config.parallel.tensor
+    described["batches_per_step"] = described["run"].pop("accumulate") * (processes // sharers)
     return described
 
 

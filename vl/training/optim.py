@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vl.training.config import OptimizerConfig
 from vl.training.muon import Muon
-from vl.training.shards import Shards, local, norm_of_shards
+from vl.training.shards import Shards, local
 
 # Embeddings in all but name: a decay to zero has no meaning for them.
 _UNDECAYED = ("embed_tokens.weight", "pos_embed", "cls_token", "image_newline")
@@ -69,9 +69,9 @@ class MasterOptimizer:
             torch._foreach_copy_([grad for grad, _ in fresh], [grad for _, grad in fresh])
         for name, param, grad in zip(self.names, self.params, self.grads, strict=True):
             param.grad = None
-            if name in self.shards.scales:
-                grad.mul_(self.shards.scales[name])
-        norm = norm_of_shards(nn.utils.get_total_norm(self.grads), self.params[0])
+            if (scale := self.shards.scales.get(name, 1.0)) != 1.0:
+                grad.mul_(scale)
+        norm = self.shards.norm(nn.utils.get_total_norm(self.grads))
         nn.utils.clip_grads_with_norm_(self.masters, self.clip, norm)
         for group in self.adamw.param_groups:
             group["lr"] = lr

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-from text_backbone.parallel import context_parallel, expert_parallel
+from text_backbone.parallel import context_parallel, expert_parallel, tensor_parallel
+from text_backbone.parallel.cuts import Cut
 from vl.model import MiniMaxVL
 from vl.training.context import Context
 from vl.training.dimensions import ParallelConfig
@@ -52,7 +53,7 @@ class World:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-        return cls(dist.get_rank(), size, parallel.context)
+        return cls(dist.get_rank(), size, parallel.context * parallel.tensor)
 
     @property
     def first(self) -> bool:
@@ -120,7 +121,7 @@ def join_context(model: MiniMaxVL, world: World, device: torch.device, parallel:
     ranks = parallel.context
     if ranks == 1:
         return Context()
-    mesh = init_device_mesh(device.type, (world.groups, ranks), mesh_dim_names=("fsdp", "context"))["context"]
+    mesh = _mesh(device, fsdp=world.groups, context=ranks, tensor=parallel.tensor)["context"]
     context_parallel(model.language_model, mesh.get_group(), device)
     return Context(mesh.get_local_rank(), ranks, mesh.get_group())
 
@@ -132,28 +133,44 @@ def parallelize(
 
     Attention and experts of each layer are gathered when they run. Everything else is gathered for the whole step: a
     layer's norm weights, which the layer before it reads, and the ViT, which processes run on different numbers of
-    tiles and so cannot gather in step. Experts that are shared out by other dimensions are sharded over the processes
-    that have the same part of them.
+    tiles and so cannot gather in step. What other dimensions have cut is sharded over the processes that have the same
+    part of it.
     """
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
-    text, everyone = model.language_model, init_device_mesh(device.type, (world.size,))
-    alike, experts, cuts, scales = everyone, "block_sparse_moe", {}, {}
-    if parallel.dispatches:
-        shared = parallel.expert * parallel.expert_tensor
-        shape = (world.size // shared, parallel.expert, parallel.expert_tensor)
-        mesh = init_device_mesh(device.type, shape, mesh_dim_names=("fsdp", "expert", "expert_tensor"))
-        cuts = expert_parallel(text, mesh["expert", "expert_tensor"], device, parallel.expert_groups)
-        alike, experts = mesh["fsdp"], "block_sparse_moe.experts"
-        # A gradient is over the tokens of all that share the experts, and the mean over processes is wanted.
-        scales = dict.fromkeys(cuts, 1 / shared)
+    text, everyone = model.language_model, _mesh(device, fsdp=world.size)
+    heads = experts = everyone
+    cuts: dict[str, Cut] = {}
+    if parallel.tensor > 1:
+        mesh = _mesh(device, fsdp=world.size // parallel.tensor, tensor=parallel.tensor)
+        cuts |= tensor_parallel(text, mesh["tensor"].get_group())
+        heads = mesh["fsdp"]
+    shared = parallel.expert * parallel.expert_tensor
+    if shared > 1:
+        sizes = {"expert": parallel.expert, "expert_tensor": parallel.expert_tensor}
+        mesh = _mesh(device, fsdp=world.size // shared, **sizes)
+        cuts |= expert_parallel(text, mesh["expert", "expert_tensor"], device, parallel.expert_groups)
+        experts = mesh["fsdp"]
     for module in (text.embed_tokens, text.lm_head):
         fully_shard(module, mesh=everyone, mp_policy=policy)
+    alone: set[nn.Parameter] = set()  # parts that no other process has: FSDP would only copy them
     for layer in text.layers:
-        fully_shard(layer.get_submodule("self_attn"), mesh=everyone, mp_policy=policy)
-        fully_shard(layer.get_submodule(experts), mesh=alike, mp_policy=policy)
-    fully_shard(root, mesh=everyone, mp_policy=policy, reshard_after_forward=False)
+        # Experts without their router, which is everyone's.
+        moe = "block_sparse_moe.experts" if shared > 1 else "block_sparse_moe"
+        for name, mesh in (("self_attn", heads), (moe, experts)):
+            if mesh.size() > 1:
+                fully_shard(layer.get_submodule(name), mesh=mesh, mp_policy=policy)
+            else:
+                alone |= set(layer.get_submodule(name).to(device).parameters())
+    fully_shard(root, mesh=everyone, mp_policy=policy, reshard_after_forward=False, ignored_params=alone)
     register_fsdp_forward_method(root, "scored_logits")
     prefix = next(f"{name}." for name, module in root.named_modules() if module is text)
-    return Shards(
-        {prefix + name: cut for name, cut in cuts.items()}, {prefix + name: by for name, by in scales.items()}
-    )
+    # FSDP takes the mean over the processes of its mesh. A gradient of experts is over the tokens of all that share
+    # them, of which those with the same batch have a part each, and the mean over batches is wanted.
+    names = (name for name, _ in root.named_parameters() if ".block_sparse_moe.experts." in name)
+    scales = dict.fromkeys(names, parallel.tensor / shared)
+    return Shards(world.size, {prefix + name: cut for name, cut in cuts.items()}, scales)
+
+
+def _mesh(device: torch.device, **sizes: int) -> DeviceMesh:
+    """All processes on a mesh of these dimensions, the last one's being neighbours."""
+    return init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))

@@ -22,10 +22,12 @@ class Shards:
     """How parameters are shared out, by their names; by default not but by FSDP, which tensors say themselves.
 
     Attributes:
+        processes: that share them out.
         cuts: of those that were cut before FSDP sharded the parts.
         scales: by what to multiply gradients that FSDP has averaged over fewer processes than have a part in them.
     """
 
+    processes: int = 1
     cuts: Mapping[str, Cut] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)
 
@@ -49,14 +51,10 @@ class Shards:
         rank = mesh.get_local_rank()
         return parts[rank] if rank < len(parts) else part[:0]
 
-
-def norm_of_shards(norm: Tensor, like: Tensor) -> Tensor:
-    """The norm of whole gradients from that of this process's shards, if they are sharded as `like` is.
-
-    Whatever a parameter is cut by, each of its elements is on one process.
-    """
-    if not isinstance(like, DTensor):
-        return norm
-    square = norm.square()
-    dist.all_reduce(square)
-    return square.sqrt()
+    def norm(self, part: Tensor) -> Tensor:
+        """The norm of all gradients from that of this process's shards: each element is on one process alone."""
+        if self.processes == 1:
+            return part
+        square = part.square()
+        dist.all_reduce(square)
+        return square.sqrt()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from text_backbone import MiniMaxText, Packed, TextConfig, init_weights
-from text_backbone.parallel import ContextShard, context_parallel, expert_parallel
+from text_backbone.parallel import ContextShard, context_parallel, expert_parallel, tensor_parallel
 from text_backbone.parallel.cuts import whole_of
 
 CONFIG: dict[str, Any] = {
@@ -66,31 +66,31 @@ def results(model: MiniMaxText, told: dict[str, Any], batch: int, packed: Packed
 
 
 def run(told: dict[str, Any], rank: int, ranks: int, device: torch.device) -> dict[str, Any]:
-    dims = {"context": 1, "expert": 1, "expert_tensor": 1, "groups": 1} | told["dims"]
+    """This rank's part of the results: the whole is the sum of all ranks'."""
+    dims = {"context": 1, "tensor": 1, "expert": 1, "expert_tensor": 1, "groups": 1} | told["dims"]
+    context, tensor, block = dims["context"], dims["tensor"], dims["expert"] * dims["expert_tensor"]
     model = build(told, device)
-    batches = init_device_mesh(
-        device.type, (ranks // dims["context"], dims["context"]), mesh_dim_names=("data", "context")
-    )
-    block = dims["expert"] * dims["expert_tensor"]
-    mesh = init_device_mesh(
-        device.type,
-        (ranks // block, dims["expert"], dims["expert_tensor"]),
-        mesh_dim_names=("expert_data", "expert", "expert_tensor"),
-    )
-    if dims["context"] > 1:
+    shape = (ranks // (context * tensor), context, tensor)
+    batches = init_device_mesh(device.type, shape, mesh_dim_names=("data", "context", "tensor"))
+    names = ("data", "expert", "expert_tensor")
+    mesh = init_device_mesh(device.type, (ranks // block, *(dims[name] for name in names[1:])), mesh_dim_names=names)
+    if context > 1:
         context_parallel(model, batches["context"].get_group(), device)
-    cuts = expert_parallel(model, mesh["expert", "expert_tensor"], device, dims["groups"])
-    batch, position = divmod(rank, dims["context"])
-    lengths = told["lengths"][batch]
-    packed = Packed.of(lengths, device=device)
-    if dims["context"] > 1:
-        packed = ContextShard.share(lengths, position, dims["context"], device=device)
+    cuts = tensor_parallel(model, batches["tensor"].get_group()) if tensor > 1 else {}
+    shared = expert_parallel(model, mesh["expert", "expert_tensor"], device, dims["groups"]) if block > 1 else {}
+    batch, position, _ = batches.get_coordinate()
+    packed = Packed.of(told["lengths"][batch], device=device)
+    if context > 1:
+        packed = ContextShard.share(packed.lengths, position, context, device=device)
     found = results(model, told, batch, packed)
-    # Every rank of the block has the whole gradient; it counts once.
-    for name, cut in cuts.items():
-        found["grads"][name] = whole_of(found["grads"][name], cut) / block
+    grads = found["grads"]
+    for name in grads:
+        if name in shared:  # every rank of the block has the whole
+            grads[name] = whole_of(grads[name], shared[name]) / block
+        elif ".experts." not in name:  # every rank with the same tokens has the same
+            grads[name] = whole_of(grads[name], cuts.get(name, ())) / tensor
     rows = packed.rows if isinstance(packed, ContextShard) else torch.arange(packed.tokens)
-    return found | {"batch": batch, "rows": rows}
+    return found | {"loss": found["loss"] / tensor, "batch": batch, "rows": rows}
 
 
 def main(rank: int, ranks: int, folder: Path, kind: str) -> None:

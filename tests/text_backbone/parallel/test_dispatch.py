@@ -1,4 +1,4 @@
-"""Two and four processes that share experts out compute what one does, forward and backward."""
+"""Two and four processes that share experts, heads and tokens out compute what one does, forward and backward."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from text_backbone.parallel import expert_parallel
 from text_backbone.parallel.dispatch import Sharing, Turn
 from text_backbone.quantization import quantize_backbone
 
-RAGGED = [[37, 1, 12, 30, 5], [3, 2], [64, 2], [1, 1, 9]]
+RAGGED = [[37, 1, 12, 30, 5], [3, 2], [64, 2], [1]]
+BF16 = torch.bfloat16
+FEW = [[64, 2], [1]]  # of which not every rank has one, if they share tokens out
 CASES: dict[int, dict[str, dict[str, int]]] = {
     2: {
         "expert": {"expert": 2},
@@ -25,12 +27,18 @@ CASES: dict[int, dict[str, dict[str, int]]] = {
         "expert_tensor in groups": {"expert_tensor": 2, "groups": 2},
         "context x expert": {"context": 2, "expert": 2, "groups": 2},
         "context x expert_tensor": {"context": 2, "expert_tensor": 2},
+        "tensor": {"tensor": 2},
+        "tensor x expert": {"tensor": 2, "expert": 2, "groups": 2},
     },
     4: {
         "expert": {"expert": 4, "groups": 2},
         "data x expert": {"expert": 2},
         "expert x expert_tensor": {"expert": 2, "expert_tensor": 2, "groups": 2},
         "expert_tensor": {"expert_tensor": 4},
+        "data x tensor": {"tensor": 2},
+        "tensor": {"tensor": 4},
+        "tensor x expert_tensor": {"tensor": 2, "expert_tensor": 4},
+        "context x tensor x expert": {"context": 2, "tensor": 2, "expert": 2},
         "context x expert x expert_tensor": {"context": 2, "expert": 2, "expert_tensor": 2, "groups": 4},
     },
 }
@@ -40,8 +48,10 @@ def relative(got: Tensor, want: Tensor) -> float:
     return float((got.double() - want.double()).norm() / want.double().norm())
 
 
-def told(worker: ModuleType, dims: dict[str, int], ranks: int, **changes: Any) -> Any:
-    return worker.case(RAGGED[: ranks // dims.get("context", 1)], dims, **changes)
+def told(worker: ModuleType, dims: dict[str, int], ranks: int) -> Any:
+    context, tensor = dims.get("context", 1), dims.get("tensor", 1)
+    lengths = FEW if tensor > context else RAGGED
+    return worker.case(lengths[: ranks // (context * tensor)], dims)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -126,21 +136,22 @@ def test_two_gpus_in_bfloat16(run_ranks: Any, expert_worker: ModuleType, tmp_pat
     """Through NCCL, overlapped and not: as far from float32 as one GPU is, and gradients of the same norm."""
     # All experts of all tokens, or rounding would choose others.
     shape = {"head_dim": 128, "hidden_size": 256, "intermediate_size": 512, "num_experts_per_tok": 8}
-    lengths = [[4000, 1, 300], [97, 2100]]
+    dims = [{key: 2, "groups": groups} for key in ("expert", "expert_tensor") for groups in (1, 3)]
+    dims += [{"tensor": 2}, {"tensor": 2, "expert": 2}]
     cases = {
-        f"{key} {groups}": expert_worker.case(lengths, {key: 2, "groups": groups}, torch.bfloat16, **shape)
-        for key in ("expert", "expert_tensor")
-        for groups in (1, 3)
+        str(each): expert_worker.case([[4000, 1, 300], [97, 2100]][: 2 // each.get("tensor", 1)], each, BF16, **shape)
+        for each in dims
     }
     found = run_ranks(2, cases, tmp_path, "cuda", worker="expert_worker")
-    device, told = torch.device("cuda"), cases["expert 1"]
-    runs = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        model = expert_worker.build(told, device, dtype)
-        batches = enumerate(told["lengths"])
-        runs[dtype] = [expert_worker.results(model, told, i, Packed.of(each, device=device)) for i, each in batches]
-    one, exact = runs[torch.bfloat16], runs[torch.float32]
-    for name in cases:
+    device = torch.device("cuda")
+    for name, case in cases.items():
+        one, exact = (
+            [
+                expert_worker.results(model, case, i, Packed.of(each, device=device))
+                for i, each in enumerate(case["lengths"])
+            ]
+            for model in (expert_worker.build(case, device, dtype) for dtype in (BF16, torch.float32))
+        )
         norms = []
         for key, grad in exact[-1]["grads"].items():
             got, near = sum(rank[name]["grads"][key].double() for rank in found), one[-1]["grads"][key]
