@@ -94,7 +94,7 @@ def prefilled(model: MiniMaxText, told: dict[str, Any]) -> dict[str, Any]:
         hidden.append(model(model.embed(ids), packed, cache))
         for place in range(len(marks)):
             held = HybridCache(model.config, slots=1, pages=1, device=device)
-            held.restore(held.acquire(), cache._kept[place])
+            held.restore(held.acquire(), cache.kept_at(place))
             kept.append(held.states.clone())
         done += length
     rows = torch.cat([cache.page_table[slot]]).long()
