@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from text_backbone.quantization import Quantized
+from text_backbone.quantization.files import stored_slots
 from vl.errors import CheckpointError, DeviceError, InputError
 from vl.files import replace_file, write_file
 from vl.manifest import SINGLE, Manifest, Problems
@@ -52,7 +54,8 @@ def load_weights(
 ) -> None:
     """Give a checkpoint to a model, tensor by tensor, several files at once.
 
-    Host memory: a tensor for each of these files, where they are not read to where they are kept.
+    Host memory: a tensor for each of these files, where they are not read to where they are kept; and matrices that the
+    files hold quantised and the model does not.
 
     Args:
         slots: released name to slot.
@@ -63,17 +66,19 @@ def load_weights(
     Raises:
         CheckpointError: if a file cannot be read, or values are not finite; the model has then been written to.
     """
-
+    packed = {name: _packed(manifest, slots[name].shape) for name in manifest.unpacked}
+    parts = ((name, stored_slots(weight, ()).items()) for name, weight in packed.items())
+    places = {**slots, **{name + suffix: slot for name, part in parts for suffix, slot in part}}
     own = threading.local()  # a thread has one file at a time
 
     def load(file: str) -> Iterator[tuple[str, int, str | None]]:
         if not hasattr(own, "buffer"):
             own.buffer = Buffer(pin)
         header = manifest.files[file]
-        for name, tensor in read_tensors(manifest.folder / file, header, own.buffer, lambda name: slots[name].room):
+        for name, tensor in read_tensors(manifest.folder / file, header, own.buffer, lambda name: places[name].room):
             wrong = None
             try:
-                slots[name].load(tensor)
+                places[name].load(tensor)
             except ValueError as error:
                 wrong = str(error)
             yield name, tensor.numel(), wrong
@@ -87,6 +92,18 @@ def load_weights(
         if progress is not None:
             progress(done, total)
     problems.check()
+    for name, weight in packed.items():
+        try:
+            slots[name].load(weight.read())
+        except ValueError as error:
+            problems.add(str(error), "values", name)
+    problems.check()
+
+
+def _packed(manifest: Manifest, shape: tuple[int, ...]) -> Quantized:
+    """Room on the host for a quantised matrix of the files that the model has in full."""
+    assert manifest.format is not None
+    return Quantized(manifest.format, (), *shape, device="cpu", dtype=torch.float32)
 
 
 def write_weights(

@@ -6,7 +6,7 @@ import json
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from vl.saving import INDEX
 
 SINGLE = "model.safetensors"
 DTYPES = ("BF16", "F16", "F32", "F64")
+SCALES = {"nf4": ".absmax", "int8": "_scale"}  # what the name of a quantised matrix' scales has more
 Shape = tuple[int, ...]
 # What older files hold beside the weights: the decay of each head, frequencies and tables of the rotary embedding,
 # position counters, and CLIP's last norm, which the features that this family takes do not pass.
@@ -73,10 +74,18 @@ Layout = dict[str, tuple[tuple[str, ...], Shape | None]]
 
 @dataclass(frozen=True)
 class Manifest:
-    """The files of a checkpoint that holds what a model needs, and of each the tensors to load."""
+    """The files of a checkpoint that holds what a model needs, and of each the tensors to load.
+
+    Attributes:
+        format: in which the matrices that are quantised are stored.
+        unpacked: of these, the names of those that the model has in full: vision and router, which bitsandbytes
+            quantises too where nobody tells it not to.
+    """
 
     folder: Path
     files: dict[str, Header]
+    format: str | None = None
+    unpacked: frozenset[str] = frozenset()
 
 
 def expected_shapes(config: VLConfig) -> Iterator[tuple[str, Shape]]:
@@ -105,10 +114,11 @@ def read_manifest(folder: str | Path, shapes: Iterable[tuple[str, Shape]], quant
     problems = Problems(Path(folder))
     headers = _read_headers(problems.folder, problems)
     used = {file: {n: entry for n, entry in header.items() if not UNUSED.search(n)} for file, header in headers.items()}
-    _compare(shapes, quantization, used, problems)
+    unpacked = _unpacked(quantization, chain.from_iterable(used.values()))
+    _compare(shapes, quantization, unpacked, used, problems)
     problems.check()
     _warn_of_unused(problems.folder, [name for header in headers.values() for name in header if UNUSED.search(name)])
-    return Manifest(problems.folder, used)
+    return Manifest(problems.folder, used, quantization, unpacked)
 
 
 def _read_headers(folder: Path, problems: Problems) -> dict[str, Header]:
@@ -182,10 +192,25 @@ def _header(path: Path, problems: Problems) -> Header:
         return {}
 
 
-def stored_layout(shapes: Iterable[tuple[str, Shape]], quantization: str | None) -> Iterator[tuple[str, Layout]]:
-    """Per released name, what files hold of it; lazy. ValueError if a matrix cannot be held in the format."""
+def _unpacked(quantization: str | None, names: Iterable[str]) -> frozenset[str]:
+    """Of what the model has in full, the tensors with scales beside them. Not of FP8, which rounds activations too."""
+    mark = SCALES.get(quantization or "")
+    if mark is None:
+        return frozenset()
+    stems = (name.removesuffix(mark) for name in names if name.endswith(mark))
+    return frozenset(stem for stem in stems if not is_quantised(stem))
+
+
+def stored_layout(
+    shapes: Iterable[tuple[str, Shape]], quantization: str | None, unpacked: Container[str] = ()
+) -> Iterator[tuple[str, Layout]]:
+    """Per released name, what files hold of it; lazy. ValueError if a matrix cannot be held in the format.
+
+    Args:
+        unpacked: as of `Manifest`.
+    """
     for name, shape in shapes:
-        if quantization is not None and is_quantised(name):
+        if quantization is not None and (is_quantised(name) or (name in unpacked and len(shape) == 2)):
             yield name, {name + suffix: part for suffix, part in stored_parts(quantization, *shape).items()}
         else:
             yield name, {name: (DTYPES, shape)}
@@ -194,12 +219,13 @@ def stored_layout(shapes: Iterable[tuple[str, Shape]], quantization: str | None)
 def _compare(
     shapes: Iterable[tuple[str, Shape]],
     quantization: str | None,
+    unpacked: Container[str],
     headers: Mapping[str, Header],
     problems: Problems,
 ) -> None:
     found = {name: entry for header in headers.values() for name, entry in header.items()}
     most = len(found) + MANY
-    layouts = chain.from_iterable(layout.items() for _, layout in stored_layout(shapes, quantization))
+    layouts = chain.from_iterable(layout.items() for _, layout in stored_layout(shapes, quantization, unpacked))
     wanted = dict(islice(layouts, most + 1))
     missing = [name for name in wanted if name not in found]
     if len(wanted) > most:
