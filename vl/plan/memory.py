@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from text_backbone.config import LIGHTNING, SOFTMAX, TextConfig
 from vision_encoder.config import VisionConfig
+from vl.plan.formats import FORMATS, NF4, Format
 from vl.plan.gpus import GIB
 from vl.plan.share import Share
 from vl.plan.sizes import INDEX, VALUE, kv_bytes, layers_of, state_bytes
@@ -31,6 +32,9 @@ BLOCK, FEWEST = 65536, 4096
 # taken of the host's memory at a time (offload/host.py).
 BUFFERS, BUFFER_TOKENS = 2, 65536
 LOGIT = 4  # float32, as the output head makes them
+# What products of NF4 matrices write out in bf16: bytes of experts at a time (kernels/moe/nf4.py), and the rows beyond
+# which they do, of each expert in the mean and of a projection (kernels/nf4/triton.py).
+WRITTEN, EXPERT_ROWS, ROWS = 4 << 30, 20, 32
 SAMPLING = 20  # bytes of a logit in a decode step: itself, a probability, and a float32 and an int64 of a sort
 
 
@@ -97,43 +101,69 @@ def _page_bytes(text: TextConfig, work: Workload) -> int:
     return 2 * VALUE * work.page_size * text.num_key_value_heads * text.head_dim
 
 
-def activation_memory(share: Share, work: Workload, tokens: int) -> int:
+def activation_memory(share: Share, form: Format, work: Workload, tokens: int) -> int:
     """The peak over the passes of a workload of `tokens` tokens a sequence.
 
     Steps of writing are CUDA graphs, whose pool of memory nothing else may use: theirs comes on top.
     """
     chunk, text = min(work.prefill_tokens, work.batch * tokens), share.text
-    peak = prefill_peak(text, chunk, max(0, tokens - chunk))
+    peak = prefill_peak(text, chunk, max(0, tokens - chunk), form)
     if share.vision and work.images:
         held, encoding = vision_peaks(share.vision, work)
         peak = held + max(peak, VALUE * text.hidden_size * chunk + encoding)
-    return peak + decode_peak(text, work.batch) + CUBLAS
+    return peak + decode_peak(text, work.batch, form) + CUBLAS
 
 
-def prefill_peak(text: TextConfig, tokens: int, past: int) -> int:
+def prefill_peak(text: TextConfig, tokens: int, past: int, form: Format = FORMATS["bf16"]) -> int:
     """Bytes of a pass over `tokens` new tokens, after `past` cached ones of the same sequence."""
     x = VALUE * text.hidden_size
     # The embeddings and a layer's input; the rotary table, five columns of numbers, and the last layer's router logits.
     alive = 2 * x + 4 * text.rotary_dim + 5 * 8 + 4 * text.num_local_experts
-    stages = [_moe_peak(text, tokens), LOGIT * text.vocab_size]
+    stages = [_moe_peak(text, tokens) + written_experts(text, tokens, form), LOGIT * text.vocab_size]
     if layers_of(text, LIGHTNING):
-        stages.append(_lightning_peak(text, tokens))
+        stages.append(_lightning_peak(text, tokens, form))
     if layers_of(text, SOFTMAX):
-        stages.append(_softmax_peak(text, tokens, past))
+        stages.append(_softmax_peak(text, tokens, past, form))
     return alive * tokens + max(stages)
 
 
-def _lightning_peak(text: TextConfig, tokens: int) -> int:
-    """The fused projection and the output, with the states between segments; later output, gate and their product."""
+def written_experts(text: TextConfig, tokens: int, form: Format) -> int:
+    """Bytes of experts that a pass writes out at a time."""
+    if form.experts is not NF4 or tokens * text.num_experts_per_tok <= EXPERT_ROWS * text.num_local_experts:
+        return 0
+    pair = 2 * VALUE * text.hidden_size * text.intermediate_size  # w1 and w3
+    return pair * max(1, min(text.num_local_experts, WRITTEN // pair))
+
+
+def _written_projection(text: TextConfig, tokens: int, form: Format) -> int:
+    """Bytes of a projection to or from all heads, if it is written out."""
+    written = form.attention is NF4 and tokens > ROWS
+    return VALUE * text.num_attention_heads * text.head_dim * text.hidden_size if written else 0
+
+
+def _lightning_peak(text: TextConfig, tokens: int, form: Format) -> int:
+    """The fused projection and the output, with the states between segments; later output, gate and their product.
+
+    Each product has its matrix beside its output.
+    """
+    matrix = _written_projection(text, tokens, form)
     heads = VALUE * text.num_attention_heads * text.head_dim
     cells = -(-tokens // SEGMENT) * 4 * text.num_attention_heads * text.head_dim**2
-    return max(tokens * (3 + 1) * heads + cells, tokens * (3 * heads + VALUE * text.hidden_size))
+    return max(
+        tokens * 3 * heads + 3 * matrix,
+        tokens * (3 + 1) * heads + cells,
+        tokens * (3 * heads + VALUE * text.hidden_size) + matrix,
+    )
 
 
-def _softmax_peak(text: TextConfig, tokens: int, past: int) -> int:
-    """Queries, keys, values and output; with a past also its copies, a float32 sum and the part to be added to it."""
+def _softmax_peak(text: TextConfig, tokens: int, past: int, form: Format) -> int:
+    """Queries, keys, values and output; with a past also its copies, a float32 sum and the part to be added to it.
+
+    Then the last projection's output, and its matrix where that is written out.
+    """
+    projected = tokens * VALUE * (text.num_attention_heads * text.head_dim + text.hidden_size)
     heads, keys = (VALUE * n * text.head_dim for n in (text.num_attention_heads, text.num_key_value_heads))
-    alone = tokens * (2 * heads + 3 * keys)
+    alone = max(tokens * (2 * heads + 3 * keys), projected + _written_projection(text, tokens, form))
     if not past:
         return alone
     return max(alone, tokens * (5 * heads + 2 * keys) + 2 * keys * copied_tokens(past))
@@ -157,9 +187,9 @@ def _moe_peak(text: TextConfig, tokens: int) -> int:
     return tokens * (2 * x + router + chosen * (VALUE * text.intermediate_size + x) + x)
 
 
-def decode_peak(text: TextConfig, batch: int) -> int:
+def decode_peak(text: TextConfig, batch: int, form: Format) -> int:
     """Bytes of a step of `batch` sequences: their logits and what sampling makes of them, beside a few rows."""
-    return batch * SAMPLING * text.vocab_size + prefill_peak(text, batch, 0)
+    return batch * SAMPLING * text.vocab_size + prefill_peak(text, batch, 0, form)
 
 
 def vision_peaks(config: VisionConfig, work: Workload) -> tuple[int, int]:

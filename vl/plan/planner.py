@@ -7,16 +7,15 @@ from dataclasses import dataclass, replace
 
 from vl.config import VLConfig
 from vl.errors import ConfigError
-from vl.plan.formats import FORMATS, NF4, Format, find_format
+from vl.plan.formats import FORMATS, Format, find_format
 from vl.plan.gpus import Gpu, Machine, known_gpus
 from vl.plan.memory import FRAGMENTS, Memory, activation_memory, cache_memory, host_cache_memory, overhead
 from vl.plan.share import SPILLED, Placement, Share, placements
-from vl.plan.sizes import VALUE, expert, expert_bytes, stored, weight_bytes
+from vl.plan.sizes import expert, expert_bytes, stored, weight_bytes
 from vl.plan.speed import Estimate, Speed
 from vl.plan.workload import LIMIT, Workload
 
 COUNTS = (1, 2, 4, 8)  # of GPUs, as hosts have them
-WRITTEN = 4 << 30  # bytes of NF4 experts that are written out at a time (kernels/moe/nf4.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +173,7 @@ def _on_gpu(share: Share, form: Format, machine: Machine, work: Workload, kind: 
         weights=int(weight_bytes(share, form)),
         states=states,
         kv=kv,
-        activations=activation_memory(share, work, work.tokens) + _staging(share, form, kind),
+        activations=activation_memory(share, form, work, work.tokens) + _staging(share, form, kind),
         overhead=overhead(machine.count),
         available=int((1 - FRAGMENTS) * machine.gpu.memory),
         host=host_cache_memory(share.text, work),
@@ -187,14 +186,8 @@ def _near(work: Workload) -> float | None:
 
 
 def _staging(share: Share, form: Format, kind: str) -> int:
-    """Room for an expert that comes from the host while another is multiplied with, and for NF4 experts in bf16."""
-    text, room = share.text, 0
-    if kind == SPILLED:
-        room += int(2 * stored(expert(text), form.experts))
-    if form.experts is NF4:
-        pair = 2 * VALUE * text.hidden_size * text.intermediate_size  # w1 and w3
-        room += pair * max(1, min(text.num_local_experts, WRITTEN // pair))
-    return room
+    """Room for an expert that comes from the host while another is multiplied with."""
+    return int(2 * stored(expert(share.text), form.experts)) if kind == SPILLED else 0
 
 
 def _max_context(placement: Placement, form: Format, machine: Machine, work: Workload) -> int:
@@ -212,7 +205,8 @@ def _most_pages(share: Share, form: Format, machine: Machine, work: Workload, ki
 
     def fits(pages: int) -> bool:
         tokens = pages * work.page_size
-        return fixed + sum(cache_memory(share.text, work, tokens)) + activation_memory(share, work, tokens) <= available
+        cache = sum(cache_memory(share.text, work, tokens))
+        return fixed + cache + activation_memory(share, form, work, tokens) <= available
 
     low, high = 0, max(1, LIMIT // (work.page_size * work.batch))
     while low < high:

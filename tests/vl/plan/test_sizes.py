@@ -19,8 +19,7 @@ from vl.config import VLConfig, read_config
 from vl.hub import NANO
 from vl.manifest import expected_shapes
 from vl.plan.formats import FORMATS, NF4
-from vl.plan.memory import cache_memory, copied_tokens, host_cache_memory
-from vl.plan.planner import WRITTEN
+from vl.plan.memory import EXPERT_ROWS, ROWS, WRITTEN, cache_memory, copied_tokens, host_cache_memory, prefill_peak
 from vl.plan.share import Share, by_layers, by_tensor, placements
 from vl.plan.sizes import parameters, state_bytes, vision_values, weight_bytes
 from vl.plan.workload import Workload
@@ -135,8 +134,21 @@ def test_copied_blocks_are_the_kernels(past: int) -> None:
     assert copied_tokens(past) == alive
 
 
-def test_the_room_for_nf4_experts_is_the_kernels() -> None:
+def test_what_nf4_writes_out_is_the_kernels() -> None:
     pytest.importorskip("triton")
     from text_backbone.kernels.moe import nf4
+    from text_backbone.kernels.nf4 import triton
 
-    assert nf4._SCRATCH == WRITTEN
+    assert (WRITTEN, EXPERT_ROWS, ROWS) == (nf4._SCRATCH, nf4._FEW_EACH, triton._FEW_ROWS)
+
+
+def test_the_room_for_what_nf4_writes_out() -> None:
+    """At the released widths for experts, where there are many rows; others for a projection."""
+    more = [prefill_peak(SLICE, n, 0, FORMATS["nf4"]) - prefill_peak(SLICE, n, 0) for n in (1, 32, 321, 8192)]
+    pair = 2 * 2 * 6144 * 9216
+    assert more == [0, 0, *[WRITTEN // pair * pair] * 2]
+    narrow = TextConfig(attn_type_list=(0,), intermediate_size=64, num_local_experts=2, vocab_size=64)
+    matrix = 3 * 2 * 8192 * 6144
+    peaks = {form: prefill_peak(narrow, 4096, 0, FORMATS[form]) for form in ("int8", "nf4")}
+    heads, states = 4096 * 2 * 8192, 4096 // 512 * 4 * 64 * 128**2  # that the recurrence has beside three times heads
+    assert peaks["nf4"] - peaks["int8"] == matrix - heads - states
