@@ -30,6 +30,7 @@ _INT8: dict[str, tuple[Any, Any]] = {
     "llm_int8_has_fp16_weight": (False, False),
     "llm_int8_enable_fp32_cpu_offload": (False, False),
 }
+_COMPUTE = ("bfloat16", "float16", "float32")
 _KINDS = ("quant_method", "load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit")
 _WEIGHTS = {"num_bits": 8, "strategy": "channel", "symmetric": True, "dynamic": False}
 _ACTIVATIONS = {"num_bits": 8, "type": "float", "strategy": "token", "symmetric": True, "dynamic": True}
@@ -68,6 +69,8 @@ def read_quantization(value: Any, dtype: torch.dtype) -> str | None:
     found = _bitsandbytes(where)
     compute = keys.get("bnb_4bit_compute_dtype")
     if found == "nf4" and compute is not None and _name(compute) != _name(dtype):
+        if _name(compute) not in _COMPUTE:
+            raise where.error("bnb_4bit_compute_dtype", f"= {compute!r:.80} is not one of {', '.join(_COMPUTE)}")
         raise where.error(
             "bnb_4bit_compute_dtype",
             f"= {_name(compute)} is not what the model computes in: load it with dtype='{_name(compute)}'",
@@ -125,14 +128,13 @@ def stored_to_json(format: str) -> dict[str, Any]:
 def _bitsandbytes(section: Section) -> str:
     """The format that bitsandbytes' keys mean here: NF4 with double quantization, or int8."""
     section.allow("quant_method", "bitsandbytes")
-    four = any(section.values.get(key) is True for key in ("load_in_4bit", "_load_in_4bit"))
-    eight = any(section.values.get(key) is True for key in ("load_in_8bit", "_load_in_8bit"))
+    four, eight = (_flag(section, key) for key in ("load_in_4bit", "load_in_8bit"))
     if four == eight:
         raise section.error("load_in_4bit", "or load_in_8bit must be true, and one of them only")
     for key, (only, absent) in ((_NF4 | _INT8) if four else _INT8).items():
         value = section.values.get(key, absent)
         value = value.value if hasattr(value, "value") else value  # some versions keep an enumeration
-        if str(value).removeprefix("torch.") != str(only):
+        if not _same(value, only):
             raise section.error(key, f"= {value!r} is not supported: this implementation has {only!r} only")
     skipped = section.values.get("llm_int8_skip_modules") or []
     skipped = skipped if isinstance(skipped, list | tuple | set) else [skipped]
@@ -145,6 +147,21 @@ def _bitsandbytes(section: Section) -> str:
         if key not in known and value not in (None, False):
             raise section.error(key, f"= {value!r:.200} is not supported: leave it out")
     return "nf4" if four else "int8"
+
+
+def _flag(section: Section, key: str) -> bool:
+    """A key that transformers writes twice, once behind a `_`. ConfigError if the two contradict each other."""
+    given = [section.values[name] for name in (key, f"_{key}") if section.values.get(name) is not None]
+    if any(not isinstance(value, bool) or value is not given[0] for value in given):
+        raise section.error(key, f"= {' and '.join(map(repr, given)):.80} must be true or false, and _{key} the same")
+    return bool(given and given[0])
+
+
+def _same(value: Any, only: Any) -> bool:
+    """Whether a value is the one that there is: a name, also as a dtype of torch; true or false; or a number."""
+    if isinstance(only, str):
+        return _name(value) == only
+    return isinstance(value, bool | int | float) and isinstance(value, bool) == isinstance(only, bool) and value == only
 
 
 def _compressed(section: Section) -> str:
