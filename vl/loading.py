@@ -23,7 +23,7 @@ from vl.hub import resolve_source
 from vl.manifest import Manifest, expected_shapes, read_manifest
 from vl.model import MiniMaxVL
 from vl.quantization import Quantization, read_quantization
-from vl.ranks.devices import TENSOR, Devices, Placed, read_devices, read_timeout
+from vl.ranks.devices import TENSOR, Devices, Placed, exact_device, read_devices, read_timeout
 from vl.ranks.model import SplitVL
 from vl.ranks.processes import Ranks
 from vl.spill import Spill, place_experts, read_spill
@@ -347,7 +347,7 @@ def pick_device(device: torch.device | str | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        place = torch.device(device)
+        place = exact_device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
         raise DeviceError(

@@ -230,6 +230,7 @@ def test_a_file_is_no_source(tmp_path: Path) -> None:
     [
         ({"device": "cud"}, DeviceError),
         ({"device": "cuda:99"}, DeviceError),
+        ({"device": "cpu:256"}, DeviceError),  # which torch takes for cpu:0
         ({"device": 5.5}, DeviceError),
         ({"device": ["cpu"]}, DeviceError),
         ({"device": "meta:x"}, DeviceError),

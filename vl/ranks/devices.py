@@ -89,20 +89,21 @@ def read_devices(devices: Any, placement: Any, device: torch.device | str | None
         ConfigError: if an argument is something else, or they contradict each other.
         DeviceError: if this host has not so many devices.
     """
-    if placement is not None and placement not in (*PLACEMENTS, AUTO):
+    if placement is not None and not (isinstance(placement, str) and placement in (*PLACEMENTS, AUTO)):
         choices = ", ".join(map(repr, (*PLACEMENTS, AUTO)))
         raise ConfigError(f"placement={shown(placement)} is not known: use {choices}")
     if devices is None:
         if placement is not None:
             raise ConfigError(f"placement={placement!r} is how a model is cut over several devices: give devices= too")
         return None
-    if devices == AUTO and placement == CONTEXT:
+    automatic = isinstance(devices, str) and devices == AUTO
+    if automatic and placement == CONTEXT:
         raise ConfigError(
             f"placement={CONTEXT!r} has the whole model on every device, and reads prompts faster but writes no "
             f"faster, which is what devices={AUTO!r} goes by: give a number of devices"
         )
     kind = _kind(device)
-    placement = placement or (AUTO if devices == AUTO else TENSOR)
+    placement = placement or (AUTO if automatic else TENSOR)
     if isinstance(devices, str):
         if devices != AUTO:
             raise ConfigError(
@@ -165,7 +166,7 @@ def _listed(devices: Sequence[Device]) -> tuple[torch.device, ...]:
     for device in devices:
         try:
             number = whole(device)
-            place = torch.device("cuda", number) if number is not None else torch.device(device)
+            place = exact_device(device if number is None else f"cuda:{number}")
         except (RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(f"devices: {shown(device)} is not a device: write 'cuda:1', or 1 for short") from error
         found.append(place)
@@ -186,6 +187,16 @@ def _listed(devices: Sequence[Device]) -> tuple[torch.device, ...]:
             if place.index >= there:
                 raise DeviceError(f"devices names {place}, but PyTorch sees {there} GPUs on this host")
     return tuple(found)
+
+
+def exact_device(device: Device) -> torch.device:
+    """`torch.device`, which takes 256 for 0. Raises what it does, and ValueError for such numbers."""
+    place = torch.device(device)
+    if isinstance(device, str) and place.index is not None and str(place) != device:
+        raise ValueError(f"there is no {device}")
+    if isinstance(device, int) and place.index != device:
+        raise ValueError(f"there is no device {device}")
+    return place
 
 
 def _fastest(

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -74,6 +75,11 @@ def test_without_a_gpu_they_are_processes_on_the_cpu(monkeypatch: pytest.MonkeyP
         ([0, 0], None, None, vl.ConfigError, "cuda:0 twice"),
         ([0, "cuda"], None, None, vl.ConfigError, "cuda without a number"),
         ([0, "cpu"], None, None, vl.ConfigError, "kinds cpu, cuda"),
+        ([256], None, None, vl.ConfigError, "256 is not a device"),
+        (["cuda:257", "cuda:2"], None, None, vl.ConfigError, "'cuda:257' is not a device"),
+        ([-1], None, None, vl.ConfigError, "-1 is not a device"),
+        (np.array([0, 1]), None, None, vl.ConfigError, "is not a number, 'auto' or a list of devices"),
+        (2, np.array(["tensor", "layers"]), None, vl.ConfigError, "is not known: use 'tensor'"),
         ([0, "gpu1"], None, None, vl.ConfigError, "'gpu1' is not a device"),
         ([0, None], None, None, vl.ConfigError, "None is not a device"),
         ([0, 1], None, "cuda", vl.ConfigError, "leave device='cuda' out"),
