@@ -30,8 +30,36 @@ _DESCRIBE = (
     "What do you see?",
     "Caption this picture.",
     "Write a caption for this image.",
+    "Please tell me what this picture shows.",
+    "Tell me what you see.",
+    "Describe what you see in this picture.",
+    "What does this image show?",
+    "What's in the picture?",
+    "Can you describe this image for me?",
+    "Describe this.",
+    "Give a description of the image.",
+    "Explain what is shown here.",
+    "What is this?",
+    "What can you see here?",
+    "Describe the picture in detail.",
+    "Caption:",
+    "Please describe the image.",
+    "what is shown in the image",
 )
-_READ = ("Read the text.", "What does the text say?", "Transcribe the text in this image.")
+_READ = (
+    "Read the text.",
+    "What does the text say?",
+    "Transcribe the text in this image.",
+    "What is written here?",
+    "What does it say?",
+    "Please read what is written in the picture.",
+    "Write down the text that you see.",
+    "Copy the text from the image.",
+    "OCR this image.",
+    "Extract the text.",
+    "Which words are printed here?",
+    "What text is shown?",
+)
 _PAGES = ("page", "page", "page", "receipt", "sign", "screen")  # half of them are plain print, the most to read
 _SHORT = topics()["scenes.short"]
 _CROWDED = 0.6  # of the scenes that may be odd, those that have more shapes, anywhere

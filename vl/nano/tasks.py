@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import count
 
 import numpy as np
 from PIL import Image
@@ -18,7 +19,8 @@ from vl.nano.pictures.canvas import SizeRange
 from vl.nano.pictures.chart_questions import ask_chart, ask_table
 from vl.nano.pictures.charts import draw_chart
 from vl.nano.pictures.emoji import ask_emoji, draw_emoji
-from vl.nano.pictures.pages import draw_pages
+from vl.nano.pictures.nothing import SORTS, describe_nothing, draw_nothing
+from vl.nano.pictures.pages import ask_page, draw_pages
 from vl.nano.pictures.relations import ask_scene
 from vl.nano.pictures.tables import draw_table
 from vl.nano.render import Sample, render
@@ -53,33 +55,63 @@ def _about_scene(index: int, mix: Mix) -> Question:
     return _question(image, prompt, answer)
 
 
+def _odd_scene(index: int, mix: Mix) -> Question:
+    return describe(render(SEED, index, replace(mix, odd=1.0).only("scenes")))
+
+
 def _about_chart(index: int, mix: Mix) -> Question:
     rng = np.random.default_rng((SEED, index))
-    if index % 2:
-        image, table = draw_table(rng, mix.sizes, fonts=mix.typeface)
-        prompt, answer, _ = ask_table(rng, table)
-    else:
-        image, chart = draw_chart(rng, mix.sizes, fonts=mix.typeface)
-        prompt, answer, _ = ask_chart(rng, chart)
+    image, chart = draw_chart(rng, mix.sizes, fonts=mix.typeface)
+    prompt, answer, _ = ask_chart(rng, chart)
     return _question(image, prompt, answer)
 
 
-def _emoji(index: int, mix: Mix) -> Question:
+def _about_table(index: int, mix: Mix) -> Question:
     rng = np.random.default_rng((SEED, index))
-    image, facts = draw_emoji(rng, mix.sizes, max_emoji=1, fonts=mix.fonts, require_colour=True)
+    image, table = draw_table(rng, mix.sizes, fonts=mix.typeface)
+    prompt, answer, _ = ask_table(rng, table)
+    return _question(image, prompt, answer)
+
+
+def _about_receipt(index: int, mix: Mix) -> Question:
+    """Of a receipt, anything but to read it all."""
+    rng = np.random.default_rng((SEED, index))
+    image, facts = draw_pages(rng, mix.sizes, fonts=mix.typeface, kinds=("receipt",))
+    prompt, answer, _ = next(asked for _ in count() if (asked := ask_page(rng, facts)).metric != "ocr")
+    return _question(image, prompt, answer)
+
+
+def _nothing(index: int, mix: Mix) -> Question:
+    rng = np.random.default_rng((SEED, index))
+    image, facts = draw_nothing(rng, mix.sizes, photos=mix.photos, part=mix.faces, absent=1 / len(SORTS))
+    return _question(image, DEFAULT_PROMPT, describe_nothing(facts))
+
+
+def _emoji(grounds: float, index: int, mix: Mix) -> Question:
+    rng = np.random.default_rng((SEED, index))
+    image, facts = draw_emoji(
+        rng,
+        mix.sizes,
+        max_emoji=1,
+        fonts=mix.fonts,
+        require_colour=True,
+        grounds=grounds,
+        photos=mix.photos,
+        part=mix.faces,
+    )
     prompt, answer, _ = ask_emoji(rng, facts, kinds=("name",))
     return _question(image, prompt, answer)
 
 
-def _page(index: int, mix: Mix) -> Question:
+def _page(kind: str, two_columns: float, index: int, mix: Mix) -> Question:
     """A page that fills its tiles, whatever sizes the mix has: small print is what large pictures are for."""
     rng = np.random.default_rng((SEED, index))
-    image, facts = draw_pages(rng, _PAGE_SIZES, fonts=mix.typeface, kinds=("page",))
+    image, facts = draw_pages(rng, _PAGE_SIZES, fonts=mix.typeface, kinds=(kind,), two_columns=two_columns)
     return ask_to_describe(image, facts.text)
 
 
 def _thumbnail(index: int, mix: Mix) -> Question:
-    return as_thumbnail(_page(index, mix))
+    return as_thumbnail(_page("page", 0.0, index, mix))
 
 
 def as_thumbnail(question: Question) -> Question:
@@ -115,12 +147,23 @@ TASKS: dict[str, Task] = {
         Task("scenes", "coloured shapes, named and placed", "scenes", _scene, (Target("objects", 0.97),)),
         Task("relations", "questions on shapes: how many, where, beside what", "vqa", _about_scene,
              (Target("normalised", 0.95),)),
-        Task("emoji", "one of 600 emoji, named", "vqa", _emoji, (Target("normalised", 0.9),)),
+        Task("odd", "outlines, odd turns, colours of CSS; up to nine shapes that touch", "scenes", _odd_scene,
+             (Target("objects", 0.9),)),
+        Task("emoji", "one of 600 emoji, named", "vqa", partial(_emoji, 0.0), (Target("normalised", 0.95),)),
+        Task("emoji-grounds", "the same on busy grounds", "vqa", partial(_emoji, 1.0), (Target("normalised", 0.85),)),
         Task("words", "printed words and lines, read", "ocr", _words, (Target("cer", 0.02, most=True),)),
-        Task("pages", "pages of up to 120 words in small print, read", "ocr", _page, (Target("cer", 0.06, most=True),),
-             max_new_tokens=640),
+        Task("pages", "pages of up to 120 words in small print, read", "ocr", partial(_page, "page", 0.0),
+             (Target("cer", 0.05, most=True),), max_new_tokens=640),
+        Task("columns", "such pages, in two columns where they have room, read column by column", "ocr",
+             partial(_page, "page", 1.0), (Target("cer", 0.08, most=True),), max_new_tokens=640),
+        Task("screens", "windows of a program in small print, read", "ocr", partial(_page, "screen", 0.0),
+             (Target("cer", 0.08, most=True),), max_new_tokens=640),
         Task("thumbnails", "the same pages, of which only the thumbnail is shown", "ocr", _thumbnail,
              max_new_tokens=640),
-        Task("charts", "questions on charts and tables", "chart", _about_chart, (Target("relaxed", 0.9),)),
+        Task("charts", "questions on charts", "chart", _about_chart, (Target("relaxed", 0.85),)),
+        Task("tables", "questions on tables", "table", _about_table, (Target("relaxed", 0.9),)),
+        Task("receipts", "questions on receipts", "chart", _about_receipt, (Target("relaxed", 0.9),)),
+        Task("nothing", "blank, noise, textures and the like, or no image: it says so", "vqa", _nothing,
+             (Target("normalised", 0.95),)),
     )
 }  # fmt: skip

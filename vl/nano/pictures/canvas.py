@@ -70,6 +70,7 @@ def pick(rng: Generator, options: Sequence[_T]) -> _T:
 
 TEXTURES = ("stripes", "checks", "dots")
 _MIN_CONTRAST = 230.0  # of print against a backdrop
+_WHITE = 0.25  # of the light backdrops, those that are white, as behind pictures that were transparent
 _MIN_STEP = 60.0  # and so much of luminance, 0 to 255
 _MIN_LUMINANCE = 130.0  # the same on plain paper, of luminance, 0 to 255: blue on black is seen but hardly read
 
@@ -159,7 +160,8 @@ class Background:
         """Draws one; `textures` is the share that have a texture."""
         tone = rng.random()
         if tone < 0.45:  # light
-            start = hsv(rng.uniform(0, 360), rng.uniform(0, 0.22), rng.uniform(0.8, 1.0))
+            light = hsv(rng.uniform(0, 360), rng.uniform(0, 0.22), rng.uniform(0.8, 1.0))
+            start = (255, 255, 255) if rng.random() < _WHITE else light
         elif tone < 0.75:  # dark
             start = hsv(rng.uniform(0, 360), rng.uniform(0, 0.6), rng.uniform(0.03, 0.3))
         else:

@@ -6,6 +6,7 @@ Google's Books n-grams), names of people, trades, countries and streets from Fak
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ from vl.nano.pictures.canvas import pick
 COMMON = 2000
 """So many words, the commonest, are in every part: there is no English without them."""
 _HELD_OUT = 4  # one text in so many, by its checksum, is kept for testing
+# Not to be drawn into an example by chance.
+_RUDE = re.compile(
+    "fuck|shit|cunt|nigg|rape|rapi(st|ng)|porn|puss|slut|whore|bitch|fag|penis|vagina|anal$|cum$|cock|nazi|sex|erotic"
+)
 _NAMED = {
     "first": (("person.en_US", "first_names"), ("person.en_GB", "first_names")),
     "last": (("person.en_US", "last_names"), ("person.en_GB", "last_names")),
@@ -144,7 +149,7 @@ def draw_letters(rng: Generator, alphabet: Sequence[str], count: int) -> str:
 def _counts() -> dict[str, int]:
     """How often books have each word, the commonest first."""
     pairs = (line.split() for line in _read("frequency_dictionary_en_82_765.txt"))
-    return {word: int(count) for word, count in pairs if word.isascii() and word.isalpha()}
+    return {word: int(count) for word, count in pairs if word.isascii() and word.isalpha() and not _RUDE.match(word)}
 
 
 def _read(name: str) -> Iterator[str]:

@@ -19,6 +19,7 @@ _UNSUITABLE = re.compile(
     r"|smallcaps|^cm",
     re.IGNORECASE,
 )
+_MONOSPACED = re.compile(r"mono|courier|firacode|hack|inconsolata|cursor", re.IGNORECASE)
 _SUFFIXES = (".ttf", ".otf")
 # Group names under which Python font packages announce themselves.
 _ENTRY_POINTS = ("fonts_ttf", "fonts_otf")
@@ -40,6 +41,11 @@ class Face:
     def held_out(self) -> bool:
         """Whether it is of a family that is kept for testing."""
         return self.name.startswith(_HELD_OUT)
+
+    @property
+    def monospaced(self) -> bool:
+        """Whether all its letters are as wide, by its name."""
+        return _MONOSPACED.search(self.name) is not None
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -23,19 +24,25 @@ from vl.nano.pictures.words import WordsFacts, caption_text
 
 MAX_WORDS = 120
 _LARGE = 1008  # px of the longer side from which a page may hold all its words, in type of 14 to 24 px
+_MIN_WORDS, _MIN_EMS = 24, 26  # two columns want so many words, and a page so many ems wide
+_MONOSPACED = 0.3  # of the windows, those in type as of a terminal
 _LARGEST_SIGN = 240  # px per em
 _ASPECT = 2.2
 # Width and height of the least canvases, and how many lines of the smallest type, in tall faces, have to fit them.
 _LEAST = {"page": (128, 48, 1.5), "receipt": (176, 150, 6.6), "sign": (64, 40, 1.0), "screen": (200, 150, 8.4)}
 
 
+_Painter = Callable[[Sheet, Face, int], tuple[int, list[Entry]]]
+"""Prints up to so many words in a face; returns the size of its type and what can be asked for."""
+
+
 @dataclass(frozen=True)
 class PageFacts(WordsFacts):
     """Ground truth of printed text of a kind: "page", "receipt", "sign" or "screen".
 
-    `lines`: the rows from top to bottom, and in each row the texts from left to right, with a space between (a price
-    after its item, menus and buttons side by side, each line of a message in a chat a row of its own). `size`: that of
-    the body. `entries`: parts, in reading order.
+    `lines`: the rows from top to bottom, of two columns those of the left one first, and in each row the texts from
+    left to right, with a space between (a price after its item, menus and buttons side by side, each line of a message
+    in a chat a row of its own). `size`: that of the body. `entries`: parts, in reading order.
     """
 
     kind: str
@@ -49,14 +56,16 @@ def draw_pages(
     fonts: Fonts = ALL,
     max_words: int = MAX_WORDS,
     kinds: Sequence[str] = ("page", "receipt", "sign", "screen"),
+    two_columns: float = 0.35,
 ) -> tuple[Image.Image, PageFacts]:
     """Draws a picture of printed text, of one of the `kinds` that the canvas has room for; what is named twice in
     `kinds` is twice as likely.
 
-    All type is 14 px per em or larger. A canvas of 1008 px or more holds up to `max_words`, a smaller one fewer, in
-    proportion to its area; receipts and windows have a few rows or more all the same. The least canvases are 128 x 48
-    px for a page, 176 x 150 for a receipt, 64 x 40 for a sign and 200 x 150 for a window: where a canvas is too small
-    for any of the kinds, it is enlarged to that of one of them.
+    Of the pages with room for two columns, the share `two_columns` has them. All type is 14 px per em or larger. A
+    canvas of 1008 px or more holds up to `max_words`, a smaller one fewer, in proportion to its area; receipts and
+    windows have a few rows or more all the same. The least canvases are 128 x 48 px for a page, 176 x 150 for a
+    receipt, 64 x 40 for a sign and 200 x 150 for a window: where a canvas is too small for any of the kinds, it is
+    enlarged to that of one of them.
     """
     face = pick(rng, find_faces(fonts))
     width, height = draw_size(sizes, _ASPECT, rng)
@@ -64,38 +73,69 @@ def draw_pages(
     least = {kind: (wide, max(high, round(lines * line))) for kind, (wide, high, lines) in _LEAST.items()}
     fitting = [kind for kind in kinds if width >= least[kind][0] and height >= least[kind][1]]
     kind = pick(rng, fitting or kinds)
+    if kind == "screen" and rng.random() < _MONOSPACED:
+        face = pick(rng, [face for face in find_faces(fonts) if face.monospaced] or [face])
     width, height = max(width, least[kind][0]), max(height, least[kind][1])
     limit = max(1, min(max_words, round(1.1 * MAX_WORDS * (max(width, height) / _LARGE) ** 2)))
     sheet = Sheet(rng, width, height, fonts.part)
-    paint = {"page": _paint_page, "receipt": paint_receipt, "sign": _paint_sign, "screen": paint_window}[kind]
-    size, entries = paint(sheet, face, limit)
+    painters: dict[str, _Painter] = {
+        "page": partial(_paint_page, two_columns=two_columns),
+        "receipt": paint_receipt,
+        "sign": _paint_sign,
+        "screen": paint_window,
+    }
+    size, entries = painters[kind](sheet, face, limit)
     lines, boxes = tuple(sheet.lines), tuple(sheet.boxes)
     return sheet.image, PageFacts(width, height, lines, face.name, size, boxes, kind, tuple(entries))
 
 
-def _paint_page(sheet: Sheet, face: Face, limit: int) -> tuple[int, list[Entry]]:
+def _paint_page(sheet: Sheet, face: Face, limit: int, two_columns: float) -> tuple[int, list[Entry]]:
     rng, longer = sheet.rng, max(sheet.width, sheet.height)
     body = sheet.draw_type(face, 9, 3, 24 if longer >= _LARGE else min(40, longer // 14))
     pad = 2 + body.size // 3
-    usable, room = sheet.width - 2 * pad, sheet.height - 2 * pad
+    usable, room = float(sheet.width - 2 * pad), sheet.height - 2 * pad
+    count, gutter = 1, body.size * rng.uniform(1.2, 2.5)
+    if limit >= _MIN_WORDS and usable >= _MIN_EMS * body.size and rng.random() < two_columns:
+        count, usable = 2, (usable - gutter) / 2
     parts = _draw_parts(sheet.prose, body, int(rng.integers(min(4, limit), limit + 1)), usable)
     widest = max(kind.width(word) for kind, words in parts for word in words)
     leading, gap = body.height * rng.uniform(0.0, 0.35), body.size * pick(rng, (0.0, 0.6, 1.2))
     lines = _set_lines(parts, max(widest, rng.uniform(0.25, 1.0) * usable), leading, gap)
-    if _height(lines) > room:
+    if _height(lines) > count * room:
         lines = _set_lines(parts, usable, leading, gap)
-    while len(lines) > 1 and _height(lines) > room:
-        lines.pop()
-    column, high = max(line.width for line in lines), _height(lines)
-    left, top = sheet.place(column, high, pad)
+    columns = _part_lines(rng, lines, room, count)
+    column, high = max(line.width for part in columns for line in part), max(map(_height, columns))
+    wide = len(columns) * (column + gutter) - gutter
+    left, top = sheet.place(wide, high, pad)
     behind: tuple[RGB, ...] = (sheet.backdrop.start, sheet.backdrop.end)
     if rng.random() < 0.35:
-        behind = (sheet.paper((left - pad, top - pad, left + column + pad, top + high + pad)),)
+        box = (left - pad, top - pad, left + wide + pad, top + high + pad)
+        behind = (sheet.paper(box, dark=rng.random() < 0.3),)
     align, ink = pick(rng, ("left", "left", "full", "centre")), sheet.draw_ink(*behind)
-    for line in lines:
-        sheet.print_row(line.type, ink, top + line.above, *line.cells(left, column, align))
-        top += line.above + line.type.height
+    for number, part in enumerate(columns):
+        y, x = top, left + number * (column + gutter)
+        for line in part:
+            sheet.print_row(line.type, ink, y + line.above, *line.cells(x, column, align))
+            y += line.above + line.type.height
     return body.size, []
+
+
+def _part_lines(rng: Generator, lines: list[_Line], room: float, count: int) -> list[list[_Line]]:
+    """The lines in one or two columns of at most `room` px each; the last lines, which find none, are left out.
+
+    Of two columns the first is as long as the second, about, or as long as it can be.
+    """
+    if count == 1 or len(lines) < 4:
+        return [_fit(lines, room)]
+    share = pick(rng, (_height(lines) / 2, room))
+    first = _fit(lines, min(room, share))
+    return [first, _fit(lines[len(first) :], room)] if len(first) < len(lines) else [first]
+
+
+def _fit(lines: list[_Line], room: float) -> list[_Line]:
+    """As many of the lines as there is room for, one at least."""
+    ends = accumulate(line.above + line.type.height for line in lines)
+    return lines[: max(1, sum(end <= room for end in ends))]
 
 
 def _height(lines: list[_Line]) -> float:

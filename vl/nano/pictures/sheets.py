@@ -77,9 +77,10 @@ class Sheet(Pen):
         """The left and top edge of a block anywhere on the sheet, `pad` px from its edges."""
         return place_block(self.rng, (self.width, self.height), wide, high, pad)
 
-    def paper(self, box: Box) -> RGB:
-        """Lays a plain light sheet there; returns its colour."""
-        colour = hsv(self.rng.uniform(0, 360), self.rng.uniform(0, 0.15), self.rng.uniform(0.85, 1.0))
+    def paper(self, box: Box, *, dark: bool = False) -> RGB:
+        """Lays a plain sheet there, light or dark; returns its colour."""
+        shade = (0.0, 0.25) if dark else (0.85, 1.0)
+        colour = hsv(self.rng.uniform(0, 360), self.rng.uniform(0, 0.15), self.rng.uniform(*shade))
         self.panel(box, colour)
         return colour
 

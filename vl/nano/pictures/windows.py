@@ -12,7 +12,8 @@ from vl.nano.pictures.sheets import Entry, Sheet
 def paint_window(sheet: Sheet, face: Face, limit: int) -> tuple[int, list[Entry]]:
     """Prints a window of up to `limit` words; returns the size of its type and what can be asked for."""
     window = _Window(sheet, face)
-    fill = pick(sheet.rng, (window.fill_dialog, window.fill_settings, window.fill_chat))
+    fills = (window.fill_dialog, window.fill_settings, window.fill_chat)
+    fill = window.fill_listing if face.monospaced and sheet.rng.random() < 0.7 else pick(sheet.rng, fills)
     return window.type.size, [window.title, *fill(max(1, limit - 11))]  # the most words of titles, menus and buttons
 
 
@@ -85,7 +86,7 @@ class _Window:
     def fill_dialog(self, limit: int) -> list[Entry]:
         line = self.type.height
         most = int((self.bottom - self.top - line - 2 * self.pad) // line)
-        words = self.prose.paragraph(int(self.rng.integers(2, max(3, min(limit, 40)) + 1)))
+        words = self.prose.paragraph(int(self.rng.integers(2, max(3, min(limit, 90)) + 1)))
         for number, row in enumerate(self.prose.set_rows(self.type, words, self.room)[:most]):
             self.sheet.print_row(self.type, self.ink, self.top + number * line, (self.left, row))
         return self.add_buttons()
@@ -104,6 +105,19 @@ class _Window:
             self.sheet.print_pair(kind, self.ink, y + (pitch - kind.height) / 2, ends, label, value)
             entries.append(Entry("setting", label, value))
         return entries + (self.add_buttons() if closing else [])
+
+    def fill_listing(self, limit: int) -> list[Entry]:
+        """Lines of programs, markup and commands, each as far indented as it happens to be."""
+        kind, y, depth = self.type, self.top, 0
+        while limit > 0 and y + kind.height <= self.bottom:
+            left = self.left + min(2 * depth * kind.width("0"), self.room / 2)
+            line = self._fitted_line(self.right - left)
+            self.sheet.print_row(kind, self.ink, y, (left, line))
+            y, limit, depth = y + kind.height, limit - len(line.split()), self.prose.whole(min(4, depth + 2))
+        return []
+
+    def _fitted_line(self, room: float) -> str:
+        return self.prose.fitted(lambda: self.prose.usual("program"), lambda text: self.type.width(text) <= room)
 
     def fill_chat(self, limit: int) -> list[Entry]:
         rng, kind, pad, y = self.rng, self.type, self.pad, self.top

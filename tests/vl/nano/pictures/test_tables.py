@@ -98,7 +98,7 @@ def check(facts: TableFacts, asked: Asked) -> str:
     if found := re.search(r"column (?:named )?(\w+)$", prompt):
         assert answer == ("yes" if found[1] in facts.header else "no")
         return "has"
-    if prompt.startswith("How many"):
+    if prompt.startswith(("How many", "Count the")):
         assert int(answer) == len(facts.header if "columns" in prompt else facts.rows)
         return "count"
     if found := re.search(r"in the (\w+) column of the (\w+) row below", prompt):
@@ -115,22 +115,30 @@ def check(facts: TableFacts, asked: Asked) -> str:
         head = re.search(rf"\b({heads})\b", prompt)
         assert head
         ranked = sorted(zip(map(amount, column(facts, head[1])), names, strict=True), reverse="highest" in prompt)
-        assert answer == ranked[0][1] if prompt.startswith(("Which", "In which")) else amount(answer) == ranked[0][0]
+        assert (
+            answer == ranked[0][1]
+            if prompt.startswith(("Which", "In which", "Find"))
+            else amount(answer) == ranked[0][0]
+        )
         assert abs(ranked[0][0] - ranked[1][0]) >= 0.05 * max(value for value, _ in ranked)
         return "extreme"
-    if re.search("the title of the table|table called|table titled", prompt):
+    if re.search("the title of the table|table called|table titled|^Read the title", prompt):
         assert answer == facts.title
         return "title"
-    if found := re.fullmatch(r"Which row has (\S+) under (\w+)|In which row is (\w+) (\S+)", prompt):
-        value, head_name = (found[1], found[2]) if found[1] else (found[4], found[3])
+    if found := re.match(
+        r"(?:Which row has|Find the row with) (?P<value>\S+) under (?P<head>\w+)"
+        r"|(?:In which row is|Which row's) (?P<named>\w+)(?: is)? (?P<this>\S+)$",
+        prompt,
+    ):
+        value, head_name = found["value"] or found["this"], found["head"] or found["named"]
         assert [row[0] for row, cell in zip(facts.rows, column(facts, head_name), strict=True) if cell == value] == [
             answer
         ]
         return "lookup"
-    row = next(row for row in facts.rows if re.search(rf"\b{row[0]}\b", prompt))
+    asked_of = next(row for row in facts.rows if re.search(rf"\b{row[0]}\b", prompt))
     head = re.search(rf"\b({heads})\b", prompt)
     assert head
-    assert answer == row[facts.header.index(head[1])]
+    assert answer == asked_of[facts.header.index(head[1])]
     return "cell"
 
 
