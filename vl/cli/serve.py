@@ -106,7 +106,7 @@ def serve(
     bound = bind(host, port)  # before the model: a port that is taken should not wait for it
     loaded = load_model(
         model, device, dtype, engine, background=background, quantization=quantization, devices=devices,
-        placement=placement, step_timeout=step_timeout, spill=spill,
+        placement=placement, step_timeout=step_timeout, spill=spill, warm_up=True,
     )  # fmt: skip
     where = f"[{host}]" if ":" in host else host
     console = stderr_console()
