@@ -6,7 +6,6 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -43,17 +42,18 @@ from vl.cli.console import (
 )
 from vl.cli.engine import engine_options
 from vl.cli.progress import CaptionProgress
+from vl.cli.where import EngineOption, EnginesOption, KeyOption, PatienceOption, UrlOption, Where
 from vl.engine.config import EngineConfig
 
 if TYPE_CHECKING:
     from vl.engine import SamplingParams
-    from vl.jobs import Prompts, Row, Source, Tally, Tell
+    from vl.jobs import Elsewhere, Prompts, Row, Source, Tally, Tell
 
 _STDIN = "-"
 _MANY = 200
 
 
-@engine_options(max_batch_size=8)
+@engine_options("engine_config", max_batch_size=8)
 def caption(
     sources: Annotated[
         list[str],
@@ -76,14 +76,18 @@ def caption(
     ] = None,
     model: ModelOption = "nano",
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--out",
             "-o",
-            help="A .jsonl file or .parquet folder of rows, made or continued.",
+            help="Rows, made or continued: a .jsonl file, a folder of parts named .parquet, a folder of WebDataset's "
+            "shards named .wds, or a bucket's s3:// URL of any of these names.",
             show_default=False,
         ),
     ] = None,
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="With --out .wds: captions and rows alone in the shards.")
+    ] = False,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="With --out: try images again whose row is an error.")
     ] = False,
@@ -109,8 +113,14 @@ def caption(
     placement: PlacementOption = None,
     step_timeout: StepTimeoutOption = None,
     spill: SpillOption = None,
+    engine: EngineOption = "local",
+    engines: EnginesOption = None,
+    engine_url: UrlOption = None,
+    api_key: KeyOption = None,
+    patience: PatienceOption = 900.0,
     *,
-    engine: EngineConfig,
+    context: typer.Context,
+    engine_config: EngineConfig,
 ) -> None:
     """Caption images: a table for a few, [bold]--out captions.jsonl[/bold] for many.
 
@@ -119,6 +129,7 @@ def caption(
     """
     if (retry_errors or overwrite or mix) and out is None:
         raise typer.BadParameter("--retry-errors, --overwrite and --mix go with --out")
+    where = Where.of(context, patience, engine=engine, engines=engines, url=engine_url, key=api_key)
     with importing():
         from vl.jobs import Prompts, check_output, is_table
         from vl.model import DEFAULT_PROMPT
@@ -135,7 +146,7 @@ def caption(
     with usage_errors():
         prompts = Prompts.parse(prompt or [DEFAULT_PROMPT])
         if out is not None:
-            check_output(out)
+            check_output(out, images=not no_images)
     run = _Run(
         sources,
         column,
@@ -143,8 +154,9 @@ def caption(
         prompts,
         json,
         params,
-        engine,
+        where,
         {
+            "engine": engine_config,
             "device": device,
             "dtype": dtype,
             "background": background,
@@ -155,7 +167,7 @@ def caption(
             "spill": spill,
         },
     )
-    how = {"overwrite": overwrite, "retry_errors": retry_errors, "mix": mix}
+    how = {"overwrite": overwrite, "retry_errors": retry_errors, "mix": mix, "images": not no_images}
     failed = run.table() if out is None else run.job(out, **how)
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
@@ -172,7 +184,7 @@ class _Run:
         prompts: Prompts,
         json: bool,
         params: SamplingParams,
-        engine: EngineConfig,
+        where: Where,
         loading: dict[str, Any],
     ) -> None:
         self.sources = sources
@@ -181,8 +193,9 @@ class _Run:
         self.prompts = prompts
         self.json = json
         self.params = params
-        self.options = dataclasses.asdict(params) | {"batch_size": engine.max_batch_size}
-        self.loading = loading | {"engine": engine}
+        self.options = dataclasses.asdict(params) | {"batch_size": loading["engine"].max_batch_size}
+        self.where = where
+        self.loading = loading
         self.messages = stderr_console()
         self.results = stdout_console()
 
@@ -210,10 +223,13 @@ class _Run:
         names = list({work_key(name): name for name in self.names()}.values())
         if len(names) > _MANY and not self.json:
             complain(f"{len(names)} images: --out captions.jsonl would survive an interruption", kind="hint")
-        model = load_model(self.model, **self.loading)
         tally, rows = Tally(), []
         try:
-            with CaptionProgress(self.messages, lambda: len(names)) as progress:
+            with (
+                self.where.opened(self.model, self.loading) as elsewhere,
+                CaptionProgress(self.messages, lambda: len(names)) as progress,
+            ):
+                model = elsewhere or load_model(self.model, **self.loading)
                 for row in chain.from_iterable(caption_rows(model, names, prompt=self.prompts, **self.options)):
                     tally.count(row)
                     progress.update(tally)
@@ -225,18 +241,27 @@ class _Run:
                 self.results.print(summary(tally))
         return tally.errors
 
-    def job(self, out: Path, **how: bool) -> int:
-        """Bring `out` up to date; returns how many of its rows are errors. `how` is as of `open_rows`."""
-        from vl.jobs import open_rows, settings_of, write_rows
+    def settings(self) -> dict[str, Any]:
+        """What decides a caption of a model in this process, known before it is loaded."""
+        from vl.jobs import settings_of
         from vl.loading import weights_as
 
-        names = self.names()
         loaded = {name: self.loading[name] for name in ("device", "dtype", "quantization")}
         dtype, quantization = weights_as(self.model, **loaded)
-        settings = settings_of(
-            self.params, background=self.loading["background"], dtype=dtype, quantization=quantization
-        )
-        rows = open_rows(out, model=self.model, prompt=self.prompts, settings=settings, **how)
+        return settings_of(self.params, background=self.loading["background"], dtype=dtype, quantization=quantization)
+
+    def job(self, out: str, **how: bool) -> int:
+        """Bring `out` up to date; returns how many of its rows are errors. `how` is as of `open_rows`."""
+        with self.where.opened(self.model, self.loading) as elsewhere:
+            return self._job(out, elsewhere, **how)
+
+    def _job(self, out: str, elsewhere: Elsewhere | None, **how: bool) -> int:
+        from vl.jobs import open_rows, write_rows
+
+        names = self.names()
+        name = elsewhere.name if elsewhere else self.model
+        settings = elsewhere.settings(self.params) if elsewhere else self.settings()
+        rows = open_rows(out, model=name, prompt=self.prompts, settings=settings, **how)
         count = None if _STDIN in self.sources else lambda: sum(1 for _ in self.expanded(self.sources))
         try:
             with rows:
@@ -245,7 +270,7 @@ class _Run:
                 if first is None:
                     self._report(f"nothing left to do: {plural(rows.rows, 'row')} in {out}")
                     return rows.failures
-                model = load_model(self.model, **self.loading)
+                model = elsewhere or load_model(self.model, **self.loading)
                 with CaptionProgress(self.messages, count) as progress:
 
                     def on_row(row: Row, tally: Tally) -> None:
@@ -292,7 +317,7 @@ def caption_table(rows: Iterable[Row], columns: Sequence[str]) -> Table:
     for column in table.columns[5:]:
         column.ratio = 1
     for row in rows:
-        known = row["width"] is not None
+        known, cut = row["width"] is not None, row["tiles"] is not None  # a server keeps that to itself
         if "error" not in row:
             said = [Text(printable(row[column])) for column in columns]
         else:  # errors name their image, which the first column has already
@@ -300,9 +325,9 @@ def caption_table(rows: Iterable[Row], columns: Sequence[str]) -> Table:
         table.add_row(
             Text(printable(row["image"])),
             f"{row['width']} x {row['height']}" if known else "",
-            "{} x {}".format(*row["resolution"]) if known else "",
-            str(row["tiles"]) if known else "",
-            f"{row['image_tokens']:,}" if known else "",
+            "{} x {}".format(*row["resolution"]) if cut else "",
+            str(row["tiles"]) if cut else "",
+            f"{row['image_tokens']:,}" if cut else "",
             *said,
         )
     return table

@@ -18,10 +18,11 @@ Command = Callable[..., None]
 _SHORT = {"max_batch_size": "--batch-size"}
 
 
-def engine_options(**defaults: int) -> Callable[[Command], Command]:
-    """Gives a command the engine's options, which reach it as its parameter `engine`, an `EngineConfig`.
+def engine_options(parameter: str = "engine", /, **defaults: int) -> Callable[[Command], Command]:
+    """Gives a command the engine's options, which reach it as one parameter, an `EngineConfig`.
 
     Args:
+        parameter: its name.
         defaults: this command's, where they are not the engine's.
     """
 
@@ -33,9 +34,9 @@ def engine_options(**defaults: int) -> Callable[[Command], Command]:
         def run(**given: Any) -> None:
             with usage_errors():
                 engine = EngineConfig.of({option.name: given.pop(option.name) for option in options})
-            command(**given, engine=engine)
+            command(**given, **{parameter: engine})
 
-        kept = [parameter for parameter in signature.parameters.values() if parameter.name != "engine"]
+        kept = [kept for kept in signature.parameters.values() if kept.name != parameter]
         run.__signature__ = signature.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
         return run
 

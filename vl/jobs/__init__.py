@@ -8,12 +8,14 @@ Example:
 """
 
 from vl.jobs.captioning import OnRow, Tally, caption_images, caption_rows, settings_of, write_rows
+from vl.jobs.elsewhere import Elsewhere
 from vl.jobs.outputs import Rows, check_output, open_rows
 from vl.jobs.prompts import Prompt, Prompts
 from vl.jobs.rowfile import JobError, Row, RowFile, check_out, encode_row
 from vl.jobs.sources import Picture, Source, Tell, expand_sources, is_table, row_key, source_key, work_key
 
 __all__ = [
+    "Elsewhere",
     "JobError",
     "OnRow",
     "Picture",

@@ -1,0 +1,241 @@
+"""Captions by a running server: a small real one, that speaks OpenAI's form, fails in every way, and counts."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from vl.errors import ConfigError
+from vl.jobs import JobError, caption_images
+from vl.jobs import served as served_module
+from vl.jobs.served import Served
+
+from .fakes import read
+
+Reply = tuple[int, dict[str, str], Any]
+
+
+class Server:
+    """Captions images with their sizes and the prompt. `trouble` is told of each request and may answer instead.
+
+    `most` is how many requests were answered at once.
+    """
+
+    def __init__(self) -> None:
+        self.trouble: Callable[[str], Reply | None] = lambda size: None
+        self.models = ["served"]
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[Any] = []
+        self.now = self.most = 0
+        self.lock = threading.Lock()
+
+    def answer(self, body: dict[str, Any], headers: Any) -> Reply:
+        image, text = body["messages"][0]["content"]
+        head, _, data = image["image_url"]["url"].partition(";base64,")
+        with Image.open(BytesIO(base64.b64decode(data))) as picture:
+            assert head == f"data:image/{(picture.format or '').lower()}"
+            size = f"{picture.width} by {picture.height}"
+        with self.lock:
+            self.requests.append(body)
+            self.headers.append(headers)
+            self.now += 1
+            self.most = max(self.most, self.now)
+        try:
+            time.sleep(0.02)
+            if (reply := self.trouble(size)) is not None:
+                return reply
+            choice = {"message": {"role": "assistant", "content": f"{text['text']} {size}"}, "finish_reason": "stop"}
+            return 200, {}, {"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 4}}
+        finally:
+            with self.lock:
+                self.now -= 1
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args: Any) -> None: ...
+
+        def do_GET(self) -> None:
+            assert self.path == "/v1/models"
+            self.reply(200, {}, {"data": [{"id": name} for name in state.models]})
+
+        def do_POST(self) -> None:
+            assert self.path == "/v1/chat/completions"
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            status, headers, answer = state.answer(body, self.headers)
+            if status:
+                self.reply(status, headers, answer)
+            else:
+                self.close_connection = True  # a lost network
+
+        def reply(self, status: int, headers: dict[str, str], answer: Any) -> None:
+            data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+            self.send_response(status)
+            for name, value in ({"Content-Length": str(len(data))} | headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        state.url = f"http://127.0.0.1:{http.server_port}"  # type: ignore[attr-defined]
+        yield state
+        http.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served_module, "_FIRST_WAIT", 0.01)
+
+
+def run(server: Any, archive: Path, out: Path, **options: Any) -> Any:
+    serving = {name: options.pop(name) for name in ("model", "key", "patience") if name in options}
+    with Served(server.url, **serving) as served:
+        return caption_images(served, [archive], out, **{"batch_size": 4, "prompt": "What?"} | options)
+
+
+def assert_rows(archive: Path, out: Path) -> None:
+    rows = read(out)
+    assert len({row["image"] for row in rows}) == len(rows) == 13
+    for row in rows:
+        if row["image"].endswith("broken.jpg"):
+            assert "broken.jpg" in row["error"]
+        else:
+            with Image.open(row["image"]) as image:
+                assert row["caption"] == "What? {} by {}".format(*image.size)
+                assert (row["width"], row["height"]) == image.size
+            assert (row["prompt_tokens"], row["completion_tokens"], row["finish_reason"]) == (9, 4, "stop")
+            assert (row["model"], row["tiles"], row["image_tokens"]) == ("served", None, None)
+
+
+def test_rows(server: Any, archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    assert run(server, archive, out, key="secret", max_new_tokens=7, seed=3, stop="x").images == 13
+    assert_rows(archive, out)
+    assert len(server.requests) == 12, "the broken image is found here"
+    assert 2 <= server.most <= 4
+    sent = {name: value for name, value in server.requests[0].items() if name != "messages"}
+    assert sent == {"model": "served", "max_tokens": 7, "temperature": 0.0, "seed": 3, "stop": ["x"]}
+    assert {headers["Authorization"] for headers in server.headers} == {"Bearer secret"}
+    assert run(server, archive, out, max_new_tokens=7, seed=3, stop="x").skipped == 13
+    with pytest.raises(JobError, match=r"max_tokens 7, not 8.*--overwrite"):
+        run(server, archive, out, max_new_tokens=8, seed=3, stop="x")
+
+
+def test_several_prompts(server: Any, archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    run(server, archive, out, prompt={"a": "A", "b": "B"})
+    rows = [row for row in read(out) if "error" not in row]
+    assert all(row["a"][2:] == row["b"][2:] and row["prompt_tokens"] == 18 for row in rows)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        (429, {"Retry-After": "0.05"}, {"error": {"message": "slow down"}}),
+        (503, {}, b"busy"),
+        (0, {}, b""),
+        (500, {}, b""),
+    ],
+)
+def test_what_passes_is_tried_again(server: Any, archive: Path, tmp_path: Path, reply: Reply) -> None:
+    tries: dict[str, int] = {}
+
+    def trouble(size: str) -> Reply | None:
+        with server.lock:
+            tries[size] = tries.get(size, 0) + 1
+        return reply if tries[size] < 3 else None
+
+    server.trouble = trouble
+    run(server, archive, tmp_path / "out.jsonl")
+    assert_rows(archive, tmp_path / "out.jsonl")
+    assert set(tries.values()) == {3}
+
+
+def test_the_server_says_how_long_to_wait(server: Any, archive: Path, tmp_path: Path) -> None:
+    told: dict[str, float] = {}
+
+    def trouble(size: str) -> Reply | None:
+        if size not in told:
+            told[size] = time.monotonic()
+            return 429, {"Retry-After": "1"}, {}
+        assert time.monotonic() - told[size] >= 0.95
+        return None
+
+    server.trouble = trouble
+    run(server, archive, tmp_path / "out.jsonl", batch_size=16)
+    assert_rows(archive, tmp_path / "out.jsonl")
+
+
+def test_what_is_wrong_with_one_image_is_its_row(server: Any, archive: Path, tmp_path: Path) -> None:
+    answers: dict[str, Reply] = {
+        "3 by 5": (400, {}, {"error": {"message": "too small"}}),
+        "4 by 5": (500, {}, b"crash"),
+        "5 by 5": (200, {}, {"choices": []}),
+    }
+    server.trouble = answers.get
+    run(server, archive, tmp_path / "out.jsonl")
+    errors = {Path(row["image"]).stem: row["error"] for row in read(tmp_path / "out.jsonl") if "error" in row}
+    assert errors.pop("broken")
+    assert sorted(errors) == ["03", "04", "05"]
+    assert "400: too small" in errors["03"]
+    assert "500: crash" in errors["04"]
+    assert "no chat completion" in errors["05"]
+
+
+def test_a_server_that_stays_away_ends_the_job_and_the_next_run_does_the_rest(
+    server: Any, archive: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    server.trouble = lambda size: (503, {}, b"starting") if size == "12 by 5" else None
+    with pytest.raises(JobError, match=r"could not be used for 0 s, at last: 503: starting.*same command again"):
+        run(server, archive, out, batch_size=1, patience=0.2)
+    assert 0 < len(read(out)) < 13
+    server.trouble = lambda size: None
+    run(server, archive, out)
+    assert_rows(archive, out)
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_wrong_key_or_address_ends_it_at_once(server: Any, archive: Path, tmp_path: Path, status: int) -> None:
+    server.trouble = lambda size: (status, {}, {"error": {"message": "no"}})
+    with pytest.raises(JobError, match=f"{status}: no: check the address, the key and the model"):
+        run(server, archive, tmp_path / "out.jsonl")
+
+
+def test_which_model(server: Any, archive: Path, tmp_path: Path) -> None:
+    server.models = ["a", "b"]
+    with pytest.raises(ConfigError, match=r"has a, b: say which with --model"):
+        run(server, archive, tmp_path / "out.jsonl")
+    run(server, archive, tmp_path / "out.jsonl", model="b")
+    assert {request["model"] for request in server.requests} == {"b"}
+    with pytest.raises(ConfigError, match="no address of a server"):
+        Served("localhost:8000")
+
+
+def test_formats_that_servers_may_not_know_go_as_png(server: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for kind in ("tiff", "bmp", "gif", "webp", "jpeg"):
+        Image.new("RGB", (6, 5), "red").save(folder / f"a.{kind}")
+    run(server, folder, tmp_path / "out.jsonl")
+    assert all(row["caption"] == "What? 6 by 5" for row in read(tmp_path / "out.jsonl"))
+    kinds = [
+        request["messages"][0]["content"][0]["image_url"]["url"][11:].partition(";")[0] for request in server.requests
+    ]
+    assert sorted(kinds) == ["jpeg", "png", "png", "png", "webp"]

@@ -1,0 +1,285 @@
+"""A running server in the place of an engine: any that speaks OpenAI's chat completions and takes images."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import random
+import threading
+import time
+from collections.abc import Coroutine, Generator, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import partial
+from io import BytesIO
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+from PIL import Image
+
+from preprocessing import load_image
+from vl.engine import Generation, SamplingParams, Timings, Usage
+from vl.engine.results import FinishReason
+from vl.errors import ConfigError, InputError
+from vl.jobs.captioning import params_of
+from vl.jobs.elsewhere import Elsewhere
+from vl.jobs.item import batches, prepare
+from vl.jobs.pictures import encoded
+from vl.jobs.pipeline import answered
+from vl.jobs.prompts import Prompt, Prompts
+from vl.jobs.rowfile import JobError, Row
+from vl.jobs.sources import Picture, Source, source_key
+
+PATIENCE = 900.0
+"""Seconds for which a request is tried again: a server that is started anew loads its model for as long."""
+
+_TIMEOUT = httpx.Timeout(600.0, connect=30.0)
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
+_PASSING = (408, 425, 429, 500, 502, 503, 504)  # said of the moment, not of the request
+_OF_THE_REQUEST = (400, 413, 415, 422)
+_CRASHES = 5  # 500s for the same request, until they are said of it
+_NOT_SENT = ("max_new_tokens", "temperature", "priority")  # under these names, or at all
+_SENT_AS_THEY_ARE = {"JPEG": "jpeg", "PNG": "png", "WEBP": "webp"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """An image and a text, on their way to a server."""
+
+    image: str  # a data URL
+    text: str
+
+    def __len__(self) -> int:
+        """By which the longest goes first: what there is to send."""
+        return len(self.image) + len(self.text)
+
+
+class Asked:
+    """A request, as the pipeline knows those of an engine."""
+
+    def __init__(self, future: Future[Generation]) -> None:
+        self.future = future
+
+    @property
+    def done(self) -> bool:
+        return self.future.done()
+
+    @property
+    def error(self) -> Exception | None:
+        """What is wrong with this request. What is wrong with the server is raised by `result`."""
+        error = None if self.future.cancelled() else self.future.exception()
+        return error if isinstance(error, InputError) else None
+
+    def result(self) -> Generation:
+        return self.future.result()
+
+
+class Served(Elsewhere):
+    """Requests to a server, many at a time: `caption_images` takes it as a model. A context manager that ends them.
+
+    What passes (a lost network, 429, 5xx) is tried again, after as long as the server says or longer and longer.
+
+    Args:
+        url: such as http://localhost:8000/v1.
+        model: its name there; None: the only one that the server has.
+        key: sent as the bearer token; None: of the environment, `VL_API_KEY` or `OPENAI_API_KEY`.
+        patience: seconds after which a request that only met what passes ends the job.
+
+    Raises:
+        ConfigError: if the URL is none, or the server has no such model, or several and none is named.
+        JobError: if the server cannot be reached.
+    """
+
+    def __init__(
+        self, url: str, model: str | None = None, *, key: str | None = None, patience: float = PATIENCE
+    ) -> None:
+        self.url = _base(url)
+        key = key or os.environ.get("VL_API_KEY") or os.environ.get("OPENAI_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        self._client = httpx.AsyncClient(headers=headers, timeout=_TIMEOUT, limits=limits)
+        self._patience = patience
+        self._loop = asyncio.new_event_loop()
+        # Of its own: the caller's may have a running loop, as a notebook's has.
+        threading.Thread(target=self._loop.run_forever, name="vl-server", daemon=True).start()
+        self._waiting: set[Future[Generation]] = set()
+        try:
+            self.name = model or self._only_model()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all that is under way."""
+        for future in self._waiting:
+            future.cancel()
+        with suppress(Exception):
+            self._run(self._client.aclose()).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def settings(self, params: SamplingParams) -> dict[str, Any]:
+        """What is sent: of what else decides a caption there, nothing is known here."""
+        return _sampling(params)
+
+    def rows(self, sources: Iterable[Source], **options: Any) -> Generator[list[Row], None, None]:
+        """As `caption_rows`, but for the columns that the server keeps to itself; `batch_size` requests at a time."""
+        return self._rows(sources, **options)
+
+    def _rows(
+        self,
+        sources: Iterable[Source],
+        *,
+        prompt: Prompt,
+        batch_size: int = 8,
+        workers: int | None = None,
+        **sampling: Any,
+    ) -> Generator[list[Row], None, None]:
+        params, prompts = params_of(sampling), Prompts.of(prompt)
+        known = {"model": self.name, "settings": self.settings(params) | prompts.settings}
+        make = partial(prepare, questions, prompts, known)
+        return batches(answered(self, sources, make, params, batch_size=batch_size, workers=workers), batch_size)
+
+    # What the pipeline asks of an engine
+
+    def submit(self, question: Question, params: SamplingParams) -> Asked:
+        future = self._run(self._answer(question, params))
+        self._waiting.add(future)
+        return Asked(future)
+
+    def step(self) -> None:
+        """Wait until a request has ended."""
+        _, self._waiting = wait(self._waiting, return_when=FIRST_COMPLETED)
+
+    def cancel(self, request: Asked) -> None:
+        request.future.cancel()
+        self._waiting.discard(request.future)
+
+    # Requests
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _only_model(self) -> str:
+        answer = self._run(self._ask("GET", "models", None)).result()
+        names = [str(entry.get("id")) for entry in answer.get("data") or [] if isinstance(entry, dict)]
+        if len(names) != 1:
+            raise ConfigError(f"{self.url} has {', '.join(names) or 'no models'}: say which with --model")
+        return names[0]
+
+    async def _answer(self, question: Question, params: SamplingParams) -> Generation:
+        started = time.monotonic()
+        answer = await self._ask("POST", "chat/completions", _body(self.name, question, params))
+        try:
+            choice, usage = answer["choices"][0], answer.get("usage") or {}
+            text = choice["message"]["content"]
+            reason = choice.get("finish_reason")
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise InputError(f"the server's answer is no chat completion: {str(answer)[:200]}") from None
+        if not isinstance(text, str):
+            raise InputError(f"the server's answer has no text (finish_reason {reason!r})")
+        counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+        ended: FinishReason = "length" if reason == "length" else "stop"
+        spent = Timings(decode=time.monotonic() - started)
+        return Generation(text, [], ended, Usage(counts[0], 0, counts[1]), spent)
+
+    async def _ask(self, method: str, path: str, body: Any) -> Any:
+        """The JSON of an answer. Raises InputError for what is wrong with this request, JobError for all else."""
+        given_up = time.monotonic() + self._patience
+        pause, crashes = _FIRST_WAIT, 0
+        while True:
+            said, after = "", None
+            try:
+                response = await self._client.request(method, f"{self.url}/{path}", json=body)
+            except httpx.TransportError as error:
+                said = f"{type(error).__name__}: {error}".rstrip(": ")
+            else:
+                if response.is_success:
+                    with suppress(ValueError):
+                        return response.json()
+                    said = f"not JSON but {response.text[:100]!r}"
+                else:
+                    said = f"{response.status_code}: {_message(response)}"
+                    after = _retry_after(response)
+                crashes += response.status_code == 500
+                if response.status_code in _OF_THE_REQUEST or crashes == _CRASHES:
+                    raise InputError(f"the server refused it with {said}")
+                if response.status_code not in _PASSING:
+                    raise JobError(f"{self.url} answered {said}: check the address, the key and the model's name")
+            delay = pause * random.uniform(0.5, 1.0) if after is None else after
+            if time.monotonic() + delay > given_up:
+                raise JobError(
+                    f"{self.url} could not be used for {self._patience:,.0f} s, at last: {said}. The rows so far are "
+                    "safe: run the same command again when it can"
+                )
+            await asyncio.sleep(delay)
+            pause = min(2 * pause, _LONGEST_WAIT)
+
+
+def questions(source: str | Picture, texts: Sequence[str]) -> tuple[list[Question], Row]:
+    """What to ask of an image, and what its row then knows: its size. Files of other formats go as PNG.
+
+    Raises:
+        ImageError: if it cannot be read or decoded.
+    """
+    content = encoded(source)
+    image = load_image({"bytes": content, "path": source_key(source)})
+    with Image.open(BytesIO(content)) as file:
+        kind = _SENT_AS_THEY_ARE.get(file.format or "")
+        alone = getattr(file, "n_frames", 1) == 1
+    if kind is None or not alone:
+        buffer = BytesIO()
+        image.save(buffer, "png")
+        kind, content = "png", buffer.getvalue()
+    url = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return [Question(url, text) for text in texts], {"width": image.width, "height": image.height}
+
+
+def _body(model: str, question: Question, params: SamplingParams) -> Row:
+    image = {"type": "image_url", "image_url": {"url": question.image}}
+    content = [image, {"type": "text", "text": question.text}]
+    return {"model": model, "messages": [{"role": "user", "content": content}], **_sampling(params)}
+
+
+def _sampling(params: SamplingParams) -> Row:
+    """As OpenAI names it; what is not its default there, such as `top_k`, only where it is asked for."""
+    found: Row = {"max_tokens": params.max_new_tokens, "temperature": params.temperature}
+    for option in fields(params):
+        if option.name not in _NOT_SENT and (value := getattr(params, option.name)) != option.default:
+            found[option.name] = list(params.stops) if option.name == "stop" else value
+    return found
+
+
+def _base(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ConfigError(f"{url!r} is no address of a server: give one such as http://localhost:8000/v1")
+    path = parts.path.rstrip("/").removesuffix("/chat/completions")
+    return urlunsplit((parts.scheme, parts.netloc, path or "/v1", "", ""))
+
+
+def _message(response: httpx.Response) -> str:
+    with suppress(ValueError, AttributeError, KeyError, TypeError):
+        return str(response.json()["error"]["message"])[:300]
+    return response.text[:300] or response.reason_phrase
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds that the server asks to wait, which it says as a number or a date."""
+    said = response.headers.get("Retry-After", "")
+    with suppress(ValueError):
+        return max(float(said), 0.0)
+    with suppress(ValueError, TypeError):
+        return max((parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds(), 0.0)
+    return None
