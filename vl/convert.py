@@ -23,13 +23,15 @@ from torch import Tensor
 
 from text_backbone.quantization.files import is_quantised, packed
 from vl.config import read_config
+from vl.engine.config import shown, whole
 from vl.errors import CheckpointError, ConfigError
 from vl.files import replace_file, write_file
 from vl.hub import FILES, resolve_source
+from vl.loading import pick_device
 from vl.manifest import Header, Layout, Manifest, Problems, expected_shapes, read_header, read_manifest, stored_layout
 from vl.quantization import FORMATS, stored_to_json
 from vl.reading import Buffer, read_tensors
-from vl.saving import CONFIG, INDEX
+from vl.saving import CONFIG, INDEX, target_path
 from vl.threads import merged
 
 _ORIGIN = "converted_from"  # in a file's metadata: a digest of what it was made of
@@ -67,7 +69,7 @@ def plan_conversion(source: str | os.PathLike[str], target: str | os.PathLike[st
     if quantization not in FORMATS:
         raise ConfigError(f"quantization={quantization!r:.100} is not known: use {', '.join(map(repr, FORMATS))}")
     folder = resolve_source(source)
-    config, place = read_config(folder), Path(target)
+    config, place = read_config(folder), target_path(target)
     if config.quantization is not None:
         raise ConfigError(f"{folder} is quantised to {config.quantization} already: convert the released bf16 weights")
     manifest = read_manifest(folder, expected_shapes(config))
@@ -106,10 +108,15 @@ def convert(
 
     Raises:
         CheckpointError: if a file cannot be read or written, or a value is not finite. What is finished stays.
+        ConfigError, DeviceError: if there are no such threads, or no such device.
     """
+    count = None if threads is None else whole(threads)
+    if threads is not None and (count is None or count < 1):
+        raise ConfigError(f"threads={shown(threads)} is not a number of files from 1 on")
+    place = pick_device(device)
     done, total = 0, conversion.bytes_left
     try:
-        for size in merged(lambda file: _convert_file(conversion, file, device), conversion.left, threads):
+        for size in merged(lambda file: _convert_file(conversion, file, place), conversion.left, count):
             done += size
             if progress is not None:
                 progress(done, total)
@@ -122,7 +129,7 @@ def convert(
     return conversion.target
 
 
-def _convert_file(conversion: Conversion, file: str, device: torch.device | str) -> Iterator[int]:
+def _convert_file(conversion: Conversion, file: str, device: torch.device) -> Iterator[int]:
     """Quantise one file; yields the bytes of each tensor when it is done."""
     manifest, problems = conversion.manifest, Problems(conversion.manifest.folder)
     tensors: dict[str, Tensor] = {}

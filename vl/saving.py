@@ -15,6 +15,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -44,9 +45,7 @@ def replace_model(folder: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         CheckpointError: if the folder or its files cannot be written.
     """
-    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
-        raise CheckpointError(f"a model is saved in a folder: give its path, not {folder!r:.100}")
-    target = Path(folder).expanduser()
+    target = target_path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
         _discard_drafts(target)
@@ -65,6 +64,16 @@ def replace_model(folder: str | os.PathLike[str]) -> Iterator[Path]:
         raise CheckpointError(
             f"no model can be saved in {target!s:.200} ({error}): check free space and permissions"
         ) from error
+
+
+def target_path(folder: Any) -> Path:
+    """Where a model is to be written; `~` is the user's own. Raises CheckpointError if it is no path."""
+    try:
+        if isinstance(folder, str | os.PathLike) and os.fspath(folder) and "\0" not in os.fspath(folder):
+            return Path(folder).expanduser()
+    except (TypeError, RuntimeError):  # a path of bytes, no such user
+        pass
+    raise CheckpointError(f"a model is saved in a folder: give its path, not {folder!r:.100}")
 
 
 def unfinished(folder: Path) -> Path | None:

@@ -212,6 +212,31 @@ def test_what_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
         plan_conversion(tiny_checkpoint, tmp_path / "file", "nf4")
 
 
+@pytest.mark.parametrize("target", ["", "a\0b", 5, None, b"bytes", ["x"], "~no-such-user-here/x"])
+def test_no_folder_is_none(target: Any, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty path would be the folder that one is in."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(vl.CheckpointError, match="a model is saved in a folder: give its path"):
+        plan_conversion(tiny_checkpoint, target, "nf4")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_users_own_folder(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert plan_conversion(tiny_checkpoint, "~/converted", "nf4").target == tmp_path / "converted"
+
+
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [({"threads": n}, vl.ConfigError) for n in (0, -2, "2", True)] + [({"device": "cud"}, vl.DeviceError)],
+)
+def test_how_it_cannot_be_done(how: Any, error: type[Exception], tiny_checkpoint: Path, tmp_path: Path) -> None:
+    conversion = plan_conversion(tiny_checkpoint, tmp_path, "int8")
+    with pytest.raises(error, match=r"threads=|device 'cud'"):
+        convert(conversion, **how)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_keeps_what_is_finished(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

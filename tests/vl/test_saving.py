@@ -199,7 +199,7 @@ def test_a_full_disk_leaves_the_old_model(
 @pytest.mark.parametrize("name", ["file", "file/below", "a\0b", "n" * 5000])
 def test_a_place_that_cannot_hold_a_model(tmp_path: Path, new: vl.MiniMaxVL, name: str) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(CheckpointError, match="no model can be saved"):
+    with pytest.raises(CheckpointError, match=r"no model can be saved|give its path"):
         new.save(tmp_path / name)
     assert (tmp_path / "file").read_text() == "mine"
     for folder in (None, 5, b"model"):
