@@ -105,6 +105,10 @@ class Tokenizer:
             return bytes(_BYTE_OF[character] for character in spelt)
         return self.decode([token]).encode()
 
+    def spellings(self, size: int) -> list[bytes]:
+        """`token_bytes` of the first `size` ids; b"" for added tokens, which stand for more than their spelling."""
+        return [b"" if token in self._added else self.token_bytes(token) for token in range(size)]
+
     def token_id(self, token: str) -> int | None:
         """The id of a token such as "<image>", None if the vocabulary lacks it."""
         return self.backend.token_to_id(token)

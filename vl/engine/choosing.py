@@ -17,14 +17,20 @@ from torch import Tensor
 
 from vl.engine.params import SamplingParams
 from vl.engine.request import Request
-from vl.engine.sampling import SamplingRows, sample
+from vl.engine.sampling import SamplingRows, sample, sent
+from vl.engine.structured import Masker
 
 
 class Chosen(NamedTuple):
-    """A request's next token. `logprobs`: of it, then of the likeliest ones in its place; as far as asked for."""
+    """A request's next token.
+
+    `logprobs`: of it, then of the likeliest ones in its place; as far as asked for. `error`: why there is none, after
+    all: the form that the answer is held to cannot be followed any further.
+    """
 
     token_id: int
     logprobs: Sequence[tuple[int, float]] = ()
+    error: str = ""
 
 
 class Chooser:
@@ -37,17 +43,21 @@ class Chooser:
     def __init__(self, slots: int) -> None:
         self._slots = slots
         self._tables: _Tables | None = None
+        self._mask = Masker()
 
     def __call__(self, logits: Tensor, requests: Sequence[Request]) -> list[Chosen]:
         """The next token of each request: float32 `[n, vocab]`, of which nothing is written to."""
         params = [request.params for request in requests]
+        # Before anything that waits for the logits: a GPU makes them meanwhile.
+        masks = self._mask([(request.form, request.token_ids) for request in requests], logits)
         rows = SamplingRows.of(params, [r.key for r in requests], [r.known for r in requests], logits)
-        tokens = sample(self.adjusted(logits, requests), rows, max(p.draw for p in params))
+        tokens = sample(masks.applied(self.adjusted(logits, requests)), rows, max(p.draw for p in params))
         asking = [i for i, p in enumerate(params) if p.logprobs]
-        if not asking:
-            return [Chosen(token) for token in tokens.tolist()]
-        told = dict(zip(asking, _logprobs(logits[asking], tokens[asking], [params[i] for i in asking]), strict=True))
-        return [Chosen(token, told.get(i, ())) for i, token in enumerate(tokens.tolist())]
+        told = {}
+        if asking:
+            at = sent(asking, torch.int64, logits.device)
+            told = dict(zip(asking, _logprobs(logits[at], tokens[at], [params[i] for i in asking]), strict=True))
+        return [Chosen(t, told.get(i, ()), masks.errors.get(i, "")) for i, t in enumerate(tokens.tolist())]
 
     def adjusted(self, logits: Tensor, requests: Sequence[Request]) -> Tensor:
         """The logits that are drawn from; the same ones if nobody has it otherwise."""
@@ -56,9 +66,8 @@ class Chooser:
             return logits
         if self._tables is None:
             self._tables = _Tables.of(self._slots, logits)
-        changed = logits.clone()
-        changed[rows] = self._tables.adjusted(logits[rows], [requests[i] for i in rows])
-        return changed
+        at = sent(rows, torch.int64, logits.device)
+        return logits.index_copy(0, at, self._tables.adjusted(logits[at], [requests[i] for i in rows]))
 
 
 def _logprobs(logits: Tensor, tokens: Tensor, params: Sequence[SamplingParams]) -> list[list[tuple[int, float]]]:
@@ -106,9 +115,8 @@ class _Tables:
         """float32 [n, vocab] of requests that have slots."""
         slots = self._follow(requests)
         params = [request.params for request in requests]
-        repetition, frequency, presence = logits.new_tensor(
-            [[p.repetition_penalty, p.frequency_penalty, p.presence_penalty] for p in params]
-        ).T[..., None]  # [n, 1]
+        penalties = [[p.repetition_penalty, p.frequency_penalty, p.presence_penalty] for p in params]
+        repetition, frequency, presence = sent(penalties, logits.dtype, logits.device).T[..., None]  # [n, 1]
         written = self.written[slots]
         seen = (written > 0) | self.prompt[slots]
         logits = torch.where(seen, torch.where(logits < 0, logits * repetition, logits / repetition), logits)
@@ -127,9 +135,9 @@ class _Tables:
             owner.counted = len(request.token_ids)
         device = self.written.device
         if new:
-            at = torch.tensor(new, device=device).T
+            at = sent(new, torch.int64, device).T
             self.written.index_put_((at[0], at[1]), self.written.new_ones(len(new)), accumulate=True)
-        return torch.tensor(slots, device=device)
+        return sent(slots, torch.int64, device)
 
     def _begin(self, request: Request, slot: int) -> _Owner:
         params, device = request.params, self.written.device

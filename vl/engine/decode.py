@@ -117,7 +117,7 @@ class DecodeStep:
         Raises:
             ValueError: if a request's slot has no room for a token more.
         """
-        apart = any(request.params.adjusts or request.params.logprobs for request in requests)
+        apart = any(request.params.apart for request in requests)
         draw = None if apart else max(request.params.draw for request in requests)
         slots = [request.slot for request in requests if request.slot is not None]
         # Copies from host memory are asked for anew in every step: no graph holds them.

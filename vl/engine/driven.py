@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -40,6 +41,12 @@ class Model(Protocol):
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token adds to a text."""
+
+    def spellings(self) -> Sequence[bytes]:
+        """What each token adds to a text, by id, as long as the vocabulary; b"" for those that are no text."""
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of ordinary text."""
 
     def detokeniser(self) -> TextStream:
         """A new decoder for ids that come one by one."""

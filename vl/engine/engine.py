@@ -50,6 +50,8 @@ class Engine(Keeping):
     def check(self, params: SamplingParams, prompt: int = 1) -> None:
         """Raises InputError if no prompt of `prompt` tokens could be answered so: said once, not for each of many."""
         self._check_biases(params)
+        if params.response_format is not None:
+            self._forms.form(params.response_format)
         self._check_room(prompt, params.max_new_tokens)
 
     def _check_biases(self, params: SamplingParams) -> None:
@@ -98,6 +100,7 @@ class Engine(Keeping):
             timings=timings or Timings(),
             after=after,
             hold=hold,
+            form=None if params.response_format is None else self._forms.form(params.response_format),
         )
         if after is None and not hold:
             request.boundaries = boundaries(prompt, self.model.end_ids, self._marks())
@@ -267,6 +270,9 @@ class Engine(Keeping):
 
     def _push(self, request: Request, chosen: Chosen) -> None:
         """Hand a request its next token."""
+        if chosen.error:
+            self._fail(request, InputError(f"response_format cannot be held to any further: {chosen.error}"))
+            return
         try:
             if chosen.logprobs:
                 request.logprobs.append(TokenLogprob.of(chosen.logprobs, self.model.token_bytes))

@@ -31,6 +31,7 @@ from vl.engine.prefix import Held, Pages, PrefixCounts, Prefixes
 from vl.engine.request import Request
 from vl.engine.runner import Runner
 from vl.engine.scheduler import Memory, NoBeginnings, Scheduler, rank
+from vl.engine.structured import Forms
 from vl.engine.vision_graphs import VisionGraphs
 from vl.engine.warming import Rehearsal
 from vl.errors import InputError
@@ -84,6 +85,7 @@ class Keeping(ABC):
         self.runner: Steps | None = None
         self.prefixes: Prefixes | None = None
         self.counts = PrefixCounts()
+        self._forms = Forms(self.model)
         self._vision_graphs, self._images = VisionGraphs(), ImageFeatures(config.image_memory * memory.MIB)
         self.kept_images = KeptImages(config.tile_memory * memory.MIB) if config.tile_memory else None
         # Not of all engines: in a forked process there is none of its threads, and what it is given would pile up.

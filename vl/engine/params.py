@@ -15,6 +15,7 @@ from typing import Any
 
 from preprocessing.unicode import well_formed
 from vl.engine.config import shown, whole
+from vl.engine.response_format import checked_format
 from vl.engine.splitmix import BITS, mixed, signed
 from vl.errors import InputError
 
@@ -41,7 +42,7 @@ class SamplingParams:
     Whole numbers may be of any integer type (NumPy's too), and become `int`; 50.0, "50" and True are refused.
 
     What is done to the logits comes in this order: `repetition_penalty`, `frequency_penalty` and `presence_penalty`,
-    `logit_bias`, `temperature`, `top_k`, `top_p`, `min_p`.
+    `logit_bias`, `response_format`, `temperature`, `top_k`, `top_p`, `min_p`.
 
     Attributes:
         max_new_tokens: tokens generated at most, the end token included.
@@ -61,6 +62,11 @@ class SamplingParams:
         logprobs: whether `Generation.logprobs` says how likely each token was: to the model itself, before all that
             is said here.
         top_logprobs: how many of the likeliest tokens in each place it names besides, at most 20.
+        response_format: what the answer is held to, as OpenAI has it: `{"type": "json_object"}`, or `{"type":
+            "json_schema", "json_schema": {"schema": {...}}}`, always strictly; `{"type": "text"}` and None are any
+            text. Beyond that `{"type": "regex", "pattern": ...}`, in the syntax of Rust's crate regex, and `{"type":
+            "grammar", "grammar": ...}`, of Lark as llguidance has it. It ends with "stop" where the form is complete,
+            and is cut within it by `max_new_tokens` or `stop`. Needs the extra `serve`.
         n: answers to each conversation, whose prompt is read once for all of them; at most 128. With a seed, answer i
             is that of `seed + i` alone.
 
@@ -83,6 +89,7 @@ class SamplingParams:
     logprobs: bool = False
     top_logprobs: int = 0
     n: int = 1
+    response_format: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         top = f"0 to {MOST_TOP_LOGPROBS}"
@@ -99,6 +106,7 @@ class SamplingParams:
             "frequency_penalty": _real("frequency_penalty", self.frequency_penalty, -2, 2, "-2 to 2"),
             "logit_bias": _biases(self.logit_bias),
             "top_logprobs": _whole("top_logprobs", self.top_logprobs, 0, MOST_TOP_LOGPROBS, top),
+            "response_format": checked_format(self.response_format),
             "n": _whole("n", self.n, 1, _MOST_ANSWERS, f"1 to {_MOST_ANSWERS}"),
         }
         if self.seed is not None:
@@ -139,6 +147,11 @@ class SamplingParams:
     def adjusts(self) -> bool:
         """Whether logits become others before they are drawn from."""
         return self.penalises or bool(self.logit_bias)
+
+    @property
+    def apart(self) -> bool:
+        """Whether its tokens are chosen outside of the recorded step."""
+        return self.adjusts or self.logprobs or self.response_format is not None
 
     def one(self, index: int) -> SamplingParams:
         """Those of one of the `n` answers."""

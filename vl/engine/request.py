@@ -16,6 +16,7 @@ from vl.engine.params import SamplingParams
 from vl.engine.prefix import Held, Sequenced
 from vl.engine.prompt import Prompt
 from vl.engine.results import FinishReason, Generation, Timings, TokenLogprob, Usage
+from vl.engine.structured import Form
 
 
 class StopScanner:
@@ -65,6 +66,7 @@ class Request(Sequenced):
         token_ids, text: all that was generated. `pieces`: text not yet taken by a consumer. `logprobs`: one for each
             token, if they were asked for.
         finish_reason, error: how it ended; None while it has not.
+        form: what it is held to, if anything.
         index: which of its prompt's answers it is.
         hold: whether what it has read is to be held when it has ended. `held`: then that.
     """
@@ -82,6 +84,7 @@ class Request(Sequenced):
     text: str = ""
     finish_reason: FinishReason | None = None
     error: BaseException | None = None
+    form: Form | None = None
     index: int = 0
     hold: bool = False
     held: Held | None = None

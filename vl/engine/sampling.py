@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,9 +44,15 @@ class SamplingRows:
         cls, params: Sequence[SamplingParams], keys: Sequence[int], positions: Sequence[int], like: Tensor
     ) -> SamplingRows:
         """Rows on the device of `like`, floats in its dtype."""
-        whole = torch.tensor([keys, positions, [p.top_k or ALL for p in params]], device=like.device)
-        real = like.new_tensor([[p.temperature, p.top_p, p.min_p] for p in params]).T
+        whole = sent([keys, positions, [p.top_k or ALL for p in params]], torch.int64, like.device)
+        real = sent([[p.temperature, p.top_p, p.min_p] for p in params], like.dtype, like.device).T
         return cls(*whole, *real)
+
+
+def sent(numbers: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers of the host on a device, which may be at work: it is not waited for."""
+    held = torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
+    return held.to(device, non_blocking=True)
 
 
 def sample(logits: Tensor, rows: SamplingRows, draw: Draw) -> Tensor:

@@ -20,7 +20,8 @@ from torch import Tensor
 from preprocessing import Conversation, ImageSource, Messages, Processor
 from vl.documents import PAGE_SIDE, read_documents
 from vl.engine import memory
-from vl.engine.holding import Fill, put_named_in
+from vl.engine.driver import Holding
+from vl.engine.holding import put_named_in
 from vl.engine.identity import Whole, differences, identity
 from vl.engine.params import SamplingParams, check_single
 from vl.engine.prefix import Held
@@ -45,30 +46,6 @@ SAVE_EVERY = 131072  # tokens between two saves of what is being read
 
 Source = Messages | Conversation | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """Messages, or the path of a document, or those of several."""
-
-
-class Holding(Protocol):
-    """The part of an engine that sessions stand on: `vl.engine.Engine` has it."""
-
-    def prepare(
-        self,
-        inputs: Prompt,
-        params: SamplingParams,
-        timings: Timings | None = None,
-        *,
-        after: Held | None = None,
-        hold: bool = False,
-    ) -> Request: ...
-    def prepare_answers(
-        self, inputs: Prompt, params: SamplingParams, timings: Timings | None = None, *, after: Held | None = None
-    ) -> list[Request]: ...
-    def run(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Generation]: ...
-    def stream(self, request: Request, progress: Progress | None = None) -> Iterator[str]: ...
-    def stay_in_process(self) -> None: ...
-    def let_go(self, held: Held) -> None: ...
-    def adopt(self, tokens: int, fill: Fill) -> Held: ...
-    def states_of(self, held: Held) -> dict[str, Tensor]: ...
-    def stretch_of(self, held: Held, start: int, stop: int) -> dict[str, Tensor]: ...
 
 
 class Reader(Whole, Protocol):

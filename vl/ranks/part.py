@@ -11,6 +11,7 @@ from vl.engine.graphs import GraphRecorder
 from vl.engine.images import ImageFeatures
 from vl.engine.prompt import Prompt
 from vl.engine.runner import Runner
+from vl.engine.structured import Forms
 from vl.engine.vision_graphs import VisionGraphs
 from vl.engine.warming import Rehearsal
 from vl.model import MiniMaxVL
@@ -40,6 +41,7 @@ class Part:
         self._runner: Runner | None = None
         self._vision_graphs, self._images = VisionGraphs(), ImageFeatures(config.image_memory * memory.MIB)
         self._requests: dict[int, Request] = {}
+        self._forms = Forms(model)
 
     def room(self) -> int | None:
         """Tokens that this device's cache could hold; None if that cannot be told."""
@@ -77,7 +79,7 @@ class Part:
         for number in step.ended:
             self._requests.pop(number, None)
         for new in step.new:
-            self._requests[new.number] = _request(new)
+            self._requests[new.number] = self._request(new)
         self._follow(step)
         batch = [self._requests[number] for number in step.batch]
         columns = zip(batch, step.slots, step.computed, step.written, step.marks, strict=True)
@@ -107,6 +109,19 @@ class Part:
                     f"slot {found} of the cache was free next, and not {expected}: ranks are out of step"
                 )
 
+    def _request(self, new: NewRequest) -> Request:
+        form = new.params.response_format
+        return Request(
+            prompt_tokens=len(new.prompt),
+            max_new_tokens=new.params.max_new_tokens,
+            prompt=new.prompt,
+            params=new.params,
+            stream=_Silent(),
+            key=new.key,
+            timings=Timings(),
+            form=None if form is None else self._forms.form(form),
+        )
+
     @torch.inference_mode()
     def logits(self, prompt: Prompt) -> Tensor | None:
         """As of `MiniMaxVL.logits`, on the host; from the first rank only, as all have the same."""
@@ -115,15 +130,3 @@ class Part:
         hidden = model(prompt.input_ids, prompt.tiles[:], prompt.grids, packed)
         logits = model.language_model.logits(hidden)
         return logits.cpu() if torch.distributed.get_rank() == 0 else None
-
-
-def _request(new: NewRequest) -> Request:
-    return Request(
-        prompt_tokens=len(new.prompt),
-        max_new_tokens=new.params.max_new_tokens,
-        prompt=new.prompt,
-        params=new.params,
-        stream=_Silent(),
-        key=new.key,
-        timings=Timings(),
-    )

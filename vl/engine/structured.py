@@ -1,0 +1,192 @@
+"""Answers of a form: which tokens may come next, by llguidance.
+
+It knows the grammar of a JSON schema, a regular expression or a Lark grammar, and follows an answer's bytes through it:
+a token may come next if its bytes are part of some text of that form, also where they end inside of a character.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vl.engine.sampling import sent
+from vl.errors import ConfigError, InputError
+
+_KEPT = 64  # grammars that are ready for the next request
+# Between the parts of a JSON text: a blank, or a new line and its indent; not endless blanks, in which models get lost.
+_WHITESPACE = r"(\x20|\x0A\x20{0,32})"
+
+
+class Vocabulary(Protocol):
+    """What is asked of a model."""
+
+    @property
+    def end_ids(self) -> frozenset[int]: ...
+    def spellings(self) -> Sequence[bytes]:
+        """What each token adds to a text, by id; b"" for those that are no text."""
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of ordinary text."""
+
+
+class Form:
+    """Follows one answer.
+
+    Args:
+        matcher: llguidance's, at the beginning.
+    """
+
+    def __init__(self, matcher: Any) -> None:
+        self.matcher = matcher
+        self._followed = 0
+
+    def follow(self, token_ids: Sequence[int]) -> None:
+        """Go on to behind these, of which what was there before is known: all that was written."""
+        self.matcher.consume_tokens(token_ids[self._followed :])
+        self._followed = len(token_ids)
+
+    @property
+    def error(self) -> str:
+        """Why it cannot be followed any further; "" if it can."""
+        return _first_line(self.matcher.get_error()) if self.matcher.is_error() else ""
+
+
+class Forms:
+    """Makes `Form`s for the vocabulary of one model, which takes seconds the first time where that is large."""
+
+    def __init__(self, model: Vocabulary) -> None:
+        self._model = model
+        self._lock = threading.Lock()
+        self._tokens: Any = None
+        self._ready: OrderedDict[str, Any] = OrderedDict()
+
+    def form(self, response_format: Mapping[str, Any]) -> Form:
+        """One for a new answer.
+
+        Args:
+            response_format: as `SamplingParams` has checked it.
+
+        Raises:
+            InputError: if it is no schema, expression or grammar, or one that cannot be held to; or the model has no
+                end token, with which an answer would end.
+            ConfigError: if llguidance is not installed.
+        """
+        key = json.dumps(response_format)
+        with self._lock:
+            if key not in self._ready:
+                self._ready[key] = self._matcher(response_format)
+                if len(self._ready) > _KEPT:
+                    self._ready.popitem(last=False)
+            self._ready.move_to_end(key)
+            return Form(self._ready[key].deep_copy())
+
+    def _matcher(self, response_format: Mapping[str, Any]) -> Any:
+        llguidance = _library()
+        if not self._model.end_ids:
+            raise InputError("response_format is for models whose config names an end token: this one's does not")
+        if self._tokens is None:
+            tokens = llguidance.TokenizerWrapper(_Tokens(self._model))
+            size = len(tokens.tokens)
+            self._tokens = llguidance.LLTokenizer(tokens, n_vocab=size, eos_token=sorted(self._model.end_ids))
+        matcher = llguidance.LLMatcher(self._tokens, _grammar(llguidance.LLMatcher, response_format), log_level=0)
+        if matcher.is_error():
+            raise InputError(f"response_format cannot be held to: {_first_line(matcher.get_error())}")
+        return matcher
+
+
+class _Tokens:
+    """A vocabulary as llguidance asks for it."""
+
+    bos_token_id = None
+
+    def __init__(self, model: Vocabulary) -> None:
+        self.tokens = model.spellings()
+        self.special_token_ids = [token for token, spelt in enumerate(self.tokens) if not spelt]
+        self.eos_token_id = min(model.end_ids)
+        self._encode = model.encode_plain
+
+    def __call__(self, text: bytes) -> list[int]:
+        return self._encode(text.decode("utf-8", "replace"))
+
+
+def _library() -> Any:
+    try:
+        import llguidance
+    except ImportError as error:
+        raise ConfigError(
+            f"response_format needs llguidance ({error}): pip install 'minimax-vl[serve]', or pip install llguidance"
+        ) from error
+    return llguidance
+
+
+def _grammar(made: Any, response_format: Mapping[str, Any]) -> str:
+    kind = response_format["type"]
+    if kind == "regex":
+        return made.grammar_from_regex(response_format["pattern"])
+    if kind == "grammar":
+        return made.grammar_from_lark(response_format["grammar"])
+    schema = {"type": "object"} if kind == "json_object" else response_format["json_schema"]["schema"]
+    # As text, with the option beside it: what a schema itself says to the library ("x-guidance") does not count.
+    return made.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": _WHITESPACE})
+
+
+def _first_line(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return " ".join(lines)[:300]
+
+
+@dataclass
+class Masks:
+    """Which tokens may come next, of a batch.
+
+    Attributes:
+        rows: of the batch, those that are held to a form.
+        bits: int32 [rows, words] on the host, 32 tokens in each word, the first in its lowest bit.
+        errors: by row, why a form cannot be followed any further; its bits are not of use then.
+    """
+
+    rows: Sequence[int]
+    bits: Tensor
+    errors: Mapping[int, str]
+
+    def applied(self, logits: Tensor) -> Tensor:
+        """float32 [n, vocab] with -inf for what may not come."""
+        if not self.rows:
+            return logits
+        bits = self.bits.to(logits.device, non_blocking=True)
+        order = torch.arange(32, dtype=torch.int32, device=logits.device)
+        allowed = ((bits[..., None] >> order) & 1).flatten(1)[:, : logits.shape[-1]].bool()
+        at = sent(self.rows, torch.int64, logits.device)
+        return logits.index_copy(0, at, logits[at].masked_fill(~allowed, -torch.inf))
+
+
+class Masker:
+    """Makes `Masks`, on as many cores as there are."""
+
+    def __init__(self) -> None:
+        self._executor: Any = None
+
+    def __call__(self, answers: Sequence[tuple[Form | None, Sequence[int]]], logits: Tensor) -> Masks:
+        """For answers and what is written of each; `logits` says for how many tokens, and is not waited for."""
+        rows = [i for i, (form, _) in enumerate(answers) if form is not None]
+        bits = torch.zeros(len(rows), -(-logits.shape[-1] // 32), dtype=torch.int32, pin_memory=logits.is_cuda)
+        forms = []
+        for row in rows:
+            form, token_ids = answers[row]
+            assert form is not None
+            form.follow(token_ids)
+            forms.append(form)
+        if len(forms) == 1:
+            forms[0].matcher.unsafe_compute_mask_ptr(bits.data_ptr(), bits.nbytes)
+        elif forms:
+            self._executor = self._executor or _library().LLExecutor()
+            matchers = [(form.matcher, i) for i, form in enumerate(forms)]
+            self._executor.unsafe_compute_mask_ptr(matchers, bits.data_ptr(), bits.nbytes // len(forms), len(forms))
+        return Masks(rows, bits, {row: form.error for row, form in zip(rows, forms, strict=True) if form.error})
