@@ -96,18 +96,6 @@ class MiniMaxVL(nn.Module):
         """A new decoder for ids that come one by one."""
         return self.processor.tokenizer.stream()
 
-    def token_bytes(self, token_id: int) -> bytes:
-        """What a token adds to a text: parts of characters too."""
-        return self.processor.tokenizer.token_bytes(token_id)
-
-    def spellings(self) -> list[bytes]:
-        """What each token adds to a text, by id, as long as the vocabulary; b"" for control tokens and unused ids."""
-        return self.processor.tokenizer.spellings(self.config.text.vocab_size)
-
-    def encode_plain(self, text: str) -> list[int]:
-        """Token ids of ordinary text."""
-        return self.processor.tokenizer.encode_plain(text)
-
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
+from preprocessing import Processor
 from text_backbone import MiniMaxText
 from vision_encoder import VisionEncoder
 from vl.config import VLConfig
@@ -28,6 +28,8 @@ class Model(Protocol):
     @property
     def config(self) -> VLConfig: ...
     @property
+    def processor(self) -> Processor: ...
+    @property
     def language_model(self) -> MiniMaxText: ...
     @property
     def vision(self) -> VisionEncoder | None: ...
@@ -38,15 +40,6 @@ class Model(Protocol):
     @property
     def end_ids(self) -> frozenset[int]:
         """Tokens that end an answer."""
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """What a token adds to a text."""
-
-    def spellings(self) -> Sequence[bytes]:
-        """What each token adds to a text, by id, as long as the vocabulary; b"" for those that are no text."""
-
-    def encode_plain(self, text: str) -> list[int]:
-        """Token ids of ordinary text."""
 
     def detokeniser(self) -> TextStream:
         """A new decoder for ids that come one by one."""

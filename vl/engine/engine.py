@@ -275,7 +275,7 @@ class Engine(Keeping):
             return
         try:
             if chosen.logprobs:
-                request.logprobs.append(TokenLogprob.of(chosen.logprobs, self.model.token_bytes))
+                request.logprobs.append(TokenLogprob.of(chosen.logprobs, self.model.processor.tokenizer.token_bytes))
             request.push(chosen.token_id, self.model.end_ids)
             request.alone = False
         except Exception as error:  # of the detokeniser

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from preprocessing import Processor
+from vl.config import VLConfig
 from vl.engine.sampling import sent
 from vl.errors import ConfigError, InputError
 
@@ -24,16 +26,15 @@ _KEPT = 64  # grammars that are ready for the next request
 _WHITESPACE = r"(\x20|\x0A\x20{0,32})"
 
 
-class Vocabulary(Protocol):
+class Model(Protocol):
     """What is asked of a model."""
 
     @property
+    def config(self) -> VLConfig: ...
+    @property
+    def processor(self) -> Processor: ...
+    @property
     def end_ids(self) -> frozenset[int]: ...
-    def spellings(self) -> Sequence[bytes]:
-        """What each token adds to a text, by id; b"" for those that are no text."""
-
-    def encode_plain(self, text: str) -> list[int]:
-        """Token ids of ordinary text."""
 
 
 class Form:
@@ -61,7 +62,7 @@ class Form:
 class Forms:
     """Makes `Form`s for the vocabulary of one model, which takes seconds the first time where that is large."""
 
-    def __init__(self, model: Vocabulary) -> None:
+    def __init__(self, model: Model) -> None:
         self._model = model
         self._lock = threading.Lock()
         self._tokens: Any = None
@@ -106,11 +107,11 @@ class _Tokens:
 
     bos_token_id = None
 
-    def __init__(self, model: Vocabulary) -> None:
-        self.tokens = model.spellings()
+    def __init__(self, model: Model) -> None:
+        self.tokens = model.processor.tokenizer.spellings(model.config.text.vocab_size)
         self.special_token_ids = [token for token, spelt in enumerate(self.tokens) if not spelt]
         self.eos_token_id = min(model.end_ids)
-        self._encode = model.encode_plain
+        self._encode = model.processor.tokenizer.encode_plain
 
     def __call__(self, text: bytes) -> list[int]:
         return self._encode(text.decode("utf-8", "replace"))

@@ -130,7 +130,7 @@ def test_a_generation_says_how_likely_its_tokens_were(tiny_model: vl.MiniMaxVL) 
     for row, each in zip(model, found.logprobs, strict=True):
         assert each.logprob == pytest.approx(float(row[each.token_id]), abs=1e-4)
         assert [one.logprob for one in each.top] == pytest.approx(row.topk(20).values.tolist(), abs=1e-4)
-        assert bytes(each.bytes) == tiny_model.token_bytes(each.token_id)
+        assert bytes(each.bytes) == tiny_model.processor.tokenizer.token_bytes(each.token_id)
         assert each.token == bytes(each.bytes).decode("utf-8", "replace")
 
 

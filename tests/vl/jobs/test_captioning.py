@@ -53,6 +53,7 @@ def test_rows(archive: Path, tmp_path: Path) -> None:
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
             "logit_bias": None,
+            "response_format": None,
             "background": None,
             "dtype": "float32",
             "quantization": None,
