@@ -16,8 +16,9 @@ import torch
 from preprocessing.alpha import Background, read_background
 from vl.engine import SamplingParams
 from vl.errors import InputError
+from vl.jobs.duplicates import Duplicates, Find
 from vl.jobs.elsewhere import Elsewhere
-from vl.jobs.item import ask_here, batches, prepare
+from vl.jobs.item import Item, ask_here, batches, prepare
 from vl.jobs.outputs import Rows, open_rows
 from vl.jobs.pipeline import answered
 from vl.jobs.prompts import Prompt, Prompts
@@ -129,7 +130,7 @@ def write_rows(
 ) -> Tally:
     """The job on an open `RowFile` or `PartFolder`: caption the `pending` sources and append their rows."""
     tally = Tally()
-    options = {"prompt": rows.prompts, "batch_size": batch_size, "workers": workers, **sampling}
+    options = {"prompt": rows.prompts, "find": rows.find, "batch_size": batch_size, "workers": workers, **sampling}
     with contextlib.closing(caption_rows(model, pending, **options)) as batches:
         for batch in batches:
             rows.append(batch)
@@ -149,6 +150,7 @@ def caption_rows(
     prompt: Prompt = DEFAULT_PROMPT,
     batch_size: int = 8,
     workers: int | None = None,
+    find: Find | None = None,
     **sampling: Any,
 ) -> Generator[list[Row], None, None]:
     """Rows of `sources`, up to `batch_size` at a time, in order.
@@ -158,6 +160,12 @@ def caption_rows(
     `tiles`, `prompt_tokens`, `image_tokens`, `completion_tokens`, `finish_reason` and `seconds` (in the engine, where
     work shared with others counts in full), null where an error came first; `model`, `prompt` and `settings`. Tokens
     and seconds are the sums over several prompts, which share an image's tokens; one that is cut makes it "length".
+    `digest` is the BLAKE2b digest (16 bytes, in hexadecimal) of the image's file: images that are equal byte for byte
+    are captioned once, and the others take 0 seconds.
+
+    Args:
+        find: rows that were written before, by `answer_key`; called in other threads. Without it, and elsewhere, only
+            images that come close together are known again.
 
     Raises:
         InputError: at once if the model takes no images, or `sampling` or a prompt cannot be used. A bad image never
@@ -170,9 +178,10 @@ def caption_rows(
         raise InputError(f"{model.name} is a text-only checkpoint and cannot caption: use one with a vision encoder")
     model.engine.check(params)
     known = {"model": model.name, "prompt": None, "settings": settings_of_model(model, params) | prompts.settings}
-    make = partial(prepare, partial(ask_here, model.processor), prompts, known)
+    duplicates: Duplicates[Item] = Duplicates(find)
+    make = partial(prepare, partial(ask_here, model.processor), prompts, known, duplicates)
     items = answered(model.engine, sources, make, params, batch_size=batch_size, workers=workers)
-    return batches(items, batch_size)
+    return batches(items, batch_size, duplicates)
 
 
 def params_of(sampling: Mapping[str, Any]) -> SamplingParams:

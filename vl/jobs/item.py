@@ -13,27 +13,45 @@ from typing import Any
 from PIL import Image
 
 from preprocessing import Inputs, LazyImage, Processor
+from preprocessing.fetch import MAX_BYTES
+from preprocessing.sources import open_source
 from vl.engine import Generation
 from vl.errors import Error
+from vl.jobs.duplicates import Duplicates, digest_of
 from vl.jobs.prompts import Prompts
 from vl.jobs.rowfile import Row
 from vl.jobs.sources import Asked, Picture, Source, source_key
 
 _UNKNOWN = (
-    *("width", "height", "resolution", "tiles", "prompt_tokens", "image_tokens", "completion_tokens"),
+    *("digest", "width", "height", "resolution", "tiles", "prompt_tokens", "image_tokens", "completion_tokens"),
     *("finish_reason", "seconds"),
 )
 
 
 @dataclass
 class Item:
-    """An image on its way to a row: `inputs` until it has all its answers, None once its row says how it ended."""
+    """An image on its way to a row: `inputs` until it has all its answers, or `leader` until that has."""
 
     row: Row
     inputs: Any = None
+    leader: Item | None = None  # of the same image, which is asked in its place
     columns: deque[str] = field(default_factory=deque)  # of the answers that are still to come
     later: deque[Any] = field(default_factory=deque)  # of the prompts after the one that is asked now
     answers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        """Whether its row says how it ended."""
+        if self.leader is not None and self.leader.done:
+            self.copy(self.leader.row)
+        return self.inputs is None and self.leader is None
+
+    def copy(self, row: Row) -> None:
+        """End as `row` did, whose image is the same."""
+        self.leader = None
+        own = {name: self.row[name] for name in ("image", "model", "prompt", "settings")}
+        self._finish({name: row[name] for name in (*self.columns, "error") if name in row})
+        self.row |= {name: row[name] for name in _UNKNOWN} | {"seconds": 0.0} | own
 
     def fail(self, error: Exception) -> None:
         self._finish({"error": str(error) or type(error).__name__})
@@ -63,26 +81,47 @@ Ask = Callable[["str | Picture", Sequence[str]], tuple[Sequence[Any], Row]]
 """From an image and the prompts about it to what the engine takes for each, and the columns that are then known."""
 
 
-def prepare(ask: Ask, prompts: Prompts, known: Row, source: Source) -> Item:
-    """Read an image and make it ready to be asked about. Whatever goes wrong with it is its own row's error.
+def prepare(ask: Ask, prompts: Prompts, known: Row, duplicates: Duplicates[Item], source: Source) -> Item:
+    """Read an image and make it ready to be asked about, unless it was. What goes wrong with it is its row's error.
 
     Args:
         known: what every row says: `model` and `settings`.
+        duplicates: of the images of the job.
     """
     prompt = source.prompt if isinstance(source, Asked) else prompts.told()
     row = {"image": source_key(source)} | dict.fromkeys(_UNKNOWN) | known
     item = Item(row | {"prompt": prompt}, columns=deque(prompts.columns))
+    texts = [prompt] if isinstance(prompt, str) else list((prompt or {}).values())
     try:
-        texts = [prompt] if isinstance(prompt, str) else list((prompt or {}).values())
-        (item.inputs, *later), found = ask(source.image if isinstance(source, Asked) else source, texts or [""])
+        image, item.row["digest"] = _read(source.image if isinstance(source, Asked) else source)
+        if (written := duplicates.written(item.row)) is not None:
+            item.copy(written)
+        elif (leader := duplicates.coming(item.row)) is not None:
+            item.leader = leader
+        else:
+            (item.inputs, *later), found = ask(image, texts or [""])
+            item.later.extend(later)
+            item.row.update(found)
+            if (leader := duplicates.claim(item)) is not item:
+                item.inputs, item.leader = None, leader
     except Error as error:
         item.fail(error)
     except Exception as error:
         item.fail(RuntimeError(f"cannot prepare {row['image']}: {type(error).__name__}: {error}"))
-    else:
-        item.later.extend(later)
-        item.row.update(found)
     return item
+
+
+def _read(source: str | Picture) -> tuple[str | Picture, str | None]:
+    """The image with its file in memory, and its digest; of one that is too large, None."""
+    name = source_key(source)
+    if isinstance(source, Picture):
+        content = source.read()
+    else:
+        with open_source(source, name) as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            return source, None
+    return Picture(name, lambda: content), digest_of(content)
 
 
 def ask_here(processor: Processor, source: str | Picture, texts: Sequence[str]) -> tuple[list[Inputs], Row]:
@@ -111,8 +150,9 @@ class _Cut(LazyImage):
         raise AssertionError("its tiles are there")
 
 
-def batches(items: Generator[Item, None, None], size: int) -> Generator[list[Row], None, None]:
+def batches(items: Generator[Item, None, None], size: int, duplicates: Duplicates) -> Generator[list[Row], None, None]:
     """The rows of items, up to `size` at a time."""
     with contextlib.closing(items):
         while batch := list(islice(items, size)):
             yield [item.row for item in batch]
+            duplicates.forget(batch)

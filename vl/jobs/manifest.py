@@ -21,6 +21,8 @@ CREATE TABLE IF NOT EXISTS run (made TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS parts (number INTEGER PRIMARY KEY, rows INTEGER NOT NULL, journal BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS images (id BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS failures (id BLOB PRIMARY KEY, part INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, part INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS successors (part INTEGER PRIMARY KEY, number INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS stretches (first BLOB PRIMARY KEY, length INTEGER, digest BLOB) WITHOUT ROWID;
 """
 
@@ -49,7 +51,7 @@ class Manifest:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
-        self._db = sqlite3.connect("" if path is None else path)
+        self._db = sqlite3.connect("" if path is None else path, check_same_thread=False)
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self._db.executescript(_TABLES)
@@ -91,6 +93,13 @@ class Manifest:
     def failed(self, key: bytes) -> bool:
         return self._db.execute("SELECT 1 FROM failures WHERE id = ?", (key,)).fetchone() is not None
 
+    def part_of(self, answer: bytes) -> int | None:
+        """Where a caption with this `answer_key` is."""
+        part = self._db.execute("SELECT part FROM answers WHERE key = ?", (answer,)).fetchone()
+        while part and (moved := self._db.execute("SELECT number FROM successors WHERE part = ?", part).fetchone()):
+            part = moved
+        return part[0] if part else None
+
     def replaced(self, ids: Iterable[bytes]) -> dict[int, set[bytes]]:
         """Which of `ids` have an error row already, by part."""
         found: dict[int, set[bytes]] = {}
@@ -103,7 +112,7 @@ class Manifest:
 
     def clear(self) -> None:
         with self._db:
-            for table in ("run", "parts", "images", "failures", "stretches"):
+            for table in ("run", "parts", "images", "failures", "answers", "successors", "stretches"):
                 self._db.execute(f"DELETE FROM {table}")
         self._open.clear()
 
@@ -114,6 +123,7 @@ class Manifest:
         made: Row,
         journal: bytes = b"",
         shrunk: Mapping[int, tuple[int, int]] | None = None,
+        answers: Iterable[bytes] = (),
     ) -> None:
         """Enter a part.
 
@@ -122,6 +132,7 @@ class Manifest:
             made: what they were made with.
             journal: the digest of what it was made of.
             shrunk: older parts that lost rows to it: by number, the number of what took its place, and rows left.
+            answers: the `answer_key`s of its captions.
         """
         text = json.dumps(made)
         with self._db:
@@ -131,12 +142,15 @@ class Manifest:
             for old, (successor, left) in (shrunk or {}).items():
                 self._db.execute("DELETE FROM parts WHERE number = ?", (old,))
                 self._db.execute("UPDATE failures SET part = ? WHERE part = ?", (successor, old))
+                self._db.execute("INSERT OR REPLACE INTO successors VALUES (?, ?)", (old, successor))
                 if left:
                     self._db.execute("INSERT INTO parts VALUES (?, ?, ?)", (successor, left, journal))
             self._db.execute("INSERT INTO parts VALUES (?, ?, ?)", (number, len(ids), journal))
             self._db.executemany("INSERT OR IGNORE INTO images VALUES (?)", ((key,) for key in ids))
             failed = ((key, number) for key, error in ids.items() if error)
             self._db.executemany("INSERT INTO failures VALUES (?, ?)", failed)
+            found = ((key, number) for key in answers)
+            self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", found)
             for stretch in self._open:
                 stretch.left.difference_update(ids)
             self._keep_stretches()

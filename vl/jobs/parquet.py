@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vl.errors import ConfigError
+from vl.jobs.duplicates import answer_key
 from vl.jobs.parts import Images, id_of
+from vl.jobs.prompts import CAPTION
 
 try:
     import pyarrow
@@ -25,7 +27,14 @@ def schema(answers: Iterable[str]) -> pyarrow.Schema:
     return pyarrow.schema(
         {"id": _TEXT, "image": _TEXT}
         | dict.fromkeys(answers, _TEXT)
-        | {"error": _TEXT, "width": _COUNT, "height": _COUNT, "resolution": pyarrow.list_(_COUNT), "tiles": _COUNT}
+        | {
+            "error": _TEXT,
+            "digest": _TEXT,
+            "width": _COUNT,
+            "height": _COUNT,
+            "resolution": pyarrow.list_(_COUNT),
+            "tiles": _COUNT,
+        }
         | {"prompt_tokens": _COUNT, "image_tokens": _COUNT, "completion_tokens": _COUNT, "finish_reason": _TEXT}
         | {"seconds": pyarrow.float64(), "model": _TEXT, "prompt": _TEXT, "settings": _TEXT}
     )
@@ -61,6 +70,22 @@ class Parquet:
     def ids(self, path: Path) -> dict[bytes, bool]:
         table = parquet.read_table(path, columns=["id", "error"])
         return {bytes.fromhex(row["id"]): row["error"] is not None for row in table.to_pylist()}
+
+    def find(self, path: Path, key: bytes) -> dict[str, Any] | None:
+        try:
+            table = parquet.read_table(path)
+            settings = {"settings": json.loads(table["settings"][0].as_py())}
+            asked = zip(*(table[name].to_pylist() for name in ("digest", "prompt", "error")), strict=True)
+        except (OSError, LookupError, pyarrow.ArrowException):
+            return None
+        for number, (digest, prompt, error) in enumerate(asked):
+            if error is None and answer_key({"digest": digest, "prompt": prompt} | settings) == key:
+                row: dict[str, Any] = table.slice(number, 1).to_pylist()[0]
+                del row["id"], row["error"]
+                row["settings"] = json.loads(row["settings"])
+                single = self._schema.names == schema([CAPTION]).names
+                return row | {"prompt": row["prompt"] if single else json.loads(row["prompt"])}
+        return None
 
 
 def _write(path: Path, table: pyarrow.Table) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from vl.jobs.duplicates import answer_key
 from vl.jobs.manifest import Manifest
 from vl.jobs.parts import Format, id_of
 from vl.jobs.pictures import Pictures
@@ -70,6 +72,7 @@ class PartFolder:
         self._retry_errors = retry_errors
         self._part_rows = part_rows
         self._waiting: dict[str, Row] = {}  # rows of the journal
+        self._lock = threading.Lock()  # `find` is called in other threads than the rest
         self._taken: set[str] = set()  # by `pending`, and not to be taken again though no row says so
 
     @property
@@ -146,6 +149,14 @@ class PartFolder:
             with explained(self.path):
                 self._commit()
 
+    def find(self, key: bytes) -> Row | None:
+        """As `RowFile.find`."""
+        with self._lock:
+            if (row := self._journal.find(key)) is not None or self._overwrite:
+                return row
+            part = self._manifest.part_of(key)
+            return None if part is None else self._format.find(self._part(part), key)
+
     def _is_done(self, key: str) -> bool:
         if (row := self._waiting.get(key)) is not None:
             return not (self._retry_errors and "error" in row)
@@ -183,9 +194,12 @@ class PartFolder:
             successor = number + 1 + len(shrunk)
             shrunk[old] = successor, self._format.shrink(self._part(old), gone, self._draft(successor))
         sync_folder(self._part(number))
-        self._manifest.add(number, ids, self._made, self._digest(), shrunk)
-        self._settle()
-        self._clear()
+        keys = (answer_key(row) for row in self._waiting.values() if "error" not in row)
+        answers = [key for key in keys if key is not None]
+        with self._lock:
+            self._manifest.add(number, ids, self._made, self._digest(), shrunk, answers)
+            self._settle()
+            self._clear()
 
     def _settle(self) -> None:
         """Remove parts that are not in the manifest, then name those that are: so no row shows twice at any time."""

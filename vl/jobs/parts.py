@@ -13,6 +13,7 @@ from typing import IO, Protocol
 
 from PIL import Image
 
+from vl.jobs.duplicates import answer_key
 from vl.jobs.prompts import CAPTION
 from vl.jobs.rowfile import Row, encode_row
 from vl.jobs.sources import row_key
@@ -47,6 +48,9 @@ class Format(Protocol):
     def ids(self, path: Path) -> dict[bytes, bool]:
         """The ids of a part's rows, and which are errors."""
 
+    def find(self, path: Path, key: bytes) -> Row | None:
+        """The caption's row that has this `answer_key`, as `write` got it; None also if the part cannot be read."""
+
 
 def id_of(key: str) -> bytes:
     """What stands for a source in 16 bytes: the BLAKE2b digest of its `work_key`. `id` has it in hexadecimal."""
@@ -74,6 +78,12 @@ class JsonLines:
 
     def ids(self, path: Path) -> dict[bytes, bool]:
         return _ids(path.read_bytes())
+
+    def find(self, path: Path, key: bytes) -> Row | None:
+        try:
+            return _found(path.read_bytes(), key)
+        except (OSError, ValueError):
+            return None
 
 
 class Shards:
@@ -139,6 +149,15 @@ class Shards:
                     found |= _ids(content.read())
         return found
 
+    def find(self, path: Path, key: bytes) -> Row | None:
+        try:
+            with tarfile.open(path) as tar:
+                files = (tar.extractfile(member) for member in tar if member.name.endswith(".json"))
+                found = (_found(file.read(), key) for file in files if file is not None)
+                return next((row for row in found if row is not None), None)
+        except (OSError, ValueError, tarfile.TarError):
+            return None
+
 
 def _suffix_of(image: bytes) -> str:
     with Image.open(io.BytesIO(image)) as opened:
@@ -159,6 +178,11 @@ def _without(lines: bytes, gone: Collection[bytes]) -> list[bytes]:
 def _ids(lines: bytes) -> dict[bytes, bool]:
     rows = map(json.loads, lines.splitlines())
     return {id_of(row_key(row)): "error" in row for row in rows}
+
+
+def _found(lines: bytes, key: bytes) -> Row | None:
+    rows = map(json.loads, lines.splitlines())
+    return next((row for row in rows if "error" not in row and answer_key(row) == key), None)
 
 
 def _to_disk(file: IO[bytes]) -> None:

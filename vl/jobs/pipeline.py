@@ -36,11 +36,14 @@ class Answering(Protocol):
 class Item(Protocol):
     """A source on its way to a result.
 
-    `inputs` wait for an answer; they are None once the item has its result. An answer that leaves some is followed by
-    theirs: what the engine read for the first is then still there.
+    `inputs` wait for an answer, if there are any; `done` says that it has its result. An answer that leaves inputs is
+    followed by theirs: what the engine read for the first is then still there.
     """
 
     inputs: Any
+
+    @property
+    def done(self) -> bool: ...
 
     def succeed(self, generation: Generation) -> None: ...
     def fail(self, error: Exception) -> None: ...
@@ -172,7 +175,7 @@ class _Ahead(Generic[Source, AnItem]):
 
     def finished(self) -> Iterator[AnItem]:
         """The items of the line up to the first without a result, which leave it."""
-        while self.line and self.line[0].done() and (item := self.line[0].result()).inputs is None:
+        while self.line and self.line[0].done() and (item := self.line[0].result()).done:
             self.line.popleft()
             yield item
 

@@ -14,7 +14,7 @@ CAPTION = "caption"
 """The column of a prompt that names none."""
 
 TAKEN = (
-    *("id", "image", "error", "width", "height", "resolution", "tiles", "prompt_tokens", "image_tokens"),
+    *("id", "image", "error", "digest", "width", "height", "resolution", "tiles", "prompt_tokens", "image_tokens"),
     *("completion_tokens", "finish_reason", "seconds", "model", "prompt", "settings"),
 )
 """Columns of a row that are no answers."""

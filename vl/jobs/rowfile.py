@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from vl.errors import Error
+from vl.jobs.duplicates import answer_key
 from vl.jobs.prompts import CAPTION, Prompt, Prompts
 from vl.jobs.sources import Source, row_key, work_key
 
@@ -125,6 +126,7 @@ class RowFile:
         self._retry_errors = retry_errors
         self._fd = -1
         self._size = 0
+        self._places: dict[bytes, int] = {}  # offsets of captions, by `answer_key`
         self._superseded = False
 
     @property
@@ -181,7 +183,8 @@ class RowFile:
             JobError: if the disk is full or the file cannot be written.
         """
         batch = list(rows)
-        data = b"".join(encode_row(row) for row in batch)
+        lines = [encode_row(row) for row in batch]
+        data = b"".join(lines)
         with self._explained():
             if self._uncut:
                 self._cut()
@@ -194,10 +197,20 @@ class RowFile:
                     with contextlib.suppress(OSError):
                         os.ftruncate(self._fd, self._size)
                 raise
-        self._size += len(data)
-        for row in batch:
-            self._count(row)
+        for row, line in zip(batch, lines, strict=True):
+            self._count(row, self._size)
+            self._size += len(line)
         self._superseded = self._superseded or self._retry_errors
+
+    def find(self, key: bytes) -> Row | None:
+        """A row with a caption by its `answer_key`; in any thread."""
+        offset = self._places.get(key)
+        if offset is None:
+            return None
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            row: Row = json.loads(file.readline())
+            return row
 
     def read(self) -> Iterator[Row]:
         """All rows."""
@@ -211,6 +224,7 @@ class RowFile:
         self._size = 0
         self.done.clear()
         self.errors.clear()
+        self._places.clear()
 
     def _cut(self) -> None:
         """Drop what the file held before."""
@@ -221,6 +235,7 @@ class RowFile:
         """Read all rows; drop a torn line at the end, and rows that a later row of the same image replaces."""
         done: set[str] = set()
         self.errors.clear()
+        self._places.clear()
         last: dict[str, int] = {}  # offset of the row that counts, where an image has several
         self._size = 0
         for offset, line in self._lines():
@@ -231,7 +246,7 @@ class RowFile:
             if key in done:
                 last[key] = offset
             done.add(key)
-            self._count(row)
+            self._count(row, offset)
             self._size = offset + len(line)
         if self._size < os.fstat(self._fd).st_size:
             os.ftruncate(self._fd, self._size)
@@ -241,11 +256,13 @@ class RowFile:
         self._superseded = False
         self.done = done - self.errors if self._retry_errors else done
 
-    def _count(self, row: Row) -> None:
+    def _count(self, row: Row, offset: int) -> None:
         if "error" in row:
             self.errors.add(row_key(row))
-        else:
-            self.errors.discard(row_key(row))
+            return
+        self.errors.discard(row_key(row))
+        if (key := answer_key(row)) is not None:
+            self._places[key] = offset
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         """Lines of the file with their offsets."""
@@ -286,8 +303,11 @@ class RowFile:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.fchmod(fd, stat.S_IMODE(os.fstat(self._fd).st_mode))
             size = 0
+            self._places.clear()
             for offset, line in self._lines():
-                if last.get(row_key(json.loads(line)), offset) == offset:
+                row = json.loads(line)
+                if last.get(row_key(row), offset) == offset:
+                    self._count(row, size)
                     size += _write_all(fd, line)
             os.fsync(fd)
             os.replace(draft, self.path)

@@ -28,8 +28,9 @@ from vl.engine import Generation, SamplingParams, Timings, Usage
 from vl.engine.results import FinishReason
 from vl.errors import ConfigError, InputError
 from vl.jobs.captioning import params_of
+from vl.jobs.duplicates import Duplicates
 from vl.jobs.elsewhere import Elsewhere
-from vl.jobs.item import batches, prepare
+from vl.jobs.item import Item, batches, prepare
 from vl.jobs.pictures import encoded
 from vl.jobs.pipeline import answered
 from vl.jobs.prompts import Prompt, Prompts
@@ -148,8 +149,10 @@ class Served(Elsewhere):
     ) -> Generator[list[Row], None, None]:
         params, prompts = params_of(sampling), Prompts.of(prompt)
         known = {"model": self.name, "settings": self.settings(params) | prompts.settings}
-        make = partial(prepare, questions, prompts, known)
-        return batches(answered(self, sources, make, params, batch_size=batch_size, workers=workers), batch_size)
+        duplicates: Duplicates[Item] = Duplicates()
+        make = partial(prepare, questions, prompts, known, duplicates)
+        items = answered(self, sources, make, params, batch_size=batch_size, workers=workers)
+        return batches(items, batch_size, duplicates)
 
     # What the pipeline asks of an engine
 

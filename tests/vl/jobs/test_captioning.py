@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ from PIL import Image
 import vl
 from preprocessing import Patcher
 from vl.errors import DeviceError, InputError
-from vl.jobs import caption_images, caption_rows, expand_sources
+from vl.jobs import Picture, caption_images, caption_rows, expand_sources
 
 from .fakes import FakeModel, assert_complete, read, run
 
@@ -30,6 +32,7 @@ def test_rows(archive: Path, tmp_path: Path) -> None:
     assert good == {
         "image": str(archive / "shelf0" / "03.png"),
         "caption": "3 by 5",
+        "digest": hashlib.blake2b((archive / "shelf0" / "03.png").read_bytes(), digest_size=16).hexdigest(),
         "width": 3,
         "height": 5,
         "resolution": list(Patcher().resolution(3, 5)),
@@ -120,20 +123,22 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     assert read(out)[0]["image"] == str(tmp_path / name)
 
 
-def test_memory_is_bounded_by_the_batch(archive: Path) -> None:
-    """A stream of sources is read no further ahead than two batches."""
+def test_memory_is_bounded(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream of sources is read two batches ahead of what waits for an earlier one, which is so much at most."""
+    monkeypatch.setattr("vl.jobs.pipeline._WAITING", 9)
     taken = 0
 
-    def endless() -> Iterator[str]:
+    def endless() -> Iterator[Picture]:
         nonlocal taken
         while True:
             taken += 1
-            yield str(archive / "shelf0" / "03.png")
+            content = (archive / "shelf0" / "03.png").read_bytes() + b"%d" % taken
+            yield Picture(f"{taken}.png", partial(bytes, content))
 
     batches = caption_rows(FakeModel(), endless(), batch_size=3)  # type: ignore[arg-type]
     for done in range(1, 6):
         assert len(next(batches)) == 3
-        assert taken <= 3 * done + 2 * 3 + 1
+        assert taken <= 3 * done + 9 + 2 * 3 + 1
 
 
 def test_unusable_models_and_options_are_errors_of_the_job(archive: Path, tmp_path: Path) -> None:

@@ -25,6 +25,10 @@ class Item:
     text: str | None = None
     error: Exception | None = field(default=None)
 
+    @property
+    def done(self) -> bool:
+        return self.inputs is None
+
     def succeed(self, generation: Generation) -> None:
         self.inputs, self.text = None, generation.text
 

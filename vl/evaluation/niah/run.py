@@ -94,6 +94,10 @@ class _Item:
     score: Callable[[str, str], float]
     inputs: Inputs | None = None
 
+    @property
+    def done(self) -> bool:
+        return self.inputs is None
+
     def fail(self, error: BaseException | str) -> None:
         self._finish(error=str(error) or type(error).__name__)
 
