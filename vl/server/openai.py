@@ -52,7 +52,7 @@ Messages = Annotated[list[Any], WithJsonSchema(_MESSAGES)]
 """What they hold is checked by `preprocessing.Conversation`."""
 Tools = Annotated[list[Any], WithJsonSchema(_OBJECTS)]
 
-_PLAIN: dict[str, Any] = {
+PLAIN: dict[str, Any] = {
     "min_p": 0,
     "repetition_penalty": 1,
     "presence_penalty": 0,
@@ -99,6 +99,7 @@ class Sampled(ModelRequest):
     user: str | None = Field(None, description="Makes no difference, as all below.")
 
     _sampling: ClassVar[tuple[str, ...]] = (
+        "n",
         "temperature",
         "top_p",
         "top_k",
@@ -143,7 +144,7 @@ class Sampled(ModelRequest):
         given: dict[str, Any] = {name: getattr(self, name, None) for name in self._sampling}
         given |= self.likelihoods
         given["logit_bias"] = None if self.logit_bias is None else _biases(self.logit_bias)
-        sampling = {n: value for n, value in given.items() if value is not None and value != _PLAIN.get(n)}
+        sampling = {n: value for n, value in given.items() if value is not None and value != PLAIN.get(n)}
         missing = sorted(set(sampling) - {field.name for field in fields(SamplingParams)})
         if missing:
             raise InputError(f"{', '.join(missing)} is not supported: leave it out")

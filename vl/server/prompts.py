@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from vl.errors import InputError
 from vl.server.config import ServerConfig
 from vl.server.errors import ApiError
 from vl.server.images import check_details, with_images
-from vl.server.openai import ChatRequest, CompletionRequest, ModelRequest, Sampled, TokenizeRequest
+from vl.server.openai import PLAIN, ChatRequest, CompletionRequest, ModelRequest, Sampled, TokenizeRequest
 
 if TYPE_CHECKING:
     from vl.model import MiniMaxVL
@@ -54,6 +54,8 @@ class Prompts:
         _ = request.with_usage, self._params(request, 1)  # before images are read
         inputs, offered = self._conversation(request.messages, request.tools, request.tool_choice)
         begun = self._begin_call(request) if request.tool_choice is not None else []
+        if begun and request.response_format not in (None, PLAIN["response_format"]):
+            raise InputError("tool_choice asks for a call, and response_format for an answer: give one of them")
         if begun:
             inputs = Inputs(torch.cat((inputs.input_ids, torch.tensor(begun))), inputs.tiles, inputs.grids)
         timings = Timings(preprocess=time.perf_counter() - start)
@@ -157,11 +159,8 @@ class Prompts:
         return request.params(min(config.max_new_tokens, left) if wanted is None else wanted)
 
     def _requests(self, request: Sampled, inputs: Inputs, timings: Timings) -> list[Request]:
-        """One for each answer, which has a seed of its own if there is one."""
-        params = self._params(request, len(inputs))
-        engine, count = self._model.engine, request.answers
-        seeds = [None if params.seed is None else (params.seed + i) % 2**64 for i in range(count)]
-        return [engine.prepare(inputs, replace(params, seed=seed), replace(timings)) for seed in seeds]
+        """One for each answer."""
+        return self._model.engine.prepare_answers(inputs, self._params(request, len(inputs)), timings)
 
 
 def _renamed(message: Any) -> Any:
