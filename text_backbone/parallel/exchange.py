@@ -36,7 +36,6 @@ def linear_map(x: Tensor, there: Map, back: Map) -> Tensor:
 
 def exchange(x: Tensor, send: Sequence[int], receive: Sequence[int], group: dist.ProcessGroup) -> Tensor:
     """All-to-all of x [n, ...]: the next `send[r]` rows go to each rank r, and `receive[r]` come from it, in order."""
-
     if len(send) == 1:
         return x
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from text_backbone import MiniMaxText, Packed, TextConfig
-from text_backbone.parallel import expert_parallel
+from text_backbone.parallel import expert_parallel, tensor_parallel
 from text_backbone.parallel.dispatch import Sharing, Turn
 from text_backbone.quantization import quantize_backbone
 
@@ -38,6 +39,7 @@ CASES: dict[int, dict[str, dict[str, int]]] = {
         "data x tensor": {"tensor": 2},
         "tensor": {"tensor": 4},
         "tensor x expert_tensor": {"tensor": 2, "expert_tensor": 4},
+        "context x tensor": {"context": 2, "tensor": 2},
         "context x tensor x expert": {"context": 2, "tensor": 2, "expert": 2},
         "context x expert x expert_tensor": {"context": 2, "expert": 2, "expert_tensor": 2, "groups": 4},
     },
@@ -128,6 +130,16 @@ def test_quantised_experts_are_refused(expert_worker: ModuleType) -> None:
     quantize_backbone(model, "int8")
     with pytest.raises(ValueError, match="QuantizedExperts cannot be shared out"):
         expert_parallel(model, Mesh.of(2, 1), torch.device("cpu"))
+
+
+def test_heads_that_cannot_be_shared_out_are_refused(
+    expert_worker: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = MiniMaxText(TextConfig(**expert_worker.CONFIG), device="meta")
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 3)
+    monkeypatch.setattr(dist, "get_rank", lambda group: 0)
+    with pytest.raises(ValueError, match="4 heads of keys and values cannot be shared out evenly over 3 ranks"):
+        tensor_parallel(model, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.gpu
