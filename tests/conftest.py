@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,9 +18,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Threads of several workers, and of the processes that they start, would wait for each other's turn on a core.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
+    os.environ.pop("COLUMNS", None)  # which pytest sets for its workers, and commands under test would obey
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Shells start jobs in the background this way; the commands under test would inherit it, and Ctrl-C be no test.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+settings.register_profile("patient", deadline=None)  # how long an example takes is no matter of right or wrong
+settings.load_profile("patient")
 if not torch.cuda.is_available():
     # Before any kernel is defined: without a GPU they run, on small shapes, in Triton's interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -48,6 +53,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+@pytest.fixture(autouse=True)
+def _precision() -> Iterator[None]:
+    """Products are as precise in every test, whatever the one before asked for."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
 def write_tokenizer(folder: Path) -> Tokenizer:

@@ -45,9 +45,8 @@ Run = Callable[..., Ran]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path) -> Run:
+def run(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path) -> Run:
     """Runs a command line in this process. `caption` and `chat` get the tiny model and write four tokens."""
-    monkeypatch.setenv("COLUMNS", "400")  # tables fold no path of the tests, however long
 
     def call(*args: object, model: object = tiny_checkpoint, tokens: int = 4) -> Ran:
         line = [str(arg) for arg in args]

@@ -75,11 +75,15 @@ def train(
         DeviceError: if the device is not available.
         TrainingError: if the loss or the gradient is not finite; the model and checkpoint from before stay.
     """
-    trainer = Trainer(config, Path(out), device, resume, overwrite)
+    precision = torch.get_float32_matmul_precision()  # of the caller's products; a trainer sets its own
     try:
-        folder = trainer.run(stop_after)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"the run cannot be written to {out} ({error}): make room, then --resume") from error
+        trainer = Trainer(config, Path(out), device, resume, overwrite)
+        try:
+            folder = trainer.run(stop_after)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"the run cannot be written to {out} ({error}): make room, then --resume") from error
+    finally:
+        torch.set_float32_matmul_precision(precision)
     trainer.world.leave()
     return folder
 

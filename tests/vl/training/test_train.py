@@ -41,6 +41,12 @@ def test_resumed_losses_equal_uninterrupted_ones(config: TrainConfig, tmp_path: 
     assert losses_of(tmp_path / "parts") == whole
 
 
+def test_the_callers_products_are_as_precise_as_before(config: TrainConfig, tmp_path: Path) -> None:
+    torch.set_float32_matmul_precision("highest")
+    train(replace(config, run=replace(config.run, steps=1)), tmp_path / "run", device="cpu")
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_the_last_step_is_logged_too(config: TrainConfig, tmp_path: Path) -> None:
     train(replace(config, run=replace(config.run, steps=3)), tmp_path / "each", device="cpu")
     train(replace(config, run=replace(config.run, steps=3, log_steps=2)), tmp_path / "some", device="cpu")
