@@ -22,8 +22,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Shells start jobs in the background this way; the commands under test would inherit it, and Ctrl-C be no test.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-settings.register_profile("patient", deadline=None)  # how long an example takes is no matter of right or wrong
-settings.load_profile("patient")
 if not torch.cuda.is_available():
     # Before any kernel is defined: without a GPU they run, on small shapes, in Triton's interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -37,6 +35,9 @@ from text_backbone.config import hybrid_layers
 from vl.checkpoint import write_weights
 from vl.config import read_config
 from vl.loading import patcher_of
+
+settings.register_profile("patient", deadline=None)  # how long an example takes is no matter of right or wrong
+settings.load_profile("patient")
 
 RELEASE = Path(__file__).parent / "release"
 SPECIAL_TOKENS = ("<beginning_of_sentence>", "<end_of_sentence>", "<image>")
