@@ -148,8 +148,7 @@ def test_two_gpus_in_bfloat16(run_ranks: Any, expert_worker: ModuleType, tmp_pat
     """Through NCCL, overlapped and not: as far from float32 as one GPU is, and gradients of the same norm."""
     # All experts of all tokens, or rounding would choose others.
     shape = {"head_dim": 128, "hidden_size": 256, "intermediate_size": 512, "num_experts_per_tok": 8}
-    dims = [{key: 2, "groups": groups} for key in ("expert", "expert_tensor") for groups in (1, 3)]
-    dims += [{"tensor": 2}, {"tensor": 2, "expert": 2}]
+    dims = [{"expert": 2, "groups": 3}, {"expert_tensor": 2, "groups": 2}, {"tensor": 2, "expert": 2}]
     cases = {
         str(each): expert_worker.case([[4000, 1, 300], [97, 2100]][: 2 // each.get("tensor", 1)], each, BF16, **shape)
         for each in dims
