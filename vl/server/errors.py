@@ -11,7 +11,7 @@ from fastapi import Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from vl.errors import DeviceError, ImageError, InputError
+from vl.errors import ConfigError, DeviceError, ImageError, InputError
 
 log = logging.getLogger("vl.server")
 
@@ -69,7 +69,7 @@ def as_api_error(error: BaseException) -> ApiError:
         return error
     if isinstance(error, ValidationError):
         return _invalid(error)
-    if isinstance(error, InputError | ImageError):
+    if isinstance(error, InputError | ImageError | ConfigError):  # the last for what is not installed here
         return ApiError(400, str(error))
     if isinstance(error, DeviceError):
         return ApiError(503, str(error), code="device_error")

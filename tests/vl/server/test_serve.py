@@ -11,11 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
 from langchain_openai import ChatOpenAI
+from pydantic import BaseModel
 
 import vl
 from vl.cli.app import run
@@ -98,6 +99,18 @@ def test_tools_go_there_and_back(served: Served) -> None:
     assert found.choices[0].message.role == "assistant"
     with pytest.raises(openai.BadRequestError, match="cannot be made to call functions"):
         served.client.chat.completions.create(model="nano", messages=messages, tools=tools, tool_choice="required")
+
+
+class Shape(BaseModel):
+    colour: Literal["red", "green", "blue"]
+    sides: int
+
+
+def test_answers_are_read_by_their_schema(served: Served) -> None:
+    found = served.client.chat.completions.parse(
+        model="nano", messages=asked(), response_format=Shape, max_tokens=200, temperature=1.0, seed=1
+    )
+    assert isinstance(found.choices[0].message.parsed, Shape)
 
 
 def test_errors_are_those_that_the_client_knows(served: Served) -> None:
