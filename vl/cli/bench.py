@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from vl.cli import load, long, numerics, quality, whole
+from vl.cli import jobs, load, long, numerics, quality, whole
 from vl.cli.console import EXIT_SOME_FAILED, DeviceOption, Quantization, complain, stderr_console, stdout_console
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ app.command("numerics")(numerics.numerics)
 app.command("whole")(whole.whole)
 app.command("long")(long.long)
 app.command("load")(load.load)
+app.command("jobs")(jobs.jobs)
 
 
 @app.callback()

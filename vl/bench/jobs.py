@@ -1,0 +1,105 @@
+"""How near a captioning job comes to the engine alone."""
+
+from __future__ import annotations
+
+import io
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import vl
+from preprocessing import Inputs
+from vl.engine import SamplingParams
+from vl.jobs import caption_images
+
+PROMPT = "Describe this image."
+_SIZES = ((336, 336), (640, 480), (480, 640), (800, 600), (1024, 768), (1344, 1008))
+
+
+@dataclass(frozen=True)
+class JobsFigures:
+    """Images a second.
+
+    Attributes:
+        alone: the engine, of inputs that are there before the clock starts.
+        job: all of a job, from files to rows on disk.
+        tokens: written by each, on average for an image.
+    """
+
+    images: int
+    alone: float
+    job: float
+    tokens: float
+
+    @property
+    def share(self) -> float:
+        return self.job / self.alone
+
+
+def bench_jobs(load: Callable[[], vl.MiniMaxVL], images: int, *, batch_size: int, max_new_tokens: int) -> JobsFigures:
+    """Caption made-up photographs twice over: their inputs, and their files.
+
+    Args:
+        load: makes the model, twice: what one kept of an image would help the other. Each is warmed up by other images.
+
+    Raises:
+        InputError: if `max_new_tokens` is out of range.
+    """
+    params = SamplingParams(max_new_tokens=max_new_tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        files = list(_files(Path(folder), images + 2 * batch_size))
+        warm, files = files[:-images], files[-images:]
+
+        def caption(model: vl.MiniMaxVL, files: list[Path], out: str) -> int:
+            options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+            return caption_images(model, files, Path(folder) / out, prompt=PROMPT, **options).images
+
+        model = load()
+        caption(model, warm, "warm1.jsonl")
+        inputs = [_inputs(model, file) for file in files]
+        alone, tokens = _timed(lambda: _alone(model, inputs, params))
+        other = load()
+        caption(other, warm, "warm2.jsonl")
+        job, _ = _timed(lambda: caption(other, files, "rows.jsonl"))
+    return JobsFigures(images, images / alone, images / job, tokens / images)
+
+
+def _timed(work: Callable[[], int]) -> tuple[float, int]:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    begun = time.perf_counter()
+    found = work()
+    return time.perf_counter() - begun, found
+
+
+def _files(folder: Path, count: int) -> Iterator[Path]:
+    """JPEG files of smooth noise, as large as photographs are, in a mixture of sizes that is always the same."""
+    chosen = random.Random(0)
+    for number in range(count):
+        width, height = chosen.choice(_SIZES)
+        coarse = np.random.default_rng(number).integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "jpeg", quality=90)
+        path = folder / f"{number:05}.jpg"
+        path.write_bytes(buffer.getvalue())
+        yield path
+
+
+def _inputs(model: vl.MiniMaxVL, file: Path) -> Inputs:
+    content = [{"type": "image", "image": str(file)}, {"type": "text", "text": PROMPT}]
+    return model.processor([{"role": "user", "content": content}])
+
+
+def _alone(model: vl.MiniMaxVL, inputs: list[Inputs], params: SamplingParams) -> int:
+    requests = [model.engine.submit(each, params) for each in inputs]
+    while not all(request.done for request in requests):
+        model.engine.step()
+    return sum(request.result().usage.completion_tokens for request in requests)
