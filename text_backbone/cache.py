@@ -178,7 +178,11 @@ class HybridCache:
             CacheFull: if every slot is in use.
         """
         slot = self._allocator.acquire()
-        self.states[:, slot].zero_()
+        try:
+            self.states[:, slot].zero_()
+        except BaseException:
+            self._allocator.release(slot)
+            raise
         return slot
 
     def reserve(self, slot: int, tokens: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from threading import Lock, Thread
 
@@ -48,6 +48,13 @@ class Places:
             self._made[number] = self.new() if spare is None else spare
             self._refill()
         return self._made[number]
+
+    def keep(self, numbers: Collection[int]) -> None:
+        """Let go of what is at other places, and have none ready: memory is short."""
+        with self._lock:
+            self._ahead = 0
+            self._spare.clear()
+            self._made = {number: made for number, made in self._made.items() if number in numbers}
 
     def new(self) -> list[Tensor]:
         """Layer by layer: PyTorch rounds page-locked memory up to a power of two, which a layer's states mostly are."""

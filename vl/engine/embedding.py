@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from traceback import clear_frames
 
 import torch
 from torch import Tensor
 
 from preprocessing import Grid
+from vision_encoder import VisionEncoder
 from vl.engine.driven import Model
 from vl.engine.images import ImageFeatures
+from vl.engine.memory import is_exhausted
 from vl.engine.request import Request
 from vl.engine.vision_graphs import VisionGraphs
 
@@ -92,7 +95,7 @@ class Embedder:
         grids = [request.prompt.grids[image] for request, image in wanted]
         tiles = torch.cat([request.prompt.tiles_of(image) for request, image in wanted])
         watch = stopwatch(self._model.device)
-        features = vision(tiles, grids, max_tiles=AHEAD, replay=self._graphs)
+        features = self._features(vision, tiles, grids)
         seconds = watch()
         self._images.misses += len(wanted)
         for (request, image), part in zip(wanted, features.split([grid.tokens for grid in grids]), strict=True):
@@ -101,6 +104,19 @@ class Embedder:
                 self._images.put(request.prompt.digests[image], part)
         for request in dict.fromkeys(request for request, _ in wanted):
             request.watches.append(seconds)
+
+    def _features(self, vision: VisionEncoder, tiles: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """Of all images, end to end: `[tokens, hidden]`. When memory runs out, of fewer tiles at a time."""
+        at_once = AHEAD
+        while True:
+            try:
+                return vision(tiles, grids, max_tiles=at_once, replay=self._graphs)
+            except Exception as error:
+                at_once = min(at_once, len(tiles)) // 2
+                if not at_once or not is_exhausted(error):
+                    raise
+                clear_frames(error.__traceback__)  # they hold what the failed pass had allocated
+                self._images.clear()
 
     def rehearse(self, tiles: int) -> None:
         """Encode an image of so many tiles, 2 at least, until the graph of so many has been recorded."""

@@ -11,6 +11,7 @@ import os
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -241,7 +242,7 @@ class Engine(Keeping):
         self.stay_in_process()
         with self._lock, self._on_device():
             self._prepare()
-            batch = [(request, tokens) for request, tokens in self.scheduler.schedule() if self._goes_on(request)]
+            batch = self._next_batch()
             if not batch:
                 return
             assert self.runner is not None
@@ -249,16 +250,33 @@ class Engine(Keeping):
             try:
                 for request in self.scheduler.running:
                     request.start()
-                with self.prefixes.marking(batch):
+                # What is kept for later takes memory, too, which there was too little of.
+                with nullcontext() if self.scheduler.shrunk else self.prefixes.marking(batch):
                     written = self.runner(batch, self.scheduler.running)
+                self.scheduler.went_well()
                 for request, chosen in written:
                     self._push(request, chosen)
             except Exception as error:
-                self._isolate([request for request, _ in batch], error)
+                self._isolate(batch, error)
             except BaseException:  # Ctrl-C: states may be half-written
                 for request, _ in batch:
                     self._restart(request)
                 raise
+
+    def _next_batch(self) -> list[tuple[Request, int]]:
+        """Who runs in this step. Nobody, if that failed: it is the error of the one whose turn it was, in the end."""
+        scheduler = self.scheduler
+        try:
+            chosen = scheduler.schedule()
+        except Exception as error:
+            request, scheduler.giving = scheduler.giving or [*scheduler.waiting, *scheduler.running][0], None
+            if memory.is_exhausted(error) and not request.alone:
+                self._release()
+                request.alone = True
+            else:
+                self._fail(request, error)
+            return []
+        return [(request, tokens) for request, tokens in chosen if self._goes_on(request)]
 
     def _goes_on(self, request: Request) -> bool:
         """False, and it ends, if what it was to begin with is there no more."""
@@ -283,13 +301,23 @@ class Engine(Keeping):
         if request.done:
             self._end(request)
 
-    def _isolate(self, requests: Sequence[Request], error: Exception) -> None:
-        """After a step failed: states may be half-written. Whose fault it was shows when each runs by itself."""
+    def _isolate(self, batch: Sequence[tuple[Request, int]], error: Exception) -> None:
+        """After a step failed: states may be half-written.
+
+        If memory ran out, less is done at once until it suffices, or is too little for one request alone. Whose fault
+        another error was shows when each runs by itself.
+        """
+        requests = [request for request, _ in batch]
         if memory.is_exhausted(error):
             traceback.clear_frames(error.__traceback__)  # they hold what the failed pass had allocated
-            self._images.clear()
+            self._release()
+            if self.scheduler.shrink(batch):
+                for request in requests:
+                    self._restart(request)
+                return
         if len(requests) == 1:
             self._fail(requests[0], error)
+            self.scheduler.recover()
             return
         for request in requests:
             request.alone = True
@@ -328,9 +356,18 @@ class Engine(Keeping):
             if request.error is None and self.prefixes is not None:
                 if request.hold and request.finish_reason and request.slot is not None:
                     request.held = self.prefixes.hold(request.slot, request.computed)
-                self.prefixes.keep(request)  # with what it has written: a conversation's next prompt has that, too
+                if not self.scheduler.shrunk:
+                    self.prefixes.keep(request)  # with what it has written: a conversation's next prompt has that, too
+        except Exception as error:
+            if memory.is_exhausted(error):
+                self._release()
+            if request.hold and request.held is None:
+                request.error = error
+            # Otherwise the answer is there, and only the next prompt is read from its beginning.
         finally:
             self.scheduler.remove(request)
+            if not self.scheduler.running and not self.scheduler.waiting:
+                self.scheduler.recover()
             request.features.clear()
 
     # Processes

@@ -244,6 +244,16 @@ class Keeping(ABC):
             prefixes.lose(CHANGED)
         return follows
 
+    def _release(self) -> None:
+        """Give back memory that nobody needs: of the device, and what is kept of prompts on the host."""
+        self._images.clear()
+        if self.prefixes is not None:
+            self.prefixes.clear("evicted")
+            if self.runner is not None and isinstance(self.runner.cache, HybridCache):
+                self.runner.cache.places.keep([held.place for held in self.prefixes.held])
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _make_cache(self, pages: int) -> None:
         # Frees the old one before the new one is allocated.
         self.runner = self.prefixes = self.scheduler.memory = None

@@ -7,6 +7,8 @@ alone and still lacks pages waits, too: for a larger memory.
 
 Of the tokens of prompts that a step may read the first has half, as far as it needs them. The others are for whoever is
 nearest to its end: a short prompt does not wait for a long one, and the longest is read all the same.
+
+When a step has run out of memory, the next ones read and run less at once, and more again after many that went well.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from text_backbone import CacheFull
+
+LEAST = 16  # tokens of prompts that are read in a step, however little memory there is
+_CALM = 64  # steps that went well, after which as much is tried again as before
 
 
 class Memory(Protocol):
@@ -131,15 +136,18 @@ class Scheduler(Generic[E]):
     Attributes:
         memory: slots and pages; None only while nothing runs.
         beginnings: what is kept in that memory for those that begin the same way.
+        giving: to whom, if `schedule` failed while it gave out slots and pages.
     """
 
     def __init__(self, slots: int, budget: int, mixed: int | None = None) -> None:
-        self.slots, self.budget = slots, budget
+        self.slots, self.budget = self._full = slots, budget
+        self._calm = 0
         self.mixed = budget if mixed is None else mixed
         self.memory: Memory | None = None
         self.beginnings: Beginnings[E] = NoBeginnings()
         self.waiting: list[E] = []
         self.running: list[E] = []
+        self.giving: E | None = None
         self._arrivals = 0
 
     def add(self, entry: E) -> None:
@@ -156,6 +164,37 @@ class Scheduler(Generic[E]):
         """Take slot and pages from `entry`, which waits again for its turn, to be computed anew."""
         if self._stop(entry):
             insort(self.waiting, entry, key=rank)
+
+    @property
+    def shrunk(self) -> bool:
+        """Whether less is done at once than could be."""
+        return (self.slots, self.budget) != self._full
+
+    def shrink(self, batch: Sequence[tuple[E, int]]) -> bool:
+        """A step of `batch` has run out of memory: from now on read half as much at once, or else run half as many.
+
+        False if there is nothing to halve.
+        """
+        read = sum(tokens for entry, tokens in batch if not entry.writing)
+        if read > LEAST:
+            self.budget = min(self.budget, max(LEAST, read // 2))
+        elif len(batch) > 1:
+            self.slots = min(self.slots, len(batch) // 2)
+        else:
+            return False
+        self._calm = 0
+        return True
+
+    def recover(self) -> None:
+        """Do as much at once as could be: what needed too much memory is gone."""
+        self.slots, self.budget = self._full
+
+    def went_well(self) -> None:
+        """A step had memory enough."""
+        self._calm += 1
+        if self.shrunk and self._calm >= _CALM:
+            slots, budget = self._full
+            self.slots, self.budget, self._calm = min(slots, 2 * self.slots), min(budget, 2 * self.budget), 0
 
     def schedule(self) -> list[tuple[E, int]]:
         """Admit what fits. Returns who runs in the next step and how many tokens of each; they have pages for them."""
@@ -194,6 +233,7 @@ class Scheduler(Generic[E]):
         False if that is `entry` itself.
         """
         assert self.memory is not None
+        self.giving = entry
         while True:
             try:
                 self.memory.reserve(slot, tokens)
@@ -204,8 +244,11 @@ class Scheduler(Generic[E]):
                 self.preempt(last)
                 if last is entry:
                     return False
+            except BaseException:  # it may have pages that the cache does not know of
+                self.preempt(entry)
+                raise
             else:
-                entry.room = self.memory.capacity(slot)
+                self.giving, entry.room = None, self.memory.capacity(slot)
                 return True
 
     def _admit(self) -> bool:
@@ -217,21 +260,28 @@ class Scheduler(Generic[E]):
         memory = self.memory
         if memory is None or not self.waiting:
             return False
-        if len(self.running) == self.slots and self.running[-1].priority >= self.waiting[0].priority:
+        if len(self.running) >= self.slots and self.running[-1].priority >= self.waiting[0].priority:
             return False
         waiting = (entry for entry in self.waiting if not self.beginnings.awaits(entry, self.running))
         entry = next(waiting, None)
         if entry is None:
             return False
-        while len(self.running) == self.slots or not self._fits(memory, entry):
+        while len(self.running) >= self.slots or not self._fits(memory, entry):
             if not self.running or self.running[-1].priority >= entry.priority:
                 return False
             self.beginnings.keep(self.running[-1])
             self.preempt(self.running[-1])
+        self.giving = entry
+        slot = memory.acquire()
         self.waiting.remove(entry)
-        entry.slot = memory.acquire()
+        entry.slot = slot
         insort(self.running, entry, key=rank)
-        self.beginnings.begin(entry)
+        try:
+            self.beginnings.begin(entry)
+        except BaseException:  # it may share pages by now, to which it must not write
+            self.preempt(entry)
+            raise
+        self.giving = None
         return True
 
     def _fits(self, memory: Memory, entry: E) -> bool:
