@@ -22,8 +22,6 @@ from vl.engine.request import Request
 from vl.engine.vision_graphs import VisionGraphs
 from vl.engine.warming import Rehearsal
 
-_PLACES_AHEAD = 4  # what the next turn of a conversation keeps, and a bit
-
 
 class Runner:
     """Runs steps of a model over a cache, which it must not outlive.
@@ -72,7 +70,8 @@ class Runner:
             device=model.device,
             dtype=model.dtype,
         )
-        cache.places.make_ahead(_PLACES_AHEAD, places(model.config.text, config))
+        most = places(model.config.text, config)
+        cache.places.make_ahead(most, most)  # all: to make one takes the driver's lock, for which a prompt would wait
         return cls(model, cache, recorder, vision_graphs, images)
 
     def follow(self) -> bool:
