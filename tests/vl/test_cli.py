@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -165,6 +166,31 @@ def test_job(run: Run, mixed: Path, tiny_model: vl.MiniMaxVL, images: Path) -> N
     assert fixed.code == 0
     assert [Path(row["image"]).name for row in fixed.rows] == ["torn.png"]
     assert len(out.read_text().splitlines()) == 2
+
+
+def test_captions_beside_the_images(run: Run, images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(images, folder)
+    (folder / "red.txt").write_text("tag")
+    command = (
+        "caption",
+        folder,
+        "--out",
+        tmp_path / "out.jsonl",
+        "--beside",
+        "--existing",
+        "append",
+        "--prefix",
+        "a. ",
+    )
+    assert run(*command).code == 0
+    rows = {Path(row["image"]).stem: row for row in map(json.loads, (tmp_path / "out.jsonl").open())}
+    assert (folder / "red.txt").read_text() == f"tag a. {rows['red']['caption']}\n"
+    grey = Path(rows["grey"]["image"]).with_suffix(".txt")
+    assert grey.read_text() == f"a. {rows['grey']['caption']}\n"
+    assert "nothing left to do" in run(*command).out
+    for wrong in (("--beside",), ("--prefix", "x"), ("--existing", "skip", "--out", "x.jsonl")):
+        assert run("caption", folder, *wrong).code == 2
 
 
 def test_several_prompts(run: Run, images: Path, tiny_model: vl.MiniMaxVL) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -47,10 +47,11 @@ from vl.engine.config import EngineConfig
 
 if TYPE_CHECKING:
     from vl.engine import SamplingParams
-    from vl.jobs import Elsewhere, Prompts, Row, Source, Tally, Tell
+    from vl.jobs import Beside, Elsewhere, Prompts, Row, Source, Tally, Tell
 
 _STDIN = "-"
 _MANY = 200
+_BESIDE = "Texts beside the images"
 
 
 @engine_options("engine_config", max_batch_size=8)
@@ -95,6 +96,22 @@ def caption(
     mix: Annotated[
         bool, typer.Option("--mix", help="With --out: keep rows of another model, prompt or setting, and go on.")
     ] = False,
+    beside: Annotated[
+        bool, typer.Option("--beside", help="With --out: write cat.txt beside cat.jpg too, for training tools.")
+    ] = False,
+    existing: Annotated[
+        Literal["skip", "overwrite", "append", "prepend"] | None,
+        typer.Option(
+            help="With --beside: what becomes of an image whose text is there.",
+            show_default="skip",
+            rich_help_panel=_BESIDE,
+        ),
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="Before every caption.", rich_help_panel=_BESIDE)] = "",
+    suffix: Annotated[str, typer.Option(help="After every caption.", rich_help_panel=_BESIDE)] = "",
+    separator: Annotated[
+        str, typer.Option(help="Between a text and the caption added to it.", rich_help_panel=_BESIDE)
+    ] = " ",
     column: Annotated[
         str | None,
         typer.Option(help="Where tables have their images: paths, URLs or bytes. By default found by its name."),
@@ -129,9 +146,15 @@ def caption(
     """
     if (retry_errors or overwrite or mix) and out is None:
         raise typer.BadParameter("--retry-errors, --overwrite and --mix go with --out")
+    if beside and out is None:
+        raise typer.BadParameter(
+            "--beside goes with --out, which is the record of what is written: --out captions.jsonl"
+        )
+    if not beside and (existing is not None or prefix or suffix or separator != " "):
+        raise typer.BadParameter("--existing, --prefix, --suffix and --separator go with --beside")
     where = Where.of(context, patience, engine=engine, engines=engines, url=engine_url, key=api_key)
     with importing():
-        from vl.jobs import Prompts, check_output, is_table
+        from vl.jobs import Beside, Prompts, check_output, is_table
         from vl.model import DEFAULT_PROMPT
     if column is not None and not any(source == _STDIN or is_table(source) for source in sources):
         raise typer.BadParameter("--column goes with a table: .parquet, .csv or .jsonl", param_hint="--column")
@@ -168,7 +191,8 @@ def caption(
         },
     )
     how = {"overwrite": overwrite, "retry_errors": retry_errors, "mix": mix, "images": not no_images}
-    failed = run.table() if out is None else run.job(out, **how)
+    texts = Beside(existing or "skip", prefix, suffix, separator) if beside else None
+    failed = run.table() if out is None else run.job(out, texts, **how)
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -250,13 +274,13 @@ class _Run:
         dtype, quantization = weights_as(self.model, **loaded)
         return settings_of(self.params, background=self.loading["background"], dtype=dtype, quantization=quantization)
 
-    def job(self, out: str, **how: bool) -> int:
+    def job(self, out: str, beside: Beside | None, **how: bool) -> int:
         """Bring `out` up to date; returns how many of its rows are errors. `how` is as of `open_rows`."""
         with self.where.opened(self.model, self.loading) as elsewhere:
-            return self._job(out, elsewhere, **how)
+            return self._job(out, beside, elsewhere, **how)
 
-    def _job(self, out: str, elsewhere: Elsewhere | None, **how: bool) -> int:
-        from vl.jobs import open_rows, write_rows
+    def _job(self, out: str, beside: Beside | None, elsewhere: Elsewhere | None, **how: bool) -> int:
+        from vl.jobs import open_rows, with_texts, write_rows
 
         names = self.names()
         name = elsewhere.name if elsewhere else self.model
@@ -265,7 +289,8 @@ class _Run:
         count = None if _STDIN in self.sources else lambda: sum(1 for _ in self.expanded(self.sources))
         try:
             with rows:
-                pending = rows.pending(names)
+                written = with_texts(rows, out, beside, overwrite=how["overwrite"])
+                pending = written.pending(names)
                 first = next(pending, None)
                 if first is None:
                     self._report(f"nothing left to do: {plural(rows.rows, 'row')} in {out}")
@@ -277,7 +302,7 @@ class _Run:
                         progress.update(tally)
                         self._print_json(row)
 
-                    tally = write_rows(model, chain((first,), pending), rows, on_row=on_row, **self.options)
+                    tally = write_rows(model, chain((first,), pending), written, on_row=on_row, **self.options)
                 failures = rows.failures
         except KeyboardInterrupt:
             complain(f"the rows so far are in {out}; run the same command again for the rest", kind="interrupted")

@@ -7,7 +7,8 @@ Example:
     tally = caption_images(vl.load(), ["archive/"], "captions.jsonl", prompt="What is in this picture?")
 """
 
-from vl.jobs.captioning import OnRow, Tally, caption_images, caption_rows, settings_of, write_rows
+from vl.jobs.beside import Beside
+from vl.jobs.captioning import OnRow, Tally, caption_images, caption_rows, settings_of, with_texts, write_rows
 from vl.jobs.elsewhere import Elsewhere
 from vl.jobs.outputs import Rows, check_output, open_rows
 from vl.jobs.prompts import Prompt, Prompts
@@ -15,6 +16,7 @@ from vl.jobs.rowfile import JobError, Row, RowFile, check_out, encode_row
 from vl.jobs.sources import Picture, Source, Tell, expand_sources, is_table, row_key, source_key, work_key
 
 __all__ = [
+    "Beside",
     "Elsewhere",
     "JobError",
     "OnRow",
@@ -38,6 +40,7 @@ __all__ = [
     "row_key",
     "settings_of",
     "source_key",
+    "with_texts",
     "work_key",
     "write_rows",
 ]

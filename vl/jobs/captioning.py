@@ -16,13 +16,15 @@ import torch
 from preprocessing.alpha import Background, read_background
 from vl.engine import SamplingParams
 from vl.errors import InputError
+from vl.jobs.beside import Beside, Texts, record_of
 from vl.jobs.duplicates import Duplicates, Find
 from vl.jobs.elsewhere import Elsewhere
 from vl.jobs.item import Item, ask_here, batches, prepare
 from vl.jobs.outputs import Rows, open_rows
+from vl.jobs.partfolder import PartFolder
 from vl.jobs.pipeline import answered
 from vl.jobs.prompts import Prompt, Prompts
-from vl.jobs.rowfile import Row
+from vl.jobs.rowfile import JobError, Row, RowFile
 from vl.jobs.sources import Source, expand_sources
 from vl.model import DEFAULT_PROMPT
 
@@ -78,6 +80,7 @@ def caption_images(
     mix: bool = False,
     column: str | None = None,
     on_row: OnRow | None = None,
+    beside: Beside | None = None,
     **sampling: Any,
 ) -> Tally:
     """Caption many images into JSON Lines or Parquet, one row for each; running it again does what is left.
@@ -98,6 +101,7 @@ def caption_images(
         mix: go on after rows that were made with another model, prompt or setting, and keep them.
         column: where the tables among the sources have their images; by default the first of `COLUMNS` that they have.
         on_row: called after each row is safe on disk.
+        beside: write the captions beside the images, too.
         sampling: as in `MiniMaxVL.generate`.
 
     Raises:
@@ -113,15 +117,40 @@ def caption_images(
         overwrite=overwrite,
         retry_errors=retry_errors,
         mix=mix,
-    ) as rows:
+    ) as opened:
+        rows = with_texts(opened, out, beside, overwrite=overwrite)
         pending = rows.pending(expand_sources(sources, column=column, prompts=prompts))
         return write_rows(model, pending, rows, batch_size=batch_size, workers=workers, on_row=on_row, **sampling)
+
+
+def with_texts(rows: Rows, out: str | os.PathLike[str], beside: Beside | None, *, overwrite: bool) -> Rows | Texts:
+    """`rows`, or `Texts` over them, which finish what was under way.
+
+    Raises:
+        JobError: if the output's texts are not to be continued so, `beside` goes with a bucket, or captions would be
+            added again after `overwrite`.
+    """
+    if isinstance(rows, RowFile | PartFolder):
+        record = record_of(out)
+        if beside is None:
+            if record.exists() and not overwrite:
+                raise JobError(f"{rows.path} holds captions written beside the images too: continue it with --beside")
+            record.unlink(missing_ok=True)
+            return rows
+        if overwrite and beside.existing in ("append", "prepend"):
+            raise JobError(
+                f"--overwrite would {beside.existing} to texts again that have a caption: choose another output"
+            )
+        return Texts(rows, record, beside, fresh=overwrite)
+    if beside is not None:
+        raise JobError(f"the record of texts beside images is a file: choose an output on this machine, not {out}")
+    return rows
 
 
 def write_rows(
     model: MiniMaxVL | Elsewhere,
     pending: Iterable[Source],
-    rows: Rows,
+    rows: Rows | Texts,
     *,
     batch_size: int = 8,
     workers: int | None = None,

@@ -149,6 +149,13 @@ class PartFolder:
             with explained(self.path):
                 self._commit()
 
+    def captioned(self, key: str) -> bool:
+        """As `RowFile.captioned`."""
+        if (row := self._waiting.get(key)) is not None:
+            return "error" not in row
+        id = id_of(key)
+        return not self._overwrite and self._manifest.has(id) and not self._manifest.failed(id)
+
     def find(self, key: bytes) -> Row | None:
         """As `RowFile.find`."""
         with self._lock:

@@ -202,6 +202,10 @@ class RowFile:
             self._size += len(line)
         self._superseded = self._superseded or self._retry_errors
 
+    def captioned(self, key: str) -> bool:
+        """Whether the source with this `row_key` has a row that is no error."""
+        return key in self.done and key not in self.errors
+
     def find(self, key: bytes) -> Row | None:
         """A row with a caption by its `answer_key`; in any thread."""
         offset = self._places.get(key)

@@ -1,0 +1,145 @@
+"""Captions beside the images: written whole, once, and never over what they were not to touch."""
+
+from __future__ import annotations
+
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from vl.errors import InputError
+from vl.jobs import Beside, JobError, caption_images
+from vl.jobs import beside as module
+
+from .fakes import FakeModel, read
+from .test_kill import start_child
+
+OUTS = ["out.jsonl", "out.parquet"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four images, the first two of which have texts, and a broken one."""
+    path = tmp_path / "pictures"
+    path.mkdir()
+    for width in range(1, 5):
+        Image.new("RGB", (width, 5)).save(path / f"{width}.png")
+    (path / "broken.jpg").write_bytes(b"not a picture")
+    (path / "1.txt").write_bytes(b"a tag\n")
+    (path / "2.txt").write_bytes("Café".encode("latin-1"))
+    return path
+
+
+def texts(folder: Path) -> dict[str, bytes]:
+    return {path.stem: path.read_bytes() for path in sorted(folder.glob("*.txt"))}
+
+
+def job(folder: Path, out: Path, existing: Any, **options: Any) -> Any:
+    beside = Beside(existing, prefix="<", suffix=">", separator=", ")
+    return caption_images(FakeModel(), [folder], out, beside=beside, **{"batch_size": 2} | options)
+
+
+NEW = {"3": b"<3 by 5>\n", "4": b"<4 by 5>\n"}
+EXPECTED = {
+    "skip": {"1": b"a tag\n", "2": b"Caf\xe9"} | NEW,
+    "overwrite": {"1": b"<1 by 5>\n", "2": b"<2 by 5>\n"} | NEW,
+    "append": {"1": b"a tag, <1 by 5>\n", "2": b"Caf\xe9, <2 by 5>\n"} | NEW,
+    "prepend": {"1": b"<1 by 5>, a tag\n", "2": b"<2 by 5>, Caf\xe9\n"} | NEW,
+}
+
+
+@pytest.mark.parametrize("name", OUTS)
+@pytest.mark.parametrize("existing", list(EXPECTED))
+def test_texts(folder: Path, tmp_path: Path, existing: str, name: str) -> None:
+    tally = job(folder, tmp_path / name, existing)
+    assert texts(folder) == EXPECTED[existing]
+    skipped = 2 if existing == "skip" else 0
+    assert (tally.captions, tally.errors, tally.skipped) == (4 - skipped, 1, skipped)
+    assert job(folder, tmp_path / name, existing).images == 0
+    assert texts(folder) == EXPECTED[existing], "the same command again adds nothing"
+    if existing == "overwrite":
+        assert job(folder, tmp_path / name, existing, overwrite=True).captions == 4
+
+
+@pytest.mark.parametrize("name", OUTS)
+@pytest.mark.parametrize("existing", ["append", "prepend"])
+def test_killed_before_any_file_is_replaced(folder: Path, tmp_path: Path, existing: str, name: str) -> None:
+    """The job is killed before its n-th replaced file, and before that again and again."""
+    old = texts(folder)
+    for moment in range(40):
+        for path in folder.glob("*.txt"):
+            path.unlink()
+        for stem, content in old.items():
+            (folder / f"{stem}.txt").write_bytes(content)
+        out = tmp_path / f"{moment}{name}"
+        kills = 0
+        for left in (moment, moment // 2, 1):
+            status = os.waitpid(start_child(partial(_killed, folder, out, existing, left)), 0)[1]
+            kills += os.WIFSIGNALED(status)
+        job(folder, out, existing)
+        assert texts(folder) == EXPECTED[existing]
+        if not kills:
+            break
+    assert moment > 3
+
+
+def _killed(folder: Path, out: Path, existing: str, left: int) -> None:
+    real = os.replace
+
+    def replace(*paths: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*paths)
+
+    os.replace = replace  # type: ignore[assignment]
+    job(folder, out, existing)
+
+
+def test_several_prompts_are_lines(folder: Path, tmp_path: Path) -> None:
+    job(folder, tmp_path / "out.jsonl", "append", prompt={"a": "A:", "b": "B:"})
+    assert texts(folder)["1"] == b"a tag, <A: 1 by 5\nB: 1 by 5>\n"
+
+
+def test_two_images_of_one_text_are_errors(folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (9, 5)).save(folder / "3.JPG")
+    job(folder, tmp_path / "out.jsonl", "overwrite")
+    errors = {Path(row["image"]).name: row["error"] for row in read(tmp_path / "out.jsonl") if "error" in row}
+    assert set(errors) == {"3.png", "3.JPG", "broken.jpg"}
+    assert "that of 3.JPG too: rename" in errors["3.png"]
+    assert "3" not in texts(folder)
+
+
+def test_what_was_written_meanwhile_is_left(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Texts, "_apply", lambda self, intents: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            job(folder, out, "append", batch_size=9)
+    (folder / "1.txt").write_bytes(b"a better tag\n")
+    job(folder, out, "append")
+    assert texts(folder) == EXPECTED["append"] | {"1": b"a better tag\n"}
+
+
+def test_refusals(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    caption_images(FakeModel(), [folder / "1.png"], out)
+    with pytest.raises(JobError, match="not written beside"):
+        job(folder, out, "skip")
+    job(folder, tmp_path / "texts.jsonl", "skip")
+    with pytest.raises(JobError, match="existing 'skip', not 'append'"):
+        job(folder, tmp_path / "texts.jsonl", "append")
+    with pytest.raises(JobError, match="continue it with --beside"):
+        caption_images(FakeModel(), [folder], tmp_path / "texts.jsonl")
+    with pytest.raises(JobError, match="would append to texts again"):
+        job(folder, tmp_path / "texts.jsonl", "append", overwrite=True)
+    with pytest.raises(InputError, match="existing must be"):
+        Beside("replace")  # type: ignore[arg-type]
+    for source in ("https://x.org/a.png", "data:image/png;base64,AAAA"):
+        with pytest.raises(InputError, match="no file of its own on this machine"):
+            caption_images(FakeModel(), [source], tmp_path / "new.jsonl", beside=Beside())

@@ -1,0 +1,193 @@
+"""Captions beside the images, as training tools read them: `cat.txt` for `cat.jpg`, each written once."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+from preprocessing import IMAGE_SUFFIXES
+from preprocessing.sources import kind_of, local_path
+from vl.errors import InputError
+from vl.files import write_file
+from vl.jobs.partfolder import PartFolder
+from vl.jobs.rowfile import JobError, Row, RowFile
+from vl.jobs.sources import Asked, Source, row_key, source_key
+
+Existing = Literal["skip", "overwrite", "append", "prepend"]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """How captions become the texts beside the images.
+
+    Attributes:
+        existing: what becomes of a text that is there: its image is skipped, and has no row; or it is replaced, or the
+            caption comes after or before it.
+        prefix, suffix: around every caption.
+        separator: between a text and what is added to it.
+
+    Raises:
+        InputError: if `existing` is none of these.
+    """
+
+    existing: Existing = "skip"
+    prefix: str = ""
+    suffix: str = ""
+    separator: str = " "
+
+    def __post_init__(self) -> None:
+        if self.existing not in ("skip", "overwrite", "append", "prepend"):
+            raise InputError(f"existing must be skip, overwrite, append or prepend, not {self.existing!r}")
+
+    def text(self, answers: Iterable[str], old: bytes | None) -> bytes:
+        """What the file is to hold: a line for each prompt, UTF-8. What it held may be in any encoding."""
+        new = f"{self.prefix}{chr(10).join(answers)}{self.suffix}".encode("utf-8", "backslashreplace").strip()
+        old = (old or b"").strip()
+        separator = self.separator.encode() if old else b""
+        if self.existing == "append":
+            new = old + separator + new
+        elif self.existing == "prepend":
+            new = new + separator + old
+        return new + b"\n"
+
+
+class Texts:
+    """An open output whose captions are also written beside their images.
+
+    Before rows are appended, `record` gets what their texts are to hold and what they held, and after it the texts are
+    written, each whole. So the next run finishes one that was killed: it writes the texts that were not, of rows that
+    are there, and no caption is added twice.
+
+    Args:
+        rows: the output, opened.
+        record: the file of what is under way.
+        fresh: the output is started again.
+
+    Raises:
+        JobError: if the output has rows that were made without texts, or with others; or a file cannot be written.
+    """
+
+    def __init__(self, rows: RowFile | PartFolder, record: Path, beside: Beside, *, fresh: bool = False) -> None:
+        self._rows, self._record, self._beside = rows, record, beside
+        self.prompts, self.find = rows.prompts, rows.find
+        self._passed = 0
+        if fresh:
+            self._write([])
+        else:
+            self._finish()
+
+    @property
+    def skipped(self) -> int:
+        """Sources that had a row or a text."""
+        return self._rows.skipped + self._passed
+
+    def _finish(self) -> None:
+        """Write what the last run left under way."""
+        how = asdict(self._beside)
+        if not self._record.exists():
+            if self._rows.rows:
+                raise JobError(
+                    f"{self._rows.path} holds captions that were not written beside the images: leave --beside out to "
+                    "continue it, choose another output, or start again with --overwrite"
+                )
+            self._write([])
+            return
+        made, *under_way = map(json.loads, self._record.read_bytes().splitlines())
+        if made != how and self._rows.rows:
+            name = next(name for name in how if made.get(name) != how[name])
+            raise JobError(
+                f"{self._rows.path} holds captions written beside the images with {name} {made.get(name)!r}, not "
+                f"{how[name]!r}: use that to continue it, choose another output, or start again with --overwrite"
+            )
+        self._apply(intent for intent in under_way if self._rows.captioned(intent["key"]))
+        self._write([])
+
+    def pending(self, sources: Iterable[Source]) -> Iterator[Source]:
+        """As `RowFile.pending`. Raises InputError for an image that is no file of this machine."""
+        return self._rows.pending(self._wanted(sources))
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """As `RowFile.append`, and write the texts. An image whose text is another's too is an error."""
+        batch = [self._checked(row) for row in rows]
+        intents = [self._intent(row) for row in batch if "error" not in row]
+        self._write(intents)
+        self._rows.append(batch)
+        self._apply(intents)
+
+    def _wanted(self, sources: Iterable[Source]) -> Iterator[Source]:
+        for source in sources:
+            if self._beside.existing == "skip" and text_of(source).exists():
+                self._passed += 1
+            else:
+                text_of(source)  # raises
+                yield source
+
+    def _checked(self, row: Row) -> Row:
+        if "error" in row or (other := _namesake(Path(_local(row["image"])))) is None:
+            return row
+        rest = {name: value for name, value in row.items() if name not in (*self.prompts.columns, "image")}
+        told = f"{row['image']}: its text would be that of {other.name} too: rename one of them"
+        return {"image": row["image"], "error": told} | rest
+
+    def _intent(self, row: Row) -> dict[str, Any]:
+        path = text_of(row["image"])
+        old = path.read_bytes() if path.exists() else None
+        text = self._beside.text([row[column] for column in self.prompts.columns], old)
+        return {"key": row_key(row), "path": str(path), "old": _digest(old), "text": text.decode("latin-1")}
+
+    def _apply(self, intents: Iterable[dict[str, Any]]) -> None:
+        for intent in intents:
+            path, text = Path(intent["path"]), intent["text"].encode("latin-1")
+            old = path.read_bytes() if path.exists() else None
+            if _digest(old) == intent["old"] and old != text:  # else it is done, or someone else has written it since
+                _written(path, text)
+
+    def _write(self, intents: list[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(line) + "\n" for line in (asdict(self._beside), *intents))
+        _written(self._record, lines.encode())
+
+
+def record_of(out: str | os.PathLike[str]) -> Path:
+    """Where `Texts` keeps its record for an output: in a folder of parts, or beside a file."""
+    path = Path(os.path.realpath(out))
+    return path.with_name(f"{path.name}.beside") if path.suffix.lower() in (".jsonl", ".ndjson") else path / "_beside"
+
+
+def text_of(source: Source) -> Path:
+    """The text beside an image. Raises InputError if that is no file of this machine."""
+    image = source.image if isinstance(source, Asked) else source
+    local = _local(image) if isinstance(image, str) else ""
+    if not local:
+        raise InputError(
+            f"{source_key(source)} is no file of its own on this machine, with a text beside it: leave --beside out"
+        )
+    return Path(os.path.realpath(Path(local).with_suffix(".txt")))
+
+
+def _local(name: str) -> str:
+    """The path of an image by its name; empty if it has none."""
+    return local_path(name) if kind_of(name) == "path" else ""
+
+
+def _namesake(image: Path) -> Path | None:
+    """Another image whose text has the same name."""
+    names = (image.with_suffix(suffix) for known in IMAGE_SUFFIXES for suffix in (known, known.upper()))
+    return next((other for other in names if other.exists() and not other.samefile(image)), None)
+
+
+def _digest(content: bytes | None) -> str | None:
+    return None if content is None else blake2b(content, digest_size=16).hexdigest()
+
+
+def _written(path: Path, content: bytes) -> None:
+    try:
+        write_file(path, content)
+    except OSError as error:
+        raise JobError(
+            f"cannot write {path}: {error.strerror or error}. Nothing is lost: repair that and run the command again"
+        ) from error
