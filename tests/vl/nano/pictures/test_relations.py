@@ -96,7 +96,7 @@ def test_presence_is_balanced_and_right() -> None:
 def test_colours_and_shapes_are_those_of_the_one_thing_meant() -> None:
     for facts, prompt, answer in questions("colour"):
         places = [s for s in facts.shapes if re.search(rf"\bshape {s.position}\b(?! (left|right))", prompt)]
-        found = re.search(rf"the ({'|'.join(SHAPES)})\b", prompt)
+        found = re.search(rf"[Tt]he ({'|'.join(SHAPES)})\b", prompt)
         (one,) = places or meant(facts, found[1] if found else "")
         assert answer == one.colour
     for facts, prompt, answer in questions("shape"):
@@ -125,7 +125,7 @@ def test_places_are_those_of_the_grid() -> None:
 def test_relations_hold_beyond_dispute() -> None:
     answers = Counter()
     for facts, prompt, answer in questions("relation", each=6):
-        first, second = re.findall(rf"the {THING}", prompt)
+        first, second = re.findall(rf"[Tt]he {THING}", prompt)
         (a,), (b,) = meant(facts, first), meant(facts, second)
         words = re.findall(r"\b(left|right|above|below|higher|lower)\b", prompt)
         if answer in YES_NO:
@@ -250,7 +250,7 @@ def test_moving_a_shape_across_turns_the_answer() -> None:
     opposite = {"yes": "no", "no": "yes", "left": "right", "right": "left"}
     for seed in range(60):
         one = ask_scene(np.random.default_rng(seed), SceneFacts(100, 100, (a, b)), kinds=("relation",))
-        first, second = re.findall(r"the ((?:red|blue)? ?(?:star|heart|shape))", one.prompt)
+        first, second = re.findall(r"[Tt]he ((?:red|blue)? ?(?:star|heart|shape))", one.prompt)
         (x,), (y,) = meant(swapped, first), meant(swapped, second)
         words = re.findall("left|right", one.prompt)
         expected = YES_NO[not SIDES[words[0]](x, y)]
