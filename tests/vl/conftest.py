@@ -27,6 +27,13 @@ class Said:
         return SimpleNamespace(text=self.answer, finish_reason="stop")
 
 
+class Read(SimpleNamespace):
+    """What a processor gives, as long as it has images."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
 @dataclass
 class Parrot:
     """Stands in for a model and its engine: `reply` says what it answers to a conversation. Images are not looked at.
@@ -50,7 +57,7 @@ class Parrot:
         conversation = Conversation.of(messages)
         images = [load_image(source) for source in conversation.images]
         grids = [SimpleNamespace(width=image.width, height=image.height) for image in images]
-        return SimpleNamespace(conversation=conversation, images=images, grids=grids)
+        return Read(conversation=conversation, images=images, grids=grids)
 
     def check(self, params: SamplingParams) -> None:
         self.new_tokens.add(params.max_new_tokens)

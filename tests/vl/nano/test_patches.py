@@ -32,7 +32,7 @@ def as_maps(labels: Tensor, patches: int) -> Tensor:
 
 @pytest.mark.parametrize("patch", [14, 28])
 def test_points_have_the_colour_that_their_label_names(patch: int) -> None:
-    pitch = patch // POINTS
+    pitch, shares = patch // POINTS, []
     for sample in samples("scenes", 12):
         assert isinstance(sample.facts, SceneFacts)
         tiles, grid = Patcher(patch=patch)(sample.image)
@@ -47,7 +47,10 @@ def test_points_have_the_colour_that_their_label_names(patch: int) -> None:
             assert named[1:].any()
             distance = (centres[named] - torch.tensor(shape.rgb).float()).abs().amax(-1)
             twins = [s for s in sample.facts.shapes if (s.colour, s.shape) == (shape.colour, shape.shape)]
-            assert len(twins) > 1 or (distance < 40).float().mean() > 0.5
+            if len(twins) == 1:
+                shares.append((distance < 40).float().mean())
+                assert shares[-1] > 0.4  # of a small square on a coarse grid, the border takes many
+    assert torch.stack(shares).mean() > 0.75
 
 
 @pytest.mark.parametrize("view", ["thumbnail", "tiles"])

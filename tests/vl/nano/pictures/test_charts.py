@@ -192,7 +192,11 @@ def of(facts: ChartFacts, prompt: str) -> Series:
 def check(facts: ChartFacts, asked: Asked) -> str:
     """Finds the answer again from the prompt and the data; returns what kind of question it was."""
     prompt, answer = asked.prompt.split("?")[0], asked.answer
-    if found := re.fullmatch(r"Is (.+) (?:(greater|larger|higher)|smaller|less|lower) than (.+)", prompt):
+    if found := re.fullmatch(
+        r"(?:Is|Does)(?: the value of)? (.+?) (?:have a )?(?:(greater|larger|higher|above)|smaller|less|lower|below)"
+        r"(?: value)? (?:than|that of) (.+)",
+        prompt,
+    ):
         a, b = refers(facts, found[1]), refers(facts, found[3])
         assert answer == ("yes" if (a > b) == bool(found[2]) else "no")
         assert abs(a - b) >= 0.05 * facts.top
@@ -204,14 +208,14 @@ def check(facts: ChartFacts, asked: Asked) -> str:
         values = np.array(facts.series[0].values)
         assert answer == str((values > limit).sum() if found[1] else (values < limit).sum())
         return "beyond"
-    if prompt.startswith("How many"):
+    if prompt.startswith(("How many", "Count the")):
         assert asked.metric == "counting"
         across = len(facts.categories) * len(facts.series)
         things = {"bars": across, "slices": across, "lines": len(facts.series), "series": len(facts.series)}
-        assert int(answer) == things.get(prompt.split()[2], len(facts.categories))
+        assert int(answer) == things.get(prompt.split()[2].strip("."), len(facts.categories))
         return "count"
-    if found := re.search(r"(highest|lowest) value(?: in the chart)?$", prompt):
-        if prompt.startswith(("Which", "For which")):
+    if found := re.search(r"(highest|lowest) (?:value(?: in the chart)?|number shown)\b", prompt):
+        if prompt.startswith(("Which", "For which")) or " with the " in prompt:
             return extreme(facts, asked, found[1] == "highest")
         values = [value for series in facts.series for value in series.values]
         assert number(answer) == pytest.approx(max(values) if found[1] == "highest" else min(values))
@@ -219,12 +223,14 @@ def check(facts: ChartFacts, asked: Asked) -> str:
     if re.search("highest|largest|biggest|lowest|smallest", prompt):
         return extreme(facts, asked, bool(re.search("highest|largest|biggest", prompt)))
     if found := re.search(
-        r"difference between (.+) and (.+)|(?:how much is|How much more is) (.+?) (?:greater )?than (.+)", prompt
+        r"(?:difference between|How far apart are) (.+) and (.+)|Subtract (.+) from (.+):"
+        r"|(?:how much is|How much more is) (.+?) (?:greater )?than (.+)",
+        prompt,
     ):
         first, second = (word for word in found.groups() if word)
         assert number(answer) == abs(refers(facts, first) - refers(facts, second))
         return "difference"
-    if "title" in prompt or "called" in prompt:
+    if re.search(r"\btitle of the chart|chart (called|titled)", prompt):
         assert answer == facts.title
         return "title"
     if "value axis" in prompt:
