@@ -161,6 +161,7 @@ def test_job(run: Run, mixed: Path, tiny_model: vl.MiniMaxVL, images: Path) -> N
     again = run("caption", mixed, "--out", out)
     assert again.code == 1
     assert "nothing left to do: 2 rows" in again.out
+    assert "--retry-errors" in again.out
     (mixed / "torn.png").write_bytes((images / "red.png").read_bytes())
     fixed = run("caption", mixed, "--out", out, "--retry-errors", "--json")
     assert fixed.code == 0

@@ -294,7 +294,7 @@ class _Run:
                 first = next(pending, None)
                 if first is None:
                     self._report(f"nothing left to do: {plural(rows.rows, 'row')} in {out}")
-                    return rows.failures
+                    return self._told(rows.failures, out)
                 model = elsewhere or load_model(self.model, **self.loading)
                 with CaptionProgress(self.messages, count) as progress:
 
@@ -308,6 +308,9 @@ class _Run:
             complain(f"the rows so far are in {out}; run the same command again for the rest", kind="interrupted")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         self._report(f"{summary(tally)} · {out}")
+        return self._told(failures, out)
+
+    def _told(self, failures: int, out: str) -> int:
         if failures:
             self._report(f"{plural(failures, 'error')} in {out}: --retry-errors tries again")
         return failures

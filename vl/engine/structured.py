@@ -139,8 +139,8 @@ def _grammar(made: Any, response_format: Mapping[str, Any]) -> str:
 
 
 def _first_line(message: str) -> str:
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return " ".join(lines)[:300]
+    told = message.partition("<state>")[0]  # behind which the library prints its own insides
+    return " ".join(line.strip() for line in told.splitlines() if line.strip())[:300]
 
 
 @dataclass

@@ -170,7 +170,7 @@ class Server:
             schema = {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}
             app.add_api_route(path, endpoint, methods=["POST"], openapi_extra={"requestBody": schema})
         for path, get in gets.items():
-            app.add_api_route(path, get, methods=["GET"])
+            app.add_api_route(path, get, methods=["GET", "HEAD"])
         for error in (ApiError, Error, ValidationError, HTTPException, ClientDisconnect, Exception):
             app.add_exception_handler(error, _explain)
         self._paths = frozenset((*posts, *gets, "/openapi.json"))

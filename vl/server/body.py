@@ -14,6 +14,7 @@ from vl.server.errors import ApiError
 
 T = TypeVar("T")
 SECONDS = 60.0  # for a whole body to come
+_DIGITS = 1000  # of a whole number; Python itself reads up to 4300
 _DRAINED = 256 * 2**20  # bytes of a body that is refused
 
 
@@ -35,16 +36,22 @@ async def read_body(request: Request, most: int) -> bytes:
     except TimeoutError:
         raise ApiError(408, f"the request did not come within {SECONDS:g} s") from None
     if size > most:
-        raise ApiError(413, f"the request is larger than the limit of {most / 2**20:g} MiB: send smaller images")
+        raise ApiError(
+            413, f"the request is larger than the limit of {most / 2**20:g} MiB: send less text, or smaller images"
+        )
     return b"".join(parts)
 
 
 def parse(body: bytes) -> dict[str, Any]:
     """The JSON object. Raises ApiError."""
     try:
-        found = json.loads(body, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the request is not JSON: {error or 'nested too deeply'}") from None
+        found = json.loads(body, parse_constant=_no_number, parse_int=_whole_number)
+    except RecursionError:
+        raise ApiError(400, "the request is not JSON that can be read: it is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ApiError(400, "the request is not JSON: it is not in UTF-8") from None
+    except ValueError as error:
+        raise ApiError(400, f"the request is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise ApiError(400, f"the request must be a JSON object, not {type(found).__name__}")
     return found
@@ -52,6 +59,12 @@ def parse(body: bytes) -> dict[str, Any]:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number there")
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits")
+    return int(digits)
 
 
 async def until_gone(request: Request, work: Awaitable[T]) -> T:

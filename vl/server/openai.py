@@ -112,6 +112,11 @@ class Sampled(ModelRequest):
     )
 
     @property
+    def limit_name(self) -> str:
+        """By which the request limits the tokens of an answer."""
+        return "max_tokens"
+
+    @property
     def new_tokens(self) -> int | None:
         """Tokens of an answer at most, if the request says so."""
         return self.max_tokens
@@ -182,6 +187,10 @@ class ChatRequest(Sampled):
     @property
     def likelihoods(self) -> dict[str, Any]:
         return {"logprobs": self.logprobs, "top_logprobs": self.top_logprobs}
+
+    @property
+    def limit_name(self) -> str:
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
     @property
     def new_tokens(self) -> int | None:

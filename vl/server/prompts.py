@@ -109,6 +109,9 @@ class Prompts:
     def _conversation(self, messages: list[Any], tools: Any, choice: Any) -> tuple[Inputs, bool]:
         """Inputs, and whether functions may be called."""
         check_details(messages)
+        for number, tool in enumerate(tools or (), 1):
+            if isinstance(tool, dict) and not _name_of(tool):
+                raise ApiError(400, f"tool {number} needs a name", param="tools")
         offered = None if choice == "none" else tools or None
         conversation = Conversation.of([_renamed(message) for message in messages], offered)
         conversation = with_images(conversation, self._config)
@@ -148,8 +151,9 @@ class Prompts:
     def _params(self, request: Sampled, prompt: int) -> SamplingParams:
         """How answers to a prompt of so many tokens are written."""
         config, wanted = self._config, request.new_tokens
-        if wanted is not None and wanted > config.max_new_tokens:
-            raise InputError(f"max_tokens must be at most {config.max_new_tokens:,} here, not {wanted:,}")
+        if wanted is not None and not 1 <= wanted <= config.max_new_tokens:
+            name = request.limit_name
+            raise ApiError(400, f"{name} must be 1 to {config.max_new_tokens:,} here, not {wanted:,}", param=name)
         left = config.max_tokens - prompt
         if left < (wanted or 1):
             raise InputError(

@@ -212,3 +212,9 @@ def test_without_the_library_the_extra_is_named(tiny_checkpoint: Path, monkeypat
     model = vl.load(tiny_checkpoint, device="cpu")
     with pytest.raises(vl.ConfigError, match=r"needs llguidance .*pip install 'minimax-vl\[serve\]'"):
         model.chat(MESSAGES, response_format=REGEX)
+
+
+def test_a_form_without_end_is_refused_without_the_librarys_insides(nano: vl.MiniMaxVL) -> None:
+    with pytest.raises(vl.InputError, match="response_format") as found:
+        nano.chat(MESSAGES, response_format=held_to({"$ref": "#"}), max_new_tokens=8)
+    assert "<state>" not in str(found.value)
