@@ -146,7 +146,7 @@ def test_batch_size_beyond_the_memory(red: Path, tiny_checkpoint: Path, capsys: 
         ("folder.jsonl", 3, "directory"),
         ("red.png/out.jsonl", 3, "cannot write"),
         ("x" * 300 + ".jsonl", 3, "name too long"),
-        ("nul\0.jsonl", 2, "null byte"),
+        ("nul\0.jsonl", 2, "NUL character"),
         ("/proc/nothing/out.jsonl", 3, "cannot write"),
         ("out.csv", 2, "JSON Lines"),
     ],

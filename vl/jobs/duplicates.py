@@ -27,11 +27,11 @@ def digest_of(content: bytes) -> str:
 
 
 def answer_key(row: Row) -> bytes | None:
-    """16 bytes that are equal for rows of equal images and prompts; None for one whose image was not read."""
-    digest = row.get("digest")
-    if digest is None:
+    """16 bytes that are equal for rows of equal images and prompts; None for one of which that is not known."""
+    digest, settings = row.get("digest"), row.get("settings")
+    if digest is None or settings is None:
         return None
-    if "template" not in row["settings"]:  # all rows have the same prompt
+    if "template" not in settings:  # all rows have the same prompt
         return bytes.fromhex(digest)
     prompt = row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"])
     return blake2b(f"{digest}{prompt}".encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -154,9 +154,9 @@ def test_what_a_failed_pass_had_allocated_is_let_go(model: vl.MiniMaxVL, monkeyp
     monkeypatch.setattr(Runner, "__call__", runner)
     requests = submit(model)
     finish(model, requests)
-    assert len(held) == 4  # all three together, then each by itself
+    assert len(held) > 3  # all three together, then by fewer tokens, then each by itself
     assert all(isinstance(request.error, vl.DeviceError) for request in requests)
-    assert [kept() for kept in held] == [None] * 4
+    assert [kept() for kept in held] == [None] * len(held)
 
 
 def test_the_thread_that_drives_a_failing_step_is_not_the_one_that_suffers(

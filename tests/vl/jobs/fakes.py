@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 
 from preprocessing import Inputs, LazyImage, Patcher, load_image
 from vl.engine import Generation, SamplingParams, Timings, Usage
 from vl.jobs import Tally, caption_images, expand_sources
+
+
+@contextmanager
+def s3_server() -> Iterator[Any]:
+    """The file system of an S3 server that holds nothing yet, and which this process' environment names."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        settings = {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}
+        for name, value in (settings | {"ENDPOINT_URL": f"http://{host}:{port}"}).items():
+            patch.setenv(f"AWS_{name}", value)
+        s3fs.S3FileSystem.clear_instance_cache()  # of a server that was here before
+        yield s3fs.S3FileSystem()
+    server.stop()
 
 
 class FakeProcessor:

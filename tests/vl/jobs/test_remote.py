@@ -15,7 +15,7 @@ import pytest
 from vl.errors import InputError
 from vl.jobs import caption_images, expand_sources, source_key
 
-from .fakes import FakeModel, read
+from .fakes import FakeModel, read, s3_server
 from .test_containers import make_shard, png, write_table
 
 pytest.importorskip("moto", reason="needs moto[server]")
@@ -24,18 +24,8 @@ pytest.importorskip("moto", reason="needs moto[server]")
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """An S3 server with a bucket of images, a shard and a table."""
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
     folder = tmp_path_factory.mktemp("upload")
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        settings = {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}
-        for name, value in (settings | {"ENDPOINT_URL": f"http://{host}:{port}"}).items():
-            patch.setenv(f"AWS_{name}", value)
-        fs = s3fs.S3FileSystem()
+    with s3_server() as fs:
         fs.mkdir("pics")
         for name in ("photos/2.png", "photos/deep/3.png", "photos/notes.txt"):
             fs.pipe(f"pics/{name}", png(int(Path(name).stem) if name.endswith(".png") else 1))
@@ -44,7 +34,6 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         for name in ("x.tar", "t.csv"):
             fs.put(str(folder / name), f"pics/{name}")
         yield fs
-    server.stop()
 
 
 @pytest.mark.usefixtures("bucket")

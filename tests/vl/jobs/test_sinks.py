@@ -21,7 +21,7 @@ from vl.jobs.parquet import Parquet
 from vl.jobs.partfolder import PartFolder
 from vl.jobs.parts import ERRORS
 
-from .fakes import FakeModel, run
+from .fakes import FakeModel, run, s3_server
 
 pytest.importorskip("moto", reason="needs moto[server]")
 
@@ -36,20 +36,9 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def s3() -> Iterator[Any]:
     """A server without parts; its file system."""
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        settings = {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}
-        for name, value in (settings | {"ENDPOINT_URL": f"http://{host}:{port}"}).items():
-            patch.setenv(f"AWS_{name}", value)
-        fs = s3fs.S3FileSystem()
+    with s3_server() as fs:
         fs.mkdir("out")
         yield fs
-    server.stop()
 
 
 def samples(folder: Path) -> list[dict[str, Any]]:
