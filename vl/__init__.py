@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vl.config import VLConfig
     from vl.engine import Generation, Reading, SamplingParams, Session, Timings, TokenLogprob, Usage
     from vl.errors import CheckpointError, ConfigError, DeviceError, Error, ImageError, InputError, TrainingError
+    from vl.jobs import caption_images
     from vl.loading import load
     from vl.model import DEFAULT_PROMPT, MiniMaxVL
 
@@ -42,6 +43,7 @@ __all__ = [
     "TrainingError",
     "Usage",
     "VLConfig",
+    "caption_images",
     "load",
 ]
 
@@ -58,6 +60,7 @@ _HOMES = {
         "InputError",
         "TrainingError",
     ),
+    "vl.jobs": ("caption_images",),
     "vl.loading": ("load",),
     "vl.model": ("DEFAULT_PROMPT", "MiniMaxVL"),
 }

@@ -2,9 +2,7 @@
 
 Example:
 
-    from vl.jobs import caption_images
-
-    tally = caption_images(vl.load(), ["archive/"], "captions.jsonl", prompt="What is in this picture?")
+    tally = vl.caption_images(vl.load(), ["archive/"], "captions.jsonl", prompt="What is in this picture?")
 """
 
 from vl.jobs.beside import Beside
