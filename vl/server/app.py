@@ -170,7 +170,8 @@ class Server:
             schema = {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}
             app.add_api_route(path, endpoint, methods=["POST"], openapi_extra={"requestBody": schema})
         for path, get in gets.items():
-            app.add_api_route(path, get, methods=["GET", "HEAD"])
+            app.add_api_route(path, get, methods=["GET"])
+            app.add_api_route(path, get, methods=["HEAD"], include_in_schema=False)
         for error in (ApiError, Error, ValidationError, HTTPException, ClientDisconnect, Exception):
             app.add_exception_handler(error, _explain)
         self._paths = frozenset((*posts, *gets, "/openapi.json"))
