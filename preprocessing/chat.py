@@ -26,6 +26,9 @@ functions are called as OpenAI writes it:
     {"role": "tool", "tool_call_id": "call_1", "content": "12:30"}
 
 or, older, an assistant's `function_call` and `{"role": "function", "name": "get_time", "content": "12:30"}`.
+
+What an assistant thought before its text is `"reasoning_content": "..."` beside its content. Models learn from it; it
+is not shown to them when they answer what comes after.
 """
 
 Tools: TypeAlias = Sequence[Mapping[str, Any]]
@@ -51,8 +54,8 @@ class Conversation:
 
     `messages`: each `{"role": str, "content": [{"type": "text", "text": str} | {"type": "image"}, ...]}`, never with
     two text parts in a row; an assistant's may have `tool_calls`, those of the roles function and tool have one text
-    part and `name`, others may have `name`. `images`: their sources, in the order of the image parts. `tools`:
-    descriptions of functions, as plain JSON.
+    part and `name`, others may have `name`; an assistant's may have `reasoning_content`. `images`: their sources, in
+    the order of the image parts. `tools`: descriptions of functions, as plain JSON.
     """
 
     messages: list[dict[str, Any]]
@@ -111,6 +114,9 @@ def _read_message(message: Any, where: str, images: list[ImageSource], called: d
         raise InputError(f"{where}: role must be one of {', '.join(ROLES)}, got {brief(role)}")
     _refuse_media(message, where)
     calls = read_tool_calls(message, where)
+    thought = message.get("reasoning_content")
+    if thought is not None and (role != "assistant" or not isinstance(thought, str)):
+        raise InputError(f"{where}: reasoning_content is text beside an assistant's content, not {brief(thought)}")
     if calls and role != "assistant":
         raise InputError(f"{where}: only an assistant's message has tool_calls, not the {role}'s")
     called.update({call["id"]: call["function"]["name"] for call in calls if "id" in call})
@@ -122,6 +128,8 @@ def _read_message(message: Any, where: str, images: list[ImageSource], called: d
     read: dict[str, Any] = {"role": str(role), "content": _read_content(content, where, images)}
     if calls:
         read["tool_calls"] = calls
+    if thought:
+        read["reasoning_content"] = well_formed(thought)
     for key in ("name", "tool_call_id"):
         if message.get(key) is not None:
             if not isinstance(message[key], str):

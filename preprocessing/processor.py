@@ -22,6 +22,7 @@ from preprocessing.images import load_image
 from preprocessing.kept import KeptImages, is_encoded
 from preprocessing.lazy import LazyImage, LazyTiles
 from preprocessing.patcher import Patcher
+from preprocessing.reasoning import Markers, find_markers
 from preprocessing.resize import available_cpus
 from preprocessing.sources import ImageSource
 from preprocessing.template import END_OF_TURN, ChatTemplate, read_json
@@ -169,6 +170,11 @@ class Processor:
             return [(text[len(begun) :], False)]
 
         return self._inputs(new, self._encode(whole, render))[0]
+
+    @property
+    def reasoning(self) -> Markers | None:
+        """The tokens between which this model thinks before it answers; None if it does not."""
+        return find_markers(self.tokenizer, self.template)
 
     def tool_calls(self, token_ids: Sequence[int]) -> list[ToolCall]:
         """The calls in what the model generated, which begin at the special token `<function_call>`."""

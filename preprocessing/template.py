@@ -113,9 +113,17 @@ class ChatTemplate:
         return cls(None, tokens)
 
     def render(
-        self, messages: Messages | Conversation, add_generation_prompt: bool = True, tools: Tools | None = None
+        self,
+        messages: Messages | Conversation,
+        add_generation_prompt: bool = True,
+        tools: Tools | None = None,
+        *,
+        preserve_thinking: bool = False,
     ) -> str:
         """The prompt text. With `add_generation_prompt`, it ends where the assistant's next words begin.
+
+        What the assistant thought before its words is left to the template, which may write it where
+        `preserve_thinking` says that it is to be there.
 
         A template that does not know `tool_calls` is given an assistant's calls as text, in the released model's form;
         one that knows only one of the roles function and tool is given that one.
@@ -125,8 +133,8 @@ class ChatTemplate:
                 the tools or what a function gave back.
         """
         conversation = Conversation.of(messages, tools)
-        text = self._render(conversation.messages, add_generation_prompt, conversation.tools)
-        self._check_nothing_left_out(conversation, text, add_generation_prompt)
+        text = self._render(conversation.messages, add_generation_prompt, conversation.tools, preserve_thinking)
+        self._check_nothing_left_out(conversation, text, add_generation_prompt, preserve_thinking)
         if not add_generation_prompt and "add_generation_prompt" not in self.source:
             # This template appends the generation prompt whatever is asked; of no messages, it is all there is.
             with suppress(InputError):
@@ -136,8 +144,8 @@ class ChatTemplate:
     def segments(self, messages: Messages | Conversation) -> list[tuple[str, bool]]:
         """The rendered conversation, cut into (text, whether the assistant is to learn to write it).
 
-        The assistant's text of each of its messages is marked, with the end-of-turn token after it. What comes before
-        is exactly the prompt that generation would see.
+        The assistant's text of each of its messages is marked, with what it thought before and the end-of-turn token
+        after it. What comes before is the prompt that generation would see, but for what was thought in earlier turns.
 
         Raises:
             InputError: if no message is the assistant's, or if this template does not write a conversation as its
@@ -145,7 +153,7 @@ class ChatTemplate:
         """
         conversation = Conversation.of(messages)
         end = self.special_tokens.get("eos_token", END_OF_TURN)
-        whole = self.render(conversation, add_generation_prompt=False)
+        whole = self.render(conversation, add_generation_prompt=False, preserve_thinking=True)
         segments: list[tuple[str, bool]] = []
         done = 0
         for i, message in enumerate(conversation.messages):
@@ -154,7 +162,16 @@ class ChatTemplate:
             if any(part["type"] != "text" for part in message["content"]):
                 raise InputError(f"message {i + 1}: an assistant message to learn from must be text only")
             answer = self._adapt(message)["content"][0]["text"] + end
-            prompt = self._render(conversation.messages[:i], True, conversation.tools)
+            prompt = self._render(conversation.messages[:i], True, conversation.tools, preserve_thinking=True)
+            thought = message.get("reasoning_content", "")
+            before, found, _ = whole[len(prompt) :].partition(answer)
+            if thought not in before or (thought and not found):
+                raise InputError(
+                    f"message {i + 1}: this checkpoint's chat template leaves out reasoning_content: take it out of "
+                    "the data, or use a template that writes it"
+                )
+            if thought:
+                answer = before + answer
             if not whole.startswith(prompt + answer) or len(prompt) < done:
                 raise InputError(
                     f"message {i + 1}: this chat template does not write it as the generation prompt, the text and "
@@ -179,12 +196,19 @@ class ChatTemplate:
         prompt = self.render(replace(conversation, messages=before))
         return [prompt, "".join(part["text"] for part in last["content"])]
 
-    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool, tools: list[dict[str, Any]]) -> str:
+    def _render(
+        self,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool,
+        tools: list[dict[str, Any]],
+        preserve_thinking: bool = False,
+    ) -> str:
         names = {
             "messages": [self._adapt(message) for message in messages],
             "tools": tools or None,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
+            "preserve_thinking": preserve_thinking,
         }
         # A template is a checkpoint's code: whatever it raises is a fault of the checkpoint or of the messages.
         try:
@@ -212,13 +236,13 @@ class ChatTemplate:
             return {**message, "content": [*content, {"type": "text", "text": last["text"] + written}]}
         return {**message, "content": [*content, last, {"type": "text", "text": written}]}
 
-    def _check_nothing_left_out(self, conversation: Conversation, text: str, add_generation_prompt: bool) -> None:
+    def _check_nothing_left_out(self, conversation: Conversation, text: str, *settings: bool) -> None:
         """What a template does not know it may pass over in silence: found by rendering without it."""
-        messages = conversation.messages
-        if conversation.tools and text == self._render(messages, add_generation_prompt, []):
+        messages, (prompt, thinking) = conversation.messages, settings
+        if conversation.tools and text == self._render(messages, prompt, [], thinking):
             raise InputError("this checkpoint's chat template takes no tools; leave them out, or use the default one")
         others = [message for message in messages if message["role"] not in RESULT_ROLES]
-        if 0 < len(others) < len(messages) and text == self._render(others, add_generation_prompt, conversation.tools):
+        if 0 < len(others) < len(messages) and text == self._render(others, prompt, conversation.tools, thinking):
             raise InputError(
                 "this checkpoint's chat template leaves out what functions gave back (messages of the role function "
                 "or tool); give it in a user's message, or use the default template"

@@ -35,6 +35,7 @@ from text_backbone.config import hybrid_layers
 from vl.checkpoint import write_weights
 from vl.config import read_config
 from vl.loading import patcher_of
+from vl.training.vocabulary import with_reasoning
 
 settings.register_profile("patient", deadline=None)  # how long an example takes is no matter of right or wrong
 settings.load_profile("patient")
@@ -143,3 +144,11 @@ def tiny_text_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tiny_checkpoint: Path) -> vl.MiniMaxVL:
     return vl.load(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def thinking_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> vl.MiniMaxVL:
+    """The tiny model with the tokens and the template of reasoning, saved with them and loaded again."""
+    model = vl.load(tiny_checkpoint, device="cpu")
+    model.processor = with_reasoning(model.processor, model.config.text.vocab_size)
+    return vl.load(model.save(tmp_path_factory.mktemp("thinks")), device="cpu")

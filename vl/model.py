@@ -229,7 +229,8 @@ class MiniMaxVL(nn.Module):
         requests = [request for row in answers for request in row]
         results = self.engine.run(requests, progress)
         for result in results:
-            result.tool_calls = self.processor.tool_calls(result.token_ids)
+            said = result.token_ids[result.usage.reasoning_tokens :]
+            result.tool_calls = self.processor.tool_calls(said)
         return results
 
     def _prepare(self, item: Messages | Inputs, tools: Tools | None) -> tuple[Inputs, Timings]:

@@ -82,6 +82,7 @@ def test_one_question(
         "image_tokens": expected.usage.image_tokens,
         "completion_tokens": 5,
         "cached_tokens": 0,
+        "reasoning_tokens": 0,
     }
     assert set(told["timings"]) == {"preprocess", "vision", "prefill", "decode"}
 

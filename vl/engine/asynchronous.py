@@ -38,7 +38,7 @@ class Delta:
     """What a request has got since the last one.
 
     Attributes:
-        text: may lag behind the tokens.
+        text: may lag behind the tokens. `reasoning`: text of what was thought before the answer.
         logprobs: of the tokens, if they were asked for.
         done: it is the last one.
     """
@@ -47,16 +47,18 @@ class Delta:
     token_ids: list[int]
     logprobs: list[TokenLogprob]
     done: bool
+    reasoning: str = ""
 
 
 @dataclass(eq=False)
 class _Waiter:
-    """Who waits for a request, and how many of its tokens they were told of."""
+    """Who waits for a request, and how many of its tokens, and characters of what it thought, they were told of."""
 
     request: Request
     loop: asyncio.AbstractEventLoop
     deltas: asyncio.Queue[Delta] = field(default_factory=asyncio.Queue)
     told: int = 0
+    told_reasoning: int = 0
 
     def take(self) -> Delta | None:
         """What is new; None if nothing is. Another thread may be in a step: that it is done is looked at first."""
@@ -65,7 +67,9 @@ class _Waiter:
         logprobs = request.logprobs[self.told : self.told + len(ids)]
         self.told += len(ids)
         text = "".join(pieces.popleft() for _ in range(len(pieces)))
-        return Delta(text, ids, logprobs, done) if text or ids or done else None
+        reasoning = request.reasoning[self.told_reasoning :]
+        self.told_reasoning += len(reasoning)
+        return Delta(text, ids, logprobs, done, reasoning) if text or ids or done else None
 
 
 class AsyncEngine:

@@ -101,6 +101,7 @@ class Engine(Keeping):
             timings=timings or Timings(),
             after=after,
             hold=hold,
+            markers=self.model.processor.reasoning,
             form=None if params.response_format is None else self._forms.form(params.response_format),
         )
         if after is None and not hold:

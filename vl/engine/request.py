@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from preprocessing.reasoning import Markers
 from vl.engine.driven import TextStream
 from vl.engine.keys import Keys
 from vl.engine.params import SamplingParams
@@ -63,6 +64,8 @@ class Request(Sequenced):
         key: of its sampling noise.
         features: `[tokens, hidden]` of those of its images, by number, of which some token is yet to be read.
         watches: what the vision encoder's work for it took, in seconds; to be asked when that work is known to be done.
+        markers: of what it may think before it answers, if the model does.
+        reasoning: what was thought, which is no part of `text`. `reasoning_tokens`: in it, its markers included.
         token_ids, text: all that was generated. `pieces`: text not yet taken by a consumer. `logprobs`: one for each
             token, if they were asked for.
         finish_reason, error: how it ended; None while it has not.
@@ -86,6 +89,9 @@ class Request(Sequenced):
     error: BaseException | None = None
     form: Form | None = None
     index: int = 0
+    markers: Markers | None = None
+    reasoning: str = ""
+    reasoning_tokens: int = 0
     hold: bool = False
     held: Held | None = None
 
@@ -93,6 +99,7 @@ class Request(Sequenced):
         self._scanner = StopScanner(self.params.stops)
         self._keys = Keys(self.prompt, self.known_ids)
         self._since = 0.0
+        self._thinking = False
 
     @property
     def done(self) -> bool:
@@ -110,7 +117,12 @@ class Request(Sequenced):
     @property
     def usage(self) -> Usage:
         cached = self.cached_tokens or 0
-        return Usage(self.prompt_tokens, len(self.prompt.places), len(self.token_ids), cached)
+        return Usage(self.prompt_tokens, len(self.prompt.places), len(self.token_ids), cached, self.reasoning_tokens)
+
+    @property
+    def said_ids(self) -> list[int]:
+        """What was generated after what was thought."""
+        return self.token_ids[self.reasoning_tokens :]
 
     def key_at(self, tokens: int) -> bytes:
         return self._keys.at(tokens)
@@ -134,17 +146,42 @@ class Request(Sequenced):
         self.written += 1
         self.token_ids.append(token_id)
         if token_id in end_ids:
-            self._finish("stop", self.stream.flush())
+            self._finish("stop")
             return
-        piece, stopped = self._scanner.push(self.stream.push(token_id))
+        if not self._thinks(token_id):
+            self._say(self.stream.push(token_id))
+        if not self.finish_reason and len(self.token_ids) == self.params.max_new_tokens:
+            self._finish("length")
+
+    def _thinks(self, token_id: int) -> bool:
+        """Whether this token is thought, not said: from the first marker, which nothing precedes, to the second."""
+        if self.markers is None or not (self._thinking or (token_id == self.markers.open and len(self.token_ids) == 1)):
+            return False
+        self.reasoning_tokens += 1
+        if token_id == self.markers.close:
+            self._end_thinking()
+        elif self._thinking:
+            self.reasoning += self.stream.push(token_id)
+        else:
+            self._thinking = True
+        return True
+
+    def _end_thinking(self) -> None:
+        self.reasoning += self.stream.flush()
+        self._thinking = False
+
+    def _say(self, text: str) -> None:
+        """Takes more of the answer, which a stop string ends."""
+        piece, stopped = self._scanner.push(text)
         self._emit(piece)
         if stopped:
             self.finish_reason = "stop"
-        elif len(self.token_ids) == self.params.max_new_tokens:
-            self._finish("length", self.stream.flush())
 
-    def _finish(self, reason: FinishReason, tail: str) -> None:
+    def _finish(self, reason: FinishReason) -> None:
         """The last characters were held back: by the detokeniser, then by the scanner."""
+        if self._thinking:
+            self._end_thinking()
+        tail = self.stream.flush()
         piece, stopped = self._scanner.push(tail)
         self._emit(piece if stopped else piece + self._scanner.flush())
         self.finish_reason = "stop" if stopped else reason
@@ -168,4 +205,5 @@ class Request(Sequenced):
             self.timings,
             logprobs=logprobs,
             index=self.index,
+            reasoning=self.reasoning,
         )

@@ -16,13 +16,15 @@ class Usage:
     """Token counts.
 
     `image_tokens` are part of `prompt_tokens`; `completion_tokens` counts the end token. `cached_tokens` are the part
-    of the prompt that was not read, because an earlier one began the same way.
+    of the prompt that was not read, because an earlier one began the same way. `reasoning_tokens` are the part of the
+    completion up to the token that ends what was thought.
     """
 
     prompt_tokens: int
     image_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass
@@ -70,10 +72,12 @@ class TokenLogprob:
 class Generation:
     """A finished continuation.
 
-    `text` leaves out special tokens and whatever follows a stop string; `token_ids` is all that was generated, the end
-    token included. `finish_reason` is "stop" (end token or stop string) or "length" (`max_new_tokens`). `tool_calls`
-    are the calls of functions in it, which `text` has too, without the special token before them. `logprobs` has one
-    entry for each of `token_ids`, if they were asked for. `index`: which of a conversation's `n` answers it is.
+    `text` leaves out special tokens and whatever follows a stop string; `reasoning` is what a model that thinks before
+    it answers wrote between its tokens for that, which `text` has nothing of. `token_ids` is all that was generated,
+    the end token included. `finish_reason` is "stop" (end token or stop string) or "length" (`max_new_tokens`).
+    `tool_calls` are the calls of functions in it, which `text` has too, without the special token before them.
+    `logprobs` has one entry for each of `token_ids`, if they were asked for. `index`: which of a conversation's `n`
+    answers it is.
     """
 
     text: str
@@ -84,3 +88,4 @@ class Generation:
     tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] | None = None
     index: int = 0
+    reasoning: str = ""

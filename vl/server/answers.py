@@ -77,6 +77,7 @@ def usage_of(requests: Iterable[Request], answers: int = 1) -> dict[str, Any]:
             "cached_tokens": sum(u.cached_tokens for u in prompts),
             "image_tokens": sum(u.image_tokens for u in prompts),
         },
+        "completion_tokens_details": {"reasoning_tokens": sum(u.reasoning_tokens for u in usages)},
     }
 
 
@@ -112,11 +113,11 @@ class Choice:
     def end(self) -> tuple[str, list[dict[str, Any]], str]:
         """The content that `take` has not given, the calls, and why the answer ended."""
         request = self.request
-        content, calls = request.text, []
-        if self._calling or self._token in request.token_ids:
-            calls = [_call(call) for call in self._processor.tool_calls([*self._begun, *request.token_ids])]
+        content, calls, said = request.text, [], request.said_ids
+        if self._calling or self._token in said:
+            calls = [_call(call) for call in self._processor.tool_calls([*self._begun, *said])]
         if calls:
-            ids = [] if self._begun else request.token_ids[: request.token_ids.index(self._token or 0)]
+            ids = [] if self._begun else said[: said.index(self._token or 0)]
             content = self._processor.tokenizer.decode(ids)
         reason = "tool_calls" if calls and request.finish_reason == "stop" else str(request.finish_reason)
         return content[len(self._sent) :] if content.startswith(self._sent) else "", calls, reason

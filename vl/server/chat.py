@@ -47,6 +47,8 @@ class ChatAnswer:
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if calls:
             message |= {"content": content or None, "tool_calls": calls}
+        if choice.request.reasoning:
+            message["reasoning_content"] = choice.request.reasoning
         logprobs = self._logprobs(choice.request.logprobs)
         return {"index": number, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
@@ -61,8 +63,11 @@ class ChatAnswer:
                     begun.add(number)
                     yield self._chunk(number, {"role": "assistant", "content": ""}) | usage
                 logprobs = self._logprobs(delta.logprobs) if delta.logprobs else None
-                if (text := choice.take(delta)) or logprobs:
-                    yield self._chunk(number, {"content": text}, logprobs=logprobs) | usage
+                said = {"reasoning_content": delta.reasoning} if delta.reasoning else {}
+                if (text := choice.take(delta)) or (logprobs and not said):
+                    said["content"] = text
+                if said:
+                    yield self._chunk(number, said, logprobs=logprobs) | usage
                 if delta.done:
                     rest, calls, reason = choice.end()
                     if rest:

@@ -12,6 +12,7 @@ from vl.loading import load_folder, patcher_of
 from vl.model import MiniMaxVL
 from vl.training.config import TrainConfig
 from vl.training.init import initialise
+from vl.training.vocabulary import with_reasoning
 
 
 def build_model(config: TrainConfig, device: torch.device) -> MiniMaxVL:
@@ -38,13 +39,22 @@ def build_model(config: TrainConfig, device: torch.device) -> MiniMaxVL:
             raise ConfigError(f"the checkpoint {config.run.init} is not of the shape in [{table}]: drop that table")
     config.parallel.check_model(shape.text)
     # One thread to an image: the data loader's workers already take every CPU.
-    return load_folder(
+    model = load_folder(
         folder, shape, name=config.run.init, device=device, dtype=getattr(torch, config.run.dtype), threads=1
     )
+    model.processor = _for_source(config, model.processor, shape.text.vocab_size)
+    return model
 
 
 def build_processor(config: TrainConfig) -> Processor:
     """The processor of a new model: the data source's tokenizer, the default template, the config's resolutions."""
     shape = config.model
     tokenizer = Tokenizer(config.data.open_source().train_tokenizer(shape.text.vocab_size))
-    return Processor(tokenizer, ChatTemplate(None), patcher_of(shape, 1))
+    processor = Processor(tokenizer, ChatTemplate(None), patcher_of(shape, 1))
+    return _for_source(config, processor, shape.text.vocab_size)
+
+
+def _for_source(config: TrainConfig, processor: Processor, room: int) -> Processor:
+    """A processor that can write all that the config's source makes."""
+    reasons = not config.data.files and getattr(config.data.open_source(), "reasons", False)
+    return with_reasoning(processor, room) if reasons else processor

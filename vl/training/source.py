@@ -34,6 +34,9 @@ class DataSource(Protocol):
     Attributes:
         kinds: of conversations that it makes.
         classes: of patches, the background among them; 0 for a source of text alone.
+
+    A source may have `reasons`: whether assistants' messages have `reasoning_content`, so that a model without them is
+    given the tokens and the template for it.
     """
 
     kinds: tuple[str, ...]

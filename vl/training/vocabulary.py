@@ -1,11 +1,18 @@
-"""Byte-level BPE vocabularies, as the tokenizers of small models are trained."""
+"""Byte-level BPE vocabularies, as the tokenizers of small models are trained, and as they are given more tokens."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from preprocessing import DEFAULT_TEMPLATE, ChatTemplate, Processor
+from preprocessing import Tokenizer as ProcessorTokenizer
+from preprocessing.reasoning import CLOSE, OPEN, REASONING_TEMPLATE
+from vl.errors import ConfigError
 from vl.training.config import SPECIAL_TOKENS
 
 
@@ -28,3 +35,50 @@ def train_bpe(corpus: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(corpus, trainer)
     return tokenizer
+
+
+def with_reasoning(processor: Processor, room: int) -> Processor:
+    """The processor of a model that is to think before it answers: it has the tokens and the template for that.
+
+    The two tokens take entries that the embedding has beyond the vocabulary or, without such, the places of the last
+    two entries of which no others are made: what those spelt is written in smaller parts.
+
+    Args:
+        processor: of the model as it was; one that has all this already is returned as it is.
+        room: entries that the model's embedding has.
+
+    Raises:
+        ConfigError: for a chat template that is not the released format, or a vocabulary that is not BPE.
+    """
+    if processor.reasoning is not None:
+        return processor
+    if processor.template.source != DEFAULT_TEMPLATE:
+        raise ConfigError(
+            "this model's own chat template writes no reasoning_content, and there is some to learn: start from a "
+            "model whose template is the released format or writes it"
+        )
+    described = json.loads(processor.tokenizer.backend.to_str())
+    if described["model"]["type"] != "BPE":
+        raise ConfigError(f"{OPEN} and {CLOSE} can be added to BPE vocabularies, not {described['model']['type']}")
+    known = len(processor.tokenizer)
+    places = (known, known + 1) if known + 2 <= room else _give_up_two(described)
+    plainly = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    for token, place in zip((OPEN, CLOSE), places, strict=True):
+        described["model"]["vocab"][token] = place
+        described["added_tokens"].append({"id": place, "content": token, "special": True, **plainly})
+    tokenizer = ProcessorTokenizer(Tokenizer.from_str(json.dumps(described)))
+    template = ChatTemplate(REASONING_TEMPLATE, processor.template.special_tokens)
+    return replace(processor, tokenizer=tokenizer, template=template)
+
+
+def _give_up_two(described: dict[str, Any]) -> tuple[int, int]:
+    """Takes two entries, and the merges that make them, out of a described tokenizer; returns their ids."""
+    model, added = described["model"], {token["content"] for token in described["added_tokens"]}
+    parts = {part for merge in model["merges"] for part in merge}
+    made = {"".join(merge) for merge in model["merges"]} - parts - added
+    last = sorted(made & model["vocab"].keys(), key=lambda entry: model["vocab"][entry])[-2:]
+    if len(last) < 2:
+        raise ConfigError(f"no two entries of the vocabulary can be given up for {OPEN} and {CLOSE}")
+    model["merges"] = [merge for merge in model["merges"] if "".join(merge) not in last]
+    first, second = (model["vocab"].pop(entry) for entry in last)
+    return first, second

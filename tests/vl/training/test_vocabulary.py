@@ -1,0 +1,55 @@
+"""Vocabularies are given the tokens of reasoning without a change to any other entry in use."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
+
+import vl
+from preprocessing import ChatTemplate, Processor, Tokenizer
+from vl.training.vocabulary import with_reasoning
+
+NANO = Processor(Tokenizer.load(Path(vl.__file__).parent / "pretrained" / "nano"), ChatTemplate(None), None)
+ROOM = len(NANO.tokenizer)
+THINKS = with_reasoning(NANO, ROOM)
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+def test_texts_are_written_as_before_but_for_two_entries(text: str) -> None:
+    before, after = NANO.tokenizer.encode(text), THINKS.tokenizer.encode_plain(text)
+    assert THINKS.tokenizer.decode(after) == NANO.tokenizer.decode(before)
+    given_up = set(THINKS.reasoning or ())
+    if given_up.isdisjoint(before):
+        assert after == before
+
+
+def test_they_take_the_places_of_two_entries_of_which_nothing_is_made() -> None:
+    assert len(THINKS.tokenizer) == ROOM
+    assert THINKS.reasoning == (ROOM - 2, ROOM - 1)
+    spelt = [NANO.tokenizer.decode([token]) for token in THINKS.reasoning or ()]
+    for word in spelt:
+        assert THINKS.tokenizer.decode(THINKS.tokenizer.encode(word)) == word
+    assert with_reasoning(THINKS, ROOM) is THINKS
+
+
+def test_they_follow_the_vocabulary_where_the_embedding_has_room() -> None:
+    thinks = with_reasoning(NANO, ROOM + 2)
+    assert thinks.reasoning == (ROOM, ROOM + 1)
+    assert thinks.tokenizer.encode("rename the monkey") == NANO.tokenizer.encode("rename the monkey")
+
+
+def test_what_cannot_be_given_them_says_so(tmp_path: Path) -> None:
+    with pytest.raises(vl.ConfigError, match="own chat template writes no reasoning_content"):
+        with_reasoning(replace(NANO, template=ChatTemplate("{{ messages }}")), ROOM)
+    words = Tokenizer(Backend(models.WordLevel({"a": 0, "b": 1}, unk_token="a")))
+    with pytest.raises(vl.ConfigError, match="BPE vocabularies, not WordLevel"):
+        with_reasoning(replace(NANO, tokenizer=words), 2)
+    letters = Tokenizer(Backend(models.BPE({"a": 0, "b": 1}, [])))
+    with pytest.raises(vl.ConfigError, match="no two entries"):
+        with_reasoning(replace(NANO, tokenizer=letters), 2)
