@@ -40,8 +40,12 @@ CHANGED = "the model has changed since"
 
 
 class Cache(Memory, Pages, Protocol):
-    """What the requests' slots and pages are taken from. `pages`: all of them; `nbytes`: memory that it takes here."""
+    """What the requests' slots and pages are taken from. `slots`, `pages`: all of them; `nbytes`: memory taken here."""
 
+    @property
+    def slots(self) -> int: ...
+    @property
+    def free_slots(self) -> int: ...
     @property
     def pages(self) -> int: ...
     @property

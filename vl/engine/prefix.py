@@ -130,6 +130,11 @@ class Prefixes:
         return len(self._kept)
 
     @property
+    def places(self) -> int:
+        """How many can be kept."""
+        return self._most
+
+    @property
     def free_places(self) -> int:
         return len(self._places)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -22,6 +22,7 @@ class Metrics:
     def __init__(self, engine: Engine) -> None:
         self._registry = registry = CollectorRegistry()
         registry.register(_OfTheEngine(engine))
+        ProcessCollector(registry=registry)  # memory, files and processor time of this process, where there is /proc
         self._http = Counter("vl_http_requests", "HTTP answers.", ["path", "status"], registry=registry)
         self._prompt = Counter("vl_prompt_tokens", "Tokens of prompts, those of images too.", registry=registry)
         self._images = Counter("vl_image_tokens", "Tokens of prompts that are images'.", registry=registry)
@@ -91,11 +92,13 @@ class _OfTheEngine(Collector):
         runner = engine.runner  # another thread may replace it
         if runner is not None:
             cache = runner.cache
-            pages = GaugeMetricFamily("vl_cache_pages", "Pages of the KV cache.", labels=["state"])
+            yield _shares("vl_cache_slots", "Slots of the cache.", cache.slots, free=cache.free_slots)
             free, kept = cache.free_pages, cache.idle_pages
-            for state, count in (("used", cache.pages - free - kept), ("kept", kept), ("free", free)):
-                pages.add_metric([state], count)
-            yield pages
+            yield _shares("vl_cache_pages", "Pages of the KV cache.", cache.pages, kept=kept, free=free)
+        prefixes = engine.prefixes
+        if prefixes is not None:
+            free, kept = prefixes.free_places, len(prefixes)
+            yield _shares("vl_cache_snapshots", "Kept states of prompts.", prefixes.places, kept=kept, free=free)
         yield CounterMetricFamily("vl_prefix_hits", "Prompts whose beginning was kept.", counts.hits)
         misses = CounterMetricFamily("vl_prefix_misses", "Prompts read from their first token on.", labels=["cause"])
         for cause, count in sorted(counts.misses.items()):
@@ -107,3 +110,12 @@ class _OfTheEngine(Collector):
         for found, count in zip(("hit", "miss"), engine.image_counts, strict=True):
             images.add_metric([found], count)
         yield images
+
+
+def _shares(name: str, what: str, all_of_them: int, **states: int) -> Metric:
+    """How many are in which state; the rest of them are used."""
+    family = GaugeMetricFamily(name, what, labels=["state"])
+    family.add_metric(["used"], all_of_them - sum(states.values()))
+    for state, count in states.items():
+        family.add_metric([state], count)
+    return family

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -94,11 +95,18 @@ def test_models_and_metrics(client: TestClient) -> None:
     assert "vl_time_to_first_token_seconds_count 1.0" in lines
     assert "vl_inter_token_seconds_count 4.0" in lines
     assert 'vl_answers_total{reason="length"} 1.0' in lines
+    assert 'vl_cache_slots{state="used"} 0.0' in lines
+    assert 'vl_cache_slots{state="free"} 4.0' in lines
+    for what in ("pages", "snapshots"):
+        found = {line.split()[0]: float(line.split()[1]) for line in lines if line.startswith(f"vl_cache_{what}")}
+        assert found[f'vl_cache_{what}{{state="used"}}'] == 0
+        assert found[f'vl_cache_{what}{{state="kept"}}'] >= 1
     names = (
         "vl_requests_running",
         "vl_requests_waiting",
         "vl_prefix_hits_total",
         "vl_prefix_misses_total",
         "vl_images",
+        *(("process_resident_memory_bytes",) if sys.platform == "linux" else ()),
     )
     assert all(any(line.startswith(name) for line in lines) for name in names)
