@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -10,9 +11,10 @@ import pytest
 import vl
 from preprocessing.chat import Conversation
 from preprocessing.images import load_image
-from vl.engine import SamplingParams
+from vl.engine import Engine, SamplingParams
 
 Reply = Callable[[Conversation], str]
+Left = Callable[[vl.MiniMaxVL], dict[str, int]]
 
 
 @dataclass
@@ -84,3 +86,45 @@ class Parrot:
 @pytest.fixture
 def parrot() -> Callable[[Reply], Any]:
     return Parrot
+
+
+def _left_in(model: vl.MiniMaxVL) -> dict[str, int]:
+    engine = model.engine
+    assert isinstance(engine, Engine)
+    scheduler, runner, prefixes = engine.scheduler, engine.runner, engine.prefixes
+    found = {
+        "waiting": len(scheduler.waiting),
+        "running": len(scheduler.running),
+        "doing less than could be": int(scheduler.shrunk),
+    }
+    if runner is not None and prefixes is not None:
+        cache, kept = runner.cache, list(prefixes._kept.values())
+        held = {page for each in prefixes.held for page in each.pages}
+        idle = {page for each in kept for page in each.pages} - held
+        found |= {
+            "slots": cache.slots - cache.free_slots,
+            "pages": cache.pages - cache.free_pages - cache.idle_pages - len(held),
+            "idle pages of nothing that is kept": cache.idle_pages - len(idle),
+            "places": prefixes._most - len(prefixes) - prefixes.free_places,
+            "places that are taken twice": len(kept) - len({each.place for each in kept}),
+        }
+    return {name: count for name, count in found.items() if count}
+
+
+@pytest.fixture(scope="session")
+def left_in() -> Left:
+    """What a model's engine still has of requests: nothing, once all have ended. Sessions and what is kept may stay."""
+    return _left_in
+
+
+@pytest.fixture(scope="session")
+def until_idle() -> Callable[[vl.MiniMaxVL], None]:
+    """Returns once nothing is left in a model's engine; ends the test if that does not come."""
+
+    def wait(model: vl.MiniMaxVL) -> None:
+        deadline = time.monotonic() + 20
+        while found := _left_in(model):
+            assert time.monotonic() < deadline, found
+            time.sleep(0.01)
+
+    return wait

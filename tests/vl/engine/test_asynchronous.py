@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -47,25 +47,13 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(work, 60))
 
 
-async def until_idle(model: vl.MiniMaxVL) -> None:
-    """Returns once nothing waits, runs or has pages; ends the test if that does not come."""
-    engine = model.engine
-    assert isinstance(engine, Engine)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        cache = engine.runner.cache if engine.runner else None
-        free = cache is None or (cache.free_slots, cache.free_pages + cache.idle_pages) == (cache.slots, cache.pages)
-        if free and not engine.scheduler.waiting and not engine.scheduler.running:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("something is left in the engine")
-
-
 async def streamed(engine: AsyncEngine, inputs: Inputs, params: SamplingParams) -> str:
     return "".join([piece async for piece in engine.stream(inputs, params)])
 
 
-def test_answers_are_those_of_the_model(model: vl.MiniMaxVL, asked: list[Inputs], expected: list[str]) -> None:
+def test_answers_are_those_of_the_model(
+    model: vl.MiniMaxVL, asked: list[Inputs], expected: list[str], until_idle: Callable[..., None]
+) -> None:
     async def work() -> None:
         async with AsyncEngine(model.engine) as engine:
             texts = await asyncio.gather(*(streamed(engine, inputs, PARAMS) for inputs in asked * 3))
@@ -73,7 +61,7 @@ def test_answers_are_those_of_the_model(model: vl.MiniMaxVL, asked: list[Inputs]
             answers = await asyncio.gather(*(engine.generate(inputs, PARAMS) for inputs in asked))
             assert [answer.text for answer in answers] == expected
             assert all(answer.usage.completion_tokens == len(answer.token_ids) for answer in answers)
-        await until_idle(model)
+        await asyncio.to_thread(until_idle, model)
 
     run(work())
 
@@ -91,7 +79,9 @@ def test_deltas_make_up_the_answer(model: vl.MiniMaxVL, asked: list[Inputs]) -> 
     run(work())
 
 
-def test_a_cancelled_task_frees_what_it_had(model: vl.MiniMaxVL, asked: list[Inputs], expected: list[str]) -> None:
+def test_a_cancelled_task_frees_what_it_had(
+    model: vl.MiniMaxVL, asked: list[Inputs], expected: list[str], until_idle: Callable[..., None]
+) -> None:
     async def work() -> None:
         async with AsyncEngine(model.engine) as engine:
             tasks = [asyncio.create_task(engine.generate(asked[0], ENDLESS)) for _ in range(5)]  # two of them wait
@@ -103,23 +93,27 @@ def test_a_cancelled_task_frees_what_it_had(model: vl.MiniMaxVL, asked: list[Inp
                 isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(*tasks, return_exceptions=True)
             )
             assert (await other).text == expected[1]
-            await until_idle(model)
+            await asyncio.to_thread(until_idle, model)
 
     run(work())
 
 
-def test_an_iterator_that_is_closed_frees_what_it_had(model: vl.MiniMaxVL, asked: list[Inputs]) -> None:
+def test_an_iterator_that_is_closed_frees_what_it_had(
+    model: vl.MiniMaxVL, asked: list[Inputs], until_idle: Callable[..., None]
+) -> None:
     async def work() -> None:
         async with AsyncEngine(model.engine) as engine:
             async with aclosing(engine.stream(asked[0], ENDLESS)) as pieces:
                 async for _ in pieces:
                     break
-            await until_idle(model)
+            await asyncio.to_thread(until_idle, model)
 
     run(work())
 
 
-def test_a_loop_that_ends_leaves_nothing(model: vl.MiniMaxVL, asked: list[Inputs]) -> None:
+def test_a_loop_that_ends_leaves_nothing(
+    model: vl.MiniMaxVL, asked: list[Inputs], until_idle: Callable[..., None]
+) -> None:
     engine = AsyncEngine(model.engine)
 
     async def leave() -> None:
@@ -130,12 +124,16 @@ def test_a_loop_that_ends_leaves_nothing(model: vl.MiniMaxVL, asked: list[Inputs
     loop = asyncio.new_event_loop()
     loop.run_until_complete(leave())
     loop.close()  # without a word to whoever waits on it
-    run(until_idle(model))
+    until_idle(model)
     run(engine.close())
 
 
 def test_what_fails_is_told_to_its_own_caller(
-    model: vl.MiniMaxVL, asked: list[Inputs], expected: list[str], monkeypatch: pytest.MonkeyPatch
+    model: vl.MiniMaxVL,
+    asked: list[Inputs],
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    until_idle: Callable[..., None],
 ) -> None:
     call = Runner.__call__
 
@@ -149,7 +147,7 @@ def test_what_fails_is_told_to_its_own_caller(
             ends = await asyncio.gather(*(engine.generate(inputs, PARAMS) for inputs in asked), return_exceptions=True)
             assert isinstance(ends[1], ValueError)
             assert [ends[0].text, ends[2].text] == expected[::2]
-            await until_idle(model)
+            await asyncio.to_thread(until_idle, model)
 
     assert len({len(inputs) for inputs in asked}) == 3
     monkeypatch.setattr(Runner, "__call__", runner)
@@ -157,7 +155,11 @@ def test_what_fails_is_told_to_its_own_caller(
 
 
 def test_a_step_that_cannot_run_ends_everybody_with_its_cause(
-    model: vl.MiniMaxVL, asked: list[Inputs], expected: list[str], monkeypatch: pytest.MonkeyPatch
+    model: vl.MiniMaxVL,
+    asked: list[Inputs],
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    until_idle: Callable[..., None],
 ) -> None:
     def broken() -> Any:
         raise RuntimeError("the scheduler is broken")
@@ -171,7 +173,7 @@ def test_a_step_that_cannot_run_ends_everybody_with_its_cause(
                     *(engine.generate(inputs, PARAMS) for inputs in asked), return_exceptions=True
                 )
             assert [str(end) for end in ends] == ["the scheduler is broken"] * 3
-            await until_idle(model)
+            await asyncio.to_thread(until_idle, model)
             assert (await engine.generate(asked[0], PARAMS)).text == expected[0]
 
     run(work())
@@ -179,19 +181,19 @@ def test_a_step_that_cannot_run_ends_everybody_with_its_cause(
 
 @pytest.mark.parametrize("sampling", [{"max_new_tokens": 10**15}])
 def test_what_cannot_be_held_is_refused_before_it_is_queued(
-    model: vl.MiniMaxVL, asked: list[Inputs], sampling: dict[str, Any]
+    model: vl.MiniMaxVL, asked: list[Inputs], sampling: dict[str, Any], until_idle: Callable[..., None]
 ) -> None:
     async def work() -> None:
         async with AsyncEngine(model.engine) as engine:
             with pytest.raises(vl.InputError, match="max_new_tokens"):
                 await engine.generate(asked[0], SamplingParams(**sampling))
-            await until_idle(model)
+            await asyncio.to_thread(until_idle, model)
 
     run(work())
 
 
 def test_the_loop_does_not_wait_for_a_step(
-    model: vl.MiniMaxVL, asked: list[Inputs], monkeypatch: pytest.MonkeyPatch
+    model: vl.MiniMaxVL, asked: list[Inputs], monkeypatch: pytest.MonkeyPatch, until_idle: Callable[..., None]
 ) -> None:
     call = Runner.__call__
 
@@ -214,13 +216,15 @@ def test_the_loop_does_not_wait_for_a_step(
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             assert time.monotonic() - start < 0.25
-            await until_idle(model)
+            await asyncio.to_thread(until_idle, model)
 
     monkeypatch.setattr(Runner, "__call__", slow)
     run(work())
 
 
-def test_loops_and_threads_share_an_engine(model: vl.MiniMaxVL, asked: list[Inputs], expected: list[str]) -> None:
+def test_loops_and_threads_share_an_engine(
+    model: vl.MiniMaxVL, asked: list[Inputs], expected: list[str], until_idle: Callable[..., None]
+) -> None:
     engine = AsyncEngine(model.engine)
     found: list[tuple[int, str]] = []
 
@@ -239,11 +243,11 @@ def test_loops_and_threads_share_an_engine(model: vl.MiniMaxVL, asked: list[Inpu
     for thread in threads:
         thread.join(60)
     assert sorted(found) == sorted((i, expected[i]) for i in range(3) for _ in range(6))
-    run(until_idle(model))
+    until_idle(model)
     run(engine.close())
 
 
-def test_a_closed_engine_says_so(model: vl.MiniMaxVL, asked: list[Inputs]) -> None:
+def test_a_closed_engine_says_so(model: vl.MiniMaxVL, asked: list[Inputs], until_idle: Callable[..., None]) -> None:
     async def work() -> None:
         engine = AsyncEngine(model.engine)
         task = asyncio.create_task(engine.generate(asked[0], ENDLESS))
@@ -253,7 +257,7 @@ def test_a_closed_engine_says_so(model: vl.MiniMaxVL, asked: list[Inputs]) -> No
             with pytest.raises(vl.DeviceError, match="closed"):
                 await waiting
         await engine.close()
-        await until_idle(model)
+        await asyncio.to_thread(until_idle, model)
 
     run(work())
 
@@ -278,9 +282,13 @@ plans = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 4), st.none() | st.
 
 
 @settings(max_examples=15, deadline=None)
-@given(plans)
+@given(plan=plans)
 def test_any_interleaving_gives_each_what_it_gets_alone(
-    model: vl.MiniMaxVL, asked: list[Inputs], expected: list[str], plan: list[tuple[int, int, int | None]]
+    model: vl.MiniMaxVL,
+    asked: list[Inputs],
+    expected: list[str],
+    plan: list[tuple[int, int, int | None]],
+    until_idle: Callable[..., None],
 ) -> None:
     """Of each request: which question, turns of the loop before it comes, and deltas after which it leaves."""
 
@@ -300,6 +308,6 @@ def test_any_interleaving_gives_each_what_it_gets_alone(
     async def work() -> None:
         async with AsyncEngine(model.engine) as engine:
             await asyncio.gather(*(one(engine, *request) for request in plan))
-            await until_idle(model)
+            await asyncio.to_thread(until_idle, model)
 
     run(work())

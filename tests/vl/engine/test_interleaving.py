@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def test_any_interleaving(
     drawn: list[tuple[int, int, int, int, int | None, int]],
     fails: set[int],
     poison: int | None,
+    left_in: Callable[..., dict[str, int]],
 ) -> None:
     """`fails`: steps that do, once. `poison`: the request that makes every step fail in which it is to write on."""
     engine = shared.engine
@@ -124,21 +126,7 @@ def test_any_interleaving(
             assert made[i].token_ids == expected[: made[i].written]
         else:
             assert made[i].token_ids == expected
-    nothing_is_lost(engine)
-
-
-def nothing_is_lost(engine: Engine) -> None:
-    assert engine.runner is not None
-    assert engine.prefixes is not None
-    cache, prefixes = engine.runner.cache, engine.prefixes
-    assert not engine.scheduler.waiting
-    assert not engine.scheduler.running
-    assert (cache.free_slots, cache.free_pages + cache.idle_pages) == (cache.slots, cache.pages)
-    held = {page for kept in prefixes._kept.values() for page in kept.pages}
-    assert len(held) == cache.idle_pages
-    places = [kept.place for kept in prefixes._kept.values()]
-    assert len(set(places)) == len(places)
-    assert len(places) + prefixes.free_places == prefixes._most
+    assert not left_in(shared)
 
 
 def test_answers_of_one_prompt_share_its_reading(plain: vl.MiniMaxVL, tiny_checkpoint: Path) -> None:

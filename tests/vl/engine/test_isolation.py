@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import vl
-from vl.engine import Engine, Request, TextStream
+from vl.engine import Request, TextStream
 from vl.engine import memory as memory_module
 from vl.engine import runner as runner_module
 from vl.engine.runner import Runner
@@ -58,18 +58,9 @@ def finish(model: vl.MiniMaxVL, requests: Sequence[Request]) -> None:
     raise AssertionError("the requests do not come to an end")
 
 
-def idle(model: vl.MiniMaxVL) -> bool:
-    engine = model.engine
-    assert isinstance(engine, Engine)
-    if engine.scheduler.waiting or engine.scheduler.running:
-        return False
-    cache = engine.runner.cache if engine.runner else None
-    return cache is None or (cache.free_slots, cache.free_pages + cache.idle_pages) == (cache.slots, cache.pages)
-
-
 @pytest.mark.parametrize("bad", [{"top_k": 50.0}, {"temperature": None}, {"stop": 3}, {"max_new_tokens": 10**12}])
 def test_a_bad_argument_raises_for_its_caller_alone(
-    model: vl.MiniMaxVL, expected: list[list[int]], bad: dict[str, Any]
+    model: vl.MiniMaxVL, expected: list[list[int]], bad: dict[str, Any], left_in: Callable[..., dict[str, int]]
 ) -> None:
     running = submit(model)
     model.engine.step()
@@ -78,7 +69,7 @@ def test_a_bad_argument_raises_for_its_caller_alone(
             call(QUESTIONS[0], **bad)
     finish(model, running)
     assert [request.token_ids for request in running] == expected
-    assert idle(model)
+    assert not left_in(model)
 
 
 class Stutter:
@@ -97,14 +88,16 @@ class Stutter:
         return self._stream.flush()
 
 
-def test_a_detokeniser_that_fails_ends_its_own_request(model: vl.MiniMaxVL, expected: list[list[int]]) -> None:
+def test_a_detokeniser_that_fails_ends_its_own_request(
+    model: vl.MiniMaxVL, expected: list[list[int]], left_in: Callable[..., dict[str, int]]
+) -> None:
     requests = submit(model)
     requests[1].stream = Stutter(requests[1].stream)
     finish(model, requests)
     assert [request.token_ids for request in requests[::2]] == expected[::2]
     with pytest.raises(UnicodeError, match="no such character"):
         requests[1].result()
-    assert idle(model)
+    assert not left_in(model)
 
 
 def poisoned(victim: Request, error: Exception, model: vl.MiniMaxVL, patch: pytest.MonkeyPatch) -> None:
@@ -124,7 +117,12 @@ def poisoned(victim: Request, error: Exception, model: vl.MiniMaxVL, patch: pyte
 @pytest.mark.parametrize("victim", [0, 1, 2])
 @pytest.mark.parametrize("error", [RuntimeError("bad numbers"), torch.OutOfMemoryError("CUDA out of memory.")])
 def test_a_step_that_fails_ends_the_request_it_fails_for(
-    model: vl.MiniMaxVL, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch, victim: int, error: Exception
+    model: vl.MiniMaxVL,
+    expected: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    victim: int,
+    error: Exception,
+    left_in: Callable[..., dict[str, int]],
 ) -> None:
     requests = submit(model)
     poisoned(requests[victim], error, model, monkeypatch)
@@ -140,7 +138,7 @@ def test_a_step_that_fails_ends_the_request_it_fails_for(
         assert told.__cause__ is error
     else:
         assert told is error
-    assert idle(model)
+    assert not left_in(model)
 
 
 def test_what_a_failed_pass_had_allocated_is_let_go(model: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +183,7 @@ def test_after_an_interrupt_others_go_on_where_they_were(
 
 
 def test_an_image_that_cannot_be_encoded_ends_its_own_request(
-    model: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch
+    model: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch, left_in: Callable[..., dict[str, int]]
 ) -> None:
     assert model.vision is not None
     good, bad = (np.full((40, 60, 3), value, dtype=np.uint8) for value in (90, 255))
@@ -205,7 +203,7 @@ def test_an_image_that_cannot_be_encoded_ends_its_own_request(
     finish(model, requests)
     assert requests[0].text == expected
     assert isinstance(requests[1].error, RuntimeError)
-    assert idle(model)
+    assert not left_in(model)
 
 
 # Memory
@@ -241,7 +239,7 @@ def test_a_prompt_that_memory_cannot_hold_is_refused(tiny_checkpoint: Path, monk
     "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), MemoryError(), OSError("odd")]
 )
 def test_a_cache_that_cannot_be_allocated_leaves_the_engine_as_it_was(
-    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, left_in: Callable[..., dict[str, int]]
 ) -> None:
     model = vl.load(tiny_checkpoint, device="cpu", cache_tokens=64, page_size=4)
     expected = model.chat(QUESTIONS[0], max_new_tokens=12)
@@ -254,7 +252,7 @@ def test_a_cache_that_cannot_be_allocated_leaves_the_engine_as_it_was(
             with pytest.raises(vl.DeviceError if not isinstance(error, OSError) else OSError) as caught:
                 model.chat(ask("word " * 100), max_new_tokens=12)
             assert model.chat(QUESTIONS[0], max_new_tokens=12) == expected
-            assert idle(model)
+            assert not left_in(model)
     if isinstance(caught.value, vl.DeviceError):
         assert "lower max_new_tokens, or load the model with smaller prefill_tokens" in str(caught.value)
     assert isinstance(model.chat(ask("word " * 100), max_new_tokens=12), str)
@@ -359,7 +357,9 @@ def test_a_model_that_a_forked_child_loads_has_threads_of_its_own(tiny_checkpoin
 # Threads
 
 
-def test_threads_with_good_bad_and_abandoned_requests_on_a_small_cache(tiny_checkpoint: Path) -> None:
+def test_threads_with_good_bad_and_abandoned_requests_on_a_small_cache(
+    tiny_checkpoint: Path, left_in: Callable[..., dict[str, int]]
+) -> None:
     model = vl.load(tiny_checkpoint, device="cpu", page_size=4, cache_tokens=120, max_batch_size=3, prefill_tokens=20)
     image = np.arange(40 * 60 * 3, dtype=np.uint8).reshape(40, 60, 3)
     seen = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}]
@@ -395,4 +395,4 @@ def test_threads_with_good_bad_and_abandoned_requests_on_a_small_cache(tiny_chec
         thread.join(120)
     assert not any(thread.is_alive() for thread in threads)
     assert not wrong
-    assert idle(model)
+    assert not left_in(model)

@@ -78,25 +78,17 @@ def finish(engine: Engine, requests: list[Request], short: Short) -> None:
     raise AssertionError("some request does not end")
 
 
-def nothing_is_lost(engine: Engine) -> None:
-    assert engine.runner is not None
-    assert engine.prefixes is not None
-    cache, prefixes = engine.runner.cache, engine.prefixes
-    assert not engine.scheduler.waiting
-    assert not engine.scheduler.running
-    assert not engine.scheduler.shrunk
-    assert (cache.free_slots, cache.free_pages + cache.idle_pages) == (cache.slots, cache.pages)
-    assert len({page for kept in prefixes._kept.values() for page in kept.pages}) == cache.idle_pages
-    assert len(prefixes) + prefixes.free_places == prefixes._most
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     kinds=st.lists(st.integers(0, 2), min_size=1, max_size=5),
     fails=st.sets(st.one_of(st.integers(1, 400), st.integers(1, 30000)), min_size=1, max_size=8),
 )
 def test_at_any_operation(
-    model: vl.MiniMaxVL, alone: Callable[[int], list[int]], kinds: list[int], fails: set[int]
+    model: vl.MiniMaxVL,
+    alone: Callable[[int], list[int]],
+    kinds: list[int],
+    fails: set[int],
+    left_in: Callable[..., dict[str, int]],
 ) -> None:
     """Each operation fails once at most: a step that reads less, or a request by itself, finds enough the next time."""
     engine, short = engine_of(model), Short(fails)
@@ -111,7 +103,7 @@ def test_at_any_operation(
             assert request.token_ids == alone(kind)[: request.written]
     failed = sum(request.error is not None for request in requests)
     assert failed <= short.failed
-    nothing_is_lost(engine)
+    assert not left_in(model)
 
 
 @contextmanager
@@ -132,7 +124,7 @@ def steps(engine: Engine) -> Iterator[list[list[int]]]:
 
 @pytest.mark.parametrize("most", [40, 20])
 def test_prompts_are_read_in_as_large_parts_as_memory_takes(
-    model: vl.MiniMaxVL, alone: Callable[[int], list[int]], most: int
+    model: vl.MiniMaxVL, alone: Callable[[int], list[int]], most: int, left_in: Callable[..., dict[str, int]]
 ) -> None:
     """All of them are answered, though no step may work on more than so many tokens."""
     engine = engine_of(model)
@@ -150,10 +142,12 @@ def test_prompts_are_read_in_as_large_parts_as_memory_takes(
     assert [result.token_ids for result in results] == [alone(1), alone(0), alone(1)]
     assert max(map(sum, worked)) > most
     assert sum(sum(step) > most for step in worked) < 6, "it does not go on trying"
-    nothing_is_lost(engine)
+    assert not left_in(model)
 
 
-def test_fewer_are_written_at_once(model: vl.MiniMaxVL, alone: Callable[[int], list[int]]) -> None:
+def test_fewer_are_written_at_once(
+    model: vl.MiniMaxVL, alone: Callable[[int], list[int]], left_in: Callable[..., dict[str, int]]
+) -> None:
     engine = engine_of(model)
     decode = type(engine.runner.decode)  # type: ignore[union-attr]
     call = decode.__call__
@@ -168,11 +162,11 @@ def test_fewer_are_written_at_once(model: vl.MiniMaxVL, alone: Callable[[int], l
         results = model.generate([conversation(0), conversation(1), conversation(0)], **SAMPLING)
     assert [result.token_ids for result in results] == [alone(0), alone(1), alone(0)]
     assert sum(len(step) > 1 and max(step) == 1 for step in worked) < 4
-    nothing_is_lost(engine)
+    assert not left_in(model)
 
 
 def test_one_that_needs_too_much_even_alone_fails_of_that_and_no_other(
-    model: vl.MiniMaxVL, alone: Callable[[int], list[int]]
+    model: vl.MiniMaxVL, alone: Callable[[int], list[int]], left_in: Callable[..., dict[str, int]]
 ) -> None:
     engine = engine_of(model)
     params = vl.SamplingParams(**SAMPLING)
@@ -191,10 +185,12 @@ def test_one_that_needs_too_much_even_alone_fails_of_that_and_no_other(
     assert isinstance(requests[1].error, vl.DeviceError)
     assert "ran out of memory while working on" in str(requests[1].error)
     assert [request.token_ids for request in (requests[0], requests[2])] == [alone(0), alone(0)]
-    nothing_is_lost(engine)
+    assert not left_in(model)
 
 
-def test_images_are_encoded_fewer_tiles_at_a_time(model: vl.MiniMaxVL, alone: Callable[[int], list[int]]) -> None:
+def test_images_are_encoded_fewer_tiles_at_a_time(
+    model: vl.MiniMaxVL, alone: Callable[[int], list[int]], left_in: Callable[..., dict[str, int]]
+) -> None:
     assert model.vision is not None
     features = model.vision.features
 
@@ -207,11 +203,14 @@ def test_images_are_encoded_fewer_tiles_at_a_time(model: vl.MiniMaxVL, alone: Ca
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model.vision, "features", limited)
         assert model.generate([conversation(2)], **SAMPLING)[0].token_ids == alone(2)
-    nothing_is_lost(engine_of(model))
+    assert not left_in(model)
 
 
 def test_an_answer_is_not_lost_to_what_is_kept_of_it(
-    model: vl.MiniMaxVL, alone: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
+    model: vl.MiniMaxVL,
+    alone: Callable[[int], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    left_in: Callable[..., dict[str, int]],
 ) -> None:
     def fails(*_: Any) -> None:
         raise MemoryError
@@ -220,11 +219,14 @@ def test_an_answer_is_not_lost_to_what_is_kept_of_it(
     monkeypatch.setattr(Prefixes, "keep", fails)
     results = model.generate([conversation(1), conversation(0)], **SAMPLING)
     assert [result.token_ids for result in results] == [alone(1), alone(0)]
-    nothing_is_lost(engine_of(model))
+    assert not left_in(model)
 
 
 def test_a_beginning_that_cannot_be_had_costs_a_try(
-    model: vl.MiniMaxVL, alone: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
+    model: vl.MiniMaxVL,
+    alone: Callable[[int], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    left_in: Callable[..., dict[str, int]],
 ) -> None:
     engine = engine_of(model)
     assert model.generate([conversation(1)], **SAMPLING)[0].token_ids == alone(1)
@@ -240,7 +242,7 @@ def test_a_beginning_that_cannot_be_had_costs_a_try(
     monkeypatch.setattr(type(engine.runner.cache), "recall", once)
     assert model.generate([conversation(1)], **SAMPLING)[0].token_ids == alone(1)
     assert not fails
-    nothing_is_lost(engine)
+    assert not left_in(model)
 
 
 # The scheduler by itself

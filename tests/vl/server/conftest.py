@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BytesIO
@@ -107,17 +106,3 @@ def events(response: Any) -> list[Any]:
     lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line.startswith("data: ")]
     assert lines.pop() == "[DONE]"
     return [json.loads(line) for line in lines]
-
-
-def until_idle(model: vl.MiniMaxVL) -> None:
-    """Returns once the engine has nothing to do and its cache is free; ends the test if that does not come."""
-    engine = model.engine
-    assert isinstance(engine, Engine)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        cache = engine.runner.cache if engine.runner else None
-        free = cache is None or (cache.free_slots, cache.free_pages + cache.idle_pages) == (cache.slots, cache.pages)
-        if free and not engine.scheduler.waiting and not engine.scheduler.running:
-            return
-        time.sleep(0.01)
-    raise AssertionError("something is left in the engine")

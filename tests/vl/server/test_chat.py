@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from starlette.testclient import TestClient
 
 import vl
 
-from .conftest import ask, events, picture, until_idle, with_image
+from .conftest import ask, events, picture, with_image
 
 SAMPLED = {"temperature": 1.2, "seed": 7, "top_p": 0.9}
 
@@ -141,7 +142,9 @@ def test_a_bias_reaches_the_model(client: TestClient, model: vl.MiniMaxVL) -> No
     assert answer(client, **ask(logit_bias={str(token): 100}))["choices"][0]["message"]["content"] == "x" * 8
 
 
-def test_a_client_that_leaves_frees_its_place(client: TestClient, model: vl.MiniMaxVL) -> None:
+def test_a_client_that_leaves_frees_its_place(
+    client: TestClient, model: vl.MiniMaxVL, until_idle: Callable[..., None]
+) -> None:
     with client.stream("POST", "/v1/chat/completions", json=ask(stream=True, max_tokens=2000, temperature=1)) as found:
         next(found.iter_lines())
     until_idle(model)

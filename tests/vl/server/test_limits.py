@@ -8,7 +8,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from vl.engine.runner import Runner
 from vl.server import body as body_module
 from vl.server.errors import ApiError
 
-from .conftest import Serve, ask, picture, until_idle, with_image
+from .conftest import Serve, ask, picture, with_image
 
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
 
@@ -259,7 +259,7 @@ def test_keys(serve: Serve) -> None:
 
 
 def test_a_full_server_says_when_to_come_again(
-    serve: Serve, model: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, model: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch, until_idle: Callable[..., None]
 ) -> None:
     call, full = Runner.__call__, threading.Event()
 
@@ -304,7 +304,7 @@ def test_a_body_that_does_not_come_ends(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_what_fails_in_the_engine_is_told(
-    client: TestClient, model: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, model: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch, until_idle: Callable[..., None]
 ) -> None:
     def fail(*_: Any) -> Any:
         raise error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 import vl
 from vl.server.app import Server
 
-from .conftest import CONFIG, until_idle
+from .conftest import CONFIG
 
 POSTS = ("/v1/chat/completions", "/v1/completions", "/tokenize")
 GETS = ("/v1/models", "/v1/models/{name}", "/metrics", "/health")
@@ -24,7 +24,7 @@ AS_DESCRIBED, OTHERWISE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 
 
 @pytest.fixture(scope="module")
-def schema(model: vl.MiniMaxVL) -> Iterator[Any]:
+def schema(model: vl.MiniMaxVL, until_idle: Callable[..., None]) -> Iterator[Any]:
     server = Server(model, replace(CONFIG, max_new_tokens=3))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
