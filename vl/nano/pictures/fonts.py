@@ -16,7 +16,7 @@ from vl.errors import ConfigError
 # Families of symbols or mathematics, faces without lower case, and weights too thin to read when small.
 _UNSUITABLE = re.compile(
     r"awesome|emoji|symbola|amatic|stixno|stixsiz|stix.*sym|lastresort|display|variable|thin|extralight|hairline"
-    r"|smallcaps|^cm",
+    r"|smallcaps|^cm|dingbats|^d050000l|biolinum_k",
     re.IGNORECASE,
 )
 _MONOSPACED = re.compile(r"mono|courier|firacode|hack|inconsolata|cursor", re.IGNORECASE)

@@ -18,7 +18,7 @@ from vl.nano.pictures.placing import fit_lines
 from vl.nano.pictures.prose import Prose
 from vl.nano.pictures.questions import Asked, Questions
 from vl.nano.pictures.receipts import paint_receipt
-from vl.nano.pictures.sheets import MIN_SIZE, Entry, Sheet
+from vl.nano.pictures.sheets import MIN_SIZE, Entry, Sheet, wideness
 from vl.nano.pictures.windows import paint_window
 from vl.nano.pictures.words import WordsFacts, caption_text
 
@@ -69,8 +69,10 @@ def draw_pages(
     """
     face = pick(rng, find_faces(fonts))
     width, height = draw_size(sizes, _ASPECT, rng)
-    line = Type(face, MIN_SIZE).height
-    least = {kind: (wide, max(high, round(lines * line))) for kind, (wide, high, lines) in _LEAST.items()}
+    line, wider = Type(face, MIN_SIZE).height, wideness(face)
+    least = {
+        kind: (round(wider * wide), max(high, round(lines * line))) for kind, (wide, high, lines) in _LEAST.items()
+    }
     fitting = [kind for kind in kinds if width >= least[kind][0] and height >= least[kind][1]]
     kind = pick(rng, fitting or kinds)
     if kind == "screen" and rng.random() < _MONOSPACED:

@@ -15,7 +15,8 @@ from vl.nano.pictures.prose import Prose
 
 MIN_SIZE = 14  # px per em: the smallest type
 _MIN_RATIO = 4.5  # of brightness: equally bright hues are hard to read, however far apart
-_USUAL_LINE = 1.2  # ems
+_USUAL_LINE, _USUAL_LETTER = 1.2, 0.65  # ems: a line's height, a letter's mean width
+_LETTERS = "".join(map(chr, range(ord("!"), ord("~") + 1)))
 
 
 class Entry(NamedTuple):
@@ -28,6 +29,12 @@ class Entry(NamedTuple):
     role: str
     label: str
     value: str
+
+
+def wideness(face: Face) -> float:
+    """How many times as wide as usual a face's letters are; 1 at least."""
+    mean = Type(face, MIN_SIZE).width(_LETTERS) / (len(_LETTERS) * MIN_SIZE)
+    return max(1.0, mean / _USUAL_LETTER)
 
 
 class Sheet(Pen):
@@ -57,10 +64,12 @@ class Sheet(Pen):
     def draw_type(self, face: Face, across: int, down: int, largest: int) -> Type:
         """The face at a size of which `across` ems fit the width and `down` ems the height, and `largest` at most.
 
-        Faces with tall lines have more ems fit the height.
+        Faces with tall lines have more ems fit the height, those with wide letters more the width.
         """
         tall = max(1.0, Type(face, MIN_SIZE).height / (_USUAL_LINE * MIN_SIZE))
-        high = max(MIN_SIZE, min(largest, self.width // across, int(self.height / (tall * down))))
+        high = max(
+            MIN_SIZE, min(largest, int(self.width / (wideness(face) * across)), int(self.height / (tall * down)))
+        )
         return Type(face, round(MIN_SIZE * (high / MIN_SIZE) ** self.rng.random()))
 
     def draw_ink(self, *behind: RGB) -> RGB:

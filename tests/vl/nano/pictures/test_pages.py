@@ -376,6 +376,20 @@ def test_faces_with_tall_lines_fit_too(tmp_path: Path, monkeypatch: pytest.Monke
             assert all(top >= 0 and bottom <= image.height for _, (_, top, _, bottom) in facts.boxes)
 
 
+def test_faces_with_wide_letters_fit_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keyboard faces, whose letters stand in keys, have letters of more than an em."""
+    with TTFont(FACES["DejaVuSans"].path) as font:
+        widths = font["hmtx"].metrics
+        widths.update({name: (2 * wide, left) for name, (wide, left) in widths.items()})
+        font.save(tmp_path / "Wide.ttf")
+    face = Face("Wide", str(tmp_path / "Wide.ttf"))
+    monkeypatch.setattr(pages, "find_faces", lambda fonts: (face,))
+    for i in range(60):
+        for kind in KINDS:
+            image, facts = draw_pages(np.random.default_rng((8, i)), (SizeRange(64, 400, 1.0),), kinds=(kind,))
+            assert all(left >= 0 and right <= image.width for _, (left, _, right, _) in facts.boxes), (kind, i)
+
+
 def test_a_kind_is_drawn_only_where_it_fits() -> None:
     facts = [draw_pages(np.random.default_rng((6, i)), (SizeRange(110, 110, 1.0),))[1] for i in range(20)]
     assert {f.kind for f in facts} == {"sign"}
