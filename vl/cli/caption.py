@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from vl.cli.captioning import STDIN, Run
 from vl.cli.console import (
-    EXIT_INTERRUPTED,
     EXIT_SOME_FAILED,
     BackgroundOption,
     DeviceOption,
@@ -31,26 +24,13 @@ from vl.cli.console import (
     TopKOption,
     TopPOption,
     check_options,
-    complain,
     importing,
-    load_model,
-    plural,
-    printable,
-    stderr_console,
-    stdout_console,
     usage_errors,
 )
 from vl.cli.engine import engine_options
-from vl.cli.progress import CaptionProgress
 from vl.cli.where import EngineOption, EnginesOption, KeyOption, PatienceOption, UrlOption, Where
 from vl.engine.config import EngineConfig
 
-if TYPE_CHECKING:
-    from vl.engine import SamplingParams
-    from vl.jobs import Beside, Elsewhere, Prompts, Row, Source, Tally, Tell
-
-_STDIN = "-"
-_MANY = 200
 _BESIDE = "Texts beside the images"
 
 
@@ -156,7 +136,7 @@ def caption(
     with importing():
         from vl.jobs import Beside, Prompts, check_output, is_table
         from vl.model import DEFAULT_PROMPT
-    if column is not None and not any(source == _STDIN or is_table(source) for source in sources):
+    if column is not None and not any(source == STDIN or is_table(source) for source in sources):
         raise typer.BadParameter("--column goes with a table: .parquet, .csv or .jsonl", param_hint="--column")
     sampling = {
         "max_new_tokens": max_new_tokens,
@@ -170,7 +150,7 @@ def caption(
         prompts = Prompts.parse(prompt or [DEFAULT_PROMPT])
         if out is not None:
             check_output(out, images=not no_images)
-    run = _Run(
+    run = Run(
         sources,
         column,
         model,
@@ -195,177 +175,3 @@ def caption(
     failed = run.table() if out is None else run.job(out, texts, **how)
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
-
-
-class _Run:
-    """One `vl caption`: what to caption, with what, and how to show it."""
-
-    def __init__(
-        self,
-        sources: list[str],
-        column: str | None,
-        model: str,
-        prompts: Prompts,
-        json: bool,
-        params: SamplingParams,
-        where: Where,
-        loading: dict[str, Any],
-    ) -> None:
-        self.sources = sources
-        self.column = column
-        self.model = model
-        self.prompts = prompts
-        self.json = json
-        self.params = params
-        self.options = dataclasses.asdict(params) | {"batch_size": loading["engine"].max_batch_size}
-        self.where = where
-        self.loading = loading
-        self.messages = stderr_console()
-        self.results = stdout_console()
-
-    def names(self) -> Iterator[Source]:
-        """The images asked for, at least one."""
-        from preprocessing import IMAGE_SUFFIXES
-
-        given = chain.from_iterable(_lines() if s == _STDIN else (s,) for s in self.sources)
-        names = self.expanded(given, lambda line: complain(line, kind="note"))
-        first = next(names, None)
-        if first is None:
-            where = ", ".join(printable(source) for source in self.sources)
-            raise typer.BadParameter(f"no image in {where} (looked for {' '.join(sorted(IMAGE_SUFFIXES))})")
-        return chain((first,), names)
-
-    def expanded(self, given: Iterable[str], tell: Tell | None = None) -> Iterator[Source]:
-        from vl.jobs import expand_sources
-
-        return expand_sources(given, tell, column=self.column, prompts=self.prompts)
-
-    def table(self) -> int:
-        """Caption and show everything now; returns how many images failed."""
-        from vl.jobs import Tally, caption_rows, work_key
-
-        names = list({work_key(name): name for name in self.names()}.values())
-        if len(names) > _MANY and not self.json:
-            complain(f"{len(names)} images: --out captions.jsonl would survive an interruption", kind="hint")
-        tally, rows = Tally(), []
-        try:
-            with (
-                self.where.opened(self.model, self.loading) as elsewhere,
-                CaptionProgress(self.messages, lambda: len(names)) as progress,
-            ):
-                model = elsewhere or load_model(self.model, **self.loading)
-                for row in chain.from_iterable(caption_rows(model, names, prompt=self.prompts, **self.options)):
-                    tally.count(row)
-                    progress.update(tally)
-                    self._print_json(row)
-                    rows.append(row)
-        finally:
-            if rows and not self.json:
-                self.results.print(caption_table(rows, self.prompts.columns))
-                self.results.print(summary(tally))
-        return tally.errors
-
-    def settings(self) -> dict[str, Any]:
-        """What decides a caption of a model in this process, known before it is loaded."""
-        from vl.jobs import settings_of
-        from vl.loading import weights_as
-
-        loaded = {name: self.loading[name] for name in ("device", "dtype", "quantization")}
-        dtype, quantization = weights_as(self.model, **loaded)
-        return settings_of(self.params, background=self.loading["background"], dtype=dtype, quantization=quantization)
-
-    def job(self, out: str, beside: Beside | None, **how: bool) -> int:
-        """Bring `out` up to date; returns how many of its rows are errors. `how` is as of `open_rows`."""
-        with self.where.opened(self.model, self.loading) as elsewhere:
-            return self._job(out, beside, elsewhere, **how)
-
-    def _job(self, out: str, beside: Beside | None, elsewhere: Elsewhere | None, **how: bool) -> int:
-        from vl.jobs import open_rows, with_texts, write_rows
-
-        names = self.names()
-        name = elsewhere.name if elsewhere else self.model
-        settings = elsewhere.settings(self.params) if elsewhere else self.settings()
-        rows = open_rows(out, model=name, prompt=self.prompts, settings=settings, **how)
-        count = None if _STDIN in self.sources else lambda: sum(1 for _ in self.expanded(self.sources))
-        try:
-            with rows:
-                written = with_texts(rows, out, beside, overwrite=how["overwrite"])
-                pending = written.pending(names)
-                first = next(pending, None)
-                if first is None:
-                    self._report(f"nothing left to do: {plural(rows.rows, 'row')} in {out}")
-                    return self._told(rows.failures, out)
-                model = elsewhere or load_model(self.model, **self.loading)
-                with CaptionProgress(self.messages, count) as progress:
-
-                    def on_row(row: Row, tally: Tally) -> None:
-                        progress.update(tally)
-                        self._print_json(row)
-
-                    tally = write_rows(model, chain((first,), pending), written, on_row=on_row, **self.options)
-                failures = rows.failures
-        except KeyboardInterrupt:
-            complain(f"the rows so far are in {out}; run the same command again for the rest", kind="interrupted")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-        self._report(f"{summary(tally)} · {out}")
-        return self._told(failures, out)
-
-    def _told(self, failures: int, out: str) -> int:
-        if failures:
-            self._report(f"{plural(failures, 'error')} in {out}: --retry-errors tries again")
-        return failures
-
-    def _print_json(self, row: Row) -> None:
-        from vl.jobs import encode_row
-
-        if self.json:
-            sys.stdout.write(encode_row(row).decode())
-            sys.stdout.flush()
-
-    def _report(self, line: str) -> None:
-        """Nothing but JSON goes to stdout where JSON was asked for."""
-        console: Console = self.messages if self.json else self.results
-        console.print(Text(printable(line)), soft_wrap=True)
-
-
-def _lines() -> Iterator[str]:
-    """Sources listed on stdin, one a line."""
-    for line in sys.stdin:
-        if name := line.rstrip("\r\n"):
-            yield name
-
-
-def caption_table(rows: Iterable[Row], columns: Sequence[str]) -> Table:
-    """The table of `vl caption`: what each image is, how it was cut, what it costs and what the model says."""
-    table = Table("file", "size", "resolution", "tiles", "image tokens", *columns)
-    for column in table.columns[1:5]:
-        column.justify = "right"
-        column.no_wrap = True
-    table.columns[0].overflow = "fold"
-    for column in table.columns[5:]:
-        column.ratio = 1
-    for row in rows:
-        known, cut = row["width"] is not None, row["tiles"] is not None  # a server keeps that to itself
-        if "error" not in row:
-            said = [Text(printable(row[column])) for column in columns]
-        else:  # errors name their image, which the first column has already
-            said = [Text(printable(row["error"].removeprefix(f"{row['image']}: ")), style="red")]
-        table.add_row(
-            Text(printable(row["image"])),
-            f"{row['width']} x {row['height']}" if known else "",
-            "{} x {}".format(*row["resolution"]) if cut else "",
-            str(row["tiles"]) if cut else "",
-            f"{row['image_tokens']:,}" if cut else "",
-            *said,
-        )
-    return table
-
-
-def summary(tally: Tally) -> str:
-    """Counts, time and speed in a line."""
-    parts = [plural(tally.captions, "caption")]
-    if tally.errors:
-        parts.append(plural(tally.errors, "error"))
-    if tally.skipped:
-        parts.append(f"{tally.skipped:,} done before")
-    return f"{', '.join(parts)} in {tally.seconds:.1f} s ({tally.rate:.2f} images/s)"
