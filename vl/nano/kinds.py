@@ -12,7 +12,7 @@ from PIL import Image
 
 from vl.nano.mix import Mix
 from vl.nano.pictures.canvas import Boxes, pick
-from vl.nano.pictures.chart_questions import ask_chart, ask_table, describe_chart, describe_table
+from vl.nano.pictures.chart_questions import ask_chart, describe_chart
 from vl.nano.pictures.charts import draw_chart
 from vl.nano.pictures.counts import draw_counts
 from vl.nano.pictures.emoji import ask_emoji, caption_emoji, draw_emoji
@@ -21,6 +21,7 @@ from vl.nano.pictures.pages import ask_page, draw_pages
 from vl.nano.pictures.questions import Asked, topics
 from vl.nano.pictures.relations import ask_scene, short_caption
 from vl.nano.pictures.scenes import SceneFacts, caption_scene, draw_scene
+from vl.nano.pictures.table_questions import ask_table, describe_table
 from vl.nano.pictures.tables import draw_table
 from vl.nano.pictures.words import caption_text, draw_words
 
@@ -83,14 +84,14 @@ class Kind:
         caption: the canonical description; `metric` is what judges others.
         prompts: phrasings that ask for it.
         default: whether the default prompt asks for it too, half of the time.
-        ask: makes a question about the picture.
+        ask: makes a question about the picture, in phrasings of a part (one of `fonts.FACES`).
     """
 
     draw: Callable[[np.random.Generator, Mix], tuple[Image.Image | None, Any]]
     caption: Callable[[Any], str]
     metric: str
     prompts: tuple[str, ...] = _DESCRIBE
-    ask: Callable[[np.random.Generator, Any], Asked] | None = None
+    ask: Callable[[np.random.Generator, Any, str], Asked] | None = None
     default: bool = True
 
 
@@ -147,11 +148,12 @@ def _nothing(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image | None, Fa
     return draw_nothing(rng, mix.sizes, photos=mix.photos, part=mix.faces, absent=mix.absent)
 
 
-def _ask_scene(rng: np.random.Generator, facts: SceneFacts) -> Asked:
+def _ask_scene(rng: np.random.Generator, facts: SceneFacts, part: str) -> Asked:
     """A question, or now and then the wish for a caption in a few words."""
     if rng.random() < _SHORT_SHARE:
-        return Asked(pick(rng, _SHORT.ask), short_caption(facts), _SHORT.metric)
-    return ask_scene(rng, facts)
+        phrasings = _SHORT.held if part == "held-out" else _SHORT.ask
+        return Asked(pick(rng, phrasings), short_caption(facts), _SHORT.metric)
+    return ask_scene(rng, facts, part)
 
 
 KINDS: dict[str, Kind] = {

@@ -30,6 +30,7 @@ class Mix:
         sizes: canvases.
         page_sizes: those of pages, if they have others.
         questions: the share of pictures that are asked about instead of described, where their kind has questions.
+        scratch: the share of questions whose answer comes after what was looked at for it, where there is something.
         turns: questions and answers about a picture, at most; any number up to it is as likely. All but the first are
             questions, or descriptions of what was not described yet.
         damaged: the share of pictures that are turned, blurred, noisy or compressed.
@@ -39,8 +40,8 @@ class Mix:
         grounds: the share of pictures of emoji whose ground is a picture of nothing: clouds, hills, a photograph.
         absent: of the pictures of nothing, the share that are not there, so that the model says it sees none.
         photos: a folder with photographs, parts of which are pictures of nothing that the model knows.
-        faces: "all", "learnt" or "held-out": the faces to print in, and the texts. The embedded model learns from the
-            second and is tested on the third.
+        faces: "all", "learnt" or "held-out": the faces to print in, the texts and the phrasings of questions. The
+            embedded model learns from the second and is tested on the third.
         max_objects, max_words, shapes, colours: fewer make an easier task.
         fonts: a folder with more faces.
 
@@ -59,6 +60,7 @@ class Mix:
     sizes: tuple[SizeRange, ...] = MIXED
     page_sizes: tuple[SizeRange, ...] | None = None
     questions: float = 0.0
+    scratch: float = 0.0
     turns: int = 1
     damaged: float = 0.0
     textures: float = 0.0
@@ -77,9 +79,9 @@ class Mix:
         weights = self.weights.values()
         if min(weights) < 0 or not sum(weights):
             raise ConfigError(f"data.mix needs a positive frequency for at least one of {', '.join(KIND_NAMES)}")
-        shares = (self.questions, self.damaged, self.textures, self.odd, self.grounds, self.absent)
-        if not all(0 <= share <= 1 for share in shares):
-            raise ConfigError("data.mix.questions, damaged, textures, odd, grounds and absent are shares, from 0 to 1")
+        shares = ("questions", "scratch", "damaged", "textures", "odd", "grounds", "absent")
+        if not all(0 <= getattr(self, share) <= 1 for share in shares):
+            raise ConfigError(f"data.mix.{', '.join(shares[:-1])} and {shares[-1]} are shares, from 0 to 1")
         if self.turns < 1:
             raise ConfigError(f"data.mix.turns {self.turns} must be at least 1")
         if self.faces not in FACES:

@@ -24,7 +24,8 @@ class Sample:
     """A picture with what is asked about it and what a perfect model would answer.
 
     `facts` is what the answer follows from, `boxes` where each thing and character of the picture is, `metric` the name
-    of the metric that judges answers. `later` are the questions and answers after the first.
+    of the metric that judges answers. `thought` is what is looked at before the answer, if that is to be learnt.
+    `later` are the questions after the first, with their answers.
     """
 
     image: Image.Image | None  # RGB; None where only the question is there
@@ -34,7 +35,8 @@ class Sample:
     metric: str
     facts: Facts
     boxes: Boxes
-    later: tuple[tuple[str, str], ...] = ()
+    later: tuple[Asked, ...] = ()
+    thought: str = ""
 
     @property
     def question(self) -> list[dict[str, Any]]:
@@ -45,9 +47,9 @@ class Sample:
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The whole conversation: the user's turns and the answers to learn."""
-        talk = self.question
-        for role, text in (("assistant", self.answer), *(turn for pair in self.later for turn in _turns(*pair))):
-            talk.append({"role": role, "content": [{"type": "text", "text": text}]})
+        talk = [*self.question, _said("assistant", self.answer, self.thought)]
+        for asked in self.later:
+            talk += [_said("user", asked.prompt), _said("assistant", asked.answer, asked.thought)]
         return talk
 
     def label(self, grid: Grid) -> Tensor:
@@ -63,40 +65,42 @@ def render(seed: int, index: int, mix: Mix | None = None) -> Sample:
     kind = KINDS[name]
     image, facts = kind.draw(rng, mix)
     asked = kind.ask and mix.questions and rng.random() < mix.questions
-    prompt, answer, metric = _ask(rng, kind, facts) if asked else _describe(rng, kind, facts)
+    first = _ask(rng, mix, kind, facts) if asked else _describe(rng, kind, facts)
     boxes = facts.boxes
     if image is not None and mix.damaged and rng.random() < mix.damaged:
         image, boxes = damage(rng, image, boxes)
-    later = _later_turns(rng, mix, kind, facts, prompt, answer) if mix.turns > 1 else ()
-    return Sample(image, name, prompt, answer, metric, facts, boxes, later)
+    later = _later_turns(rng, mix, kind, facts, first) if mix.turns > 1 else ()
+    return Sample(image, name, first.prompt, first.answer, first.metric, facts, boxes, later, first.thought)
 
 
-def _ask(rng: np.random.Generator, kind: Kind, facts: Any) -> Asked:
+def _ask(rng: np.random.Generator, mix: Mix, kind: Kind, facts: Any) -> Asked:
     assert kind.ask
-    return kind.ask(rng, facts)
+    asked = kind.ask(rng, facts, mix.faces)
+    if mix.scratch and asked.thought and rng.random() < mix.scratch:
+        return asked
+    return asked._replace(thought="")
 
 
 def _describe(rng: np.random.Generator, kind: Kind, facts: Any) -> Asked:
     return Asked(_prompt(rng, kind), kind.caption(facts), kind.metric)
 
 
-def _later_turns(
-    rng: np.random.Generator, mix: Mix, kind: Kind, facts: Any, prompt: str, answer: str
-) -> tuple[tuple[str, str], ...]:
+def _later_turns(rng: np.random.Generator, mix: Mix, kind: Kind, facts: Any, first: Asked) -> tuple[Asked, ...]:
     """More questions about a picture, like the first ones; none comes twice, nor does the whole description."""
-    turns: dict[str, str] = {}
+    turns = {first.prompt: first}
     description = kind.caption(facts)
     for _ in range(int(rng.integers(mix.turns)) if kind.ask and mix.questions else 0):
-        described = description in (answer, *turns.values())
+        described = any(description == turn.answer for turn in turns.values())
         again = described or rng.random() < mix.questions
-        asked = _ask(rng, kind, facts) if again else _describe(rng, kind, facts)
-        if asked.prompt != prompt and not (described and asked.answer == description):
-            turns.setdefault(asked.prompt, asked.answer)
-    return tuple(turns.items())
+        asked = _ask(rng, mix, kind, facts) if again else _describe(rng, kind, facts)
+        if not (described and asked.answer == description):
+            turns.setdefault(asked.prompt, asked)
+    return tuple(turns.values())[1:]
 
 
-def _turns(question: str, answer: str) -> tuple[tuple[str, str], ...]:
-    return ("user", question), ("assistant", answer)
+def _said(role: str, text: str, thought: str = "") -> dict[str, Any]:
+    before = {"reasoning_content": thought} if thought else {}
+    return {"role": role, "content": [{"type": "text", "text": text}], **before}
 
 
 def _draw_kind(rng: np.random.Generator, mix: Mix) -> str:

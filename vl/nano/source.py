@@ -27,6 +27,7 @@ class NanoSource:
         mix = Mix.of(table)
         self.mixes = (mix.within(SMALL).easy(), mix.within(SMALL), mix)  # by stage
         self.kinds = mix.kinds
+        self.reasons = mix.scratch > 0
 
     def draw(self, seed: int, index: int, stage: int) -> Sample:
         return render(seed, index, self.mixes[stage])

@@ -16,12 +16,14 @@ from vl.model import DEFAULT_PROMPT
 from vl.nano.kinds import KINDS
 from vl.nano.mix import Mix
 from vl.nano.pictures.canvas import SizeRange
-from vl.nano.pictures.chart_questions import ask_chart, ask_table
+from vl.nano.pictures.chart_questions import ask_chart
 from vl.nano.pictures.charts import draw_chart
 from vl.nano.pictures.emoji import ask_emoji, draw_emoji
 from vl.nano.pictures.nothing import SORTS, describe_nothing, draw_nothing
 from vl.nano.pictures.pages import ask_page, draw_pages
+from vl.nano.pictures.questions import Asked
 from vl.nano.pictures.relations import ask_scene
+from vl.nano.pictures.table_questions import ask_table
 from vl.nano.pictures.tables import draw_table
 from vl.nano.render import Sample, render
 from vl.training.config import EVALUATION_SEED
@@ -51,8 +53,7 @@ def _words(index: int, mix: Mix) -> Question:
 def _about_scene(index: int, mix: Mix) -> Question:
     rng, kind = np.random.default_rng((SEED, index)), KINDS[("scenes", "counts")[index % 2]]
     image, facts = kind.draw(rng, mix)
-    prompt, answer, _ = ask_scene(rng, facts)
-    return _question(image, prompt, answer)
+    return _put(image, ask_scene(rng, facts, mix.faces))
 
 
 def _odd_scene(index: int, mix: Mix) -> Question:
@@ -62,23 +63,20 @@ def _odd_scene(index: int, mix: Mix) -> Question:
 def _about_chart(index: int, mix: Mix) -> Question:
     rng = np.random.default_rng((SEED, index))
     image, chart = draw_chart(rng, mix.sizes, fonts=mix.typeface)
-    prompt, answer, _ = ask_chart(rng, chart)
-    return _question(image, prompt, answer)
+    return _put(image, ask_chart(rng, chart, mix.faces))
 
 
 def _about_table(index: int, mix: Mix) -> Question:
     rng = np.random.default_rng((SEED, index))
     image, table = draw_table(rng, mix.sizes, fonts=mix.typeface)
-    prompt, answer, _ = ask_table(rng, table)
-    return _question(image, prompt, answer)
+    return _put(image, ask_table(rng, table, mix.faces))
 
 
 def _about_receipt(index: int, mix: Mix) -> Question:
     """Of a receipt, anything but to read it all."""
     rng = np.random.default_rng((SEED, index))
     image, facts = draw_pages(rng, mix.sizes, fonts=mix.typeface, kinds=("receipt",))
-    prompt, answer, _ = next(asked for _ in count() if (asked := ask_page(rng, facts)).metric != "ocr")
-    return _question(image, prompt, answer)
+    return _put(image, next(asked for _ in count() if (asked := ask_page(rng, facts, mix.faces)).metric != "ocr"))
 
 
 def _nothing(index: int, mix: Mix) -> Question:
@@ -99,8 +97,7 @@ def _emoji(grounds: float, index: int, mix: Mix) -> Question:
         photos=mix.photos,
         part=mix.faces,
     )
-    prompt, answer, _ = ask_emoji(rng, facts, kinds=("name",))
-    return _question(image, prompt, answer)
+    return _put(image, ask_emoji(rng, facts, mix.faces, kinds=("name",)))
 
 
 def _page(kind: str, two_columns: float, index: int, mix: Mix) -> Question:
@@ -130,6 +127,10 @@ def _transcribe(sample: Sample) -> Question:
 def ask_to_describe(image: Image.Image, answer: str) -> Question:
     """The default prompt about an image."""
     return _question(image, DEFAULT_PROMPT, answer)
+
+
+def _put(image: Image.Image | None, asked: Asked) -> Question:
+    return _question(image, asked.prompt, asked.reference)
 
 
 def _question(image: Image.Image | None, prompt: str, answer: str) -> Question:

@@ -136,9 +136,9 @@ def test_more_turns_follow_the_first(kind: str) -> None:
         assert not one.later
         assert more.messages[1:2] == one.messages[1:]
         assert [message["role"] for message in more.messages] == ["user", "assistant"] * (1 + len(more.later))
-        asked = [more.prompt, *(question for question, _ in more.later)]
+        asked = [more.prompt, *(turn.prompt for turn in more.later)]
         assert len(set(asked)) == len(asked) <= 9
-        said = [more.answer, *(answer for _, answer in more.later)]
+        said = [more.answer, *(turn.answer for turn in more.later)]
         assert said.count(KINDS[kind].caption(more.facts)) <= 1 or not KINDS[kind].ask
     longest = max(len(sample.later) for sample in many)
     assert longest >= 3 if KINDS[kind].ask else longest == 0

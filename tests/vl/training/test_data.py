@@ -84,7 +84,7 @@ def test_tokens_know_how_long_their_answer_is(config: TrainConfig, processor: Pr
     mix = replace(Mix.of(config.data.mix), scenes=1.0, questions=0.9, turns=6)
     samples = [render(1, index, mix) for index in range(12)]
     batch = pack(samples, processor, IMAGE_ID)
-    answers = [answer for s in samples for answer in (s.answer, *(answer for _, answer in s.later))]
+    answers = [answer for s in samples for answer in (s.answer, *(turn.answer for turn in s.later))]
     assert len(answers) > 1.5 * len(samples)
     # The tokenizer's own lengths, and one for the end.
     lengths = [len(processor.tokenizer.encode(answer)) + 1 for answer in answers]

@@ -12,15 +12,18 @@ TOLERANCE = 0.05
 def relaxed_match(reference: str, answer: str, tolerance: float = TOLERANCE) -> bool:
     """Whether an answer is right as ChartQA (Masry et al., 2022) counts it: a number within 5%, else the same text.
 
-    Numbers are read as `parse_quantity` does. Units have to agree where both sides name one. Where only one side has
-    a percent sign, 25% is both 25 and 0.25. A reference of zero wants zero. Text is compared without case, space
-    around or a closing full stop.
+    A reference such as "37 ± 2.5" says by how much a number may be off instead. Numbers are read as `parse_quantity`
+    does. Units have to agree where both sides name one. Where only one side has a percent sign, 25% is 25 and 0.25.
+    A reference of zero wants zero. Text is compared without case, space around or a closing full stop.
     """
+    reference, _, within = reference.partition(" ± ")
     expected, given = parse_quantity(_tidy(reference)), parse_quantity(_tidy(answer))
     if expected is None or given is None:
         return _tidy(reference).lower() == _tidy(answer).lower()
     if expected.unit and given.unit and expected.unit != given.unit:
         return False
+    if within:
+        return abs(given.value - expected.value) <= float(within) * (1 + 1e-6)
     one_percent = (expected.unit == "%") != (given.unit == "%")
     return any(_close(a, b, tolerance) for a in _readings(expected, one_percent) for b in _readings(given, one_percent))
 

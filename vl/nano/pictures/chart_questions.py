@@ -1,4 +1,4 @@
-"""Questions about charts and tables, with the answers that their facts give, and their canonical captions."""
+"""Questions about charts, with the answers that their facts give, and their canonical captions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from numpy.random import Generator
 from vl.nano.pictures.canvas import pick
 from vl.nano.pictures.chart_facts import ChartFacts
 from vl.nano.pictures.labels import draw_words_apart
-from vl.nano.pictures.questions import Asked, Questions, listed
+from vl.nano.pictures.questions import Asked, Questions, listed, looked, none_of, numbered
 from vl.nano.pictures.tables import TableFacts
 
 GAP = 0.05  # by how much values differ that a question compares: of the axis, the pie, or a column's largest value
-_EASY = 100  # differences are asked of whole numbers up to this
-_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+EASY = 100  # differences and sums are asked of whole numbers up to this
+_READ = 0.05  # of its range: how far off a value that is read off an axis may be
+_MOST = 10  # values that are looked at one by one
 
 _Facts = TypeVar("_Facts", ChartFacts, TableFacts)
 
@@ -30,35 +31,35 @@ def describe_chart(facts: ChartFacts) -> str:
     return f"{start}{named}: {_with_values(facts, facts.series[0].values)}."
 
 
-def describe_table(facts: TableFacts) -> str:
-    """The canonical caption: the title, then the names of columns and rows."""
-    start = "A table" + (f' titled "{facts.title}"' if facts.title else "")
-    columns, rows = listed(facts.header), listed([row[0] for row in facts.rows])
-    return f"{start} with {len(facts.header)} columns, {columns}, and {len(facts.rows)} rows, {rows}."
-
-
 def _with_values(facts: ChartFacts, values: Sequence[float]) -> str:
     pairs = zip(facts.categories, values, strict=True)
     return listed([f"{name} {facts.write(value)}" if facts.printed else name for name, value in pairs])
 
 
-class _ValueQuestions(Questions[_Facts]):
+class ValueQuestions(Questions[_Facts]):
     """What charts and tables are asked alike."""
 
     def title(self) -> Asked | None:
         return self.say("title", self.facts.title) if self.facts.title else None
 
-    def name(self, answers: dict[str, str], **slots: str) -> Asked:
+    def name(self, answers: dict[str, str], thought: str = "", **slots: str) -> Asked:
         """Asks for a name. Years are names: within 5% of each other, they are still different ones."""
         metric = "vqa" if next(iter(answers.values())).isdigit() else None
-        return self.say_any(answers, metric=metric, **slots)
+        return self.say_any(answers, metric=metric, thought=thought, **slots)
 
-    def compared(self, first: str, second: str, more: float, least: float) -> Asked | None:
+    def compared(self, first: str, second: str, more: float, least: float, thought: str = "") -> Asked | None:
         """Asks whether one thing is greater than another, as it is by `more`, unless they differ by under `least`."""
         greater = self.chance(0.5)
         if abs(more) < least:
             return None
-        return self.whether("greater" if greater else "smaller", (more > 0) == greater, first=first, second=second)
+        topic, yes = "greater" if greater else "smaller", (more > 0) == greater
+        return self.whether(topic, yes, first=first, second=second, thought=thought)
+
+    def other_name(self, printed: Sequence[str]) -> str:
+        """A name that is none of those printed, and begins otherwise."""
+        begin = {text.lower()[:3] for text in printed}
+        drawn = draw_words_apart(self.rng, len(begin) + 1, part=self.part)
+        return next(word.capitalize() for word in drawn if word[:3] not in begin)
 
     def two(self, count: int) -> tuple[int, int]:
         """Two different ones of so many."""
@@ -66,14 +67,14 @@ class _ValueQuestions(Questions[_Facts]):
         return int(a), int(b)
 
 
-def _outstanding(values: Sequence[float], scale: float, *, highest: bool) -> int | None:
+def outstanding(values: Sequence[float], scale: float, *, highest: bool) -> int | None:
     """The place of the highest or lowest value, if it is so by GAP of `scale`."""
     order = np.argsort(values) if not highest else np.argsort(-np.asarray(values))
     apart = abs(values[order[0]] - values[order[1]]) >= GAP * scale
     return int(order[0]) if apart else None
 
 
-class _ChartQuestions(_ValueQuestions[ChartFacts]):
+class _ChartQuestions(ValueQuestions[ChartFacts]):
     kind = "charts"
 
     def cell(self) -> tuple[int, int, dict[str, str]]:
@@ -84,6 +85,19 @@ class _ChartQuestions(_ValueQuestions[ChartFacts]):
         named = {"name": facts.categories[at], "series": series.name, "colour": series.colours[at], "mark": facts.mark}
         return row, at, named
 
+    def seen(self, row: int) -> list[str]:
+        """The categories in order, each with its value in a series where that can be read."""
+        facts = self.facts
+        if not facts.exact:
+            return list(facts.categories)
+        pairs = zip(facts.categories, facts.series[row].values, strict=True)
+        return [f"{name} {facts.write(value)}" for name, value in pairs]
+
+    @property
+    def within(self) -> float | None:
+        """By how much a value that is read may be off, where that is not a share of it."""
+        return None if self.facts.printed else _READ * self.facts.top
+
     def noun(self) -> str:
         return self.facts.names if self.facts.names and self.chance(0.5) else "category"
 
@@ -91,16 +105,36 @@ class _ChartQuestions(_ValueQuestions[ChartFacts]):
         if not self.facts.exact:
             return None
         row, at, named = self.cell()
-        topic = "value"
+        topic, seen = "value", self.seen(row)
         if len(self.facts.series) > 1:
             topic = "value-of-series"
         elif self.facts.motley and self.chance(0.5):
             topic = "value-by-colour"
-        return self.say(topic, self.facts.write(self.facts.series[row].values[at]), **named)
+            seen = [f"{colour} {pair}" for colour, pair in zip(self.facts.series[row].colours, seen, strict=True)]
+        answer = self.facts.write(self.facts.series[row].values[at])
+        return self.say(topic, answer, thought=looked(seen, [at]), **named)._replace(within=self.within)
+
+    def absent(self) -> Asked | None:
+        """The value of something that is not there."""
+        if not self.facts.exact or len(self.facts.series) > 1:
+            return None
+        name = self.other_name(self.facts.categories)
+        return self.say("value", none_of(name), name=name, thought=looked(self.facts.categories))
+
+    def lookup(self) -> Asked | None:
+        """What has a value."""
+        row, at, named = self.cell()
+        value = named["value"] = self.facts.write(self.facts.series[row].values[at])
+        alone = [self.facts.write(other) for series in self.facts.series for other in series.values].count(value) == 1
+        if not self.facts.printed or len(self.facts.series) > 1 or not alone:
+            return None
+        answer = {"lookup": named.pop("name")}
+        return self.name(answer, noun=self.noun(), thought=looked(self.seen(row), [at]), **named)
 
     def extreme(self) -> Asked | None:
-        facts, series, highest = self.facts, pick(self.rng, self.facts.series), self.chance(0.5)
-        at = _outstanding(series.values, facts.top, highest=highest)
+        facts, row, highest = self.facts, int(self.rng.integers(len(self.facts.series))), self.chance(0.5)
+        series = facts.series[row]
+        at = outstanding(series.values, facts.top, highest=highest)
         if at is None:
             return None
         noun, word = self.noun(), "highest" if highest else "lowest"
@@ -108,39 +142,55 @@ class _ChartQuestions(_ValueQuestions[ChartFacts]):
         topics = ["extreme-of-series" if len(facts.series) > 1 else "extreme"]
         topics += ["extreme-slice"] if facts.kind == "pie chart" else []
         answers = dict.fromkeys(topics, facts.categories[at])
-        return self.name(answers, noun=noun, word=word, size=size, series=series.name)
+        thought = looked(self.seen(row)) if facts.exact else ""
+        return self.name(answers, noun=noun, word=word, size=size, series=series.name, thought=thought)
 
     def extreme_value(self) -> Asked | None:
         if not self.facts.exact:
             return None
         word, extreme = pick(self.rng, (("highest", max), ("lowest", min)))
         value = extreme(value for series in self.facts.series for value in series.values)
-        return self.say("extreme-value", self.facts.write(value), word=word)
+        pairs = [pair for row in range(len(self.facts.series)) for pair in self.seen(row)]
+        thought = looked(pairs) if len(pairs) <= _MOST else ""
+        asked = self.say("extreme-value", self.facts.write(value), word=word, thought=thought)
+        return asked._replace(within=self.within)
 
     def colour(self) -> Asked:
-        _, _, named = self.cell()
-        topic = "colour-of-line" if self.facts.mark == "line" else "colour-of-bars"
+        row, at, named = self.cell()
+        topic, thought = "colour-of-line" if self.facts.mark == "line" else "colour-of-bars", ""
         if len(self.facts.series) > 1:
-            topic = "colour-of-series"
+            topic, thought = "colour-of-series", self.coloured(row)
         elif self.facts.motley:
-            topic = "colour-of-mark"
+            topic, thought = "colour-of-mark", self.coloured(at)
         answer, named["colour"] = named["colour"], pick(self.rng, ("color", "colour"))
-        return self.say(topic, answer, **named)
+        return self.say(topic, answer, thought=thought, **named)
+
+    def coloured(self, last: int) -> str:
+        """What is looked at for colours: the series or else the categories, each with its own."""
+        series = self.facts.series
+        if len(series) > 1:
+            return looked([f"{one.name} {one.colours[0]}" for one in series], [last])
+        pairs = zip(self.facts.categories, series[0].colours, strict=True)
+        return looked([f"{name} {colour}" for name, colour in pairs], [last])
 
     def by_colour(self) -> Asked | None:
-        _, _, named = self.cell()
+        row, at, named = self.cell()
         if len(self.facts.series) > 1:
-            return self.say("series-by-colour", named["series"], **named)
+            return self.say("series-by-colour", named["series"], thought=self.coloured(row), **named)
         if not self.facts.motley:
             return None
-        return self.name({"mark-by-colour": named["name"]}, noun=self.noun(), **named)
+        answer = {"mark-by-colour": named["name"]}
+        return self.name(answer, noun=self.noun(), thought=self.coloured(at), **named)
 
     def count(self) -> Asked:
         count, several, mark = len(self.facts.categories), len(self.facts.series), self.facts.mark
         answers = {"marks": str(several if mark == "line" else count * several)}
         answers |= {"categories": str(count)} if mark != "slice" else {}
         answers |= {"series": str(several)} if several > 1 else {}
-        return self.say_any(answers, mark=mark)
+        listed_names, series = numbered(self.facts.categories), numbered([one.name for one in self.facts.series])
+        thoughts = {"categories": listed_names, "series": series if several > 1 else ""}
+        thoughts["marks"] = thoughts["series"] if mark == "line" else listed_names if several == 1 else ""
+        return self.say_any(answers, mark=mark, thought=thoughts)
 
     def count_beyond(self) -> Asked | None:
         """How many bars pass a tick that none comes near."""
@@ -152,28 +202,48 @@ class _ChartQuestions(_ValueQuestions[ChartFacts]):
             return None
         limit, text = pick(self.rng, clear)
         topic, beyond = ("above", values > limit) if self.chance(0.5) else ("below", values < limit)
-        return self.say(topic, str(beyond.sum()), limit=text)
+        thought = numbered(self.seen(0), beyond.tolist())
+        return self.say(topic, str(beyond.sum()), limit=text, thought=thought)
 
     def compare(self) -> Asked | None:
         facts = self.facts
         cells = [(series, at) for series in facts.series for at in range(len(facts.categories))]
         (one, a), (other, b) = (cells[i] for i in self.two(len(cells)))
         first, second = facts.categories[a], facts.categories[b]
+        said = [facts.write(value) for value in (one.values[a], other.values[b])] if facts.exact else []
+        sign = ">" if one.values[a] > other.values[b] else "<"
+        thought = looked(self.seen(0), [a, b], sign.join(said)) if said else ""
         if len(facts.series) > 1:
             first, second = f"{one.name} at {first}", f"{other.name} at {second}"
+            thought = looked([f"{name} {value}" for name, value in zip((first, second), said, strict=True)])
         elif facts.motley and self.chance(0.3):
             first, second = (f"the {one.colours[i]} {facts.mark}" for i in (a, b))
-        return self.compared(first, second, one.values[a] - other.values[b], GAP * facts.top)
+        return self.compared(first, second, one.values[a] - other.values[b], GAP * facts.top, thought)
 
-    def difference(self) -> Asked | None:
+    def easy(self) -> tuple[int, int, float, float] | None:
+        """Two categories and their values, the higher first, if these are whole numbers to do sums with."""
         facts = self.facts
         if not facts.printed or facts.decimals or len(facts.series) > 1:
             return None
-        pairs = list(zip(facts.series[0].values, facts.categories, strict=True))
-        (low, less), (high, more) = sorted((pairs[i] for i in self.two(len(pairs))), key=lambda pair: pair[0])
-        if high > _EASY or high == low:
+        values = facts.series[0].values
+        high, low = sorted(self.two(len(values)), key=lambda at: -values[at])
+        return None if values[high] > EASY else (high, low, values[high], values[low])
+
+    def difference(self) -> Asked | None:
+        if (easy := self.easy()) is None or easy[2] == easy[3]:
             return None
-        return self.say("difference", facts.write(high - low), more=more, less=less)
+        (more, less, high, low), write = easy, self.facts.write
+        thought = looked(self.seen(0), [more, less], f"{write(high)}-{write(low)}")
+        named = {"more": self.facts.categories[more], "less": self.facts.categories[less]}
+        return self.say("difference", write(high - low), thought=thought, **named)
+
+    def sum(self) -> Asked | None:
+        if (easy := self.easy()) is None:
+            return None
+        (one, other, high, low), write = easy, self.facts.write
+        thought = looked(self.seen(0), [one, other], f"{write(high)}+{write(low)}")
+        first, second = (self.facts.categories[at] for at in sorted((one, other), reverse=self.chance(0.5)))
+        return self.say("sum", write(high + low), thought=thought, first=first, second=second)
 
     def title_or_label(self) -> Asked | None:
         if self.facts.label and (not self.facts.title or self.chance(0.4)):
@@ -186,89 +256,12 @@ class _ChartQuestions(_ValueQuestions[ChartFacts]):
         return self.say("kind", self.facts.kind.split()[-2])
 
 
-class _TableQuestions(_ValueQuestions[TableFacts]):
-    kind = "tables"
+def ask_chart(rng: Generator, facts: ChartFacts, part: str = "all", *, kinds: Sequence[str] = ()) -> Asked:
+    """Draws a question, one of `kinds` if any are named, that the chart answers beyond dispute.
 
-    def numeric(self) -> tuple[int, tuple[float, ...]] | None:
-        """A column of numbers and its values."""
-        columns = [(at, values) for at, values in enumerate(self.facts.values) if values]
-        return pick(self.rng, columns) if columns else None
+    Values are asked where they are printed, or can be read off an axis to within a twentieth of its range.
 
-    def cell(self) -> Asked:
-        row, column = pick(self.rng, self.facts.rows), int(self.rng.integers(1, len(self.facts.header)))
-        return self.say("cell", row[column], name=row[0], head=self.facts.header[column])
-
-    def place(self) -> Asked:
-        row, column = int(self.rng.integers(len(self.facts.rows))), int(self.rng.integers(len(self.facts.header)))
-        answer = {"place": self.facts.rows[row][column]}
-        named = {"column": _ORDINALS[column], "row": _ORDINALS[row]}
-        return self.say_any(answer, **named) if column else self.name(answer, **named)
-
-    def header(self) -> Asked:
-        header = self.facts.header
-        column = int(self.rng.integers(len(header)))
-        which = _ORDINALS[column] if column < len(header) - 1 or self.chance(0.5) else "last"
-        return self.say("header", header[column], which=which)
-
-    def lookup(self) -> Asked | None:
-        row, column = pick(self.rng, self.facts.rows), int(self.rng.integers(1, len(self.facts.header)))
-        if [other[column] for other in self.facts.rows].count(row[column]) > 1:
-            return None
-        return self.name({"lookup": row[0]}, value=row[column], head=self.facts.header[column])
-
-    def extreme(self) -> Asked | None:
-        highest = self.chance(0.5)
-        if (numeric := self.numeric()) is None:
-            return None
-        column, values = numeric
-        if (at := _outstanding(values, max(values), highest=highest)) is None:
-            return None
-        row, named = (
-            self.facts.rows[at],
-            {"head": self.facts.header[column], "word": "highest" if highest else "lowest"},
-        )
-        if self.chance(0.3):
-            return self.say("extreme-value", row[column], **named)
-        return self.name({"extreme": row[0]}, **named)
-
-    def count(self) -> Asked:
-        return self.say_any({"columns": str(len(self.facts.header)), "rows": str(len(self.facts.rows))})
-
-    def compare(self) -> Asked | None:
-        if (numeric := self.numeric()) is None:
-            return None
-        (column, values), (a, b) = numeric, self.two(len(self.facts.rows))
-        first, second = (
-            f"the {self.facts.header[column]} of {self.facts.rows[a][0]}",
-            f"that of {self.facts.rows[b][0]}",
-        )
-        return self.compared(first, second, values[a] - values[b], GAP * max(values))
-
-    def has(self) -> Asked:
-        column = int(self.rng.integers(len(self.facts.header)))
-        if self.chance(0.5):
-            return self.whether("has", True, name=self.facts.header[column])
-        printed = {text.lower()[:3] for text in self.facts.header}
-        drawn = draw_words_apart(self.rng, len(printed) + 1)
-        return self.whether("has", False, name=next(word.capitalize() for word in drawn if word[:3] not in printed))
-
-    def difference(self) -> Asked | None:
-        if (numeric := self.numeric()) is None:
-            return None
-        (column, values), (a, b) = numeric, self.two(len(self.facts.rows))
-        whole = all(value.is_integer() and value <= _EASY for value in values)
-        if not whole or values[a] == values[b]:
-            return None
-        first, second = self.facts.rows[a][0], self.facts.rows[b][0]
-        answer = str(round(abs(values[a] - values[b])))
-        return self.say("difference", answer, head=self.facts.header[column], first=first, second=second)
-
-
-def ask_chart(rng: Generator, facts: ChartFacts) -> Asked:
-    """Draws a question that the chart answers beyond dispute; values are asked where they can be read exactly."""
-    return _ChartQuestions(rng, facts).ask()
-
-
-def ask_table(rng: Generator, facts: TableFacts) -> Asked:
-    """Draws a question that the table answers beyond dispute."""
-    return _TableQuestions(rng, facts).ask()
+    Raises:
+        ValueError: for a kind that does not exist, or when the chart admits none of them.
+    """
+    return _ChartQuestions(rng, facts, part).ask(kinds)

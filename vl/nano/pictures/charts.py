@@ -21,8 +21,10 @@ _SHARES = (0.3, 0.2, 0.25, 0.25)
 SMALLEST = (160, 120)  # width and height in px; below them a chart is not legible
 _ASPECT = 1.9
 _MIN_CONTRAST = 210.0
+_TENTHS = 0.6
 _ATTEMPTS = 12
-# Distances of ticks; an axis has 3 to 8 of them, and values that are not printed lie on or halfway between them.
+# Distances of ticks; an axis has 3 to 8 of them. Values that are not printed lie on or halfway between them or, of most
+# charts with a single series, on tenths.
 _STEPS = (0.2, 0.5, 1, 1, 2, 2, 4, 5, 10, 10, 10, 20, 20, 50, 100, 100, 200, 500, 1000, 2000, 5000)
 
 
@@ -231,11 +233,13 @@ def _draw_values(rng: Generator, facts: ChartFacts) -> np.ndarray:
         values = rng.uniform(low, 1.0, size=shape) * facts.top
         values[0, int(rng.integers(shape[1]))] = rng.uniform(0.85, 1.0) * facts.top
         return np.maximum(values.round(facts.decimals), 10.0**-facts.decimals)
-    levels = 2 * round(facts.top / facts.step)
+    parts = 10 if shape[0] == 1 and rng.random() < _TENTHS else 2
+    levels = parts * round(facts.top / facts.step)
     steps = np.stack([rng.permutation(levels)[: shape[0]] + 1 for _ in range(shape[1])], axis=1)
-    if steps.max() < levels - 1:
-        steps.flat[int(steps.argmax())] = int(rng.integers(levels - 1, levels + 1))
-    return (steps * facts.step / 2).round(3)
+    highest = levels - parts // 2
+    if steps.max() < highest:
+        steps.flat[int(steps.argmax())] = int(rng.integers(highest, levels + 1))
+    return (steps * facts.step / parts).round(3)
 
 
 def _draw_shares(rng: Generator, facts: ChartFacts, look: Look) -> np.ndarray:

@@ -20,7 +20,7 @@ from vl.nano.pictures.canvas import RGB, Background, Box, Boxes, SizeRange, draw
 from vl.nano.pictures.emoji_faces import BITMAP_EM, Emoji, EmojiFace, Glyph, draw_glyph, emoji_list, find_emoji_faces
 from vl.nano.pictures.nothing import draw_nothing
 from vl.nano.pictures.placing import Disc, place_in_cells
-from vl.nano.pictures.questions import Asked, Questions, listed, sorts
+from vl.nano.pictures.questions import Asked, Questions, listed, looked, numbered, sorts
 from vl.nano.pictures.scenes import COUNTS
 
 MAX_EMOJI = 5
@@ -205,7 +205,7 @@ class _EmojiQuestions(Questions[EmojiFacts]):
         if not single:
             return None
         item = pick(self.rng, single)
-        return self.say("place", item.position, name=item.name)
+        return self.say("place", item.position, name=item.name, thought=looked(names, [names.index(item.name)]))
 
     def counting(self) -> Asked:
         """All of them, or one kind: an absent one at times, and any number of the others as likely."""
@@ -215,13 +215,15 @@ class _EmojiQuestions(Questions[EmojiFacts]):
             if not self._disputed(name):
                 counts.setdefault(names.count(name), []).append(name)
         if self.chance(0.5) or not counts:
-            return self.say("all", str(len(names)))
+            return self.say("all", str(len(names)), thought=numbered(names))
         name = self._absent() if self.chance(0.2) else pick(self.rng, counts[pick(self.rng, sorted(counts))])
-        return self.say("counting", str(names.count(name)), name=name)
+        thought = numbered(names, [one == name for one in names])
+        return self.say("counting", str(names.count(name)), name=name, thought=thought)
 
     def presence(self) -> Asked:
-        yes = self.chance(0.5)
-        return self.whether("presence", yes, name=pick(self.rng, self._names) if yes else self._absent())
+        yes, names = self.chance(0.5), self._names
+        name = pick(self.rng, names) if yes else self._absent()
+        return self.whether("presence", yes, name=name, thought=looked(names, [names.index(name)] if yes else None))
 
     @property
     def _names(self) -> list[str]:
@@ -247,11 +249,11 @@ EMOJI_KINDS = tuple(sorts("emoji"))
 """The kinds of question: which emoji, where, how many, is there."""
 
 
-def ask_emoji(rng: Generator, facts: EmojiFacts, *, kinds: Sequence[str] = EMOJI_KINDS) -> Asked:
+def ask_emoji(rng: Generator, facts: EmojiFacts, part: str = "all", *, kinds: Sequence[str] = EMOJI_KINDS) -> Asked:
     """Asks a question of one of `kinds` (some of `EMOJI_KINDS`), each as likely of those that the picture admits.
 
     Raises:
         ValueError: for a kind that does not exist, or when the picture admits none: "place" wants an emoji that is
             there once.
     """
-    return _EmojiQuestions(rng, facts).ask(kinds)
+    return _EmojiQuestions(rng, facts, part).ask(kinds)

@@ -95,7 +95,13 @@ class _NothingQuestions(Questions[NothingFacts]):
 
     def anything(self) -> Asked:
         """What could be asked of other pictures."""
-        usual = [(phrasing, topic) for topic in topics().values() for phrasing in topic.ask if "{" not in phrasing]
+        held = self.part == "held-out"
+        usual = [
+            (phrasing, topic)
+            for topic in topics().values()
+            for phrasing in ((held and topic.held) or topic.ask)
+            if "{" not in phrasing
+        ]
         prompt, topic = pick(self.rng, usual)
         if topic.metric == "counting" and self.facts.sort != "absent":
             return Asked(prompt, "0", topic.metric)
@@ -106,9 +112,9 @@ class _NothingQuestions(Questions[NothingFacts]):
         return f"{pick(self.rng, tuple(COLOURS))} {form}" if self.chance(0.5) else form
 
 
-def ask_nothing(rng: Generator, facts: NothingFacts) -> Asked:
+def ask_nothing(rng: Generator, facts: NothingFacts, part: str = "all") -> Asked:
     """Asks for what is not there."""
-    return _NothingQuestions(rng, facts).ask()
+    return _NothingQuestions(rng, facts, part).ask()
 
 
 def _blank(rng: Generator, width: int, height: int) -> Image.Image:

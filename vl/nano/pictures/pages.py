@@ -13,10 +13,11 @@ from PIL import Image
 
 from vl.nano.pictures.canvas import COLOURS, RGB, SizeRange, draw_size, jitter, pick
 from vl.nano.pictures.fonts import ALL, Face, Fonts, find_faces
+from vl.nano.pictures.labels import draw_words_apart
 from vl.nano.pictures.pen import Type
 from vl.nano.pictures.placing import fit_lines
 from vl.nano.pictures.prose import Prose
-from vl.nano.pictures.questions import Asked, Questions
+from vl.nano.pictures.questions import Asked, Questions, looked, none_of, numbered
 from vl.nano.pictures.receipts import paint_receipt
 from vl.nano.pictures.sheets import MIN_SIZE, Entry, Sheet, wideness
 from vl.nano.pictures.windows import paint_window
@@ -235,8 +236,10 @@ def _split(words: Sequence[str], rows: int) -> list[Sequence[str]]:
     return [words[a:b] for a, b in pairwise(round(i * len(words) / rows) for i in range(rows + 1))]
 
 
-_Topic = tuple[str, Entry, str]
-"""What to ask for, the part that it is asked of, and the answer."""
+_Topic = tuple[str, Entry, str, str]
+"""What to ask for, the part that it is asked of, the answer, and what is looked at for it."""
+
+_ABSENT = 0.06  # of the questions on receipts, those on an item that is not there
 
 
 class _PageQuestions(Questions[PageFacts]):
@@ -246,36 +249,65 @@ class _PageQuestions(Questions[PageFacts]):
         facts = self.facts
         if self.chance(0.5):
             return self.say_any(dict.fromkeys(("read", f"read-{facts.kind}"), caption_text(facts)))
-        topic, entry, answer = pick(self.rng, self._topics() if facts.entries else self._lines())
-        return self.say(topic, answer, label=entry.label, value=entry.value)
+        if facts.kind == "receipt" and self.chance(_ABSENT):
+            return self._absent()
+        topic, entry, answer, thought = pick(self.rng, self._topics() if facts.entries else self._lines())
+        return self.say(topic, answer, label=entry.label, value=entry.value, thought=thought)
+
+    def _absent(self) -> Asked:
+        """The price of something that is not on the receipt."""
+        items = [entry.label for entry in self.facts.entries if entry.role == "item"]
+        words = {word.lower() for label in items for word in label.split()}
+        drawn = draw_words_apart(self.rng, len(words) + 1, part=self.part)
+        name = next(word.capitalize() for word in drawn if word not in words)
+        return self.say("item", none_of(name), label=name, thought=looked(items))
 
     def _lines(self) -> list[_Topic]:
         lines = self.facts.lines
         answers = {"first": lines[0], "last": lines[-1]} | ({"lines": str(len(lines))} if len(lines) <= 9 else {})
-        return [(topic, Entry("", "", ""), answer) for topic, answer in answers.items()]
+        return [(topic, Entry("", "", ""), answer, "") for topic, answer in answers.items()]
 
     def _topics(self) -> list[_Topic]:
         entries = self.facts.entries
-        topics = [(entry.role, entry, entry.value) for entry in entries if entry.role not in ("button", "message")]
-        topics += [("on", e, "yes" if e.value == "On" else "no") for e in entries if e.value in ("On", "Off")]
+        topics = [
+            (entry.role, entry, entry.value, self._up_to(entry))
+            for entry in entries
+            if entry.role not in ("button", "message")
+        ]
+        topics += [
+            ("on", e, "yes" if e.value == "On" else "no", self._up_to(e)) for e in entries if e.value in ("On", "Off")
+        ]
         by_role = {role: [entry for entry in entries if entry.role == role] for role in ("item", "button", "message")}
         if items := by_role["item"]:
             prices = sorted(items, key=lambda item: float(item.value.lstrip("$")))
-            topics += [("whose", e, e.label) for e in items if sum(e.value == other.value for other in items) == 1]
-            topics.append(("items", items[0], str(len(items))))
-            topics += [("cheapest", e, e.label) for e in prices[:1] if e.value != prices[1].value]
-            topics += [("dearest", e, e.label) for e in prices[-1:] if e.value != prices[-2].value]
+            alone = [e for e in items if sum(e.value == other.value for other in items) == 1]
+            topics += [("whose", e, e.label, self._up_to(e)) for e in alone]
+            topics.append(("items", items[0], str(len(items)), numbered([item.label for item in items])))
+            everything = self._up_to(items[-1])
+            topics += [("cheapest", e, e.label, everything) for e in prices[:1] if e.value != prices[1].value]
+            topics += [("dearest", e, e.label, everything) for e in prices[-1:] if e.value != prices[-2].value]
         if buttons := by_role["button"]:
-            other = Entry("button", "", Prose(self.rng).label("button"))
-            topics += [("button", e, "yes" if e in buttons else "no") for e in (*buttons[:1], other)]
-            topics += [("buttons", other, str(len(buttons))), ("leftmost", other, buttons[0].value)]
+            values = [button.value for button in buttons]
+            other, there = Entry("button", "", Prose(self.rng).label("button")), pick(self.rng, buttons)
+            for entry in (there, other):
+                yes = entry.value in values
+                seen = looked(values, [values.index(entry.value)] if yes else None)
+                topics.append(("button", entry, "yes" if yes else "no", seen))
+            topics += [("buttons", other, str(len(buttons)), numbered(values)), ("leftmost", other, values[0], "")]
         if messages := by_role["message"]:
             for ordinal, message in (("first", messages[0]), ("last", messages[-1])):
                 named = message._replace(label=ordinal)
-                topics += [("message", named, message.value), ("side", named, message.label)]
+                topics += [("message", named, message.value, ""), ("side", named, message.label, "")]
         return topics
 
+    def _up_to(self, entry: Entry) -> str:
+        """What is looked at until one is found: the entries of its sort, each with what stands beside it."""
+        if entry.role not in ("item", "sum", "setting"):
+            return ""
+        alike = [other for other in self.facts.entries if other.role == entry.role]
+        return looked([f"{other.label} {other.value}" for other in alike], [alike.index(entry)])
 
-def ask_page(rng: Generator, facts: PageFacts) -> Asked:
+
+def ask_page(rng: Generator, facts: PageFacts, part: str = "all") -> Asked:
     """Asks to read the whole text or, half of the time, for a part of it."""
-    return _PageQuestions(rng, facts).ask()
+    return _PageQuestions(rng, facts, part).ask()

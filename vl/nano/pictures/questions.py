@@ -1,11 +1,18 @@
-"""What is said about pictures: lists of things, and questions, whose phrasings `questions.toml` has."""
+"""What is said about pictures: lists of things, and questions, whose phrasings `questions.toml` has.
+
+A question comes with what there is to look at before it is answered: things in the order in which they stand, up to
+the last that the answer needs, those that are counted with their numbers ("red star #1, blue ring, red star #2"), and
+behind a semicolon what is made of them ("Mar 12, Apr 30; 30-12"). To go through things in order is what a caption does,
+and easier than to find one among them.
+"""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
+from itertools import accumulate
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -17,11 +24,22 @@ Facts = TypeVar("Facts")
 
 
 class Asked(NamedTuple):
-    """What the user asks, the right answer, and the metric of `vl.evaluation` by which answers are judged."""
+    """What the user asks, the right answer, and the metric of `vl.evaluation` by which answers are judged.
+
+    `thought`: what is looked at before the answer, "" where nothing is. `within`: by how much a number may be off; None
+    for what the metric allows.
+    """
 
     prompt: str
     answer: str
     metric: str
+    thought: str = ""
+    within: float | None = None
+
+    @property
+    def reference(self) -> str:
+        """The right answer as metrics are given it."""
+        return self.answer if self.within is None else f"{self.answer} ± {self.within:g}"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -29,12 +47,34 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
+def looked(seen: Sequence[str], last: Iterable[int] | None = None, then: str = "") -> str:
+    """What is looked at: all that is `seen`, or up to the `last` of these places; `then` is made of it."""
+    end = len(seen) if last is None else max(last) + 1
+    return "; ".join(filter(None, (", ".join(seen[:end]), then)))
+
+
+def numbered(seen: Sequence[str], counted: Sequence[bool] | None = None) -> str:
+    """What is looked at to count it: all that is seen, those that are counted with their numbers."""
+    counted = [True] * len(seen) if counted is None else counted
+    numbers = accumulate(map(int, counted))
+    return looked([f"{name} #{n}" if one else name for name, one, n in zip(seen, counted, numbers, strict=True)])
+
+
+def none_of(name: str) -> str:
+    """The answer where what is asked about is not there."""
+    return f"There is no {name}."
+
+
 class Topic(NamedTuple):
-    """What can be asked for: the metric, the phrasings with slots in braces, and the requests that may close them."""
+    """What can be asked for: the metric, the phrasings with slots in braces, and the requests that may close them.
+
+    `held`: phrasings that are not learnt from, of which questions for testing are made.
+    """
 
     metric: str
     ask: tuple[str, ...]
     end: tuple[str, ...]
+    held: tuple[str, ...] = ()
 
 
 @lru_cache(maxsize=1)
@@ -55,20 +95,22 @@ def topics() -> dict[str, Topic]:
     for kind in tables["sorts"]:
         for name, topic in tables[kind].items():
             ends = tables["ends"][topic["end"]] if "end" in topic else ()
-            found[f"{kind}.{name}"] = Topic(topic["metric"], tuple(topic["ask"]), tuple(ends))
+            held = tuple(topic.get("held", ()))
+            found[f"{kind}.{name}"] = Topic(topic["metric"], tuple(topic["ask"]), tuple(ends), held)
     return found
 
 
 class Questions(Generic[Facts]):
     """Puts questions about a picture: a method for each sort that `questions.toml` lists under its `kind`.
 
-    Methods give None where the picture does not admit such a question.
+    Methods give None where the picture does not admit such a question. `part`, one of `fonts.FACES`, says whether it is
+    put in phrasings to learn from or in those held out.
     """
 
     kind: ClassVar[str]
 
-    def __init__(self, rng: Generator, facts: Facts) -> None:
-        self.rng, self.facts = rng, facts
+    def __init__(self, rng: Generator, facts: Facts, part: str = "all") -> None:
+        self.rng, self.facts, self.part = rng, facts, part
 
     def ask(self, kinds: Sequence[str] = ()) -> Asked:
         """Puts a question of one of these sorts, or of any, as often as their shares say where all are admitted.
@@ -89,26 +131,48 @@ class Questions(Generic[Facts]):
         raise ValueError(f"the picture admits no question of {', '.join(kinds)}")
 
     def topic(self, name: str) -> Topic:
-        return topics()[f"{self.kind}.{name}"]
+        found = topics()[f"{self.kind}.{name}"]
+        return found._replace(ask=found.held) if self.part == "held-out" and found.held else found
 
     def chance(self, share: float) -> bool:
         return bool(self.rng.random() < share)
 
-    def say(self, topic: str, answer: str, *, metric: str | None = None, **slots: str | Sequence[str]) -> Asked:
+    def say(
+        self,
+        topic: str,
+        answer: str,
+        *,
+        metric: str | None = None,
+        thought: str = "",
+        **slots: str | Sequence[str],
+    ) -> Asked:
         """Asks about a topic in any of its phrasings; what fits a slot is one text or several, of which one is taken.
 
-        `metric` is another one than the topic's.
+        `metric` is another one than the topic's; `thought` is that of `Asked`.
         """
-        return self.say_any({topic: answer}, metric=metric, **slots)
+        return self.say_any({topic: answer}, metric=metric, thought=thought, **slots)
 
-    def say_any(self, answers: Mapping[str, str], *, metric: str | None = None, **slots: str | Sequence[str]) -> Asked:
-        """Asks about one of several topics, for each of which there is an answer; each phrasing is as likely."""
+    def say_any(
+        self,
+        answers: Mapping[str, str],
+        *,
+        metric: str | None = None,
+        thought: str | Mapping[str, str] = "",
+        **slots: str | Sequence[str],
+    ) -> Asked:
+        """Asks about one of several topics, for each of which there is an answer; each phrasing is as likely.
+
+        A closing request, where the topic has some, is added half of the time.
+        """
         name, phrasing = pick(self.rng, [(name, phrasing) for name in answers for phrasing in self.topic(name).ask])
         texts = {slot: text if isinstance(text, str) else pick(self.rng, text) for slot, text in slots.items()}
         prompt = phrasing.format(**texts)
-        usual, _, ends = self.topic(name)
-        return Asked(f"{prompt} {pick(self.rng, ends)}" if ends else prompt, answers[name], metric or usual)
+        usual, _, ends, _ = self.topic(name)
+        if ends and self.chance(0.5):
+            prompt = f"{prompt} {pick(self.rng, ends)}"
+        seen = thought if isinstance(thought, str) else thought.get(name, "")
+        return Asked(prompt, answers[name], metric or usual, seen)
 
-    def whether(self, topic: str, yes: bool, **slots: str) -> Asked:
+    def whether(self, topic: str, yes: bool, *, thought: str = "", **slots: str) -> Asked:
         """Asks what is answered with yes or no."""
-        return self.say(topic, "yes" if yes else "no", **slots)
+        return self.say(topic, "yes" if yes else "no", thought=thought, **slots)

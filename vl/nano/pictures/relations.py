@@ -22,7 +22,7 @@ from numpy.random import Generator
 
 from vl.nano.pictures.canvas import COLOURS, pick
 from vl.nano.pictures.placing import POSITIONS
-from vl.nano.pictures.questions import Asked, Questions, listed, sorts
+from vl.nano.pictures.questions import Asked, Questions, listed, looked, none_of, numbered, sorts
 from vl.nano.pictures.scenes import SHAPES, SceneFacts, Shape, article
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -78,9 +78,9 @@ class _SceneQuestions(Questions[SceneFacts]):
     kind = "scenes"
 
     def counting(self) -> Asked:
-        topic = self.topic("counting")
-        phrasing, thing = pick(self.rng, topic.ask), self._counted()
-        return Asked(phrasing.format(things=_plural(thing.name)), str(self._count(thing)), topic.metric)
+        thing = self._counted()
+        thought = numbered(self._seen, [thing.fits(shape) for shape in self._ordered])
+        return self.say("counting", str(self._count(thing)), things=_plural(thing.name), thought=thought)
 
     def _counted(self) -> _Thing:
         """All shapes two times in five; else absent ones at times, and any number of the others as likely."""
@@ -108,23 +108,25 @@ class _SceneQuestions(Questions[SceneFacts]):
         things = _BY_GRAIN[int(self.rng.choice(3, p=(0.2, 0.3, 0.5)))]
         yes = self.chance(0.5)
         thing = pick(self.rng, [t for t in things if self._count(t)]) if yes else self._absent(things)
-        return self.whether("presence", yes, thing=f"{article(thing.name)} {thing.name}")
+        first = [i for i, shape in enumerate(self._ordered) if thing.fits(shape)][:1]
+        thought = looked(self._seen, first or None)
+        return self.whether("presence", yes, thing=f"{article(thing.name)} {thing.name}", thought=thought)
 
     def colour(self) -> Asked | None:
         shapes = self.facts.shapes
-        named = [(s.shape, s.colour) for s in shapes if self._is_one(_Thing(None, s.shape))]
-        named += [(f"shape {s.position}", s.colour) for s in shapes if self._alone_in_place(s)]
+        named = [(s.shape, s.colour, self._up_to(s)) for s in shapes if self._is_one(_Thing(None, s.shape))]
+        named += [(f"shape {s.position}", s.colour, "") for s in shapes if self._alone_in_place(s)]
         if not named:
             return None
-        thing, colour = pick(self.rng, named)
-        return self.say("colour", colour, thing=thing)
+        thing, colour, thought = pick(self.rng, named)
+        return self.say("colour", colour, thing=thing, thought=thought)
 
     def shape(self) -> Asked | None:
         named = [s for s in self.facts.shapes if self._is_one(_Thing(s.colour))]
         if not named:
             return None
         shape = pick(self.rng, named)
-        return self.say("shape", shape.shape, colour=shape.colour)
+        return self.say("shape", shape.shape, colour=shape.colour, thought=self._up_to(shape))
 
     def place(self) -> Asked | None:
         """Where something is or, as often, what is somewhere."""
@@ -136,40 +138,69 @@ class _SceneQuestions(Questions[SceneFacts]):
         if not named:
             return None
         shape, names = pick(self.rng, named)
-        return self.say("where", shape.position, thing=names)
+        return self.say("where", shape.position, thing=names, thought=self._up_to(shape))
+
+    def absent(self) -> Asked:
+        """The colour, form or place of something that is not there."""
+        topic, grain = pick(self.rng, (("colour", 1), ("shape", 0), ("where", 2)))
+        thing = self._absent(_BY_GRAIN[grain])
+        return self.say(
+            topic, none_of(thing.name), thing=thing.name, colour=thing.colour or "", thought=looked(self._seen)
+        )
 
     def relation(self) -> Asked | None:
         """Of two shapes: is one left of (above, ...) the other; on which side is it; which one is further that way."""
         named = [(s, names) for s in self.facts.shapes if (names := self._names(s))]
         pairs = [
-            (names, others, axis)
+            ((names, others), (a, b), axis)
             for axis in (0, 1)
             for (a, names), (b, others) in permutations(named, 2)
             if self._clearly_before(a, b, axis)
         ]
         if not pairs:
             return None
-        names, others, axis = pick(self.rng, pairs)
-        pair = (pick(self.rng, names), pick(self.rng, others))
+        named_so, shapes, axis = pick(self.rng, pairs)
+        pair = [pick(self.rng, names) for names in named_so]
         first = int(self.rng.integers(2))  # the one that is named first: 0 has the lower coordinate
         one, other = pair[first], pair[1 - first]
+        thought = looked([self._at(shapes[i], axis) for i in (first, 1 - first)])
         form = self.rng.random()
         if form < 0.6:
             yes = self.chance(0.5)
             side = pick(self.rng, _SIDES[axis][first if yes else 1 - first])
-            return self.whether("whether", yes, one=one, side=side, other=other)
+            return self.whether("whether", yes, one=one, side=side, other=other, thought=thought)
         if form < 0.8:
             either, answers = _EITHER[axis]
-            return self.say("which-side", answers[first], one=one, either=either, other=other)
+            return self.say("which-side", answers[first], one=one, either=either, other=other, thought=thought)
         way = int(self.rng.integers(2))
-        return self.say("which-of-two", pair[way], further=_FURTHER[axis][way], one=one, other=other)
+        further = _FURTHER[axis][way]
+        return self.say("which-of-two", pair[way], further=further, one=one, other=other, thought=thought)
 
     def extreme(self) -> Asked | None:
         found = [(s, axis, way) for axis, way in product((0, 1), (0, 1)) for s in self._outermost(axis, way)]
         if not found:
             return None
         shape, axis, way = pick(self.rng, found)
-        return self.say("extreme", shape.name, furthest=_FURTHEST[axis][way])
+        thought = looked([self._at(other, axis) for other in self._ordered])
+        return self.say("extreme", shape.name, furthest=_FURTHEST[axis][way], thought=thought)
+
+    @property
+    def _ordered(self) -> tuple[Shape, ...]:
+        """The shapes row by row, as one goes through them."""
+        return self.facts.in_reading_order().shapes
+
+    @property
+    def _seen(self) -> list[str]:
+        return [shape.name for shape in self._ordered]
+
+    def _up_to(self, shape: Shape) -> str:
+        """What is looked at until one is found."""
+        return looked(self._seen, [self._ordered.index(shape)])
+
+    def _at(self, shape: Shape, axis: int) -> str:
+        """A shape and the tenth of the picture's width (axis 0) or height in which its centre is, from 0 to 9."""
+        share = (shape.x / self.facts.width, shape.y / self.facts.height)[axis]
+        return f"{shape.name} {min(9, max(0, int(10 * share)))}"
 
     def _count(self, thing: _Thing) -> int:
         return sum(map(thing.fits, self.facts.shapes))
@@ -225,15 +256,15 @@ class _SceneQuestions(Questions[SceneFacts]):
 
 
 TASK_KINDS = tuple(sorts("scenes"))
-"""The kinds of question: how many, is there, what colour, what shape, where (or what is there), is A left of B, and
-which is left-most."""
+"""The kinds of question: how many, is there, what colour, what shape, where (or what is there), is A left of B, which
+is left-most, and what of these is asked of something absent."""
 
 
-def ask_scene(rng: Generator, facts: SceneFacts, *, kinds: Sequence[str] = TASK_KINDS) -> Asked:
+def ask_scene(rng: Generator, facts: SceneFacts, part: str = "all", *, kinds: Sequence[str] = TASK_KINDS) -> Asked:
     """Asks a question of one of `kinds` (some of `TASK_KINDS`), each as likely of those that the scene admits.
 
     Raises:
         ValueError: for a kind that does not exist, or when the scene admits none: a single shape has no neighbour to
             be left of. "counting" and "presence" are always admitted.
     """
-    return _SceneQuestions(rng, facts).ask(kinds)
+    return _SceneQuestions(rng, facts, part).ask(kinds)

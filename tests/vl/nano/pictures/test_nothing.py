@@ -48,7 +48,7 @@ def test_a_share_has_no_picture_and_the_answer_says_so() -> None:
     for sample in samples:
         content = sample.messages[0]["content"]
         assert [part["type"] for part in content] == (["text"] if sample.image is None else ["image", "text"])
-        answers = [sample.answer, *(answer for _, answer in sample.later)]
+        answers = [sample.answer, *(turn.answer for turn in sample.later)]
         assert set(answers) <= ({NO_IMAGE} if sample.image is None else {NOTHING, "0", "no"})
         assert sample.answer == describe_nothing(sample.facts) or sample.image is not None
     assert {sample.answer for sample in samples} == {NO_IMAGE, NOTHING, "0", "no"}
@@ -57,13 +57,13 @@ def test_a_share_has_no_picture_and_the_answer_says_so() -> None:
 def test_how_many_of_nothing_is_none_and_yes_is_never_right() -> None:
     facts, rng = NothingFacts(100, 100, "noise"), np.random.default_rng(2)
     asked = [ask_nothing(rng, facts) for _ in range(300)]
-    for prompt, answer, metric in asked:
+    for prompt, answer, metric, *_ in asked:
         assert "{" not in prompt
         if prompt.startswith(("How many", "Count")):
             assert (answer, metric) == ("0", "counting")
         elif prompt.startswith(("Is there", "Does the image show", "Can you see", "Yes or no")):
             assert (answer, metric) == ("no", "vqa")
-    counted = Counter(answer for _, answer, _ in asked)
+    counted = Counter(one.answer for one in asked)
     assert min(counted[answer] for answer in ("0", "no", NOTHING)) > 40
 
 

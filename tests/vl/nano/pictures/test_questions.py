@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import TypeVar
 
@@ -12,15 +12,16 @@ import pytest
 
 from vl.evaluation.metrics import METRICS
 from vl.nano import kinds
-from vl.nano.kinds import KINDS
+from vl.nano.kinds import KINDS, Facts
 from vl.nano.mix import Mix
 from vl.nano.pictures import questions
 from vl.nano.pictures.canvas import SizeRange
-from vl.nano.pictures.chart_questions import _ChartQuestions, _TableQuestions
+from vl.nano.pictures.chart_questions import _ChartQuestions
 from vl.nano.pictures.emoji import _EmojiQuestions
 from vl.nano.pictures.pages import _PageQuestions
 from vl.nano.pictures.questions import Asked, Questions, Topic, listed, sorts, topics
 from vl.nano.pictures.relations import _SceneQuestions
+from vl.nano.pictures.table_questions import _TableQuestions
 from vl.nano.render import render
 
 T = TypeVar("T")
@@ -67,7 +68,9 @@ def test_every_phrasing_is_asked_about_some_picture(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(module, "pick", next_of)
     rng, prompts = np.random.default_rng(3), set()
     for kind, made in KINDS.items():
-        prompts |= {made.ask(rng, shown).prompt for shown in facts[kind] for _ in range(25)} if made.ask else set()
+        prompts |= (
+            {made.ask(rng, shown, "learnt").prompt for shown in facts[kind] for _ in range(25)} if made.ask else set()
+        )
     text = "\n".join(prompts)
     assert "{" not in text
     for name, topic in topics().items():
@@ -93,7 +96,7 @@ class Made(Questions[str]):
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> None:
     phrasings = {
-        "made.one": Topic("vqa", ("1 {x}?", "2 {x}?", "3 {x}?"), ()),
+        "made.one": Topic("vqa", ("1 {x}?", "2 {x}?", "3 {x}?"), (), ("5 {x}?", "6 {x}?")),
         "made.two": Topic("counting", ("4 {x}?",), ("So.", "Thus.")),
     }
     monkeypatch.setattr("vl.nano.pictures.questions.topics", lambda: phrasings)
@@ -110,8 +113,10 @@ def test_phrasings_and_texts_of_a_slot_are_each_as_likely() -> None:
     assert 400 < min(first.values()) < max(first.values()) < 600
     assert {one.answer for one in asked if one.metric == "counting"} == {"no"}
     assert {one.prompt[4:] for one in asked if one.metric == "vqa"} == {""}
-    assert {one.prompt.split("? ")[1] for one in asked if one.prompt[0] == "4"} == {"So.", "Thus."}
-    assert put.say("one", "8", metric="ocr", x="w")[1:] == ("8", "ocr")
+    ends = Counter(one.prompt.partition("? ")[2] for one in asked if one.prompt[0] == "4")
+    assert set(ends) == {"", "So.", "Thus."}
+    assert 0.4 < ends[""] / ends.total() < 0.6
+    assert put.say("one", "8", metric="ocr", thought="7 #1", x="w")[1:] == ("8", "ocr", "7 #1", None)
 
 
 @pytest.mark.usefixtures("made")
@@ -137,3 +142,70 @@ def test_each_sort_is_a_question_that_can_be_put() -> None:
 @pytest.mark.parametrize(("names", "text"), [("a", "a"), ("ab", "a and b"), ("abc", "a, b and c")])
 def test_lists_read_as_english(names: str, text: str) -> None:
     assert listed(tuple(names)) == text
+
+
+def talks() -> Iterator[tuple[Facts, Asked]]:
+    """Questions on pictures of every kind that is asked about."""
+    drawn = Mix(sizes=(SizeRange(320, 480, 1.0),))
+    for name, made in KINDS.items():
+        facts, rng = [render(12, i, drawn.only(name)).facts for i in range(40)], np.random.default_rng(1)
+        for number in range(1200 if made.ask else 0):
+            shown = facts[number % len(facts)]
+            yield shown, made.ask(rng, shown, "learnt")
+
+
+TALKS = list(talks())
+
+
+def test_yes_and_no_are_as_likely() -> None:
+    """Of pictures of nothing, of which yes is never right, apart."""
+    said: dict[str, Counter[str]] = {}
+    for facts, asked in TALKS:
+        if asked.answer in ("yes", "no"):
+            said.setdefault(type(facts).__name__, Counter())[asked.answer] += 1
+    assert set(said.pop("NothingFacts")) == {"no"}
+    assert set(said) == {"SceneFacts", "EmojiFacts", "PageFacts", "ChartFacts", "TableFacts"}
+    for kind, answers in said.items():
+        assert answers.total() > 8, kind
+        # Five standard deviations.
+        assert abs(answers["yes"] / answers.total() - 0.5) < 2.5 / answers.total() ** 0.5, (kind, answers)
+
+
+def test_answers_follow_from_what_is_looked_at() -> None:
+    seen = Counter()
+    for _, (prompt, answer, metric, thought, _) in TALKS:
+        if not thought:
+            continue
+        found = re.search(r"; (\S+?)([-+<>])(\S+)$", thought)
+        if metric == "counting":
+            numbers = re.findall(r"#(\d+)", thought)
+            assert numbers == [str(n + 1) for n in range(len(numbers))]
+            assert answer == str(len(numbers)), (prompt, thought)
+        elif found:
+            a, b = (float(re.sub("[$%,]", "", text)) for text in (found[1], found[3]))
+            reckoned = {"-": a - b, "+": a + b, "<": a < b, ">": a > b}[found[2]]
+            assert reckoned is True or reckoned == float(re.sub("[$%,]", "", answer))
+        elif answer.startswith("There is no "):
+            assert answer[12:-1].removesuffix(" shape") not in thought
+        elif answer not in ("yes", "no") and not answer.startswith(("at the", "on the", "in the", "left", "right")):
+            assert answer.removesuffix(" shape") in thought + "above below", (prompt, thought, answer)
+        seen[metric] += 1
+    assert set(seen) == {"counting", "vqa", "chart", "table"}
+    assert sum(seen.values()) > 0.5 * len(TALKS)
+
+
+def test_phrasings_for_testing_are_never_learnt() -> None:
+    for name, topic in topics().items():
+        assert topic.held, name
+        assert not set(topic.ask) & set(topic.held)
+        slots = [set(re.findall(r"\{(\w+)\}", " ".join(texts))) for texts in (topic.held, topic.ask)]
+        assert slots[0] <= slots[1], name
+    every = {part: {text for topic in topics().values() for text in getattr(topic, part)} for part in ("ask", "held")}
+    assert not every["ask"] & every["held"]
+
+
+@pytest.mark.usefixtures("made")
+def test_questions_for_testing_are_put_in_phrasings_of_their_own() -> None:
+    for part, expected in (("all", "123"), ("learnt", "123"), ("held-out", "56")):
+        put = Made(np.random.default_rng(0), "7", part)
+        assert {put.say("one", "8", x="w").prompt for _ in range(60)} == {f"{number} w?" for number in expected}

@@ -106,6 +106,14 @@ def test_colours_and_shapes_are_those_of_the_one_thing_meant() -> None:
         assert answer == one.shape
 
 
+def test_what_is_absent_has_no_colour_form_or_place() -> None:
+    for facts, prompt, answer in questions("absent"):
+        found = re.fullmatch(rf"There is no {THING}\.", answer)
+        assert found
+        assert not meant(facts, found[1])
+        assert (found[1].removesuffix(" shape") if found[1].endswith(" shape") else found[1]) in prompt
+
+
 def test_places_are_those_of_the_grid() -> None:
     for facts, prompt, answer in questions("place"):
         asked = prompt.split(" Answer ")[0].split(" Say ")[0]

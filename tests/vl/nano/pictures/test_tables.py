@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from vl.evaluation.metrics import METRICS, parse_quantity
 from vl.nano.pictures.canvas import SizeRange
-from vl.nano.pictures.chart_questions import ask_table, describe_table
 from vl.nano.pictures.labels import MIN_SIZE, write_number
 from vl.nano.pictures.questions import Asked
+from vl.nano.pictures.table_questions import ask_table, describe_table
 from vl.nano.pictures.tables import TableFacts, draw_table
 
 SIZES = (SizeRange(200, 420, 1.0),)
@@ -87,6 +87,10 @@ def check(facts: TableFacts, asked: Asked) -> str:
     prompt, answer = asked.prompt.split("?")[0], asked.answer
     names = [row[0] for row in facts.rows]
     heads = "|".join(facts.header[1:])
+    if found := re.fullmatch(r"There is no (\w+)\.", answer):
+        assert found[1] not in (*facts.header, *names)
+        assert found[1] in prompt
+        return "absent"
     if found := re.fullmatch(
         r"Is the (\w+) of (.+) (?:(greater|larger|higher)|smaller|less|lower) than that of (.+)", prompt
     ):
@@ -98,18 +102,37 @@ def check(facts: TableFacts, asked: Asked) -> str:
     if found := re.search(r"column (?:named )?(\w+)$", prompt):
         assert answer == ("yes" if found[1] in facts.header else "no")
         return "has"
+    if answer in ("yes", "no") and (found := re.search(r"row (?:named )?(\w+)$|^Is (\w+) listed", prompt)):
+        assert answer == ("yes" if (found[1] or found[2]) in names else "no")
+        return "has row"
+    if found := re.search(
+        r"sum of (\w+) of (.+) and (.+)|How much (\w+) do (.+) and (.+) have together|Add up (\w+) of (.+) and (.+?)\.",
+        prompt,
+    ):
+        head, first, second = (group for group in found.groups() if group)
+        values = dict(zip(names, map(amount, column(facts, head)), strict=True))
+        assert int(answer) == values[first] + values[second]
+        return "sum"
     if prompt.startswith(("How many", "Count the")):
         assert int(answer) == len(facts.header if "columns" in prompt else facts.rows)
         return "count"
-    if found := re.search(r"in the (\w+) column of the (\w+) row below", prompt):
-        assert answer == facts.rows[ORDINALS.index(found[2])][ORDINALS.index(found[1])]
+    if "below" in prompt and (found := re.search(rf"\b({'|'.join(ORDINALS)}) (column|cell)\b", prompt)):
+        row = re.search(r"(\w+) row below", prompt)
+        assert row
+        assert answer == facts.rows[ORDINALS.index(row[1])][ORDINALS.index(found[1])]
         return "place"
     if found := re.search(r"of the (\w+) column$", prompt):
         assert answer == facts.header[-1 if found[1] == "last" else ORDINALS.index(found[1])]
         return "header"
-    if found := re.search(r"difference in (\w+) between (.+) and (.+)", prompt):
-        values = dict(zip(names, map(amount, column(facts, found[1])), strict=True))
-        assert int(answer) == abs(values[found[2]] - values[found[3]])
+    if found := re.search(
+        r"difference in (?P<head>\w+) between (?P<one>.+) and (?P<other>.+)"
+        r"|apart are (?P<a>.+) and (?P<b>.+) in (?P<c>\w+)$|different is the (?P<d>\w+) of (?P<e>.+) and (?P<f>.+)$",
+        prompt,
+    ):
+        named = {text for text in found.groups() if text}
+        head, first, second = sorted(named, key=lambda text: text not in facts.header)
+        values = dict(zip(names, map(amount, column(facts, head)), strict=True))
+        assert int(answer) == abs(values[first] - values[second])
         return "difference"
     if re.search("highest|lowest", prompt):
         head = re.search(rf"\b({heads})\b", prompt)
@@ -146,7 +169,7 @@ def test_answers_follow_from_the_cells() -> None:
     rng = np.random.default_rng(5)
     asked = [(facts, ask_table(rng, facts)) for _, facts in TABLES for _ in range(10)]
     kinds = Counter(check(facts, question) for facts, question in asked)
-    assert len(kinds) == 10, kinds
+    assert len(kinds) == 13, kinds
     assert min(kinds.values()) >= 15, kinds
     for facts, question in asked:
         metric = METRICS[question.metric]
