@@ -15,7 +15,7 @@ from preprocessing.sources import kind_of, local_path
 from vl.errors import InputError
 from vl.files import write_file
 from vl.jobs.partfolder import PartFolder
-from vl.jobs.rowfile import JobError, Row, RowFile
+from vl.jobs.rowfile import JobError, Row, RowFile, explained
 from vl.jobs.sources import Asked, Source, row_key, source_key
 
 Existing = Literal["skip", "overwrite", "append", "prepend"]
@@ -185,9 +185,5 @@ def _digest(content: bytes | None) -> str | None:
 
 
 def _written(path: Path, content: bytes) -> None:
-    try:
+    with explained(path):
         write_file(path, content)
-    except OSError as error:
-        raise JobError(
-            f"cannot write {path}: {error.strerror or error}. Nothing is lost: repair that and run the command again"
-        ) from error

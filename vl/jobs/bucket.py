@@ -6,98 +6,43 @@ import contextlib
 import json
 import re
 import tempfile
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vl.errors import Error
 from vl.jobs.manifest import Manifest
-from vl.jobs.parts import Format, id_of
+from vl.jobs.parts import Format
+from vl.jobs.partsink import PartSink
 from vl.jobs.pictures import Pictures
-from vl.jobs.prompts import Prompt, Prompts
-from vl.jobs.rowfile import JobError, Row, check_run, made_with
-from vl.jobs.sources import Source, row_key
+from vl.jobs.rowfile import JobError, Row, check_run, explained
 from vl.jobs.sources.files import remote
-
-PART_ROWS = 10_000
-"""Rows of a part, at most."""
-
-PART_SECONDS = 300.0
-"""After which rows become a part, however few: what a kill may cost in work, never in rows."""
 
 _INDEX = "_index"
 _PART = re.compile(r"part-\d{5,}")
 _ID = 16
 
 
-class Bucket:
+class Bucket(PartSink):
     """The rows of a captioning job as `part-00000.parquet`, ... below a URL; a context manager.
 
-    Rows become a part when `part_rows` are there, when `part_seconds` have passed, and at the end, after an error too.
-    A part is one object, which appears whole or not at all, and is the commit. Beside it goes its index, with the ids
-    of its rows; where a crash left none, it is made anew of the part. Nothing is kept on this machine: any other may go
-    on. Two runs at once are found out before they write an image twice: a part is only written if none has its number.
-
-    Args:
-        url: of the folder.
-        format: of the parts.
-        model, prompt, settings, overwrite, retry_errors, mix: as of `RowFile`. A retried row takes the place of the old
-            one: readers may find neither for a moment, and never both.
-        part_rows, part_seconds: see above.
+    Rows become a part after `part_seconds` too, however few, and after an error: what a kill may cost is work, never
+    rows. A part is one object, which appears whole or not at all, and is the commit. Beside it goes its index, with the
+    ids of its rows; where a crash left none, it is made anew of the part. Nothing is kept on this machine: any other
+    may go on. Two runs at once are found out before they write an image twice: a part is only written if none has its
+    number. A retried row takes the place of the old one: readers may find neither for a moment, and never both.
 
     Raises:
         JobError: as `RowFile`, or if the bucket cannot be reached.
         InputError: if fsspec or the package of that kind of URL is missing.
     """
 
-    def __init__(
-        self,
-        url: str,
-        format: Format,
-        *,
-        model: str,
-        prompt: Prompt,
-        settings: Mapping[str, Any] | None = None,
-        overwrite: bool = False,
-        retry_errors: bool = False,
-        mix: bool = False,
-        part_rows: int = PART_ROWS,
-        part_seconds: float = PART_SECONDS,
-    ) -> None:
-        self.url = url.rstrip("/")
-        self.prompts = Prompts.of(prompt)
-        self._format = format
-        self._made = made_with(model, self.prompts, settings)
-        self._mix = mix
-        self._overwrite = overwrite  # the bucket still holds the old parts
-        self._retry_errors = retry_errors
-        self._part_rows, self._part_seconds = part_rows, part_seconds
-        place = remote(self.url)
+    part_seconds = 300.0
+
+    def __init__(self, url: str, format: Format, **options: Any) -> None:
+        super().__init__(url.rstrip("/"), format, **options)
+        place = remote(self.out)
         self._fs, self._root = place.fs, place.path.rstrip("/")
-        self._waiting: dict[str, Row] = {}  # rows that are in no part yet
-        self._taken: set[str] = set()  # by `pending`, and not to be taken again though no row says so
-        self._skipped = 0
-
-    @property
-    def skipped(self) -> int:
-        return self._skipped + self._manifest.passed
-
-    @property
-    def rows(self) -> int:
-        """Images that have a row."""
-        return len(self._waiting) - self._retried + self._manifest.rows
-
-    @property
-    def failures(self) -> int:
-        """Images whose row is an error."""
-        waiting = sum("error" in row for row in self._waiting.values())
-        return waiting - self._retried + self._manifest.failures
-
-    @property
-    def _retried(self) -> int:
-        return sum(map(len, self._manifest.replaced(map(id_of, self._waiting)).values()))
 
     def __enter__(self) -> Bucket:
         with contextlib.ExitStack() as opened:
@@ -109,7 +54,6 @@ class Bucket:
                 if not self._overwrite:
                     self._read_index()
             self._opened = opened.pop_all()
-        self._begun = time.monotonic()
         return self
 
     def __exit__(
@@ -120,7 +64,7 @@ class Bucket:
                 with self._explained():
                     if kind is None:
                         self._drop()
-                    self._commit()
+                    self._flush()
             except JobError:
                 if kind is None:  # it must not hide what went wrong before
                     raise
@@ -129,36 +73,8 @@ class Bucket:
         """None: an image that came before is captioned again rather than looked for in the bucket."""
         return None
 
-    def pending(self, sources: Iterable[Source]) -> Iterator[Source]:
-        """As `RowFile.pending`."""
-        for source, key in self._manifest.skim(sources, errors_too=self._retry_errors or self._overwrite):
-            if key in self._taken or self._is_done(key):
-                self._skipped += 1
-            else:
-                self._taken.add(key)
-                if self._pictures is not None:
-                    self._pictures.expect(key, source)
-                yield source
-
-    def append(self, rows: Iterable[Row]) -> None:
-        """Take rows; when there are enough, or time has come, they become a part. Raises JobError."""
-        with self._explained():
-            self._drop()
-            batch = list(rows) if self._pictures is None else self._pictures.fetch(rows, self.prompts.columns)
-        for row in batch:
-            key = row_key(row)
-            self._waiting[key] = row
-            if not (self._retry_errors and "error" in row):  # which would be tried again, without end
-                self._taken.discard(key)
-        if len(self._waiting) >= self._part_rows or time.monotonic() - self._begun > self._part_seconds:
-            with self._explained():
-                self._commit()
-
-    def _is_done(self, key: str) -> bool:
-        if (row := self._waiting.get(key)) is not None:
-            return not (self._retry_errors and "error" in row)
-        id = id_of(key)
-        return self._manifest.has(id) and not (self._retry_errors and self._manifest.failed(id))
+    def _secure(self, rows: list[Row]) -> None:
+        """They are in memory alone until they are a part."""
 
     def _read_index(self) -> None:
         """Learn what the bucket has, and that it is of this run."""
@@ -176,12 +92,11 @@ class Bucket:
     def _learn(self, number: int, index: bytes) -> None:
         head, _, body = index.partition(b"\n")
         made = json.loads(head)
-        check_run(self.url, made, self._made, self._mix)
+        check_run(self.out, made, self._made, self._mix)
         ids = {body[at : at + _ID]: bool(body[at + _ID]) for at in range(0, len(body), _ID + 1)}
         self._manifest.add(number, ids, made)
 
     def _drop(self) -> None:
-        """Drop what the bucket held before `overwrite`."""
         if self._overwrite:
             self._fs.invalidate_cache()
             for number in self._parts():
@@ -190,12 +105,8 @@ class Bucket:
             self._manifest.clear()
             self._overwrite = False
 
-    def _commit(self) -> None:
-        """Make the waiting rows a part, and take rows that they replace out of the older ones first."""
-        self._begun = time.monotonic()
-        if not self._waiting:
-            return
-        ids = {id_of(key): "error" in row for key, row in self._waiting.items()}
+    def _commit(self, ids: Mapping[bytes, bool]) -> None:
+        """The older parts lose their rows first."""
         for old, gone in self._manifest.replaced(ids).items():
             self._shrink(old, gone)
         number = self._manifest.next_part
@@ -206,14 +117,12 @@ class Bucket:
         except (FileExistsError, OSError) as error:
             if isinstance(error, FileExistsError) or "PreconditionFailed" in str(error) or "412" in str(error):
                 raise JobError(
-                    f"{self.url} is being written by another run: wait until it ends, or choose another output"
+                    f"{self.out} is being written by another run: wait until it ends, or choose another output"
                 ) from None
             raise
         self._write_index(number, ids)
         self._manifest.add(number, ids, self._made)
-        if self._pictures is not None:
-            self._pictures.clear()
-        self._waiting.clear()
+        self._emptied()
 
     def _shrink(self, number: int, gone: set[bytes]) -> None:
         """Take rows out of a part. Its index goes first: without one the part itself is asked."""
@@ -240,7 +149,7 @@ class Bucket:
         return []
 
     def _part(self, number: int) -> str:
-        return f"{self._root}/part-{number:05}{self._format.suffix}"
+        return f"{self._root}/{self._name(number)}"
 
     def _index(self, number: int) -> str:
         return f"{self._root}/{_INDEX}/{number:05}"
@@ -253,15 +162,5 @@ class Bucket:
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(path)
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Whatever the file system raises, as a JobError."""
-        try:
-            yield
-        except Error:
-            raise
-        except Exception as error:
-            raise JobError(
-                f"cannot write {self.url}: {type(error).__name__}: {error}. The rows of the parts that are there are "
-                "safe: repair that and run the same command again, or choose another output"
-            ) from error
+    def _explained(self) -> contextlib.AbstractContextManager[None]:
+        return explained(self.out, Exception)  # each file system has errors of its own

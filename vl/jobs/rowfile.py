@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from vl.errors import Error
+from vl.files import sync_folder
 from vl.jobs.duplicates import answer_key
 from vl.jobs.prompts import CAPTION, Prompt, Prompts
 from vl.jobs.sources import Source, row_key, work_key
@@ -140,13 +141,13 @@ class RowFile:
         return len(self.errors)
 
     def __enter__(self) -> RowFile:
-        with self._explained():
+        with explained(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = _open_locked(self.path)
             try:
                 if not self._uncut:
                     self._repair()
-                sync_folder(self.path)
+                sync_folder(self.path.parent)
             except BaseException:
                 self._close()
                 raise
@@ -154,7 +155,7 @@ class RowFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
-            with self._explained():
+            with explained(self.path):
                 if self._uncut and kind is None:
                     self._cut()
                 if self._superseded:
@@ -185,7 +186,7 @@ class RowFile:
         batch = list(rows)
         lines = [encode_row(row) for row in batch]
         data = b"".join(lines)
-        with self._explained():
+        with explained(self.path):
             if self._uncut:
                 self._cut()
             try:
@@ -222,7 +223,7 @@ class RowFile:
 
     def clear(self) -> None:
         """Drop all rows, which are safe elsewhere. Raises JobError."""
-        with self._explained():
+        with explained(self.path):
             self._cut()
             os.fsync(self._fd)
         self._size = 0
@@ -320,7 +321,7 @@ class RowFile:
             with contextlib.suppress(OSError):
                 os.unlink(draft)
             raise
-        sync_folder(self.path)
+        sync_folder(self.path.parent)
         os.close(self._fd)
         self._fd, self._size = fd, size
 
@@ -330,15 +331,20 @@ class RowFile:
             os.close(self._fd)
             self._fd = -1
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise JobError(
-                f"cannot write {self.path}: {error.strerror or error}. The rows that were written are safe: "
-                "repair that and run the same command again, or choose another output file"
-            ) from error
+
+@contextlib.contextmanager
+def explained(out: Path | str, kinds: type[Exception] | tuple[type[Exception], ...] = OSError) -> Iterator[None]:
+    """Errors of these kinds as a JobError that says what is safe and what to do."""
+    try:
+        yield
+    except Error:
+        raise
+    except kinds as error:
+        why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise JobError(
+            f"cannot write {out}: {why}. The rows that were written are safe: "
+            "repair that and run the same command again, or choose another output"
+        ) from error
 
 
 def _open_locked(path: Path) -> int:
@@ -372,12 +378,3 @@ def _write_all(fd: int, data: bytes) -> int:
     while written < len(data):
         written += os.write(fd, data[written:])
     return written
-
-
-def sync_folder(path: Path) -> None:
-    """Make a new or replaced directory entry durable."""
-    fd = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

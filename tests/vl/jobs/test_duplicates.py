@@ -11,7 +11,7 @@ from PIL import Image
 
 from vl.errors import InputError
 from vl.jobs import caption_images
-from vl.jobs.partfolder import PartFolder
+from vl.jobs.partsink import PartSink
 
 from .fakes import FakeModel, FakeRequest, run
 from .test_containers import write_table
@@ -49,7 +49,7 @@ def copies(archive: Path, tmp_path: Path) -> Path:
 def test_each_image_is_asked_once(
     copies: Path, tmp_path: Path, name: str, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PartFolder.__init__, "__kwdefaults__", PartFolder.__init__.__kwdefaults__ | {"part_rows": 5})
+    monkeypatch.setattr(PartSink, "part_rows", 5)
     model, out = CountingModel(), tmp_path / name
     tally = run(copies, out, model, batch_size=batch_size)
     assert (tally.captions, tally.errors) == (36, 3), "a row for each all the same"
@@ -70,7 +70,7 @@ def test_each_image_is_asked_once(
 @pytest.mark.parametrize("name", [*OUTS, "out.wds"])
 def test_the_next_run_knows_them(copies: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also after the part that they are in was rewritten, as --retry-errors does."""
-    monkeypatch.setattr(PartFolder.__init__, "__kwdefaults__", PartFolder.__init__.__kwdefaults__ | {"part_rows": 5})
+    monkeypatch.setattr(PartSink, "part_rows", 5)
     out = tmp_path / name
     run(copies / "a", out)
     run(copies / "a", out, retry_errors=True)

@@ -23,6 +23,7 @@ from vl.errors import InputError
 from vl.jobs import JobError, caption_images, expand_sources, open_rows, source_key
 from vl.jobs.parquet import Parquet
 from vl.jobs.partfolder import PartFolder
+from vl.jobs.partsink import PartSink
 
 from .fakes import FakeModel, run
 from .test_kill import start_child
@@ -31,7 +32,7 @@ from .test_kill import start_child
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several parts for thirteen images."""
-    monkeypatch.setattr(PartFolder.__init__, "__kwdefaults__", PartFolder.__init__.__kwdefaults__ | {"part_rows": 5})
+    monkeypatch.setattr(PartSink, "part_rows", 5)
 
 
 def parquet(out: Path) -> list[dict[str, Any]]:
@@ -212,12 +213,14 @@ def test_counts_before_a_retried_row_is_in_a_part(archive: Path, tmp_path: Path)
             assert (rows.rows, rows.failures) == (13, failures)
 
 
-def test_memory_is_flat_in_rows(tmp_path: Path) -> None:
+def test_memory_is_flat_in_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PartSink, "part_rows", 500)
+
     def rows(start: int, count: int) -> Iterator[dict[str, Any]]:
         for n in range(start, start + count):
             yield {"image": f"{n}.png", "caption": "x", "model": "m", "prompt": "p", "settings": {}}
 
-    with PartFolder(tmp_path / "out.parquet", Parquet(["caption"]), model="m", prompt="p", part_rows=500) as folder:
+    with PartFolder(tmp_path / "out.parquet", Parquet(["caption"]), model="m", prompt="p") as folder:
         tracemalloc.start()
         held = []
         for part in range(8):

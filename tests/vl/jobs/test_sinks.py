@@ -18,8 +18,8 @@ from vl.errors import InputError
 from vl.jobs import JobError, caption_images, check_output, expand_sources, open_rows, source_key
 from vl.jobs.bucket import Bucket
 from vl.jobs.parquet import Parquet
-from vl.jobs.partfolder import PartFolder
 from vl.jobs.parts import ERRORS
+from vl.jobs.partsink import PartSink
 
 from .fakes import FakeModel, run, s3_server
 
@@ -29,8 +29,7 @@ pytest.importorskip("moto", reason="needs moto[server]")
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several parts for thirteen images."""
-    for kind in (PartFolder, Bucket):
-        monkeypatch.setattr(kind.__init__, "__kwdefaults__", kind.__init__.__kwdefaults__ | {"part_rows": 5})
+    monkeypatch.setattr(PartSink, "part_rows", 5)
 
 
 @pytest.fixture(scope="module")
@@ -221,10 +220,11 @@ def test_two_runs_at_once(archive: Path, tmp_path: Path, s3: Any) -> None:
     assert len(parquet(s3, url, tmp_path / "a")) == 5
 
 
-def test_rows_become_a_part_when_time_has_come(s3: Any) -> None:
+def test_rows_become_a_part_when_time_has_come(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bucket, "part_seconds", 0.0)
     made: dict[str, Any] = {"model": "fake", "prompt": "p", "settings": {}}
     url = "s3://out/time.parquet"
-    with Bucket(url, Parquet(["caption"]), **made, part_seconds=0.0) as rows:
+    with Bucket(url, Parquet(["caption"]), **made) as rows:
         rows.append([{"image": "a.png", "caption": "x"} | made])
         assert s3.exists(f"{url}/part-00000.parquet")
 
