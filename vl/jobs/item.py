@@ -104,6 +104,8 @@ def prepare(ask: Ask, prompts: Prompts, known: Row, duplicates: Duplicates[Item]
             item.row.update(found)
             if (leader := duplicates.claim(item)) is not item:
                 item.inputs, item.leader = None, leader
+            elif (written := duplicates.written(item.row)) is not None:  # by one that came and went since
+                item.copy(written)
     except Error as error:
         item.fail(error)
     except Exception as error:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vl.errors import InputError
-from vl.jobs import caption_images
+from vl.jobs import caption_images, caption_rows
 from vl.jobs.partsink import PartSink
 
 from .fakes import FakeModel, FakeRequest, run
@@ -122,3 +122,13 @@ def test_a_part_that_is_gone_costs_time_alone(copies: Path, tmp_path: Path) -> N
         part.write_bytes(b"damaged")
     assert run(copies / "z", out, model).captions == 12
     assert len(model.asked) == 12
+
+
+def test_one_that_was_written_while_another_was_decoded(tmp_path: Path) -> None:
+    for file in ("a.png", "b.png"):
+        Image.new("RGB", (1, 5)).save(tmp_path / file)
+    ((written,),) = caption_rows(FakeModel(), [str(tmp_path / "a.png")])
+    looks, model = iter([None, written]), CountingModel()
+    ((row,),) = caption_rows(model, [str(tmp_path / "b.png")], find=lambda key: next(looks))
+    assert (model.asked, model.processor.prepared) == ([], 1)
+    assert row == written | {"image": str(tmp_path / "b.png"), "seconds": 0.0}
