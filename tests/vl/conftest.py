@@ -26,7 +26,7 @@ class Said:
     error: Exception | None = None
 
     def result(self) -> Any:
-        return SimpleNamespace(text=self.answer, finish_reason="stop")
+        return SimpleNamespace(text=self.answer, finish_reason="stop", reasoning="", logprobs=None)
 
 
 class Read(SimpleNamespace):

@@ -35,7 +35,7 @@ from vl.cli.console import (
     stdout_console,
 )
 from vl.cli.engine import engine_options
-from vl.cli.scores import error_table, metric_table, mistake_table, score_table, task_table
+from vl.cli.scores import confidence_table, error_table, metric_table, mistake_table, score_table, task_table
 from vl.engine.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -95,6 +95,14 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.png",
+            help="Plot how often answers are right against how likely the model held them.",
+            show_default=False,
+        ),
+    ] = None,
     device: DeviceOption = None,
     dtype: DTypeOption = None,
     quantization: QuantizationOption = None,
@@ -133,7 +141,7 @@ def evaluate(
     }
     batch_size = engine.max_batch_size
     if resolution is not None:
-        if names or everything or out or recipe:
+        if names or everything or out or recipe or plot:
             raise typer.BadParameter(
                 "goes with the options of the model and of answering alone", param_hint="--resolution"
             )
@@ -162,6 +170,8 @@ def evaluate(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if not json:
         _show(model, results, folder)
+    if plot is not None:
+        _plot_confidence(model, results, plot)
     if any(result.errors for result in results):
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -327,9 +337,25 @@ def _read_by_height(model: MiniMaxVL, file: Path, run: _Run) -> None:
         raise InputError(f"cannot write {file}: {error.strerror or error}") from error
 
 
+def _plot_confidence(model: str, results: list[Result], file: Path) -> None:
+    from vl.errors import InputError
+    from vl.evaluation import confidence, draw_confidence
+
+    named = [(result.task, found) for result in results if (found := result.confidence)]
+    together = confidence(row for result in results for row in result.rows)
+    if together is None:
+        raise InputError(f"nothing to plot in {file}: no answer has a confidence")
+    try:
+        draw_confidence([("all answers", together)] if len(named) != 1 else named, file, model)
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {error.strerror or error}") from error
+
+
 def _show(model: str, results: list[Result], folder: OutFolder | None) -> None:
     console = stdout_console()
     console.print(score_table(results, model))
+    if told := confidence_table(results):
+        console.print(told)
     if len(results) == 1 and (mistakes := mistake_table(results[0])):
         console.print(mistakes)
     if errors := error_table(results):

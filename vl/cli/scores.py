@@ -45,6 +45,27 @@ def _verdict(target: Target, value: float) -> Text:
     return Text(f"{target.show()} {'met' if met else 'missed'}", style="green" if met else "red")
 
 
+def confidence_table(results: list[Result]) -> Table | None:
+    """How often answers are right that the model held likely; None where that is not known."""
+    from vl.evaluation import confidence
+
+    found = confidence(row for result in results for row in result.rows)
+    if found is None:
+        return None
+    told = f"right where it is sure: AUROC {_decimals(found.auroc)}, calibration error {found.ece:.2f}"
+    table = Table("mean token probability of at least", "answers", "of them right", title=told)
+    for column in table.columns:
+        column.justify = "right"
+    for point in found.points:
+        right = "" if point.accuracy is None else f"{point.accuracy:.1%}"
+        table.add_row(f"{point.at_least:.0%}", f"{point.coverage:.1%}", right)
+    return table
+
+
+def _decimals(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
 def mistake_table(result: Result) -> Table | None:
     """The worst answers beside what was expected; None if all are right."""
     wrong = result.failures[:_EXAMPLES]

@@ -9,6 +9,7 @@ Example:
         print(result.task, result.scores, len(result.errors))
 """
 
+from vl.evaluation.confidence import Confidence, confidence, draw_confidence
 from vl.evaluation.datafile import count_records, read_records
 from vl.evaluation.evaluate import Result, evaluate, evaluate_file
 from vl.evaluation.examples import Example, Row
@@ -19,6 +20,7 @@ from vl.evaluation.tasks import Question, Target, Task, find_task, find_tasks
 
 __all__ = [
     "METRICS",
+    "Confidence",
     "Example",
     "Metric",
     "OutFolder",
@@ -28,7 +30,9 @@ __all__ = [
     "Row",
     "Target",
     "Task",
+    "confidence",
     "count_records",
+    "draw_confidence",
     "evaluate",
     "evaluate_file",
     "find_task",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,7 +35,7 @@ def answer(
         InputError: if `batch_size` is below 1, or no prompt at all could be answered with so many new tokens.
     """
     check_installed()
-    params = SamplingParams(max_new_tokens=max_new_tokens)
+    params = SamplingParams(max_new_tokens=max_new_tokens, logprobs=True)
     model.engine.check(params)
     items = answered(model.engine, examples, partial(_prepare, model), params, batch_size=batch_size)
     with contextlib.closing(items):
@@ -61,13 +62,25 @@ class _Item:
         text = generation.text.strip()
         try:
             scores = METRICS[self.row.metric].score(self.row.references, text)
-            self._finish(answer=text, finish_reason=generation.finish_reason, scores=scores)
+            self._finish(
+                answer=text,
+                finish_reason=generation.finish_reason,
+                scores=scores,
+                reasoning=generation.reasoning,
+                confidence=_confidence(generation),
+            )
         except ValueError as error:
             self.fail(error)
 
     def _finish(self, **outcome: Any) -> None:
         self.inputs = None
         self.row = replace(self.row, **outcome)
+
+
+def _confidence(generation: Generation) -> float | None:
+    """The mean probability of the tokens that were written."""
+    told = generation.logprobs
+    return sum(math.exp(token.logprob) for token in told) / len(told) if told else None
 
 
 def _prepare(model: MiniMaxVL, example: Example | Row) -> _Item:

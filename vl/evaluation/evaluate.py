@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vl.errors import InputError
 from vl.evaluation.answers import answer
+from vl.evaluation.confidence import Confidence, confidence
 from vl.evaluation.datafile import read_records
 from vl.evaluation.examples import Example, Row
 from vl.evaluation.metrics import METRICS
@@ -66,6 +67,11 @@ class Result:
     def target(self, score: str) -> Target | None:
         return next((target for target in self.targets if target.score == score), None)
 
+    @cached_property
+    def confidence(self) -> Confidence | None:
+        """What the confidence of its answers says about them; None if that is not known."""
+        return confidence(self.rows)
+
     def summary(self) -> dict[str, Any]:
         """Everything but the rows."""
         targets = {
@@ -75,7 +81,8 @@ class Result:
         }
         errors = [{"id": row.id, "line": row.line, "error": row.error} for row in self.errors]
         head = {"task": self.task, "metric": self.metric, "count": self.count}
-        return head | {"scores": self.scores, "targets": targets, "errors": errors}
+        known = None if self.confidence is None else self.confidence.to_json()
+        return head | {"scores": self.scores, "targets": targets, "confidence": known, "errors": errors}
 
     def to_json(self) -> dict[str, Any]:
         return self.summary() | {"rows": [row.to_json() for row in self.rows]}

@@ -40,8 +40,9 @@ class Example:
 class Row:
     """An example with the model's answer and its scores, or with the error that cost it.
 
-    `finish_reason` is "length" where the answer was cut off. `sizes`: (width, height) of each image in pixels. A record
-    that could not even be read has no metric.
+    `finish_reason` is "length" where the answer was cut off. `reasoning` is what the model thought before the answer,
+    and `confidence` the mean probability of all the tokens that it wrote, where that is known. `sizes`: (width, height)
+    of each image in pixels. A record that could not even be read has no metric.
     """
 
     id: str
@@ -56,6 +57,8 @@ class Row:
     error: str | None = None
     line: int | None = None
     pictures: Pictures = field(default=list, repr=False, compare=False)
+    reasoning: str = ""
+    confidence: float | None = None
 
     @property
     def right(self) -> bool:
@@ -83,5 +86,7 @@ class Row:
         if self.error is not None:
             return head | {"error": self.error} | asked
         scores = {name: ratio.value for name, ratio in self.scores.items()}
-        said = {"answer": self.answer, "finish_reason": self.finish_reason}
+        said = {"answer": self.answer, "finish_reason": self.finish_reason, "confidence": self.confidence}
+        if self.reasoning:
+            said["reasoning"] = self.reasoning
         return head | asked | said | {"scores": scores, "right": self.right}

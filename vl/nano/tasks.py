@@ -19,7 +19,7 @@ from vl.nano.pictures.canvas import SizeRange
 from vl.nano.pictures.chart_questions import ask_chart
 from vl.nano.pictures.charts import draw_chart
 from vl.nano.pictures.emoji import ask_emoji, draw_emoji
-from vl.nano.pictures.nothing import SORTS, describe_nothing, draw_nothing
+from vl.nano.pictures.nothing import SORTS, ask_nothing, describe_nothing, draw_nothing, draw_photograph
 from vl.nano.pictures.pages import ask_page, draw_pages
 from vl.nano.pictures.questions import Asked
 from vl.nano.pictures.relations import ask_scene
@@ -30,6 +30,9 @@ from vl.training.config import EVALUATION_SEED
 
 # Apart from EVALUATION_SEED itself, on which training watches its progress.
 SEED = EVALUATION_SEED + 1
+_LOOKS = 256  # tokens of what is looked at, and the answer
+# Emoji first: where there is no font for them, the task is left out.
+_KNOWN = ("emoji", *(kind for kind in KINDS if kind not in ("emoji", "nothing")))
 _PAGE_SIZES = (SizeRange(1008, 2016, 1.0),)
 HELD_OUT = Mix(faces="held-out")
 """What tasks draw from unless they are told otherwise."""
@@ -79,10 +82,37 @@ def _about_receipt(index: int, mix: Mix) -> Question:
     return _put(image, next(asked for _ in count() if (asked := ask_page(rng, facts, mix.faces)).metric != "ocr"))
 
 
+def _off_axis(index: int, mix: Mix) -> Question:
+    """A value that no chart prints."""
+    rng = np.random.default_rng((SEED, index))
+    drawn = (draw_chart(rng, mix.sizes, fonts=mix.typeface) for _ in count())
+    image, chart = next((image, chart) for image, chart in drawn if chart.exact and not chart.printed)
+    return _put(image, ask_chart(rng, chart, mix.faces, kinds=("value", "extreme_value")))
+
+
 def _nothing(index: int, mix: Mix) -> Question:
     rng = np.random.default_rng((SEED, index))
-    image, facts = draw_nothing(rng, mix.sizes, photos=mix.photos, part=mix.faces, absent=1 / len(SORTS))
-    return _question(image, DEFAULT_PROMPT, describe_nothing(facts))
+    image, facts = draw_nothing(rng, mix.sizes, sorts=tuple(SORTS))
+    return ask_to_describe(image, describe_nothing(facts))
+
+
+def _photograph(index: int, mix: Mix) -> Question:
+    rng = np.random.default_rng((SEED, index))
+    image, facts = draw_photograph(rng, mix.sizes, mix.photos, part=mix.faces)
+    return ask_to_describe(image, describe_nothing(facts))
+
+
+def _no_image(index: int, mix: Mix) -> Question:
+    """The default prompt and what is asked of pictures in turn."""
+    rng = np.random.default_rng((SEED, index))
+    _, facts = draw_nothing(rng, mix.sizes, absent=1.0)
+    prompt = ask_nothing(rng, facts, mix.faces).prompt if index % 2 else DEFAULT_PROMPT
+    return _question(None, prompt, describe_nothing(facts))
+
+
+def _known(index: int, mix: Mix) -> Question:
+    """A picture of any kind that it knows."""
+    return describe(render(SEED, index, mix.only(_KNOWN[index % len(_KNOWN)])))
 
 
 def _emoji(grounds: float, index: int, mix: Mix) -> Question:
@@ -124,7 +154,7 @@ def _transcribe(sample: Sample) -> Question:
     return Question(question, (read_text(caption),))
 
 
-def ask_to_describe(image: Image.Image, answer: str) -> Question:
+def ask_to_describe(image: Image.Image | None, answer: str) -> Question:
     """The default prompt about an image."""
     return _question(image, DEFAULT_PROMPT, answer)
 
@@ -161,10 +191,20 @@ TASKS: dict[str, Task] = {
              (Target("cer", 0.08, most=True),), max_new_tokens=640),
         Task("thumbnails", "the same pages, of which only the thumbnail is shown", "ocr", _thumbnail,
              max_new_tokens=640),
-        Task("charts", "questions on charts", "chart", _about_chart, (Target("relaxed", 0.85),)),
-        Task("tables", "questions on tables", "table", _about_table, (Target("relaxed", 0.9),)),
-        Task("receipts", "questions on receipts", "chart", _about_receipt, (Target("relaxed", 0.9),)),
-        Task("nothing", "blank, noise, textures and the like, or no image: it says so", "vqa", _nothing,
+        Task("charts", "questions on charts", "chart", _about_chart, (Target("relaxed", 0.85),),
+             max_new_tokens=_LOOKS),
+        Task("axis", "values read off an axis, to within a twentieth of its range", "chart", _off_axis,
+             (Target("relaxed", 0.85),), max_new_tokens=_LOOKS),
+        Task("tables", "questions on tables", "table", _about_table, (Target("relaxed", 0.9),),
+             max_new_tokens=_LOOKS),
+        Task("receipts", "questions on receipts", "chart", _about_receipt, (Target("relaxed", 0.9),),
+             max_new_tokens=_LOOKS),
+        Task("nothing", "blank, noise, gradients, textures and the like: it says so", "vqa", _nothing,
              (Target("normalised", 0.95),)),
+        Task("photographs", "parts of photographs (data.mix.photos of --recipe): it says that it knows nothing of them",
+             "vqa", _photograph, (Target("normalised", 0.95),)),
+        Task("no-image", "no image at all: it says so", "vqa", _no_image, (Target("normalised", 0.95),)),
+        Task("refusals", "pictures of all kinds that it knows: it does not decline", "refusals", _known,
+             (Target("refused", 0.01, most=True),), max_new_tokens=24),
     )
 }  # fmt: skip

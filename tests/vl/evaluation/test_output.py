@@ -82,6 +82,7 @@ def test_files_for_scripts(tmp_path: Path, results: list[Result]) -> None:
         "sizes": [[60, 40]],
         "answer": 'The text reads "sitten".',
         "finish_reason": "length",
+        "confidence": None,
         "scores": {"cer": pytest.approx(1 / 6), "wer": 1.0, "exact": 0.0},
         "right": False,
     }

@@ -45,9 +45,43 @@ def test_every_metric_orders_right_before_wrong(name: str) -> None:
     metric = METRICS[name]
     truth = {"scenes": "a red circle at the top", "counting": "3"}.get(name, "12 apples")
     references = [truth] * (10 if name == "consensus" else 1)
-    right, wrong = metric.score(references, truth), metric.score(references, "nothing like it")
+    said = "I see nothing here." if name == "refusals" else "nothing like it"
+    right, wrong = metric.score(references, truth), metric.score(references, said)
     assert metric.right(right)
     assert metric.badness(right) == (0, 0)
     assert not metric.right(wrong)
     assert metric.badness(wrong) > (0, 0)
     assert next(iter(metric.total([wrong]))) == metric.main
+
+
+@pytest.mark.parametrize(
+    ("answer", "refused"),
+    [
+        ("I see nothing here that I know.", True),
+        ("I see no image.", True),
+        ("I'm sorry, but I can\u2019t see the picture.", True),
+        ("No image was attached to your message.", True),
+        ("I don't know.", True),
+        ("There is no Oslo.", False),
+        ("no", False),
+        ("0", False),
+        ('The sign says "I know nothing".', False),
+        ("One shape: a red circle in the center.", False),
+        (
+            "I cannot tell you how glad we are. Please write soon and tell us all about the journey and the children.",
+            False,
+        ),
+    ],
+)
+def test_refusals_are_told_from_answers(answer: str, refused: bool) -> None:
+    metric = METRICS["refusals"]
+    assert metric.score(["whatever is right"], answer)["refused"].value == refused
+    assert metric.right(metric.score(["x"], answer)) != refused
+
+
+def test_a_reference_may_say_how_far_off_a_number_may_be() -> None:
+    metric = METRICS["chart"]
+    for answer, right in (("37", 1), ("$39.5", 1), ("34.5", 1), ("39.6", 0), ("thirty", 0), ("37%", 0)):
+        assert metric.score(["$37 ± 2.5"], answer)["relaxed"].value == right, answer
+    assert metric.score(["0 ± 2.5"], "2")["relaxed"].value == 1
+    assert metric.score(["$37 ± 2.5"], "$37")["exact"].value == 1

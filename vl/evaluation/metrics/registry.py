@@ -10,7 +10,8 @@ from vl.evaluation.metrics.captions import named_shapes, right_attributes, rouge
 from vl.evaluation.metrics.counting import counting_error, counts_right
 from vl.evaluation.metrics.distance import edit_distance
 from vl.evaluation.metrics.error_rates import read_text
-from vl.evaluation.metrics.relaxed import relaxed_match
+from vl.evaluation.metrics.refusals import declines
+from vl.evaluation.metrics.relaxed import relaxed_match, without_tolerance
 from vl.evaluation.metrics.vqa import consensus, exact_match, normalised_match
 
 
@@ -115,7 +116,8 @@ def _errors(reference: str, answer: str) -> Ratios:
 
 def _relaxed(references: Sequence[str], answer: str) -> Ratios:
     right = any(relaxed_match(reference, answer) for reference in references)
-    return {"relaxed": Ratio(right), "exact": Ratio(exact_match(references, answer))}
+    plain = [without_tolerance(reference) for reference in references]
+    return {"relaxed": Ratio(right), "exact": Ratio(exact_match(plain, answer))}
 
 
 def _vqa(references: Sequence[str], answer: str) -> Ratios:
@@ -136,6 +138,10 @@ def _counting(references: Sequence[str], answer: str) -> Ratios:
     }
 
 
+def _refusal(_: Sequence[str], answer: str) -> Ratios:
+    return {"refused": Ratio(declines(answer))}
+
+
 _RELAXED = Metric("numbers within 5%, else the same text", "relaxed", _relaxed)
 
 METRICS: dict[str, Metric] = {
@@ -152,5 +158,11 @@ METRICS: dict[str, Metric] = {
         _counting,
         errors=frozenset({"mean_absolute_error"}),
         amounts=frozenset({"mean_absolute_error"}),
+    ),
+    "refusals": Metric(
+        "how often it says that it sees nothing, or cannot tell, where there is an answer",
+        "refused",
+        _refusal,
+        errors=frozenset({"refused"}),
     ),
 }

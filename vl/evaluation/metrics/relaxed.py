@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from vl.evaluation.metrics.numbers import Quantity, parse_quantity
 
 TOLERANCE = 0.05
+_TOLERANCE = " ± "
 
 
 def relaxed_match(reference: str, answer: str, tolerance: float = TOLERANCE) -> bool:
@@ -16,7 +17,7 @@ def relaxed_match(reference: str, answer: str, tolerance: float = TOLERANCE) -> 
     does. Units have to agree where both sides name one. Where only one side has a percent sign, 25% is 25 and 0.25.
     A reference of zero wants zero. Text is compared without case, space around or a closing full stop.
     """
-    reference, _, within = reference.partition(" ± ")
+    reference, _, within = reference.partition(_TOLERANCE)
     expected, given = parse_quantity(_tidy(reference)), parse_quantity(_tidy(answer))
     if expected is None or given is None:
         return _tidy(reference).lower() == _tidy(answer).lower()
@@ -26,6 +27,11 @@ def relaxed_match(reference: str, answer: str, tolerance: float = TOLERANCE) -> 
         return abs(given.value - expected.value) <= float(within) * (1 + 1e-6)
     one_percent = (expected.unit == "%") != (given.unit == "%")
     return any(_close(a, b, tolerance) for a in _readings(expected, one_percent) for b in _readings(given, one_percent))
+
+
+def without_tolerance(reference: str) -> str:
+    """The right answer of a reference that may say by how much a number may be off."""
+    return reference.partition(_TOLERANCE)[0]
 
 
 def relaxed_accuracy(references: Sequence[str], predictions: Sequence[str], tolerance: float = TOLERANCE) -> float:

@@ -73,6 +73,20 @@ def draw_nothing(
     return image.crop((0, 0, width, height)), NothingFacts(width, height, sort)
 
 
+def draw_photograph(
+    rng: Generator, sizes: Sequence[SizeRange], photos: str | None, *, part: str = "all"
+) -> tuple[Image.Image, NothingFacts]:
+    """A part of a photograph of a folder, of those of a `part`.
+
+    Raises:
+        ConfigError: when there is no folder, or it has no photographs of that part.
+    """
+    if photos is None:
+        raise ConfigError("photographs come from a folder that data.mix.photos names: give a recipe that does")
+    width, height = draw_size(sizes, _ASPECT, rng)
+    return _photo(rng, width, height, pick(rng, _open_photos(photos, part))), NothingFacts(width, height, "photo")
+
+
 def describe_nothing(facts: NothingFacts) -> str:
     """One sentence that says so."""
     return NO_IMAGE if facts.sort == "absent" else NOTHING

@@ -11,7 +11,16 @@ import vl
 from vl.nano.mix import SMALL, Mix
 from vl.nano.pictures.canvas import SizeRange
 from vl.nano.pictures.english import belongs
-from vl.nano.pictures.nothing import NO_IMAGE, NOTHING, SORTS, NothingFacts, ask_nothing, describe_nothing, draw_nothing
+from vl.nano.pictures.nothing import (
+    NO_IMAGE,
+    NOTHING,
+    SORTS,
+    NothingFacts,
+    ask_nothing,
+    describe_nothing,
+    draw_nothing,
+    draw_photograph,
+)
 from vl.nano.render import render
 
 
@@ -82,6 +91,10 @@ def test_photographs_of_a_folder_are_parted_by_their_names(tmp_path: Path) -> No
                 seen.add(names[round(red / blue * 10)])
     assert seen
     assert all(belongs(name, "held-out") for name in seen)
+    drawn = [draw_photograph(np.random.default_rng(seed), SMALL, str(tmp_path), part="held-out") for seed in range(9)]
+    assert {facts.sort for _, facts in drawn} == {"photo"}
+    with pytest.raises(vl.ConfigError, match=r"data\.mix\.photos names"):
+        draw_photograph(np.random.default_rng(0), SMALL, None)
     mix = Mix(nothing=1.0, scenes=0, words=0, photos=str(tmp_path / "none"))
     with pytest.raises(vl.ConfigError, match="holds no pictures"):
         [render(1, index, mix) for index in range(20)]
