@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -52,6 +53,14 @@ def caption(
             metavar="[COLUMN=]TEXT",
             help="What to ask; by default a description. Repeat it for several, each with a column for its answers. "
             "{name} in it stands for a table's column.",
+            show_default=False,
+        ),
+    ] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A JSON schema that answers are held to; its properties become columns of the rows.",
             show_default=False,
         ),
     ] = None,
@@ -134,7 +143,7 @@ def caption(
         raise typer.BadParameter("--existing, --prefix, --suffix and --separator go with --beside")
     where = Where.of(context, patience, engine=engine, engines=engines, url=engine_url, key=api_key)
     with importing():
-        from vl.jobs import Beside, Prompts, check_output, is_table
+        from vl.jobs import Beside, Prompts, Schema, check_output, is_table
         from vl.model import DEFAULT_PROMPT
     if column is not None and not any(source == STDIN or is_table(source) for source in sources):
         raise typer.BadParameter("--column goes with a table: .parquet, .csv or .jsonl", param_hint="--column")
@@ -148,6 +157,8 @@ def caption(
     params = check_options(sampling, background)
     with usage_errors():
         prompts = Prompts.parse(prompt or [DEFAULT_PROMPT])
+        if schema is not None:
+            prompts = prompts.held_to(Schema.of(schema))
         if out is not None:
             check_output(out, images=not no_images)
     run = Run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json as jsonlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -97,7 +98,7 @@ class Run:
                     rows.append(row)
         finally:
             if rows and not self.json:
-                self.results.print(caption_table(rows, self.prompts.columns))
+                self.results.print(caption_table(rows, tuple(self.prompts.values) or self.prompts.columns))
                 self.results.print(summary(tally))
         return tally.errors
 
@@ -183,7 +184,7 @@ def caption_table(rows: Iterable[Row], columns: Sequence[str]) -> Table:
     for row in rows:
         known, cut = row["width"] is not None, row["tiles"] is not None  # a server keeps that to itself
         if "error" not in row:
-            said = [Text(printable(row[column])) for column in columns]
+            said = [Text(printable(_shown(row[column]))) for column in columns]
         else:  # errors name their image, which the first column has already
             said = [Text(printable(row["error"].removeprefix(f"{row['image']}: ")), style="red")]
         table.add_row(
@@ -195,6 +196,10 @@ def caption_table(rows: Iterable[Row], columns: Sequence[str]) -> Table:
             *said,
         )
     return table
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else jsonlib.dumps(value, ensure_ascii=False)
 
 
 def summary(tally: Tally) -> str:

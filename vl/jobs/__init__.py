@@ -11,6 +11,7 @@ from vl.jobs.elsewhere import Elsewhere
 from vl.jobs.outputs import Rows, check_output, open_rows
 from vl.jobs.prompts import Prompt, Prompts
 from vl.jobs.rowfile import JobError, Row, RowFile, check_out, encode_row
+from vl.jobs.schema import Schema, SchemaSource
 from vl.jobs.sources import Picture, Source, Tell, expand_sources, is_table, row_key, source_key, work_key
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "Row",
     "RowFile",
     "Rows",
+    "Schema",
+    "SchemaSource",
     "Source",
     "Tally",
     "Tell",

@@ -130,7 +130,7 @@ class Texts:
     def _checked(self, row: Row) -> Row:
         if "error" in row or (other := _namesake(Path(_local(row["image"])))) is None:
             return row
-        rest = {name: value for name, value in row.items() if name not in (*self.prompts.columns, "image")}
+        rest = {name: value for name, value in row.items() if name not in (*self.prompts.answers, "image")}
         told = f"{row['image']}: its text would be that of {other.name} too: rename one of them"
         return {"image": row["image"], "error": told} | rest
 

@@ -25,6 +25,7 @@ from vl.jobs.partfolder import PartFolder
 from vl.jobs.pipeline import answered
 from vl.jobs.prompts import Prompt, Prompts
 from vl.jobs.rowfile import JobError, Row, RowFile
+from vl.jobs.schema import Schema, SchemaSource
 from vl.jobs.sources import Source, expand_sources
 from vl.model import DEFAULT_PROMPT
 
@@ -73,6 +74,7 @@ def caption_images(
     out: str | os.PathLike[str],
     *,
     prompt: Prompt = DEFAULT_PROMPT,
+    schema: SchemaSource | None = None,
     batch_size: int = 8,
     workers: int | None = None,
     overwrite: bool = False,
@@ -94,6 +96,9 @@ def caption_images(
         out: the `.jsonl` file, or the `.parquet` folder of part files, created or continued.
         prompt: what to ask about each image, or several prompts by the column of their answers. A table's columns may
             be in it, as in "Describe this {category}": see `Prompts`.
+        schema: a JSON schema, or a file of one, that all answers are held to: its properties are columns of the rows,
+            of several prompts named after both (`short_colour`), beside the answers' texts. An answer that was cut
+            within its JSON is an error, and its row has the text.
         batch_size: images captioned at once; as many again are read ahead, and rows reach the file in such batches.
         workers: threads that read images; by default a few more than there are cores.
         overwrite: start again instead of continuing; what the file holds is cut when the first rows are there.
@@ -106,9 +111,13 @@ def caption_images(
 
     Raises:
         JobError: if `out` cannot be used, or holds rows that were made with another model, prompt or setting.
-        InputError: if the model takes no images, `sampling` is out of range, or a prompt cannot be used.
+        InputError: if the model takes no images, `sampling` is out of range, or a prompt or the schema cannot be used.
     """
-    settings, prompts = settings_of_model(model, params_of(sampling)), Prompts.of(prompt)
+    params, prompts = params_of(sampling), Prompts.of(prompt)
+    if schema is not None:
+        prompts = prompts.held_to(Schema.of(schema))
+    prompts.hold(params)  # raises
+    settings = settings_of_model(model, params)
     with open_rows(
         out,
         model=model.name,
@@ -205,11 +214,12 @@ def caption_rows(
         return model.rows(sources, prompt=prompts, batch_size=batch_size, workers=workers, **sampling)
     if model.config.vision is None:
         raise InputError(f"{model.name} is a text-only checkpoint and cannot caption: use one with a vision encoder")
-    model.engine.check(params)
+    held = prompts.hold(params)
+    model.engine.check(held)
     known = {"model": model.name, "prompt": None, "settings": settings_of_model(model, params) | prompts.settings}
     duplicates: Duplicates[Item] = Duplicates(find)
     make = partial(prepare, partial(ask_here, model.processor), prompts, known, duplicates)
-    items = answered(model.engine, sources, make, params, batch_size=batch_size, workers=workers)
+    items = answered(model.engine, sources, make, held, batch_size=batch_size, workers=workers)
     return batches(items, batch_size, duplicates)
 
 

@@ -16,7 +16,7 @@ from preprocessing import Inputs, LazyImage, Processor
 from preprocessing.fetch import MAX_BYTES
 from preprocessing.sources import open_source
 from vl.engine import Generation
-from vl.errors import Error
+from vl.errors import Error, InputError
 from vl.jobs.duplicates import Duplicates, digest_of
 from vl.jobs.prompts import Prompts
 from vl.jobs.rowfile import Row
@@ -33,11 +33,12 @@ class Item:
     """An image on its way to a row: `inputs` until it has all its answers, or `leader` until that has."""
 
     row: Row
+    prompts: Prompts
     inputs: Any = None
     leader: Item | None = None  # of the same image, which is asked in its place
     columns: deque[str] = field(default_factory=deque)  # of the answers that are still to come
     later: deque[Any] = field(default_factory=deque)  # of the prompts after the one that is asked now
-    answers: dict[str, str] = field(default_factory=dict)
+    answers: dict[str, Any] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
@@ -50,7 +51,7 @@ class Item:
         """End as `row` did, whose image is the same."""
         self.leader = None
         own = {name: self.row[name] for name in ("image", "model", "prompt", "settings")}
-        self._finish({name: row[name] for name in (*self.columns, "error") if name in row})
+        self._finish({name: row[name] for name in ("error", *self.prompts.answers) if name in row})
         self.row |= {name: row[name] for name in _UNKNOWN} | {"seconds": 0.0} | own
 
     def fail(self, error: Exception) -> None:
@@ -58,7 +59,8 @@ class Item:
 
     def succeed(self, generation: Generation) -> None:
         usage, row = generation.usage, self.row
-        self.answers[self.columns.popleft()] = generation.text.strip()
+        column, text = self.columns.popleft(), generation.text.strip()
+        self.answers[column] = text
         first = row["seconds"] is None
         row["prompt_tokens"] = usage.prompt_tokens + (0 if first else row["prompt_tokens"])
         if row["image_tokens"] is not None:  # which a server keeps to itself
@@ -66,9 +68,16 @@ class Item:
         row["completion_tokens"] = usage.completion_tokens + (0 if first else row["completion_tokens"])
         row["finish_reason"] = "length" if row["finish_reason"] == "length" else generation.finish_reason
         row["seconds"] = round(sum(dataclasses.astuple(generation.timings)) + (row["seconds"] or 0.0), 4)
+        try:
+            self.answers |= self.prompts.read(column, text)
+        except InputError as error:
+            cut = f"was cut after {usage.completion_tokens:,} tokens, before its JSON was whole: raise max_new_tokens"
+            told = cut if generation.finish_reason == "length" else str(error)
+            self._finish({"error": f"{row['image']}: the answer {told}"} | self.answers)
+            return
         self.inputs = self.later.popleft() if self.later else None
         if self.inputs is None:
-            self._finish(self.answers)
+            self._finish({name: self.answers[name] for name in self.prompts.answers})
 
     def _finish(self, outcome: Row) -> None:
         """Readers of the file see the image and what came of it first, so these keys lead."""
@@ -90,7 +99,7 @@ def prepare(ask: Ask, prompts: Prompts, known: Row, duplicates: Duplicates[Item]
     """
     prompt = source.prompt if isinstance(source, Asked) else prompts.told()
     row = {"image": source_key(source)} | dict.fromkeys(_UNKNOWN) | known
-    item = Item(row | {"prompt": prompt}, columns=deque(prompts.columns))
+    item = Item(row | {"prompt": prompt}, prompts, columns=deque(prompts.columns))
     texts = [prompt] if isinstance(prompt, str) else list((prompt or {}).values())
     try:
         image, item.row["digest"] = _read(source.image if isinstance(source, Asked) else source)

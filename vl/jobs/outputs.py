@@ -74,14 +74,14 @@ def open_rows(path: str | os.PathLike[str], *, images: bool = True, **options: A
 
 
 def _format(suffix: str, prompt: Any, images: bool) -> Format:
-    columns = Prompts.of(prompt).columns
+    prompts = Prompts.of(prompt)
     if suffix == SHARDS:
-        return Shards(columns, images)
+        return Shards(prompts.columns, images)
     if suffix in SUFFIXES:
         return JsonLines()
     from vl.jobs.parquet import Parquet
 
-    return Parquet(columns)
+    return Parquet(prompts)
 
 
 def _suffix(name: str) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from vl.errors import ConfigError
 from vl.jobs.duplicates import answer_key
 from vl.jobs.parts import Images, id_of
-from vl.jobs.prompts import CAPTION
+from vl.jobs.prompts import CAPTION, Prompts
 
 try:
     import pyarrow
@@ -19,45 +19,40 @@ try:
 except ImportError:
     raise ConfigError("Parquet needs pyarrow: pip install 'minimax-vl[jobs]'") from None
 
+from vl.jobs.columns import fields, fitted, restored
+
 _TEXT, _COUNT = pyarrow.string(), pyarrow.int32()
 
 
-def schema(answers: Iterable[str]) -> pyarrow.Schema:
+def schema(prompts: Prompts) -> pyarrow.Schema:
     """Columns of a part: those of a row in JSON Lines, with `id` first, and as JSON `settings` and several prompts."""
-    return pyarrow.schema(
-        {"id": _TEXT, "image": _TEXT}
-        | dict.fromkeys(answers, _TEXT)
-        | {
-            "error": _TEXT,
-            "digest": _TEXT,
-            "width": _COUNT,
-            "height": _COUNT,
-            "resolution": pyarrow.list_(_COUNT),
-            "tiles": _COUNT,
-        }
-        | {"prompt_tokens": _COUNT, "image_tokens": _COUNT, "completion_tokens": _COUNT, "finish_reason": _TEXT}
-        | {"seconds": pyarrow.float64(), "model": _TEXT, "prompt": _TEXT, "settings": _TEXT}
-    )
+    known = {
+        **{"error": _TEXT, "digest": _TEXT, "width": _COUNT, "height": _COUNT, "resolution": pyarrow.list_(_COUNT)},
+        **{"tiles": _COUNT, "prompt_tokens": _COUNT, "image_tokens": _COUNT, "completion_tokens": _COUNT},
+        **{"finish_reason": _TEXT, "seconds": pyarrow.float64(), "model": _TEXT, "prompt": _TEXT, "settings": _TEXT},
+    }
+    texts = [pyarrow.field(name, _TEXT) for name in ("id", "image", *prompts.columns)]
+    return pyarrow.schema([*texts, *fields(prompts), *(pyarrow.field(name, kind) for name, kind in known.items())])
 
 
 class Parquet:
-    """Rows as a table, compressed.
-
-    Args:
-        columns: of the answers.
-    """
+    """Rows as a table, compressed; `prompts` say which columns answers have."""
 
     suffix = ".parquet"
     wants_images = False
 
-    def __init__(self, columns: Iterable[str]) -> None:
-        self._schema = schema(columns)
+    def __init__(self, prompts: Prompts) -> None:
+        self._schema = schema(prompts)
+        self._values = {field.name: field for field in fields(prompts)}
+        self._single = prompts.columns == (CAPTION,)
 
     def write(self, path: Path, number: int, rows: Mapping[str, dict[str, Any]], images: Images | None) -> None:
-        records = [
-            {name: _plain(value) for name, value in row.items()} | {"id": id_of(key).hex()} for key, row in rows.items()
-        ]
+        records = [self._record(row) | {"id": id_of(key).hex()} for key, row in rows.items()]
         _write(path, pyarrow.Table.from_pylist(records, self._schema))
+
+    def _record(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        values = {name: fitted(row[name], field) for name, field in self._values.items() if name in row}
+        return {name: _plain(value) for name, value in row.items() if name not in values} | values
 
     def shrink(self, path: Path, gone: Collection[bytes], out: Path) -> int:
         table = parquet.read_table(path)
@@ -82,9 +77,9 @@ class Parquet:
             if error is None and answer_key({"digest": digest, "prompt": prompt} | settings) == key:
                 row: dict[str, Any] = table.slice(number, 1).to_pylist()[0]
                 del row["id"], row["error"]
+                row |= {name: restored(row[name], field) for name, field in self._values.items()}
                 row["settings"] = json.loads(row["settings"])
-                single = self._schema.names == schema([CAPTION]).names
-                return row | {"prompt": row["prompt"] if single else json.loads(row["prompt"])}
+                return row | {"prompt": row["prompt"] if self._single else json.loads(row["prompt"])}
         return None
 
 

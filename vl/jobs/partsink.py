@@ -95,7 +95,7 @@ class PartSink(ABC):
         """Take rows, which become a part when it is time. Raises JobError, and has then taken none or all of them."""
         with self._explained():
             self._drop()
-            batch = list(rows) if self._pictures is None else self._pictures.fetch(rows, self.prompts.columns)
+            batch = list(rows) if self._pictures is None else self._pictures.fetch(rows, self.prompts.answers)
             self._secure(batch)
         for row in batch:
             key = row_key(row)

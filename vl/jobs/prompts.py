@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vl.errors import InputError
+from vl.jobs.schema import Schema
+
+if TYPE_CHECKING:
+    from vl.engine import SamplingParams
 
 CAPTION = "caption"
 """The column of a prompt that names none."""
@@ -42,10 +46,12 @@ class Prompts:
     Attributes:
         templates: the prompts as they are given; without fields, as they are asked.
         fields: the columns that they name, each once.
+        schema: what all answers are held to; see `held_to`.
     """
 
     templates: Mapping[str, str]
     fields: tuple[str, ...]
+    schema: Schema | None = None
 
     @classmethod
     def of(cls, prompt: Prompt) -> Prompts:
@@ -83,15 +89,57 @@ class Prompts:
             given[column] = text[named.end() :] if named else text
         return cls.of(given)
 
+    def held_to(self, schema: Schema) -> Prompts:
+        """The same, whose answers are JSON of a schema, with columns of their own for its properties.
+
+        Raises:
+            InputError: if rows have a column of such a name already, in any case of its letters.
+        """
+        held = replace(self, schema=schema)
+        there = {name.casefold() for name in (*TAKEN, *self.columns)}
+        for name in held.values:
+            if name.casefold() in there:
+                raise InputError(
+                    f"the schema's property {name!r} cannot be a column: rows have that column already; rename it"
+                )
+            there.add(name.casefold())
+        return held
+
     @property
     def columns(self) -> tuple[str, ...]:
-        """Of the answers."""
+        """Of the answers' texts."""
         return tuple(self.templates)
 
     @property
+    def values(self) -> dict[str, str]:
+        """Columns of the schema's properties, and which property it is; of several prompts named after both."""
+        properties = tuple(self.schema.properties) if self.schema else ()
+        return {f"{self._before(column)}{name}": name for column in self.columns for name in properties}
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """All columns that come of answers, and that error rows may lack."""
+        return (*self.columns, *self.values)
+
+    def read(self, column: str, answer: str) -> dict[str, Any]:
+        """The values in an answer to the prompt of that column, by theirs. Raises InputError, as `Schema.values`."""
+        found = self.schema.values(answer) if self.schema else {}
+        return {f"{self._before(column)}{name}": value for name, value in found.items()}
+
+    def hold(self, params: SamplingParams) -> SamplingParams:
+        """How answers are to be written. Raises InputError if that says of another form than the schema's."""
+        if self.schema is None:
+            return params
+        if params.response_format is not None:
+            raise InputError("response_format does not go with a schema, which says the form already: leave one out")
+        return replace(params, response_format=self.schema.response_format)
+
+    @property
     def settings(self) -> dict[str, Any]:
-        """What a row's `settings` say of the prompts besides what `prompt` says: the templates, if they are any."""
-        return {"template": self.told(tuple(self.templates.values()))} if self.fields else {}
+        """What a row's `settings` say of the prompts besides what `prompt` says: the templates, if they are any, and
+        the digest of the schema, if there is one."""
+        told = {"template": self.told(tuple(self.templates.values()))} if self.fields else {}
+        return told | ({"schema": self.schema.digest} if self.schema else {})
 
     def told(self, texts: tuple[str, ...] | None = None) -> str | dict[str, str]:
         """Prompts as a row has them: the text of a single one in the column `caption`, else the texts by column.
@@ -111,6 +159,10 @@ class Prompts:
                 raise Empty(f"its row has nothing in {field!r}, which the prompt names")
             values[field] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         return tuple(_filled(text, values) if values else text for text in self.templates.values())
+
+    def _before(self, column: str) -> str:
+        """What goes before a property's name in the column of its values."""
+        return f"{column}_" if len(self.templates) > 1 else ""
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:

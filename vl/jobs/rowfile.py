@@ -64,12 +64,13 @@ def check_run(path: Path | str, row: Row, made: Row, mix: bool = False) -> None:
     """
     settings = row.get("settings") or {}
     prompt = settings.get("template", row.get("prompt"))
-    alike = _columns(prompt) == _columns(made["prompt"]) and ("template" in settings) == (
-        "template" in made["settings"]
-    )
+    form, wanted_form = settings.get("schema"), made["settings"].get("schema")  # which has columns, too
+    own_prompts = ("template" in settings) == ("template" in made["settings"])
+    alike = _columns(prompt) == _columns(made["prompt"]) and own_prompts and form == wanted_form
     if mix and alike:
         return
     given = {"model": (row.get("model"), made["model"]), "prompt": (prompt, made["prompt"])}
+    given |= {"schema": (form, wanted_form)}
     given |= {name: (settings[name], wanted) for name, wanted in made["settings"].items() if name in settings}
     for name, (found, wanted) in given.items():
         if found != wanted:
@@ -288,7 +289,7 @@ class RowFile:
             row = None
         if isinstance(row, dict) and isinstance(row.get("image"), str) and {"model", "prompt"} <= row.keys():
             check_run(self.path, row, self._made, self._mix)
-            if all(column in row for column in self.prompts.columns) != ("error" in row):
+            if "error" in row or all(column in row for column in self.prompts.answers):
                 return row if line.endswith(b"\n") else None
         text = line.rstrip(b"\n").strip(b"\0")
         is_last = offset + len(line) == os.fstat(self._fd).st_size

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from vl.errors import InputError
-from vl.jobs import JobError, caption_images, expand_sources, open_rows, source_key
+from vl.jobs import JobError, Prompts, caption_images, expand_sources, open_rows, source_key
 from vl.jobs.parquet import Parquet
 from vl.jobs.partfolder import PartFolder
 from vl.jobs.partsink import PartSink
@@ -220,7 +220,7 @@ def test_memory_is_flat_in_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         for n in range(start, start + count):
             yield {"image": f"{n}.png", "caption": "x", "model": "m", "prompt": "p", "settings": {}}
 
-    with PartFolder(tmp_path / "out.parquet", Parquet(["caption"]), model="m", prompt="p") as folder:
+    with PartFolder(tmp_path / "out.parquet", Parquet(Prompts.of("p")), model="m", prompt="p") as folder:
         tracemalloc.start()
         held = []
         for part in range(8):

@@ -239,3 +239,25 @@ def test_formats_that_servers_may_not_know_go_as_png(server: Any, tmp_path: Path
         request["messages"][0]["content"][0]["image_url"]["url"][11:].partition(";")[0] for request in server.requests
     ]
     assert sorted(kinds) == ["jpeg", "png", "png", "png", "webp"]
+
+
+def test_a_schema_is_sent_and_answers_are_held_to_it(server: Server, archive: Path, tmp_path: Path) -> None:
+    """Some servers pass over `response_format`: what is not of the schema is an error."""
+
+    def say(size: str) -> Reply | None:
+        text = json.dumps({"across": int(size.split()[0])}) if size < "3" else "It is wide."
+        choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        return 200, {}, {"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 4}}
+
+    server.trouble = say
+    schema = {"type": "object", "properties": {"across": {"type": "integer"}}, "additionalProperties": False}
+    run(server, archive, tmp_path / "out.jsonl", schema=schema)
+    sent = server.requests[0]["response_format"]
+    assert sent == {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+    rows = read(tmp_path / "out.jsonl")
+    held = [row for row in rows if "error" not in row]
+    assert {row["across"] for row in held} == {1, 2, 10, 11, 12}
+    wrong = [row for row in rows if "caption" in row and "error" in row]
+    assert {row["caption"] for row in wrong} == {"It is wide."}
+    assert all("the answer is no JSON" in row["error"] for row in wrong)
+    assert held[0]["settings"] == {"max_tokens": 256, "temperature": 0.0, "schema": held[0]["settings"]["schema"]}

@@ -15,7 +15,7 @@ import webdataset
 from PIL import Image
 
 from vl.errors import InputError
-from vl.jobs import JobError, caption_images, check_output, expand_sources, open_rows, source_key
+from vl.jobs import JobError, Prompts, caption_images, check_output, expand_sources, open_rows, source_key
 from vl.jobs.bucket import Bucket
 from vl.jobs.parquet import Parquet
 from vl.jobs.parts import ERRORS
@@ -224,7 +224,7 @@ def test_rows_become_a_part_when_time_has_come(s3: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr(Bucket, "part_seconds", 0.0)
     made: dict[str, Any] = {"model": "fake", "prompt": "p", "settings": {}}
     url = "s3://out/time.parquet"
-    with Bucket(url, Parquet(["caption"]), **made) as rows:
+    with Bucket(url, Parquet(Prompts.of("p")), **made) as rows:
         rows.append([{"image": "a.png", "caption": "x"} | made])
         assert s3.exists(f"{url}/part-00000.parquet")
 
