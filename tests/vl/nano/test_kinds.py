@@ -105,6 +105,20 @@ def test_a_mix_draws_each_kind_as_often_as_it_says() -> None:
     assert mix.easy().kinds == ("words", "scenes")
 
 
+def test_a_share_of_questions_is_looked_at_first() -> None:
+    mix = Mix(sizes=SMALL, questions=1.0, turns=4).only("scenes")
+    for share in (0.0, 0.7, 1.0):
+        samples = [render(12, index, replace(mix, scratch=share)) for index in range(60)]
+        said = [m for sample in samples for m in sample.messages if m["role"] == "assistant"]
+        looked = sum("reasoning_content" in message for message in said) / len(said)
+        # Three in ten questions, such as what is at the top left, have nothing to look at.
+        assert abs(looked - 0.65 * share) < 0.12
+        assert all(message.get("reasoning_content") != "" for message in said)
+        assert NanoSource({"scratch": share}).reasons == bool(share)
+    with pytest.raises(vl.ConfigError, match="scratch"):
+        Mix(scratch=1.5)
+
+
 def test_held_out_faces_are_never_learnt() -> None:
     faces = {
         part: {render(13, i, replace(Mix(sizes=SMALL, faces=part).only("words"))).facts.face for i in range(60)}

@@ -249,13 +249,16 @@ def test_a_recipe_that_cannot_be_read(tmp_path: Path, contents: bytes) -> None:
 
 
 def test_presets_are_found_by_name() -> None:
-    assert {"align", "tune", "lora", "nano", "reading", "skills", "answers", "tiny"} <= find_recipes().keys()
+    assert {"align", "tune", "lora", "nano", "reading", "skills", "answers", "look", "tiny"} <= find_recipes().keys()
     align, tune, lora = (
         TrainConfig.of_file(name, {"run": {"init": "x"}, "data": {"files": ["a"]}})
         for name in ("align", "tune", "lora")
     )
     assert align.run.train == ("projector",)
-    assert set(TrainConfig.read("answers").data.open_source().kinds) == set(KINDS)
+    for recipe, thinks in (("answers", False), ("look", True)):
+        source: Any = TrainConfig.read(recipe).data.open_source()
+        assert set(source.kinds) == set(KINDS)
+        assert source.reasons == thinks
     assert set(tune.run.train) == set(PARTS)
     assert lora.lora is not None
     assert all(config.run.init == "x" and config.data.files == ("a",) for config in (align, tune, lora))

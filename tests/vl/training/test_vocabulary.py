@@ -13,7 +13,12 @@ from tokenizers import models
 
 import vl
 from preprocessing import ChatTemplate, Processor, Tokenizer
+from vl.training.build import build_processor
+from vl.training.config import TrainConfig
+from vl.training.data import DrawnBatches
 from vl.training.vocabulary import with_reasoning
+
+from .conftest import tables
 
 NANO = Processor(Tokenizer.load(Path(vl.__file__).parent / "pretrained" / "nano"), ChatTemplate(None), None)
 ROOM = len(NANO.tokenizer)
@@ -53,3 +58,15 @@ def test_what_cannot_be_given_them_says_so(tmp_path: Path) -> None:
     letters = Tokenizer(Backend(models.BPE({"a": 0, "b": 1}, [])))
     with pytest.raises(vl.ConfigError, match="no two entries"):
         with_reasoning(replace(NANO, tokenizer=letters), 2)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_source_that_thinks_has_a_model_that_can(share: float) -> None:
+    recipe = tables()
+    recipe["data"]["mix"] |= {"scratch": share, "questions": 1.0}
+    config = TrainConfig.of(recipe)
+    processor = build_processor(config)
+    assert (processor.reasoning is not None) == bool(share)
+    batch = DrawnBatches(config.data, processor, 0, config.data.open_source())[(1, 2)]
+    markers = set(processor.reasoning or ())
+    assert len(markers & set(batch.labels.tolist())) == (2 if share else 0), "what was looked at is learnt"
