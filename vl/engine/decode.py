@@ -98,17 +98,10 @@ class DecodeStep:
         self._model, self._cache, self._choose, self._recorder = model, cache, choose, recorder
         self._inputs: dict[int, StepInputs] = {}
         self._replays: dict[tuple[int, Draw | None], Callable[[], None]] = {}
-        self._known: tuple[int, ...] = ()
-        self.refresh()
 
-    def refresh(self) -> None:
-        """Drop what was recorded if the model's weights have moved, or hooks (adapters) have come or gone."""
-        places = [tensor.data_ptr() for tensor in (*self._model.parameters(), *self._model.buffers())]
-        hooks = [key for module in self._model.modules() for key in module._forward_hooks]
-        known = (*places, *hooks)
-        if known != self._known:
-            self._replays.clear()
-            self._known = known
+    def forget(self) -> None:
+        """Drop what was recorded: the model's weights have moved, or it does something else with them."""
+        self._replays.clear()
 
     @torch.inference_mode()
     def __call__(self, requests: Sequence[Request]) -> list[Chosen]:

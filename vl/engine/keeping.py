@@ -57,7 +57,7 @@ class Steps(Protocol):
 
     @property
     def cache(self) -> Cache: ...
-    def follow(self) -> bool: ...
+    def fits(self) -> bool: ...
     def changed(self) -> bool: ...
     def rehearse(self, part: Rehearsal) -> None: ...
     def __call__(
@@ -242,11 +242,11 @@ class Keeping(ABC):
     def _follows(self) -> bool:
         """Whether there is a cache that fits the model. What was kept before the model changed is lost."""
         runner, prefixes = self.runner, self.prefixes
-        follows = runner is not None and runner.follow()
-        if runner is not None and prefixes is not None and (runner.changed() or not follows):
+        fits = runner is not None and runner.fits()
+        if runner is not None and prefixes is not None and (runner.changed() or not fits):
             prefixes.clear()
             prefixes.lose(CHANGED)
-        return follows
+        return fits
 
     def _release(self) -> None:
         """Give back memory that nobody needs: of the device, and what is kept of prompts on the host."""

@@ -9,7 +9,7 @@ import torch
 
 from text_backbone import HybridCache, Packed
 from text_backbone.offload import OffloadedCache
-from vl.engine.changes import contents
+from vl.engine.changes import Change, Changes
 from vl.engine.choosing import Chooser, Chosen
 from vl.engine.config import EngineConfig
 from vl.engine.decode import DecodeStep
@@ -42,7 +42,8 @@ class Runner:
     ) -> None:
         self.cache = cache
         self._model = model
-        self._images, self._contents = images, _contents(model)
+        self._images = images
+        self._changes = Changes(*filter(None, (model.language_model, model.vision)))
         self._embed = Embedder(model, vision_graphs, images)
         self._choose = Chooser(cache.slots)
         self.decode = DecodeStep(model.language_model, cache, self._choose, recorder)
@@ -74,21 +75,19 @@ class Runner:
         cache.places.make_ahead(most, most)  # all: to make one takes the driver's lock, for which a prompt would wait
         return cls(model, cache, recorder, vision_graphs, images)
 
-    def follow(self) -> bool:
-        """Between generations the model may have been moved, cast or adapted. False if the cache does not fit it."""
+    def fits(self) -> bool:
+        """Whether the cache is for the model as it is: between generations it may have been moved or cast."""
         cache, model = self.cache, self._model
-        if (cache.keys.device, cache.keys.dtype) != (model.device, model.dtype):
-            return False
-        self.decode.refresh()
-        return True
+        return (cache.keys.device, cache.keys.dtype) == (model.device, model.dtype)
 
     def changed(self) -> bool:
         """Whether the model would compute something else now than what was kept. Asked between generations."""
-        known, self._contents = self._contents, _contents(self._model)
-        if known == self._contents:
-            return False
-        self._images.clear()
-        return True
+        change = self._changes.look()
+        if change is Change.REBUILT:
+            self.decode.forget()
+        if change:
+            self._images.clear()
+        return bool(change)
 
     def rehearse(self, part: Rehearsal) -> None:
         """Compile and record what encoding so many tiles, or writing so many rows, needs; no sequence notices."""
@@ -134,7 +133,3 @@ class Runner:
             return [], []
         writers = [batch[i][0] for i in rows]
         return writers, self._choose(model.logits(hidden[ends]), writers)
-
-
-def _contents(model: Model) -> list[object]:
-    return contents(model.language_model) + ([] if model.vision is None else contents(model.vision))

@@ -204,7 +204,7 @@ class RanksRunner:
         self.cache = cache
         self._ranks, self._mirror = ranks, mirror
 
-    def follow(self) -> bool:
+    def fits(self) -> bool:
         """A model that is split stays where it is."""
         return True
 
