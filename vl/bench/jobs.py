@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 import tempfile
 import time
@@ -11,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 import vl
 from preprocessing import Inputs
+from vl.bench.pictures import photograph
 from vl.engine import SamplingParams
 from vl.jobs import caption_images
 
@@ -81,15 +79,11 @@ def _timed(work: Callable[[], int]) -> tuple[float, int]:
 
 
 def _files(folder: Path, count: int) -> Iterator[Path]:
-    """JPEG files of smooth noise, as large as photographs are, in a mixture of sizes that is always the same."""
+    """Made-up photographs in a mixture of sizes that is always the same."""
     chosen = random.Random(0)
     for number in range(count):
-        width, height = chosen.choice(_SIZES)
-        coarse = np.random.default_rng(number).integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "jpeg", quality=90)
         path = folder / f"{number:05}.jpg"
-        path.write_bytes(buffer.getvalue())
+        path.write_bytes(photograph(*chosen.choice(_SIZES), seed=number))
         yield path
 
 

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from vl.cli import jobs, load, long, numerics, quality, whole
+from vl.cli import jobs, load, long, numerics, quality, serving, soak, whole
 from vl.cli.console import EXIT_SOME_FAILED, DeviceOption, Quantization, complain, stderr_console, stdout_console
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ app.command("whole")(whole.whole)
 app.command("long")(long.long)
 app.command("load")(load.load)
 app.command("jobs")(jobs.jobs)
+app.command("serve")(serving.serve)
+app.command("soak")(soak.soak)
 
 
 @app.callback()

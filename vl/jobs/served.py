@@ -100,7 +100,7 @@ class Served(Elsewhere):
     def __init__(
         self, url: str, model: str | None = None, *, key: str | None = None, patience: float = PATIENCE
     ) -> None:
-        self.url = _base(url)
+        self.url = base_url(url)
         key = key or os.environ.get("VL_API_KEY") or os.environ.get("OPENAI_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
@@ -213,7 +213,7 @@ class Served(Elsewhere):
                         return response.json()
                     said = f"not JSON but {response.text[:100]!r}"
                 else:
-                    said = f"{response.status_code}: {_message(response)}"
+                    said = f"{response.status_code}: {message_of(response)}"
                     after = _retry_after(response)
                 crashes += response.status_code == 500
                 if response.status_code in _OF_THE_REQUEST or crashes == _CRASHES:
@@ -231,7 +231,17 @@ class Served(Elsewhere):
 
 
 def questions(source: str | Picture, texts: Sequence[str]) -> tuple[list[Question], Row]:
-    """What to ask of an image, and what its row then knows: its size. Files of other formats go as PNG.
+    """What to ask of an image, and what its row then knows: its size.
+
+    Raises:
+        ImageError: if it cannot be read or decoded.
+    """
+    url, size = data_url(source)
+    return [Question(url, text) for text in texts], dict(zip(("width", "height"), size, strict=True))
+
+
+def data_url(source: str | Picture) -> tuple[str, tuple[int, int]]:
+    """An image as a request holds it, and its width and height. Files of other formats go as PNG.
 
     Raises:
         ImageError: if it cannot be read or decoded.
@@ -245,8 +255,7 @@ def questions(source: str | Picture, texts: Sequence[str]) -> tuple[list[Questio
         buffer = BytesIO()
         image.save(buffer, "png")
         kind, content = "png", buffer.getvalue()
-    url = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    return [Question(url, text) for text in texts], {"width": image.width, "height": image.height}
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}", image.size
 
 
 def _body(model: str, question: Question, params: SamplingParams) -> Row:
@@ -264,7 +273,8 @@ def _sampling(params: SamplingParams) -> Row:
     return found
 
 
-def _base(url: str) -> str:
+def base_url(url: str) -> str:
+    """Under which a server's paths are. Raises ConfigError if it is no address."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ConfigError(f"{url!r} is no address of a server: give one such as http://localhost:8000/v1")
@@ -272,7 +282,8 @@ def _base(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, path or "/v1", "", ""))
 
 
-def _message(response: httpx.Response) -> str:
+def message_of(response: httpx.Response) -> str:
+    """What an answer that is an error says."""
     with suppress(ValueError, AttributeError, KeyError, TypeError):
         return str(response.json()["error"]["message"])[:300]
     return response.text[:300] or response.reason_phrase
