@@ -93,7 +93,7 @@ def image_size(source: ImageSource, *, name: str | None = None, max_pixels: int 
         return load_image(source, name=name).size
     label = label_of(source) or name or "image"
     with open_source(source, label) as file, quiet_pillow:
-        image = _open(file, label)
+        image = _open(file, label, max_pixels)
         size = upright_size(image, file)
         if size is None:
             _check_size(image.size, label, max_pixels)
@@ -102,11 +102,11 @@ def image_size(source: ImageSource, *, name: str | None = None, max_pixels: int 
         return size
 
 
-def _open(file: IO[bytes], label: str) -> ImageFile.ImageFile:
+def _open(file: IO[bytes], label: str, most: int = MAX_PIXELS) -> ImageFile.ImageFile:
     try:
         return open_encoded(file, label)
     except Image.DecompressionBombError:
-        raise ImageError(f"{label}: {_too_large()}") from None
+        raise ImageError(f"{label}: {_too_large(most)}") from None
 
 
 def _alone(image: Image.Image) -> AbstractContextManager[object]:

@@ -121,7 +121,7 @@ def _checked_ids(ids: object, vocabulary: int) -> Tensor:
         found = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
         raise InputError(f"input_ids must be int64 [tokens], not {found}: make them with processor")
     if not len(ids):
-        raise InputError("the prompt is empty: give at least one message")
+        raise InputError("the prompt is empty: give at least a token to go on from")
     least, most = (int(bound) for bound in ids.aminmax())
     if least < 0 or most >= vocabulary:
         wrong = least if least < 0 else most

@@ -6,14 +6,18 @@ import asyncio
 import base64
 import json
 import re
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
@@ -95,8 +99,8 @@ def test_bad_input_names_the_cause(client: TestClient, body: Any, said: str) -> 
     [
         ({}, "prompt"),
         ({"prompt": []}, "empty list"),
-        ({"prompt": ""}, "the prompt is empty"),
-        ({"prompt": [[]]}, "the prompt is empty"),
+        ({"prompt": ""}, "the prompt is empty: give at least a token"),
+        ({"prompt": [[]]}, "the prompt is empty: give at least a token"),
         ({"prompt": [2**70]}, "token ids"),
         ({"prompt": [-5]}, "input_ids holds -5"),
         ({"prompt": [10**6]}, "vocabulary ends at"),
@@ -146,6 +150,18 @@ def test_images_have_their_limits(serve: Serve) -> None:
     assert client.post(CHAT, json=ask() | {"messages": fine}).status_code == 200
     refused(client, {"messages": with_image(picture(101, 100))}, 400, "image 1: 101 x 100, over the limit")
     refused(client, {"messages": fine * 3}, 400, "3 images are more than the 2")
+
+
+@pytest.mark.parametrize("side", [9000, 60_000])
+def test_the_limit_that_is_named_is_the_one_that_holds(client: TestClient, side: int) -> None:
+    """Also for an image that Pillow does not open any more."""
+    file = BytesIO()
+    Image.new("1", (1, 1)).save(file, "PNG")
+    png = file.getvalue()
+    header = b"IHDR" + struct.pack(">II", side, side) + png[24:29]
+    bomb = png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
+    url = f"data:image/png;base64,{base64.b64encode(bomb).decode()}"
+    refused(client, {"messages": with_image(url)}, 400, "image 1: .*over the limit of 64 million pixels")
 
 
 @pytest.mark.parametrize(
