@@ -97,7 +97,7 @@ class Choice:
 
     def __init__(self, request: Request, prepared: Prepared, processor: Processor) -> None:
         self.request = request
-        self._processor, self._begun = processor, prepared.begun
+        self._processor, self._begun, self._most = processor, prepared.begun, prepared.most_calls
         self._token = processor.tokenizer.token_id(FUNCTION_CALL) if prepared.tools else None
         self._calling = bool(prepared.begun)
         self._sent = ""
@@ -115,7 +115,7 @@ class Choice:
         request = self.request
         content, calls, said = request.text, [], request.said_ids
         if self._calling or self._token in said:
-            calls = [_call(call) for call in self._processor.tool_calls([*self._begun, *said])]
+            calls = [_call(call) for call in self._processor.tool_calls([*self._begun, *said])[: self._most]]
         if calls:
             ids = [] if self._begun else said[: said.index(self._token or 0)]
             content = self._processor.tokenizer.decode(ids)

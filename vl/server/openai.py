@@ -176,7 +176,7 @@ class ChatRequest(Sampled):
     top_logprobs: int | None = None
     tools: Tools | None = None
     tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: Literal[True] | None = None
+    parallel_tool_calls: bool | None = Field(None, description="False: an answer calls one function at most.")
     modalities: list[Literal["text"]] | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None

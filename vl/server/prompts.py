@@ -29,11 +29,13 @@ class Prepared:
     Attributes:
         requests: as many as answers were asked for, those to one prompt one after the other.
         tools: whether functions may be called in them. `begun`: tokens of the prompt with which a call has begun.
+        most_calls: of an answer; None: as many as it makes.
     """
 
     requests: list[Request]
     tools: bool = False
     begun: Sequence[int] = ()
+    most_calls: int | None = None
 
 
 class Prompts:
@@ -59,7 +61,8 @@ class Prompts:
         if begun:
             inputs = Inputs(torch.cat((inputs.input_ids, torch.tensor(begun))), inputs.tiles, inputs.grids)
         timings = Timings(preprocess=time.perf_counter() - start)
-        return Prepared(self._requests(request, inputs, timings), offered, begun)
+        most = 1 if request.parallel_tool_calls is False else None
+        return Prepared(self._requests(request, inputs, timings), offered, begun, most)
 
     def completion(self, request: CompletionRequest) -> Prepared:
         """Raises as `chat` does."""

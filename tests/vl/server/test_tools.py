@@ -60,6 +60,17 @@ def test_a_call_that_is_cut_off_says_so(client: TestClient, says: Say) -> None:
     assert found["tool_calls"][0]["function"]["name"] == "get_time"
 
 
+def test_one_call_at_most_where_no_more_are_wanted(client: TestClient, says: Say) -> None:
+    says(CALLS)
+    body = ask(tools=[TOOL, OTHER], max_tokens=200, parallel_tool_calls=False)
+    found, reason = message(client, **body)
+    assert (functions(found["tool_calls"]), reason) == (EXPECTED[:1], "tool_calls")
+    streamed = events(client.post("/v1/chat/completions", json={**body, "stream": True}))
+    called = [call for chunk in streamed for call in chunk["choices"][0]["delta"].get("tool_calls", [])]
+    assert [call.pop("index") for call in called] == [0]
+    assert functions(called) == EXPECTED[:1]
+
+
 def test_no_call_is_text(client: TestClient, says: Say) -> None:
     says("No <function_call>indeed")
     body = ask(tools=[TOOL], max_tokens=200)
@@ -114,7 +125,6 @@ def test_the_prompt_is_the_templates(client: TestClient, model: vl.MiniMaxVL) ->
         ({"tools": [TOOL], "tool_choice": "always"}, "tool_choice must be"),
         ({"tools": [5]}, "tool 1 must be a JSON object"),
         ({"tools": "get_time"}, "tools"),
-        ({"tools": [TOOL], "parallel_tool_calls": False}, "parallel_tool_calls"),
         ({"functions": [TOOL["function"]]}, "functions"),
     ],
 )
