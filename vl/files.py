@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import stat
@@ -43,6 +44,23 @@ def write_file(path: str | os.PathLike[str], contents: str | bytes) -> None:
     """Write a whole file, text as UTF-8, by `replace_file`. Raises OSError as it does."""
     with replace_file(path) as draft:
         draft.write_bytes(contents.encode() if isinstance(contents, str) else contents)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """A block that nobody else is in for this folder, in whatever process or thread; but others who share it.
+
+    Nobody waits for anybody where a file system has no locks, or the folder is not there.
+    """
+    descriptor = None
+    try:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def sync(path: Path) -> None:

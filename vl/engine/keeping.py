@@ -141,6 +141,7 @@ class Keeping(ABC):
 
         May be called by a finaliser, in any thread at any time.
         """
+        held.wanted = False
         self._dropped.append(held)
 
     @torch.inference_mode()
@@ -273,15 +274,15 @@ class Keeping(ABC):
 
     def _check_room(self, prompt: int, new: int, after: Held | None = None) -> None:
         """Refuse what no cache could hold, before it waits for one."""
-        beside = self._beside(after)
+        beside = self._beside(after, staying=True)
         if beside + self._pages(prompt + new - 1) > self.config.pages:
             room = self._room()
             room = None if room is None else max(0, room - beside * self.config.page_size)
             memory.check_room(room, self.model.device, prompt=prompt, new=new)
 
-    def _beside(self, after: Held | None) -> int:
+    def _beside(self, after: Held | None, staying: bool = False) -> int:
         prefixes = self.prefixes  # another thread may make new ones meanwhile
-        return 0 if prefixes is None else prefixes.pages_beside(after)
+        return 0 if prefixes is None else prefixes.pages_beside(after, staying)
 
     def _room(self) -> int | None:
         """Tokens that a cache could hold in place of the present one; None if that cannot be told."""

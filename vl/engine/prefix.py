@@ -32,6 +32,7 @@ class Held:
         tokens: of it. `pages`: of its keys and values. `place`: where its states are.
         lost: why it is gone all the same; "" while it is there.
         users: requests that begin with it: until they are done, or nobody has them, it is not let go.
+        wanted: whether it is held for more than those users.
     """
 
     tokens: int
@@ -39,6 +40,7 @@ class Held:
     pages: Sequence[int]
     lost: str = ""
     users: WeakSet[Any] = field(default_factory=WeakSet)
+    wanted: bool = True
 
 
 @dataclass(eq=False, kw_only=True)
@@ -304,10 +306,15 @@ class Prefixes:
         self._held.append(held)
         return held
 
-    def pages_beside(self, after: Held | None) -> int:
-        """Pages that are held, but for those that a sequence after one of the held need not take itself."""
+    def pages_beside(self, after: Held | None, staying: bool = False) -> int:
+        """Pages that are held, but for those that a sequence after one of the held need not take itself.
+
+        Args:
+            staying: count what is held for as long as somebody wants, and not what goes with the requests that use it.
+        """
         own = () if after is None else after.pages[: after.tokens // self._memory.page_size]
-        return len({page for held in self._held for page in held.pages}.difference(own))
+        holding = [held for held in tuple(self._held) if held.wanted or not staying]
+        return len({page for held in holding for page in held.pages}.difference(own))
 
     def let_go(self, held: Held) -> None:
         """Hold it no more; harmless if it is not held here."""

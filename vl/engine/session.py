@@ -41,6 +41,7 @@ from vl.engine.session_file import (
     write_session,
 )
 from vl.errors import CheckpointError, InputError
+from vl.files import locked
 
 SAVE_EVERY = 131072  # tokens between two saves of what is being read
 
@@ -147,7 +148,8 @@ class Session:
         """Write the session into a folder, from which `MiniMaxVL.open` has it again, also in another process.
 
         A session that is in the folder is replaced as a whole: whatever ends the save, the folder holds the old one or
-        the new one. Of one that has grown since it was saved there, only what is new is written.
+        the new one. Of one that has grown since it was saved there, only what is new is written. Saves into one folder
+        wait for each other.
 
         Raises:
             CheckpointError: if the folder cannot be written; what was in it is as it was.
@@ -163,6 +165,7 @@ class Session:
             total=len(self._ids),
             messages=self._read.messages,
             images=self._images,
+            tools=self._read.tools,
         )
         text = self._model.config.text
         layers = text.num_hidden_layers - len(states)
@@ -173,8 +176,8 @@ class Session:
 
     def close(self) -> None:
         """Give back what the session holds of the cache; it cannot be asked any more. Harmless the second time."""
-        self._let_go()
         self._held.lost = self._held.lost or "the session was closed"
+        self._let_go()
 
     def __enter__(self) -> Session:
         return self
@@ -210,10 +213,12 @@ class Session:
 
     def _extend(self, new: Conversation, progress: Progress | None) -> None:
         self._check()
-        rest = self._prompt(self._model.processor.continuation(self._read, new, add_generation_prompt=False))
+        read, more = (replace(each, tools=[]) for each in (self._read, new))
+        rest = self._prompt(self._model.processor.continuation(read, more, add_generation_prompt=False))
         whole = rest.behind(self._ids)
         held = _read_on(self._engine, whole, self._held, (len(whole),), progress, None)
-        self._read = Conversation([*self._read.messages, *new.messages], [], self._read.tools)
+        tools = [*self._read.tools, *new.tools]
+        self._read = Conversation([*self._read.messages, *new.messages], [], tools)
         self._ids, self._images = whole.input_ids, (*self._images, *_images(rest))
         self._hold(held)
 
@@ -243,9 +248,17 @@ def read(
     if isinstance(save_every, bool) or not isinstance(save_every, int) or save_every < 1:
         raise InputError(f"save_every must be a whole number of tokens of at least 1, not {save_every!r:.80}")
     conversation = conversation_of(source, page_side)
-    whole = Prompt.of(model.processor(conversation, add_generation_prompt=False), model.config, model.name)
+    if conversation.tools:
+        model.processor.continuation(
+            conversation, [{"role": "user", "content": ""}]
+        )  # refused now, not when it is read
+    inputs = model.processor(replace(conversation, tools=[]), add_generation_prompt=False)  # they go with each question
+    whole = Prompt.of(inputs, model.config, model.name)
     images = _images(whole)
-    session = None if target is None or overwrite else _begun(model, target, whole, images)
+    session = None
+    if target is not None and not overwrite:
+        with locked(target, shared=True):
+            session = _begun(model, target, whole, images, conversation.tools)
     if target is None:
         held = _read_on(model.engine, whole, None, (len(whole),), progress, None)
         return Session(model, conversation, whole.input_ids, images, held, secrets.token_hex(8))
@@ -272,7 +285,8 @@ def read(
 def open_session(model: Reader, folder: str | os.PathLike[str]) -> Session:
     """As `vl.MiniMaxVL.open`."""
     target = folder_of(folder)
-    return _open(model, target, read_manifest(target))
+    with locked(target, shared=True):
+        return _open(model, target, read_manifest(target))
 
 
 def _open(model: Reader, folder: Path, saved: Saved) -> Session:
@@ -298,11 +312,13 @@ def _open(model: Reader, folder: Path, saved: Saved) -> Session:
         raise CheckpointError(
             f"{folder} is damaged ({type(error).__name__}: {error}): save the session again, or read anew"
         ) from error
-    read_before = Conversation([dict(message) for message in saved.messages], [])
+    read_before = Conversation([dict(message) for message in saved.messages], [], [dict(tool) for tool in saved.tools])
     return Session(model, read_before, all_ids, saved.images, held, saved.lineage)
 
 
-def _begun(model: Reader, folder: Path, whole: Prompt, images: Sequence[SavedImage]) -> Session | None:
+def _begun(
+    model: Reader, folder: Path, whole: Prompt, images: Sequence[SavedImage], tools: Sequence[Mapping[str, Any]]
+) -> Session | None:
     """The session in a folder that has read a beginning of this, or all of it; None if there is no session.
 
     Raises CheckpointError if it has read something else, or is another model's: it would be lost.
@@ -310,7 +326,7 @@ def _begun(model: Reader, folder: Path, whole: Prompt, images: Sequence[SavedIma
     if not (folder / MANIFEST).exists():
         return None
     saved = read_manifest(folder)
-    same = saved.total == len(whole) and tuple(saved.images) == tuple(images)
+    same = saved.total == len(whole) and (list(saved.images), list(saved.tools)) == (list(images), list(tools))
     if not same or not torch.equal(read_tensors(folder / saved.ids)["input_ids"], whole.input_ids):
         raise CheckpointError(
             f"{folder} holds a session that has read something else: give another folder, or overwrite it"
@@ -353,7 +369,8 @@ def _told(progress: Progress, total: int, known: int) -> Progress:
 
     def tell(reading: Reading) -> None:
         seconds = time.perf_counter() - begun
-        progress(Reading(reading.tokens, total, seconds, (reading.tokens - known) / seconds))
+        tokens = max(known, reading.tokens)  # a request that gave way to others begins again, behind what is known
+        progress(Reading(tokens, total, seconds, (tokens - known) / seconds))
 
     return tell
 

@@ -29,11 +29,16 @@ from torch import Tensor
 
 from preprocessing.grid import Grid
 from vl.errors import CheckpointError
-from vl.files import replace_file, sync_folder, write_file
+from vl.files import locked, replace_file, sync_folder, write_file
 
-MANIFEST, FORMAT = "session.json", 1
+MANIFEST = "session.json"
+FORMAT = 2  # 1 had no tools
 SHARD_BYTES = 2**29  # of keys and values in a file, about
 _FILES = re.compile(r"(tokens|states|kv)-[0-9a-f]{16}(-\d{5})?\.safetensors|\.[0-9a-f]{16}\.draft")
+
+
+class _Unknown(CheckpointError):
+    """Of another version: it is not damaged, and nobody's to replace."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ class Saved:
         lineage: of all states of one session, which only ever grows.
         name: of the model, as `vl.load` was given it. `model`: what tells models apart, by the name of each trait.
         tokens: read so far; `total`: of all that is to be read.
-        messages: what was read, as `preprocessing.Conversation` has them. `images`: theirs.
+        messages: what was read, and `tools`: the functions described to the model, as `preprocessing.Conversation` has
+            them. `images`: those of the messages.
         ids, states: files. `shards`: files, rising and without gaps.
     """
 
@@ -72,6 +78,7 @@ class Saved:
     total: int
     messages: Sequence[Mapping[str, Any]]
     images: Sequence[SavedImage]
+    tools: Sequence[Mapping[str, Any]] = ()
     ids: str = ""
     states: str = ""
     shards: Sequence[Shard] = field(default=())
@@ -91,10 +98,11 @@ def read_manifest(folder: Path) -> Saved:
     """What `session.json` says. Raises CheckpointError if there is none, or it is not one, or lacks a file."""
     path = folder / MANIFEST
     try:
-        contents = json.loads(path.read_text("utf-8"))
-        if contents["format"] != FORMAT:
-            raise CheckpointError(
-                f"{path} has format {contents['format']!r:.40}, and this version reads {FORMAT} alone"
+        contents = {"tools": ()} | json.loads(path.read_text("utf-8"))
+        if contents["format"] not in range(1, FORMAT + 1):
+            raise _Unknown(
+                f"{path} has format {contents['format']!r:.40}, and this version of minimax-vl reads 1 to {FORMAT}: "
+                "open it with the version that has saved it, or a newer one, or give another folder"
             )
         given = {f.name: contents[f.name] for f in fields(Saved)}
         given["shards"] = [Shard(**shard) for shard in given["shards"]]
@@ -130,31 +138,37 @@ def write_session(
         states: by name, on the host.
         stretch: the keys and values of the tokens between two numbers by name, on the host.
 
+    Another save into the folder ends first, whichever process or thread does it.
+
     Raises:
-        CheckpointError: if the folder cannot be written; a session that was in it is as it was.
+        CheckpointError: if the folder cannot be written, or holds a session of a later version; what was in it is as it
+            was.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        before = _known(folder)
-        _discard(folder, before)
-        mark = secrets.token_hex(8)
-        there = {(s.start, s.stop): s for s in before.shards} if before and _grown(folder, before, saved, ids) else {}
-        shards = []
-        for number, start in enumerate(range(0, saved.tokens, tokens_a_shard), 1):
-            stop = min(start + tokens_a_shard, saved.tokens)
-            shard = there.get((start, stop))
-            if shard is None:
-                shard = Shard(f"kv-{mark}-{number:05}.safetensors", start, stop)
-                _write(folder / shard.file, stretch(start, stop))
-            shards.append(shard)
-        new = replace(
-            saved, ids=f"tokens-{mark}.safetensors", states=f"states-{mark}.safetensors", shards=tuple(shards)
-        )
-        _write(folder / new.ids, {"input_ids": ids})
-        _write(folder / new.states, states)
-        sync_folder(folder)
-        write_file(folder / MANIFEST, json.dumps({"format": FORMAT} | asdict(new), ensure_ascii=True) + "\n")
-        _discard(folder, new)
+        with locked(folder):
+            before = _known(folder)
+            _discard(folder, before)
+            mark = secrets.token_hex(8)
+            there = (
+                {(s.start, s.stop): s for s in before.shards} if before and _grown(folder, before, saved, ids) else {}
+            )
+            shards = []
+            for number, start in enumerate(range(0, saved.tokens, tokens_a_shard), 1):
+                stop = min(start + tokens_a_shard, saved.tokens)
+                shard = there.get((start, stop))
+                if shard is None:
+                    shard = Shard(f"kv-{mark}-{number:05}.safetensors", start, stop)
+                    _write(folder / shard.file, stretch(start, stop))
+                shards.append(shard)
+            new = replace(
+                saved, ids=f"tokens-{mark}.safetensors", states=f"states-{mark}.safetensors", shards=tuple(shards)
+            )
+            _write(folder / new.ids, {"input_ids": ids})
+            _write(folder / new.states, states)
+            sync_folder(folder)
+            write_file(folder / MANIFEST, json.dumps({"format": FORMAT} | asdict(new), ensure_ascii=True) + "\n")
+            _discard(folder, new)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"no session can be saved in {folder!s:.200} ({error}): check free space and permissions"
@@ -202,6 +216,8 @@ def _known(folder: Path) -> Saved | None:
         return None
     try:
         return read_manifest(folder)
+    except _Unknown:
+        raise
     except CheckpointError:  # what is damaged is replaced
         return None
 

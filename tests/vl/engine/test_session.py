@@ -16,6 +16,7 @@ from PIL import Image
 
 import vl
 from vl.engine import Engine
+from vl.engine.session import _told
 
 from .sessions import NEW, QUESTIONS, SMALL, TEXT, answers, ask, document, load, used_pages
 
@@ -87,6 +88,31 @@ def test_others_take_nothing_of_it_and_it_takes_nothing_of_others(model: vl.Mini
         thread.join()
     assert [found[question] for question in QUESTIONS] == expected
     assert [found[n] for n in range(3)] == alone
+
+
+def test_a_session_that_was_closed_takes_no_room(tiny_text_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even before the engine's next step, in which its pages are given back."""
+    model = load(tiny_text_checkpoint)
+    engine = model.engine
+    assert isinstance(engine, Engine)
+    session = model.read(document())
+    monkeypatch.setattr(engine, "_room", lambda: SMALL["cache_tokens"])
+    most = vl.SamplingParams(max_new_tokens=SMALL["cache_tokens"] - session.tokens + 1)
+    with pytest.raises(vl.InputError, match="cannot be held"):
+        engine.check(most, session.tokens)
+    session.close()
+    engine.check(most, session.tokens)
+    request = engine.submit(model.processor(ask(TEXT)), vl.SamplingParams(max_new_tokens=2))
+    engine.run([request])
+
+
+def test_what_is_told_of_reading_never_goes_back_behind_what_was_known() -> None:
+    told: list[vl.Reading] = []
+    tell = _told(told.append, 100, 60)
+    for tokens in (80, 0, 60, 100):  # at 0 the request has given way to others
+        tell(vl.Reading(tokens, 100, 1.0, 1.0))
+    assert [reading.tokens for reading in told] == [80, 60, 60, 100]
+    assert all(reading.rate >= 0 for reading in told)
 
 
 def test_a_larger_cache_takes_it_along(tiny_text_checkpoint: Path, expected: list[str]) -> None:

@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 import torch
 
 import vl
+from preprocessing import Conversation
 from vl.engine import session_file
 from vl.engine.session_file import MANIFEST
 
@@ -129,7 +132,8 @@ def alter(**changes: Any) -> Callable[[Path], None]:
         (cut(MANIFEST), "is damaged"),
         (cut("kv-*"), "is damaged"),
         (cut("states-*"), "is damaged"),
-        (alter(format=2), "has format 2"),
+        (alter(format=3), "has format 3, and this version of minimax-vl reads 1 to 2"),
+        (alter(format="2"), "has format '2', and this version"),
         (alter(tokens=5), "do not make up 5 tokens"),
         (alter(states="tokens-0.safetensors"), "lacks tokens-0"),
         (lambda folder: next(folder.glob("kv-*")).unlink(), "lacks kv-"),
@@ -251,7 +255,92 @@ def test_killed_at_any_time_while_it_reads(
     assert [session.ask(question, **NEW) for question in QUESTIONS] == expected
 
 
+def test_saves_at_once_leave_one_of_them_whole(model: vl.MiniMaxVL, tmp_path: Path) -> None:
+    """Whichever comes last; and whoever opens meanwhile finds a whole one, too."""
+    sessions = {session.tokens: session for session in (model.read(document("Old.")), model.read(document()))}
+    next(iter(sessions.values())).save(tmp_path)
+    failed: list[Exception] = []
+
+    def often(work: Callable[[], object]) -> None:
+        try:
+            for _ in range(6):
+                work()
+        except Exception as error:
+            failed.append(error)
+
+    def opens() -> None:
+        with model.open(tmp_path) as opened:
+            assert opened.tokens in sessions
+
+    work = [opens, *(partial(session.save, tmp_path) for session in sessions.values())]
+    threads = [threading.Thread(target=often, args=(each,)) for each in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failed
+    opened = model.open(tmp_path)
+    assert opened.ask("Hello", **NEW) == sessions[opened.tokens].ask("Hello", **NEW)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_save_waits_for_that_of_another_process(model: vl.MiniMaxVL, tmp_path: Path) -> None:
+    session = model.read(document())
+    code = (
+        "import fcntl, os, sys\n"
+        "fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)\n"
+        "print('locked', flush=True)\n"
+        "sys.stdin.readline()\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline()
+        thread = threading.Thread(target=session.save, args=(tmp_path,))
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+        assert not list(tmp_path.iterdir())
+        other.communicate(b"\n")
+    thread.join(60)
+    assert model.open(tmp_path).tokens == session.tokens
+
+
+def test_functions_described_to_the_model_are_of_the_session(model: vl.MiniMaxVL, tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object"}}}
+    other: dict[str, Any] = {"type": "function", "function": {"name": "get_date"}}
+    read = Conversation.of(document(), [tool])
+    model.read(read).save(tmp_path)
+    opened = model.open(tmp_path)
+    whole = [*document(), *ask("Hello")]
+    first = model.chat(whole, tools=[tool], **NEW)
+    assert opened.ask("Hello", remember=True, **NEW) == first != model.chat(whole, **NEW)
+    whole += [{"role": "assistant", "content": first}, *ask("And now?")]
+    assert opened.ask("And now?", **NEW) == model.chat(whole, tools=[tool], **NEW)
+    opened.add(Conversation.of(ask("More."), [other]))
+    whole = [*whole[:-1], *ask("More."), *ask("And now?")]
+    assert opened.ask("And now?", **NEW) == model.chat(whole, tools=[tool, other], **NEW)
+    with pytest.raises(vl.CheckpointError, match="has read something else"):
+        model.read(Conversation.of(document(), [other]), folder=tmp_path)
+    path = tmp_path / MANIFEST
+    saved = json.loads(path.read_text())
+    assert saved.pop("tools") == [tool]
+    path.write_text(json.dumps(saved | {"format": 1}))  # as earlier versions wrote it, which knew no tools
+    assert model.open(tmp_path).ask("Hello", **NEW) == model.chat([*document(), *ask("Hello")], **NEW)
+
+
 # What is refused
+
+
+def test_a_session_of_a_later_version_is_not_replaced(model: vl.MiniMaxVL, tmp_path: Path) -> None:
+    session = model.read(document())
+    session.save(tmp_path)
+    alter(format=9)(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for door in (lambda: session.save(tmp_path), lambda: model.read(document(), folder=tmp_path, overwrite=True)):
+        with pytest.raises(vl.CheckpointError, match="has format 9, and this version of minimax-vl reads 1 to 2"):
+            door()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_save_opened_twice_keeps_apart_what_each_has_read_since(model: vl.MiniMaxVL, tmp_path: Path) -> None:
