@@ -72,19 +72,22 @@ def rgba(image: Image.Image) -> Image.Image:
 
 def warn_of_dropped(image: Image.Image, label: str) -> None:
     """Says, once in a process, that dropping the transparency of `image` changes what it shows."""
+    if not _said and changes_meaning(image):
+        warn_once(
+            f"{label} is partly transparent, and what it shows depends on what lies behind it. The transparency is "
+            'dropped, as in the released recipe; background="white" (or another colour) lays such images on it. '
+            "Further images are not reported."
+        )
+
+
+def warn_once(text: str) -> None:
+    """Warns if this process has not yet; `text` may be what another process has to say."""
     global _said
-    if _said or not changes_meaning(image):
-        return
     with _lock:
         if _said:
             return
         _said = True
-    warnings.warn(
-        f"{label} is partly transparent, and what it shows depends on what lies behind it. The transparency is "
-        'dropped, as in the released recipe; background="white" (or another colour) lays such images on it. '
-        "Further images are not reported.",
-        stacklevel=2,
-    )
+    warnings.warn(text, stacklevel=3)
 
 
 def changes_meaning(image: Image.Image) -> bool:

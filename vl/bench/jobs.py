@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from preprocessing import Inputs
 from vl.bench.pictures import photograph
 from vl.engine import SamplingParams
 from vl.jobs import caption_images
+from vl.jobs.cutting import default_workers
 
 PROMPT = "Describe this image."
 _SIZES = ((336, 336), (640, 480), (480, 640), (800, 600), (1024, 768), (1344, 1008))
@@ -28,25 +30,25 @@ class JobsFigures:
 
     Attributes:
         alone: the engine, of inputs that are there before the clock starts.
-        job: all of a job, from files to rows on disk.
+        jobs: all of a job, from files to rows on disk, by its `workers`.
         tokens: written by each, on average for an image.
     """
 
     images: int
     alone: float
-    job: float
+    jobs: dict[int, float]
     tokens: float
 
-    @property
-    def share(self) -> float:
-        return self.job / self.alone
 
-
-def bench_jobs(load: Callable[[], vl.MiniMaxVL], images: int, *, batch_size: int, max_new_tokens: int) -> JobsFigures:
-    """Caption made-up photographs twice over: their inputs, and their files.
+def bench_jobs(
+    load: Callable[[], vl.MiniMaxVL], images: int, *, batch_size: int, max_new_tokens: int, workers: Sequence[int] = ()
+) -> JobsFigures:
+    """Caption made-up photographs over and over: their inputs, and their files.
 
     Args:
-        load: makes the model, twice: what one kept of an image would help the other. Each is warmed up by other images.
+        load: makes the model, each time: what one kept of an image would help the next. Each is warmed up by other
+            images.
+        workers: of `caption_images`, each in a job of its own; by default what that takes.
 
     Raises:
         InputError: if `max_new_tokens` is out of range.
@@ -56,18 +58,21 @@ def bench_jobs(load: Callable[[], vl.MiniMaxVL], images: int, *, batch_size: int
         files = list(_files(Path(folder), images + 2 * batch_size))
         warm, files = files[:-images], files[-images:]
 
-        def caption(model: vl.MiniMaxVL, files: list[Path], out: str) -> int:
-            options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+        def caption(model: vl.MiniMaxVL, files: list[Path], out: str, count: int | None = None) -> int:
+            options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "workers": count}
             return caption_images(model, files, Path(folder) / out, prompt=PROMPT, **options).images
 
         model = load()
-        caption(model, warm, "warm1.jsonl")
+        caption(model, warm, "warm.jsonl")
         inputs = [_inputs(model, file) for file in files]
         alone, tokens = _timed(lambda: _alone(model, inputs, params))
-        other = load()
-        caption(other, warm, "warm2.jsonl")
-        job, _ = _timed(lambda: caption(other, files, "rows.jsonl"))
-    return JobsFigures(images, images / alone, images / job, tokens / images)
+        jobs = {}
+        for count in workers or [default_workers(model.device)]:
+            model = load()
+            caption(model, warm, f"warm{count}.jsonl", count)
+            seconds, _ = _timed(partial(caption, model, files, f"rows{count}.jsonl", count))
+            jobs[count] = images / seconds
+    return JobsFigures(images, images / alone, jobs, tokens / images)
 
 
 def _timed(work: Callable[[], int]) -> tuple[float, int]:

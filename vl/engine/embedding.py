@@ -93,7 +93,7 @@ class Embedder:
         vision = self._model.vision
         assert vision is not None, "a text-only model's prompts have no images"
         grids = [request.prompt.grids[image] for request, image in wanted]
-        tiles = torch.cat([request.prompt.tiles_of(image) for request, image in wanted])
+        tiles = _joined([request.prompt.tiles_of(image) for request, image in wanted], self._model.device)
         watch = stopwatch(self._model.device)
         features = self._features(vision, tiles, grids)
         seconds = watch()
@@ -168,3 +168,9 @@ def stopwatch(device: torch.device) -> Callable[[], Callable[[], float]]:
 def _sent(index: Tensor, device: torch.device) -> Tensor:
     """A copy on the device; from pinned memory, or the host would wait for all that the GPU has yet to do."""
     return (index.pin_memory() if device.type == "cuda" else index).to(device, non_blocking=True)
+
+
+def _joined(parts: list[Tensor], device: torch.device) -> Tensor:
+    """Tiles end to end, on the host: pinned for a GPU, as `_sent` has it, and in memory that is used again."""
+    whole = torch.empty(sum(map(len, parts)), *parts[0].shape[1:], dtype=torch.uint8, pin_memory=device.type == "cuda")
+    return torch.cat(parts, out=whole)

@@ -5,14 +5,21 @@ Example:
     tally = vl.caption_images(vl.load(), ["archive/"], "captions.jsonl", prompt="What is in this picture?")
 """
 
-from vl.jobs.beside import Beside
-from vl.jobs.captioning import OnRow, Tally, caption_images, caption_rows, settings_of, with_texts, write_rows
-from vl.jobs.elsewhere import Elsewhere
-from vl.jobs.outputs import Rows, check_output, open_rows
-from vl.jobs.prompts import Prompt, Prompts
-from vl.jobs.rowfile import JobError, Row, RowFile, check_out, encode_row
-from vl.jobs.schema import Schema, SchemaSource
-from vl.jobs.sources import Picture, Source, Tell, expand_sources, is_table, row_key, source_key, work_key
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# Imported when they are first used: processes that only cut images need no model.
+if TYPE_CHECKING:
+    from vl.jobs.beside import Beside
+    from vl.jobs.captioning import OnRow, Tally, caption_images, caption_rows, settings_of, with_texts, write_rows
+    from vl.jobs.elsewhere import Elsewhere
+    from vl.jobs.outputs import Rows, check_output, open_rows
+    from vl.jobs.prompts import Prompt, Prompts
+    from vl.jobs.rowfile import JobError, Row, RowFile, check_out, encode_row
+    from vl.jobs.schema import Schema, SchemaSource
+    from vl.jobs.sources import Picture, Source, Tell, expand_sources, is_table, row_key, source_key, work_key
 
 __all__ = [
     "Beside",
@@ -45,3 +52,54 @@ __all__ = [
     "work_key",
     "write_rows",
 ]
+
+_HOMES = {
+    "vl.jobs.beside": ("Beside",),
+    "vl.jobs.captioning": (
+        "OnRow",
+        "Tally",
+        "caption_images",
+        "caption_rows",
+        "settings_of",
+        "with_texts",
+        "write_rows",
+    ),
+    "vl.jobs.elsewhere": ("Elsewhere",),
+    "vl.jobs.outputs": (
+        "Rows",
+        "check_output",
+        "open_rows",
+    ),
+    "vl.jobs.prompts": (
+        "Prompt",
+        "Prompts",
+    ),
+    "vl.jobs.rowfile": (
+        "JobError",
+        "Row",
+        "RowFile",
+        "check_out",
+        "encode_row",
+    ),
+    "vl.jobs.schema": (
+        "Schema",
+        "SchemaSource",
+    ),
+    "vl.jobs.sources": (
+        "Picture",
+        "Source",
+        "Tell",
+        "expand_sources",
+        "is_table",
+        "row_key",
+        "source_key",
+        "work_key",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module 'vl.jobs' has no attribute {name!r}")

@@ -17,6 +17,7 @@ from preprocessing.alpha import Background, read_background
 from vl.engine import SamplingParams
 from vl.errors import InputError
 from vl.jobs.beside import Beside, Texts, record_of
+from vl.jobs.cutting import Cutters, default_workers
 from vl.jobs.duplicates import Duplicates, Find
 from vl.jobs.elsewhere import Elsewhere
 from vl.jobs.item import Item, ask_here, batches, prepare
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from vl.model import MiniMaxVL
 
 
+_READERS = 4  # threads that read files while others wait for processes
 _REFUSED = ("n", "logprobs", "top_logprobs")  # what a row has no place for
 
 
@@ -100,7 +102,8 @@ def caption_images(
             of several prompts named after both (`short_colour`), beside the answers' texts. An answer that was cut
             within its JSON is an error, and its row has the text.
         batch_size: images captioned at once; as many again are read ahead, and rows reach the file in such batches.
-        workers: threads that read images; by default a few more than there are cores.
+        workers: processes that decode and cut images; 0 is threads of this one. By default a few where the model is on
+            a GPU, and none where it is on the CPU, which they would take from it.
         overwrite: start again instead of continuing; what the file holds is cut when the first rows are there.
         retry_errors: try the images of error rows again.
         mix: go on after rows that were made with another model, prompt or setting, and keep them.
@@ -212,14 +215,19 @@ def caption_rows(
     params, prompts = params_of(sampling), Prompts.of(prompt)
     if isinstance(model, Elsewhere):
         return model.rows(sources, prompt=prompts, batch_size=batch_size, workers=workers, **sampling)
+    if workers is not None and workers < 0:
+        raise InputError(f"workers must be at least 0, not {workers}")
     if model.config.vision is None:
         raise InputError(f"{model.name} is a text-only checkpoint and cannot caption: use one with a vision encoder")
     held = prompts.hold(params)
     model.engine.check(held)
     known = {"model": model.name, "prompt": None, "settings": settings_of_model(model, params) | prompts.settings}
     duplicates: Duplicates[Item] = Duplicates(find)
-    make = partial(prepare, partial(ask_here, model.processor), prompts, known, duplicates)
-    items = answered(model.engine, sources, make, held, batch_size=batch_size, workers=workers)
+    count = default_workers(model.device) if workers is None else workers
+    ask = Cutters.of(model, count) if count else partial(ask_here, model.processor)
+    make = partial(prepare, ask, prompts, known, duplicates)
+    threads = count + _READERS if count else None
+    items = answered(model.engine, sources, make, held, batch_size=batch_size, workers=threads)
     return batches(items, batch_size, duplicates)
 
 

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -56,13 +56,15 @@ class Child:
     Args:
         work: a function of a module, or a `functools.partial` of one with arguments that can be pickled.
         env: its environment; by default the caller's.
+        files: descriptors that are open there too, by the same numbers.
     """
 
-    def __init__(self, work: Work, env: dict[str, str] | None = None) -> None:
+    def __init__(self, work: Work, env: dict[str, str] | None = None, files: Sequence[int] = ()) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-c", _COMMAND, str(theirs.fileno()), json.dumps(sys.path)]
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=env)
+            passed = [theirs.fileno(), *files]
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=passed, env=env)
         self.pipe = Pipe(Connection(ours.detach()))
         with suppress(OSError):  # a child that is dead already is found so by who asks it
             self.pipe.send(work)

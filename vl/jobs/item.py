@@ -8,19 +8,22 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from preprocessing import Inputs, LazyImage, Processor
 from preprocessing.fetch import MAX_BYTES
 from preprocessing.sources import open_source
-from vl.engine import Generation
 from vl.errors import Error, InputError
 from vl.jobs.duplicates import Duplicates, digest_of
 from vl.jobs.prompts import Prompts
 from vl.jobs.rowfile import Row
 from vl.jobs.sources import Asked, Picture, Source, source_key
+from vl.jobs.sources.names import held
+
+if TYPE_CHECKING:
+    from vl.engine import Generation
 
 _UNKNOWN = (
     *("digest", "width", "height", "resolution", "tiles", "prompt_tokens", "image_tokens", "completion_tokens"),
@@ -132,7 +135,7 @@ def _read(source: str | Picture) -> tuple[str | Picture, str | None]:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             return source, None
-    return Picture(name, lambda: content), digest_of(content)
+    return held(name, content), digest_of(content)
 
 
 def ask_here(processor: Processor, source: str | Picture, texts: Sequence[str]) -> tuple[list[Inputs], Row]:

@@ -151,7 +151,7 @@ class Served(Elsewhere):
         known = {"model": self.name, "settings": self.settings(params) | prompts.settings}
         duplicates: Duplicates[Item] = Duplicates()
         make = partial(prepare, questions, prompts, known, duplicates)
-        items = answered(self, sources, make, prompts.hold(params), batch_size=batch_size, workers=workers)
+        items = answered(self, sources, make, prompts.hold(params), batch_size=batch_size, workers=workers or None)
         return batches(items, batch_size, duplicates)
 
     # What the pipeline asks of an engine

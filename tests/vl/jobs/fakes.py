@@ -77,6 +77,7 @@ class FakeModel:
     name = "fake"
     config = SimpleNamespace(vision=object(), quantization=None)
     dtype = torch.float32
+    device = torch.device("cpu")
 
     def __init__(self, trouble: Callable[[str], None] = lambda size: None, check: Any = lambda params: None) -> None:
         self.trouble = trouble
