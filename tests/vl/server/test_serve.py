@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import jsonschema
 import openai
 import pytest
 from langchain_openai import ChatOpenAI
@@ -111,6 +115,74 @@ def test_answers_are_read_by_their_schema(served: Served) -> None:
         model="nano", messages=asked(), response_format=Shape, max_tokens=200, temperature=1.0, seed=1
     )
     assert isinstance(found.choices[0].message.parsed, Shape)
+
+
+SCHEMAS: list[dict[str, Any]] = [
+    Shape.model_json_schema() | {"additionalProperties": False},
+    {
+        "type": "object",
+        "properties": {
+            "title": {"type": "string", "maxLength": 20},
+            "tags": {"type": "array", "items": {"enum": ["a", "b", "c"]}, "minItems": 1, "maxItems": 4},
+            "score": {"type": "number", "minimum": 0, "maximum": 1},
+        },
+        "required": ["title", "tags", "score"],
+        "additionalProperties": False,
+    },
+    {
+        "$defs": {"point": {"type": "array", "items": {"type": "integer", "minimum": -9, "maximum": 9}, "maxItems": 3}},
+        "type": "array",
+        "items": {"anyOf": [{"$ref": "#/$defs/point"}, {"type": "boolean"}, {"type": "null"}]},
+        "minItems": 1,
+        "maxItems": 5,
+    },
+    {
+        "type": "object",
+        "properties": {
+            "id": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"},
+            "box": {
+                "type": "object",
+                "properties": {"width": {"type": "integer", "minimum": 1, "maximum": 4096}, "unit": {"const": "px"}},
+                "required": ["width", "unit"],
+                "additionalProperties": False,
+            },
+        },
+        "required": ["id", "box"],
+        "additionalProperties": False,
+    },
+]
+
+
+def test_all_of_many_answers_follow_their_schemas(
+    served: Served, record_property: Callable[[str, object], None]
+) -> None:
+    """Sampled ones, about images and texts, many at once. `VL_JSON_ANSWERS` in the environment says how many."""
+    client = openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key=KEY, max_retries=0, timeout=600)
+    places, schemas = asyncio.Semaphore(16), [*enumerate(SCHEMAS)]
+
+    async def answer(seed: int) -> tuple[str, bool]:
+        """Why it ended, and whether it is what its schema says."""
+        number, schema = schemas[seed % len(schemas)]
+        messages = asked("Describe it in JSON.", IMAGE if seed % 8 == 0 else None)
+        form: Any = {"type": "json_schema", "json_schema": {"name": f"s{number}", "schema": schema, "strict": True}}
+        async with places:
+            found = await client.chat.completions.create(
+                model="nano", messages=messages, response_format=form, seed=seed, temperature=1.0, max_tokens=400
+            )
+        choice = found.choices[0]
+        try:
+            jsonschema.validate(json.loads(choice.message.content or ""), schema)
+        except (ValueError, jsonschema.ValidationError):
+            return choice.finish_reason, False
+        return choice.finish_reason, True
+
+    async def answers() -> list[tuple[str, bool]]:
+        async with client:
+            return await asyncio.gather(*map(answer, range(int(os.environ.get("VL_JSON_ANSWERS", "12")))))
+
+    found = Counter(asyncio.run(answers()))
+    record_property("answers", str(found))
+    assert set(found) == {("stop", True)}, found
 
 
 def test_errors_are_those_that_the_client_knows(served: Served) -> None:

@@ -75,7 +75,7 @@ async def sample(client: Client, start: float) -> Sample:
     try:
         text = await client.metrics()
     except httpx.HTTPError as error:
-        raise Error(f"{client.url}: /metrics cannot be had ({error or type(error).__name__})") from None
+        raise Error(f"{client.url}: /metrics cannot be had: {type(error).__name__} {error}".rstrip()) from None
     return read_sample(text, time.perf_counter() - start)
 
 

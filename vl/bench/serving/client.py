@@ -18,6 +18,7 @@ from vl.jobs.served import base_url, message_of
 Body = Mapping[str, Any]
 
 _TIMEOUT = httpx.Timeout(600.0, connect=30.0)
+_IDLE = 2.0  # seconds for which a connection is kept; servers close theirs after some 5, maybe under a new request
 _SAID = ("content", "reasoning_content", "reasoning", "tool_calls")  # of a chunk, what holds tokens
 _DONE = "[DONE]"
 _LEFT, _NO_COMPLETION = "cancelled", "no chat completion"
@@ -65,7 +66,7 @@ class Client:
         self.url = base_url(url)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # No proxy of the environment: it would be measured too.
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_IDLE)
         self._client = httpx.AsyncClient(headers=headers, timeout=_TIMEOUT, limits=limits, trust_env=False)
 
     async def __aenter__(self) -> Client:

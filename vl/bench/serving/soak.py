@@ -17,6 +17,7 @@ from vl.bench.serving.audit import Sample, growth, leaks, memory_of, sample, unt
 from vl.bench.serving.client import Answer, Client
 from vl.bench.serving.malformed import MAX_NEW_TOKENS, malformed
 from vl.bench.serving.requests import words
+from vl.errors import Error
 
 FINISHED, CANCELLED, REFUSED, TURNED_AWAY = "finished", "cancelled", "refused", "turned away"
 
@@ -100,6 +101,7 @@ async def soak(
     if found.faults:
         return found
     start = time.perf_counter()
+    found.samples.append(await sample(client, start))
     looking = asyncio.create_task(run.look(start, min(_SLOWEST_LOOK, seconds / _LOOKS), tell))
     try:
         async with asyncio.TaskGroup() as group:
@@ -110,7 +112,11 @@ async def soak(
         with suppress(asyncio.CancelledError):
             await looking
     found.seconds = time.perf_counter() - start
-    found.last = await until_idle(client, start, _IDLE)
+    try:
+        found.last = await until_idle(client, start, _IDLE)
+    except Error as error:
+        found.faults.append(str(error))
+        return found
     found.faults += leaks(found.last)
     if found.last.failed:
         found.faults.append(f"{found.last.failed} answers ended by an error of the engine")
@@ -126,10 +132,13 @@ class _Run:
 
     async def look(self, start: float, every: float, tell: Callable[[str], object]) -> None:
         while True:
-            found = await sample(self._client, start)
-            self.found.samples.append(found)
-            tell(f"{found.seconds:.0f} s: {self.found.ended.total()} requests, {len(self.found.faults)} faults")
             await asyncio.sleep(every)
+            try:
+                self.found.samples.append(await sample(self._client, start))
+            except Error as error:
+                self._fault(str(error))
+            seconds = time.perf_counter() - start
+            tell(f"{seconds:.0f} s: {self.found.ended.total()} requests, {len(self.found.faults)} faults")
 
     async def one_client(self, chosen: random.Random, until: float) -> None:
         """Ask, and ask again after a while."""

@@ -83,6 +83,20 @@ def test_questions_that_fail_alone(url: str, monkeypatch: pytest.MonkeyPatch) ->
     assert soaked(url, questions=1).faults[0].startswith("alone: 400")
 
 
+def test_a_look_at_the_server_that_fails(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([IDLE])
+
+    async def look(client: Client, start: float) -> Sample:
+        if (found := next(looks, None)) is None:
+            raise Error("/metrics cannot be had: ReadError")
+        return found
+
+    monkeypatch.setattr(soak, "sample", look)
+    found = soaked(url)
+    assert found.ended.total() > 0
+    assert set(found.faults) == {"/metrics cannot be had: ReadError"}
+
+
 def test_what_is_left_at_the_end() -> None:
     assert list(leaks(IDLE)) == []
     left = replace(IDLE, slots=1, snapshots=2)
