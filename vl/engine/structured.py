@@ -18,12 +18,11 @@ from torch import Tensor
 
 from preprocessing import Processor
 from vl.config import VLConfig
+from vl.engine.grammars import first_line, library, matcher, try_apart
 from vl.engine.sampling import sent
-from vl.errors import ConfigError, InputError
+from vl.errors import InputError
 
 _KEPT = 64  # grammars that are ready for the next request
-# Between the parts of a JSON text: a blank, or a new line and its indent; not endless blanks, in which models get lost.
-_WHITESPACE = r"(\x20|\x0A\x20{0,32})"
 
 
 class Model(Protocol):
@@ -56,7 +55,7 @@ class Form:
     @property
     def error(self) -> str:
         """Why it cannot be followed any further; "" if it can."""
-        return _first_line(self.matcher.get_error()) if self.matcher.is_error() else ""
+        return first_line(self.matcher.get_error()) if self.matcher.is_error() else ""
 
 
 class Forms:
@@ -64,12 +63,12 @@ class Forms:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._lock = threading.Lock()
+        self._lock, self._making = threading.Lock(), threading.Lock()  # of `_ready`; of `_tokens`
         self._tokens: Any = None
         self._ready: OrderedDict[str, Any] = OrderedDict()
 
     def form(self, response_format: Mapping[str, Any]) -> Form:
-        """One for a new answer.
+        """One for a new answer. A new grammar may take seconds, for which no other waits.
 
         Args:
             response_format: as `SamplingParams` has checked it.
@@ -79,27 +78,34 @@ class Forms:
                 end token, with which an answer would end.
             ConfigError: if llguidance is not installed.
         """
-        key = json.dumps(response_format)
+        try:
+            key = json.dumps(response_format)
+        except RecursionError:
+            raise InputError("response_format cannot be held to: it is nested too deeply") from None
         with self._lock:
-            if key not in self._ready:
-                self._ready[key] = self._matcher(response_format)
-                if len(self._ready) > _KEPT:
-                    self._ready.popitem(last=False)
+            ready = self._ready.get(key)
+        if ready is None:
+            tokens = self._vocabulary()
+            try_apart(key)
+            ready = matcher(tokens, response_format)
+        with self._lock:
+            self._ready[key] = ready
             self._ready.move_to_end(key)
-            return Form(self._ready[key].deep_copy())
+            if len(self._ready) > _KEPT:
+                self._ready.popitem(last=False)
+            return Form(ready.deep_copy())
 
-    def _matcher(self, response_format: Mapping[str, Any]) -> Any:
-        llguidance = _library()
+    def _vocabulary(self) -> Any:
+        """As llguidance has it."""
+        llguidance = library()
         if not self._model.end_ids:
             raise InputError("response_format is for models whose config names an end token: this one's does not")
-        if self._tokens is None:
-            tokens = llguidance.TokenizerWrapper(_Tokens(self._model))
-            size = len(tokens.tokens)
-            self._tokens = llguidance.LLTokenizer(tokens, n_vocab=size, eos_token=sorted(self._model.end_ids))
-        matcher = llguidance.LLMatcher(self._tokens, _grammar(llguidance.LLMatcher, response_format), log_level=0)
-        if matcher.is_error():
-            raise InputError(f"response_format cannot be held to: {_first_line(matcher.get_error())}")
-        return matcher
+        with self._making:
+            if self._tokens is None:
+                tokens = llguidance.TokenizerWrapper(_Tokens(self._model))
+                size = len(tokens.tokens)
+                self._tokens = llguidance.LLTokenizer(tokens, n_vocab=size, eos_token=sorted(self._model.end_ids))
+            return self._tokens
 
 
 class _Tokens:
@@ -115,32 +121,6 @@ class _Tokens:
 
     def __call__(self, text: bytes) -> list[int]:
         return self._encode(text.decode("utf-8", "replace"))
-
-
-def _library() -> Any:
-    try:
-        import llguidance
-    except ImportError as error:
-        raise ConfigError(
-            f"response_format needs llguidance ({error}): pip install 'minimax-vl[serve]', or pip install llguidance"
-        ) from error
-    return llguidance
-
-
-def _grammar(made: Any, response_format: Mapping[str, Any]) -> str:
-    kind = response_format["type"]
-    if kind == "regex":
-        return made.grammar_from_regex(response_format["pattern"])
-    if kind == "grammar":
-        return made.grammar_from_lark(response_format["grammar"])
-    schema = {"type": "object"} if kind == "json_object" else response_format["json_schema"]["schema"]
-    # As text, with the option beside it: what a schema itself says to the library ("x-guidance") does not count.
-    return made.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": _WHITESPACE})
-
-
-def _first_line(message: str) -> str:
-    told = message.partition("<state>")[0]  # behind which the library prints its own insides
-    return " ".join(line.strip() for line in told.splitlines() if line.strip())[:300]
 
 
 @dataclass
@@ -187,7 +167,7 @@ class Masker:
         if len(forms) == 1:
             forms[0].matcher.unsafe_compute_mask_ptr(bits.data_ptr(), bits.nbytes)
         elif forms:
-            self._executor = self._executor or _library().LLExecutor()
+            self._executor = self._executor or library().LLExecutor()
             matchers = [(form.matcher, i) for i, form in enumerate(forms)]
             self._executor.unsafe_compute_mask_ptr(matchers, bits.data_ptr(), bits.nbytes // len(forms), len(forms))
         return Masks(rows, bits, {row: form.error for row, form in zip(rows, forms, strict=True) if form.error})

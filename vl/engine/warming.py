@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
@@ -50,9 +51,18 @@ def rehearsals(model: Model, config: EngineConfig) -> Iterator[Rehearsal]:
         yield Rehearsal(prompt=_prompt(model, length, generator))
     for draw in (Draw.PLAIN, Draw.FILTERED):
         yield Rehearsal(prompt=_prompt(model, 2, generator), sampling=_SAMPLINGS[draw])
+    for sampling in _apart(model):
+        yield Rehearsal(prompt=_prompt(model, 2, generator), sampling=sampling)
     sizes = {min(1 << at, config.max_batch_size) for at in range(config.max_batch_size.bit_length() + 1)}
     for rows in sorted(sizes, reverse=True):  # the largest first: the others find the memory that it took
         yield from (Rehearsal(rows=rows, draw=draw) for draw in (*Draw, None))
+
+
+def _apart(model: Model) -> Iterator[SamplingParams]:
+    """What chooses tokens outside of the recorded step: of the forms of answers, their library reads the vocabulary."""
+    yield SamplingParams(max_new_tokens=2, logprobs=True, top_logprobs=1, repetition_penalty=1.1, logit_bias={0: 1.0})
+    if model.end_ids and find_spec("llguidance") is not None:
+        yield SamplingParams(max_new_tokens=2, response_format={"type": "json_object"})
 
 
 def _lengths(config: EngineConfig, gpu: bool) -> Sequence[int]:

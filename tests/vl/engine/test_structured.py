@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import threading
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vl
-from vl.engine import Engine, SamplingParams
+from vl.engine import Engine, SamplingParams, structured
 from vl.engine.structured import Form, Forms, Masker
 
 from .schemas import schema
@@ -193,6 +194,55 @@ def test_what_cannot_be_held_to_is_refused_before_it_is_queued(
             door()
     assert isinstance(nano.engine, Engine)
     assert not nano.engine.scheduler.waiting
+
+
+def nested(depth: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        found = {"type": "object", "properties": {"a": found}}
+    return found
+
+
+def chain(length: int) -> dict[str, Any]:
+    """Each of the definitions names the next one, twice."""
+    pair = {"type": "array", "minItems": 2, "items": False}
+    names = {f"r{i}": pair | {"prefixItems": [{"$ref": f"#/$defs/r{i + 1}"}] * 2} for i in range(length)}
+    return {"$defs": names | {f"r{length}": {"type": "null"}}, "$ref": "#/$defs/r0"}
+
+
+def test_what_the_library_would_not_live_through_is_refused(
+    nano: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried in a process of its own: there it may end the process, or go on for ever."""
+    forms = Forms(nano)
+    with pytest.raises(vl.InputError, match="response_format cannot be held to: recursion limit exceeded"):
+        forms.form(held_to(nested(150)))
+    with pytest.raises(vl.InputError, match="response_format cannot be held to: it is too large or too deep"):
+        forms.form(held_to(chain(20_000)))
+    assert forms.form(held_to(chain(60)))
+    monkeypatch.setattr("vl.engine.grammars._SECONDS", 1e-3)
+    with pytest.raises(vl.InputError, match=r"cannot be held to: it takes longer than 0\.001 s to prepare"):
+        forms.form(held_to(chain(61)))
+    assert forms.form(held_to(chain(60))), "it is ready"
+
+
+def test_nobody_waits_for_the_form_of_another(nano: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch) -> None:
+    forms, begun, go_on = Forms(nano), threading.Event(), threading.Event()
+    made = structured.matcher
+
+    def slow(tokens: Any, response_format: Any) -> Any:
+        if response_format["type"] == "regex":
+            begun.set()
+            assert go_on.wait(60)
+        return made(tokens, response_format)
+
+    monkeypatch.setattr(structured, "matcher", slow)
+    thread = threading.Thread(target=forms.form, args=(REGEX,))
+    thread.start()
+    assert begun.wait(60)
+    assert forms.form({"type": "json_object"})
+    go_on.set()
+    thread.join()
 
 
 def test_text_of_any_form_is_no_form() -> None:

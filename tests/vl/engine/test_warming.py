@@ -38,6 +38,7 @@ def test_it_leaves_no_trace(tiny_checkpoint: Path) -> None:
     assert engine.prefixes is not None
     assert not len(engine.prefixes)
     assert engine.runner.cache.free_pages == engine.runner.cache.pages
+    assert engine._forms._tokens is not None, "the vocabulary is read before the first answer of a form"
     found, expected = (model.generate([ASK], max_new_tokens=9)[0] for model in (warm, cold))
     assert (found.token_ids, found.usage) == (expected.token_ids, expected.usage)
     before = engine.counts.hits, engine.counts.tokens, len(engine.prefixes)
@@ -79,12 +80,15 @@ def test_every_size_of_a_batch_is_recorded(tiny_checkpoint: Path, monkeypatch: p
 def test_a_gpu_rehearses_each_tile_count_and_lengths_up_to_a_pass_and_more(tiny_model: vl.MiniMaxVL) -> None:
     class OnGpu:
         vision, config, device = tiny_model.vision, tiny_model.config, torch.device("cuda")
+        end_ids = tiny_model.end_ids
 
     made: Any = OnGpu()
     parts = list(rehearsals(made, EngineConfig(max_batch_size=5, prefill_tokens=100, cache_tokens=300)))
     assert [part.tiles for part in parts if part.tiles] == [*range(2, 17), 64]
     lengths = [len(part.prompt) for part in parts if part.prompt is not None]
-    assert lengths == [1, 4, 16, 64, 100, 164, 2, 2]
+    assert lengths == [1, 4, 16, 64, 100, 164, 2, 2, 2, 2]
+    assert any(part.sampling.logprobs and part.sampling.adjusts for part in parts)
+    assert any(part.sampling.response_format for part in parts)
     assert {(part.rows, part.draw) for part in parts if part.rows} == {
         (n, d) for n in (1, 2, 4, 5) for d in (*Draw, None)
     }

@@ -1,0 +1,124 @@
+"""What answers are held to, as llguidance understands it: schemas, expressions and grammars made its matchers.
+
+It is written in Rust and trusts who writes them: some take it minutes, or more stack than there is, which ends the
+process. So what is long is tried in a process of its own first.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from vl.errors import ConfigError, InputError
+
+_SHORT = 4096  # characters of JSON, in which nothing is deep or large
+_SECONDS = 10.0  # for a trial
+_BYTES = 4 * 2**30  # of memory, where a system limits that
+# A command of its own rather than multiprocessing's 'spawn', which would run the caller's script again.
+_COMMAND = """import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from vl.engine.grammars import trial
+trial()"""
+# Between the parts of a JSON text: a blank, or a new line and its indent; not endless blanks, in which models get lost.
+_WHITESPACE = r"(\x20|\x0A\x20{0,32})"
+
+
+def library() -> Any:
+    """llguidance. Raises ConfigError if it is not installed."""
+    try:
+        import llguidance
+    except ImportError as error:
+        raise ConfigError(
+            f"response_format needs llguidance ({error}): pip install 'minimax-vl[serve]', or pip install llguidance"
+        ) from error
+    return llguidance
+
+
+def matcher(tokens: Any, response_format: Mapping[str, Any]) -> Any:
+    """llguidance's, at the beginning of an answer.
+
+    Args:
+        tokens: its vocabulary.
+        response_format: as `SamplingParams` has checked it.
+
+    Raises:
+        InputError: if it is no schema, expression or grammar, or one that cannot be held to.
+    """
+    made = library().LLMatcher
+    try:
+        found = made(tokens, _grammar(made, response_format), log_level=0)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"response_format cannot be held to: {first_line(str(error))}") from None
+    if found.is_error():
+        raise InputError(f"response_format cannot be held to: {first_line(found.get_error())}")
+    return found
+
+
+def _grammar(made: Any, response_format: Mapping[str, Any]) -> str:
+    kind = response_format["type"]
+    if kind == "regex":
+        return made.grammar_from_regex(response_format["pattern"])
+    if kind == "grammar":
+        return made.grammar_from_lark(response_format["grammar"])
+    schema = {"type": "object"} if kind == "json_object" else response_format["json_schema"]["schema"]
+    # As text, with the option beside it: what a schema itself says to the library ("x-guidance") does not count.
+    return made.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": _WHITESPACE})
+
+
+def first_line(message: str) -> str:
+    """An error of llguidance's without its own insides, which stand behind a mark or on later lines."""
+    told = message.partition("<state>")[0]
+    return " ".join(line.strip() for line in told.splitlines() if line.strip())[:300]
+
+
+def try_apart(response_format: str) -> None:
+    """Raises InputError if the library does not live to make a matcher of this JSON, or takes too long."""
+    if len(response_format) <= _SHORT:
+        return
+    command = [sys.executable, "-c", _COMMAND, json.dumps(sys.path)]
+    try:
+        done = subprocess.run(command, input=response_format.encode(), capture_output=True, timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise InputError(
+            f"response_format cannot be held to: it takes longer than {_SECONDS:g} s to prepare; make it smaller"
+        ) from None
+    if done.returncode:
+        raise InputError("response_format cannot be held to: it is too large or too deep; make it smaller")
+
+
+class _Bytes:
+    """The smallest vocabulary."""
+
+    bos_token_id, eos_token_id = None, 256
+    special_token_ids = (256,)
+    tokens = (*(bytes([byte]) for byte in range(256)), b"")
+
+    def __call__(self, text: bytes) -> list[int]:
+        return list(text)
+
+
+def trial() -> None:
+    """In the process of `try_apart`: make a matcher of what is on the standard input. Errors are the caller's to find.
+
+    In a thread, which has as much stack as the caller's.
+    """
+    if sys.platform == "linux":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
+    response_format = json.loads(sys.stdin.buffer.read())
+
+    def work() -> None:
+        made = library()
+        tokens = made.LLTokenizer(made.TokenizerWrapper(_Bytes()), n_vocab=257, eos_token=[256])
+        with suppress(InputError):
+            matcher(tokens, response_format).compute_bitmask()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
