@@ -31,6 +31,7 @@ from vl.plan.speed import used_experts
 from vl.ranks.devices import read_devices
 from vl.ranks.model import SplitVL
 from vl.ranks.processes import Ranks
+from vl.routing import last_experts
 
 WRITTEN = 48  # tokens of each sequence, of which the first is a prompt's
 CONTEXT = 128  # tokens of the prompts after which is written
@@ -139,13 +140,13 @@ def random_model(
 def _measure(
     model: MiniMaxVL,
     config: VLConfig,
-    expected: Callable[[int, int], tuple[Option | None, float | None]],
+    expected: Callable[..., tuple[Option | None, float | None]],
     prompts: Sequence[int],
     batches: Sequence[int],
 ) -> Iterator[Figure]:
     for tokens in prompts:
         for note in ("first time, compiling", ""):
-            took = _run(model, config, tokens, 1, 1)[0].timings.prefill
+            took = _run(model, config, tokens, 1, 1)[0][1].timings.prefill
             option, _ = expected(tokens, 1)
             planned = option.speed.prefill_tokens if option and option.speed else None
             yield Figure(f"read {tokens:,} tokens", tokens / took, "tokens/s", planned=planned, note=note)
@@ -153,11 +154,20 @@ def _measure(
         _run(model, config, CONTEXT, batch, 6)
         done = _run(model, config, CONTEXT, batch, WRITTEN)
         # The shortest: while the last prompts are read, those that were first wait for their second token.
-        seconds = min(result.timings.decode for result in done) / (WRITTEN - 1)
-        option, floor = expected(CONTEXT, batch)
+        seconds = min(result.timings.decode for _, result in done) / (WRITTEN - 1)
+        experts = _experts(model, [prompt + result.token_ids for prompt, result in done])
+        option, floor = expected(CONTEXT, batch, experts)
         planned = option.speed.decode_tokens if option and option.speed else None
         best = None if floor is None else batch / floor
-        yield Figure(f"write, batch {batch}", batch / seconds, "tokens/s", best, planned)
+        likely = used_experts(config.text, batch)
+        note = "" if experts is None else f"{experts:.1f} experts of a layer, {likely:.1f} where all are as likely"
+        yield Figure(f"write, batch {batch}", batch / seconds, "tokens/s", best, planned, note)
+
+
+def _experts(model: MiniMaxVL, texts: list[list[int]]) -> float | None:
+    """Experts of a layer in the mean that a step reads for the last tokens of texts; None where that cannot be told."""
+    counts = model.last_experts(texts) if isinstance(model, SplitVL) else last_experts(model, texts)
+    return None if counts is None else sum(counts) / len(counts)
 
 
 def _picture(model: MiniMaxVL, image: tuple[int, int]) -> Iterator[Figure]:
@@ -180,17 +190,23 @@ def _picture(model: MiniMaxVL, image: tuple[int, int]) -> Iterator[Figure]:
         yield Figure("next question, to the first token", 1e3 * after, "ms", note=note or found)
 
 
-def _run(model: MiniMaxVL, config: VLConfig, tokens: int, batch: int, written: int) -> list[Generation]:
-    """Read `batch` random prompts and write after each."""
+def _run(
+    model: MiniMaxVL, config: VLConfig, tokens: int, batch: int, written: int
+) -> list[tuple[list[int], Generation]]:
+    """Read `batch` random prompts and write after each: the prompts' ids, and what was written.
+
+    Of several each draws its tokens: random weights would give all the same most likely one, and few experts to read.
+    """
     engine = model.engine
-    params = SamplingParams(max_new_tokens=written)
     least = 1000 if config.text.vocab_size > 10000 else 1
-    requests = []
-    for _ in range(batch):
+    prompts, requests = [], []
+    for row in range(batch):
+        params = SamplingParams(max_new_tokens=written, temperature=float(batch > 1), seed=row)
         ids = torch.randint(least, config.text.vocab_size, (tokens,))
         ids[ids == config.image_token_index] = least
+        prompts.append(ids.tolist())
         requests.append(engine.prepare(Inputs(ids, torch.empty(0, 3, 1, 1, dtype=torch.uint8), []), params))
-    return engine.run(requests)
+    return list(zip(prompts, engine.run(requests), strict=True))
 
 
 def _memory(model: MiniMaxVL, option: Option | None) -> Iterator[Figure]:
@@ -222,8 +238,9 @@ def _planned(
     prefill_tokens: int,
     tokens: int,
     batch: int,
+    experts: float | None = None,
 ) -> tuple[Option | None, float | None]:
-    """`vl plan`'s option, and the seconds in which the bytes of a step of writing could be read."""
+    """`vl plan`'s option, and the seconds in which the bytes of a step, of so many experts, could be read."""
     gpu = gpu_of(devices[0])
     if gpu is None:
         return None, None
@@ -232,12 +249,16 @@ def _planned(
     options = plan(replace(config, quantization=None), machine, work, (format,)).options
     kind = placement if len(devices) > 1 else ONE
     option = next((option for option in options if option.placement == kind), None)
-    return option, step_bytes(config.text, format, batch, tokens) / (len(devices) * gpu.bandwidth)
+    return option, step_bytes(config.text, format, batch, tokens, experts) / (len(devices) * gpu.bandwidth)
 
 
-def step_bytes(text: TextConfig, format: str, batch: int, context: int) -> float:
-    """What a step of writing has to read, of experts drawn at random, and of states also to write."""
+def step_bytes(text: TextConfig, format: str, batch: int, context: int, used: float | None = None) -> float:
+    """What a step of writing has to read, and of states also to write.
+
+    used: experts of a layer, in the mean; None: as many as are expected if all are as likely.
+    """
     form = FORMATS[format]
-    experts = used_experts(text, batch) / text.num_local_experts * expert_bytes(text, form.experts)
+    share = (used_experts(text, batch) if used is None else used) / text.num_local_experts
+    experts = share * expert_bytes(text, form.experts)
     weights = experts + attention_bytes(text, form.attention) + router_bytes(text) + table_bytes(text)
     return weights + 2 * state_bytes(text, batch) + kv_bytes(text, 0, 1, batch * context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -62,6 +63,11 @@ class SplitVL(MiniMaxVL):
         """As of `MiniMaxVL`, on the host."""
         self.engine.stay_in_process()
         return self._ranks.call("logits", Prompt.of(inputs, self.config, self.name))[0]
+
+    def last_experts(self, texts: Sequence[Sequence[int]]) -> list[int] | None:
+        """As of `vl.routing`."""
+        self.engine.stay_in_process()
+        return self._ranks.call("last_experts", texts)[0]
 
     def memory(self) -> list[int]:
         """Bytes of tensors on each device at the peak, on GPUs."""

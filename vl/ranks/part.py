@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from vl.engine.vision_graphs import VisionGraphs
 from vl.engine.warming import Rehearsal
 from vl.model import MiniMaxVL
 from vl.ranks.messages import NewRequest, Step, Written
+from vl.routing import last_experts
 
 
 class _Silent:
@@ -130,3 +133,7 @@ class Part:
         hidden = model(prompt.input_ids, prompt.tiles[:], prompt.grids, packed)
         logits = model.language_model.logits(hidden)
         return logits.cpu() if torch.distributed.get_rank() == 0 else None
+
+    def last_experts(self, texts: Sequence[Sequence[int]]) -> list[int] | None:
+        """As of `vl.routing`; all ranks have the same."""
+        return last_experts(self._model, texts)

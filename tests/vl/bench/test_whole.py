@@ -63,6 +63,10 @@ def test_every_figure_of_a_model_in_one_process() -> None:
         "write, batch 2",
     ]
     assert all(figure.value > 0 for figure in figures)
+    assert figures[-2].note.startswith("2.0 experts of a layer, 2.0 where")  # one token's
+    written = re.match(r"([\d.]+) experts of a layer", figures[-1].note)
+    assert written is not None
+    assert 2 <= float(written[1]) <= 4
     found = re.search(r"; ([\d,]+) tokens found$", figures[4].note)
     assert found is not None
     assert int(found[1].replace(",", "")) > 1176, "the image, at the least"
@@ -73,6 +77,8 @@ def test_bytes_of_a_step_of_the_released_model() -> None:
     text = released().text
     assert step_bytes(text, "nf4", 1, 1) == pytest.approx(26.7e9, rel=0.01)
     assert step_bytes(text, "bf16", 1, 1) == pytest.approx(2 * (45.9e9 + 1.23e9) + 2 * 70 * 2**22, rel=0.005)
+    least, more = (step_bytes(text, "nf4", 64, 1024, used) for used in (2, 3))
+    assert more - least == pytest.approx(80 * 3 * 6144 * 9216 * 4.127 / 8, rel=0.001), "an expert of every layer"
     assert step_bytes(text, "nf4", 64, 1024) < 32 * step_bytes(text, "nf4", 1, 1024)
 
 

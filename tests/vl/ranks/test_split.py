@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 import vl
 from vl.cli import app as vl_app
 from vl.ranks.model import SplitVL
+from vl.routing import last_experts
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -98,6 +99,15 @@ def pair(request: pytest.FixtureRequest, wide_checkpoint: Path) -> Iterator[tupl
     assert seen[-1][0] == seen[-1][1]
     yield vl.load(source, device="cpu", **shared), split
     split.close()
+
+
+def test_the_experts_of_one_process(pair: tuple[vl.MiniMaxVL, vl.MiniMaxVL], request: pytest.FixtureRequest) -> None:
+    """Of each layer, unless no rank knows them all."""
+    one, split = pair
+    assert isinstance(split, SplitVL)
+    texts = [[5, 9, 17], [30, 31], [64]]
+    by_layers = "by layers" in request.node.callspec.params["pair"]
+    assert split.last_experts(texts) == (None if by_layers else last_experts(one, texts))
 
 
 def test_the_answers_of_one_process(pair: tuple[vl.MiniMaxVL, vl.MiniMaxVL]) -> None:
