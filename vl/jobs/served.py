@@ -214,7 +214,7 @@ class Served(Elsewhere):
                     said = f"not JSON but {response.text[:100]!r}"
                 else:
                     said = f"{response.status_code}: {message_of(response)}"
-                    after = _retry_after(response)
+                    after = retry_after(response)
                 crashes += response.status_code == 500
                 if response.status_code in _OF_THE_REQUEST or crashes == _CRASHES:
                     raise InputError(f"the server refused it with {said}")
@@ -289,7 +289,7 @@ def message_of(response: httpx.Response) -> str:
     return response.text[:300] or response.reason_phrase
 
 
-def _retry_after(response: httpx.Response) -> float | None:
+def retry_after(response: httpx.Response) -> float | None:
     """Seconds that the server asks to wait, which it says as a number or a date."""
     said = response.headers.get("Retry-After", "")
     with suppress(ValueError):

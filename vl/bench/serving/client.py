@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from vl.errors import ConfigError, Error
-from vl.jobs.served import base_url, message_of
+from vl.jobs.served import base_url, message_of, retry_after
 
 Body = Mapping[str, Any]
 
@@ -35,7 +35,7 @@ class Answer:
         prompt_tokens, cached_tokens, output_tokens: as the server counts them in its last chunk.
         finish: why the answer ended, in the server's words; "cancelled": the client left.
         failure: the cause, if there is no whole answer. `message`: what the server said of it.
-        status: of HTTP; 0: there was none.
+        status: of HTTP; 0: there was none. `retry_after`: seconds that a server asks to wait.
     """
 
     sent: float
@@ -49,6 +49,7 @@ class Answer:
     failure: str = ""
     message: str = ""
     status: int = 0
+    retry_after: float = 0.0
 
 
 class Client:
@@ -122,8 +123,7 @@ class Client:
                     await _follow(response, answer, leave_after)
                 else:
                     await response.aread()
-                    answer.message = message_of(response)
-                    answer.failure = f"{response.status_code} {_code(response)}".rstrip()
+                    _refused(response, answer)
         except httpx.HTTPError as error:
             answer.failure = _cause(error)
         answer.ended = time.perf_counter()
@@ -144,8 +144,7 @@ class Client:
             if response.is_success:
                 _note(response.json(), answer)
             else:
-                answer.message = message_of(response)
-                answer.failure = f"{response.status_code} {_code(response)}".rstrip()
+                _refused(response, answer)
         except httpx.HTTPError as error:
             answer.failure = _cause(error)
         except _NOT_AN_ANSWER:
@@ -202,6 +201,11 @@ def _note(chunk: Any, answer: Answer) -> None:
     if usage := chunk.get("usage"):
         answer.prompt_tokens, answer.output_tokens = usage["prompt_tokens"], usage["completion_tokens"]
         answer.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+
+
+def _refused(response: httpx.Response, answer: Answer) -> None:
+    answer.message, answer.retry_after = message_of(response), retry_after(response) or 0.0
+    answer.failure = f"{response.status_code} {_code(response)}".rstrip()
 
 
 def _code(response: httpx.Response) -> str:

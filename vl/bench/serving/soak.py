@@ -141,13 +141,13 @@ class _Run:
             tell(f"{seconds:.0f} s: {self.found.ended.total()} requests, {len(self.found.faults)} faults")
 
     async def one_client(self, chosen: random.Random, until: float) -> None:
-        """Ask, and ask again after a while."""
-        while time.perf_counter() < until:
+        """Ask, and ask again after a while: as long as a server that is full says, and somewhat more."""
+        while (left := until - time.perf_counter()) > 0:
             (kind,) = chosen.choices(list(_KINDS), list(_KINDS.values()))
-            await (self._nonsense(chosen) if kind == "malformed" else self._question(chosen, kind))
-            await asyncio.sleep(chosen.expovariate(4.0))
+            answer = await (self._nonsense(chosen) if kind == "malformed" else self._question(chosen, kind))
+            await asyncio.sleep(min(left, answer.retry_after + chosen.expovariate(4.0)))
 
-    async def _nonsense(self, chosen: random.Random) -> None:
+    async def _nonsense(self, chosen: random.Random) -> Answer:
         wrong = chosen.choice(self._malformed)
         answer = await self._client.post(wrong.content, wrong.kind)
         if answer.status == wrong.status and answer.message:
@@ -157,21 +157,23 @@ class _Run:
             self._end(TURNED_AWAY)
         else:
             self._fault(f"{wrong.name}: {answer.failure or answer.status} {answer.message}, not {wrong.status}")
+        return answer
 
-    async def _question(self, chosen: random.Random, kind: str) -> None:
+    async def _question(self, chosen: random.Random, kind: str) -> Answer:
         body, alone = chosen.choice(self._known)
+        answer = Answer(time.perf_counter(), finish=CANCELLED)
         if kind == "leaves at once":  # before there is an answer, or even a place for it
             ask = chosen.choice((self._client.stream, self._client.whole))
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(chosen.uniform(0.0, 0.2)):
-                    self._check(await ask(body), alone)
-            except TimeoutError:
-                self._end(CANCELLED)
+                    answer = await ask(body)
         elif kind == "whole":
-            self._check(await self._client.whole(body), alone)
+            answer = await self._client.whole(body)
         else:
             leave_after = chosen.randrange(max(1, len(alone.chunks))) if kind == "leaves" else None
-            self._check(await self._client.stream(body, leave_after), alone)
+            answer = await self._client.stream(body, leave_after)
+        self._check(answer, alone)
+        return answer
 
     def _check(self, answer: Answer, alone: Answer) -> None:
         """Whether it is the answer that was given alone, or the beginning of it."""

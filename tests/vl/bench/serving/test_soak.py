@@ -37,6 +37,7 @@ def test_clients_that_leave_and_clients_that_send_nonsense(
     url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(process, "started", lambda model, options: nullcontext(url))
+    monkeypatch.setattr(soak, "_SIZES", ((64, 48),))
     file, chart = tmp_path / "soak.json", tmp_path / "soak.png"
     # The first things that eight clients do with this seed are of all kinds.
     options = ["--duration", "2s", "--clients", "8", "--questions", "4", "--seed", "8"]
