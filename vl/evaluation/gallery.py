@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
-from io import BytesIO
 
-from jinja2 import Environment, StrictUndefined
-from PIL import Image
-
-from preprocessing import ImageSource, load_image
+from preprocessing import load_image
 from preprocessing.alpha import Background
 from vl.evaluation.evaluate import Result
 from vl.evaluation.examples import Row
 from vl.evaluation.metrics import METRICS, label, read_text
 from vl.evaluation.metrics.distance import spelled_differently
+from vl.pages import data_url, render_page
 
 MAX_SIDE = 1024  # px; what a page of small print still can be read at
 _MOST = 100
@@ -46,11 +41,9 @@ def render_gallery(model: str, results: Sequence[Result], most: int = _MOST, *, 
     Args:
         background: what the model had transparent pictures laid on: its processor's `background`.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    source = resources.files("vl.evaluation").joinpath("gallery.html").read_text("utf-8")
     sections = [(result, [_card(row, background) for row in result.failures[:most]]) for result in results]
-    return environment.from_string(source).render(
-        model=model, sections=sections, metrics=METRICS, label=label, listed=_LISTED
+    return render_page(
+        "vl.evaluation", "gallery", model=model, sections=sections, metrics=METRICS, label=label, listed=_LISTED
     )
 
 
@@ -78,17 +71,7 @@ def _pictures(row: Row, background: Background) -> list[str]:
     urls = []
     for source in row.pictures():
         try:
-            urls.append(_data_url(source, background))
+            urls.append(data_url(load_image(source, background=background), MAX_SIDE))
         except Exception:  # a damaged page would be worse than a card without its picture
             urls.append("")
     return urls
-
-
-def _data_url(source: ImageSource, background: Background) -> str:
-    image = load_image(source, background=background)
-    if max(image.size) > MAX_SIDE:
-        image = image.copy()
-        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    buffer = BytesIO()
-    image.save(buffer, "WEBP", quality=85)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
