@@ -27,7 +27,7 @@ import typer
 from typer.core import TyperGroup
 
 from vl import __version__
-from vl.cli import bench, caption, chat, convert, evaluate, niah, plan, read, serve, train
+from vl.cli import bench, caption, chat, convert, evaluate, niah, plan, read, report, serve, train
 from vl.cli.console import EXIT_INTERRUPTED, EXIT_NO_READER, EXIT_UNEXPECTED, EXIT_UNUSABLE, complain
 
 EPILOG = (
@@ -55,6 +55,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("caption", epilog=EPILOG)(caption.caption)
+app.command("report", epilog=EPILOG)(report.report)
 app.command("chat", epilog=EPILOG)(chat.chat)
 app.command("read", epilog=EPILOG)(read.read)
 app.command("ask", epilog=EPILOG)(read.ask)

@@ -26,9 +26,12 @@ from vl.cli.console import (
     TopPOption,
     check_options,
     importing,
+    stderr_console,
+    stdout_console,
     usage_errors,
 )
 from vl.cli.engine import engine_options
+from vl.cli.report import ReportImagesOption, ReportOption, write_page
 from vl.cli.where import EngineOption, EnginesOption, KeyOption, PatienceOption, UrlOption, Where
 from vl.engine.config import EngineConfig
 
@@ -101,6 +104,8 @@ def caption(
     separator: Annotated[
         str, typer.Option(help="Between a text and the caption added to it.", rich_help_panel=_BESIDE)
     ] = " ",
+    report: ReportOption = None,
+    report_images: ReportImagesOption = 1000,
     column: Annotated[
         str | None,
         typer.Option(help="Where tables have their images: paths, URLs or bytes. By default found by its name."),
@@ -141,6 +146,8 @@ def caption(
         )
     if not beside and (existing is not None or prefix or suffix or separator != " "):
         raise typer.BadParameter("--existing, --prefix, --suffix and --separator go with --beside")
+    if out is None and report is not None:
+        raise typer.BadParameter("--report goes with --out, whose rows it shows; vl report OUT does it later")
     where = Where.of(context, patience, engine=engine, engines=engines, url=engine_url, key=api_key)
     with importing():
         from vl.jobs import Beside, Prompts, Schema, check_output, is_table
@@ -184,5 +191,7 @@ def caption(
     how = {"overwrite": overwrite, "retry_errors": retry_errors, "mix": mix, "images": not no_images}
     texts = Beside(existing or "skip", prefix, suffix, separator) if beside else None
     failed = run.table() if out is None else run.job(out, texts, **how)
+    if report is not None and out is not None:
+        write_page(out, report, report_images, column, stderr_console() if json else stdout_console())
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vl.jobs.elsewhere import Elsewhere
     from vl.jobs.outputs import Rows, check_output, open_rows
     from vl.jobs.prompts import Prompt, Prompts
+    from vl.jobs.report import write_report
     from vl.jobs.rowfile import JobError, Row, RowFile, check_out, encode_row
     from vl.jobs.schema import Schema, SchemaSource
     from vl.jobs.sources import Picture, Source, Tell, expand_sources, is_table, row_key, source_key, work_key
@@ -50,6 +51,7 @@ __all__ = [
     "source_key",
     "with_texts",
     "work_key",
+    "write_report",
     "write_rows",
 ]
 
@@ -74,6 +76,7 @@ _HOMES = {
         "Prompt",
         "Prompts",
     ),
+    "vl.jobs.report": ("write_report",),
     "vl.jobs.rowfile": (
         "JobError",
         "Row",

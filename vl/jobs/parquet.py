@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vl.errors import ConfigError
 from vl.jobs.duplicates import answer_key
@@ -21,6 +22,7 @@ except ImportError:
 
 from vl.jobs.columns import fields, fitted, restored
 
+_BATCH = 1000  # rows that are held at once
 _TEXT, _COUNT = pyarrow.string(), pyarrow.int32()
 
 
@@ -81,6 +83,37 @@ class Parquet:
                 row["settings"] = json.loads(row["settings"])
                 return row | {"prompt": row["prompt"] if self._single else json.loads(row["prompt"])}
         return None
+
+
+def records(file: IO[bytes]) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The rows of a part with their ids, as JSON Lines would have them."""
+    opened = parquet.ParquetFile(file)
+    columns = {field.name: field for field in opened.schema_arrow}
+    values = {name: field for name, field in columns.items() if field.metadata}
+    for batch in opened.iter_batches(_BATCH):
+        for row in batch.to_pylist():
+            id = bytes.fromhex(row.pop("id"))
+            error = row.pop("error")
+            if error is not None:
+                row = {"image": row["image"], "error": error} | {k: v for k, v in row.items() if v is not None}
+            row |= {name: restored(row[name], field) for name, field in values.items() if name in row}
+            yield id, row | {"settings": _parsed(row["settings"]), "prompt": _prompt(row.get("prompt"), columns)}
+
+
+def _prompt(text: str | None, columns: Collection[str]) -> Any:
+    """Several prompts are JSON, by their columns."""
+    if text is None or not text.startswith("{"):
+        return text
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    return found if isinstance(found, dict) and found.keys() <= set(columns) else text
+
+
+@lru_cache(256)
+def _parsed(text: str) -> Any:
+    return json.loads(text)
 
 
 def _write(path: Path, table: pyarrow.Table) -> None:

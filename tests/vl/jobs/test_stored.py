@@ -1,0 +1,101 @@
+"""Rows read back from every output as they were written, whole, torn or waiting."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from vl.jobs import Beside, JobError, caption_images, open_rows
+from vl.jobs.stored import Stored, stored_rows
+
+from .fakes import FakeModel, run, s3_server
+from .test_schema import SCHEMA, JsonModel, cut_at_seven
+
+
+def by_image(rows: list[Any]) -> dict[str, Any]:
+    found = {row["image"]: row for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet", "out.wds"])
+def test_rows_come_back(archive: Path, tmp_path: Path, name: str) -> None:
+    written: list[Any] = []
+    caption_images(
+        JsonModel(cut_at_seven), [archive], tmp_path / name, schema=SCHEMA, on_row=lambda row, _: written.append(row)
+    )
+    found = list(stored_rows(tmp_path / name))
+    assert {row.id.hex() for row in found} == {Stored.of(row).id.hex() for row in written}
+    for image, row in by_image(written).items():
+        known = {key: value for key, value in row.items() if value is not None}
+        back = by_image([stored.row for stored in found])[image]
+        assert {key: value for key, value in back.items() if value is not None} == known
+        assert list(back)[1] == list(row)[1], "what came of it stands first"
+    for stored in found:
+        if name == "out.wds" and not stored.failed:
+            assert stored.image is not None
+            assert stored.image() == Path(stored.row["image"]).read_bytes()
+        assert set(stored.texts) <= {"caption"}
+        assert stored.failed or set(stored.values) == set(SCHEMA["properties"])
+
+
+def test_several_prompts_and_texts_beside(archive: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (3, 4)).save(picture)
+    for name in ("out.parquet", "out.jsonl"):
+        prompt = {"short": "In short:", "long": "At length:"}
+        run(picture, tmp_path / name, prompt=prompt, beside=Beside("overwrite"))
+        [stored] = stored_rows(tmp_path / name)
+        assert stored.texts == {"short": "In short: 3 by 4", "long": "At length: 3 by 4"}
+        assert stored.row["prompt"] == prompt
+        assert stored.values == {}
+
+
+def test_a_retried_row_counts_once_and_a_torn_one_not(tmp_path: Path) -> None:
+    made: dict[str, Any] = {"model": "m", "prompt": "p", "settings": {}}
+    for name in ("out.jsonl", "out.parquet"):
+        out = tmp_path / name
+        with open_rows(out, **made) as rows:
+            rows.append([{"image": "a", "error": "lost", **made}, {"image": "b", "caption": "B", **made}])
+        with open_rows(out, **made, retry_errors=True) as rows:
+            assert list(rows.pending(["a", "b", "c"])) == ["a", "c"]
+            rows.append([{"image": "a", "caption": "A", **made}])
+            found = by_image([stored.row for stored in stored_rows(out)])  # while the job runs
+            assert {image: row.get("caption") for image, row in found.items()} == {"a": "A", "b": "B"}
+        assert len(list(stored_rows(out))) == 2
+    with (tmp_path / "out.jsonl").open("ab") as file:
+        file.write(b'{"image": "c", "capt')
+    assert len(list(stored_rows(tmp_path / "out.jsonl"))) == 2
+
+
+def test_a_bucket(archive: Path) -> None:
+    pytest.importorskip("moto", reason="needs moto[server]")
+    with s3_server() as fs:
+        fs.mkdir("out")
+        for name in ("a.jsonl", "a.wds"):
+            caption_images(FakeModel(), [archive], f"s3://out/{name}")
+            found = list(stored_rows(f"s3://out/{name}"))
+            assert len({row.row["image"] for row in found}) == len(found) == 13
+        whole = next(row for row in found if not row.failed)
+        assert whole.image is not None
+        assert whole.image() == Path(whole.row["image"]).read_bytes()
+
+
+def test_what_is_no_output(tmp_path: Path) -> None:
+    (tmp_path / "notes.jsonl").write_text(json.dumps({"text": 1}) + "\n")
+    (tmp_path / "part.parquet").mkdir()
+    (tmp_path / "part.parquet" / "part-00000.parquet").write_bytes(b"PAR1")
+    (tmp_path / "part.parquet" / "_journal.jsonl").touch()
+    for name, message in (
+        ("notes.jsonl", "is no row"),
+        ("none.jsonl", "there is no"),
+        ("none.parquet", "there is no"),
+        ("out.csv", "is no output of a job"),
+        ("part.parquet", "cannot read"),
+    ):
+        with pytest.raises(JobError, match=message):
+            list(stored_rows(tmp_path / name))

@@ -1,0 +1,165 @@
+"""The rows of an output, read back one by one: while a job writes it, after it, and after a crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from vl.errors import Error
+from vl.jobs.parts import ERRORS, id_of
+from vl.jobs.prompts import TAKEN
+from vl.jobs.rowfile import SUFFIXES, JobError, Row
+from vl.jobs.sources import row_key
+from vl.jobs.sources.files import File, at, is_remote, remote
+
+PARTS = {".parquet": ".parquet", ".wds": ".tar", ".jsonl": ".jsonl", ".ndjson": ".jsonl"}
+"""By the suffix of an output that is a folder, that of its parts."""
+
+_PART = re.compile(r"part-\d{5,}")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A row of an output.
+
+    Attributes:
+        id: as `vl.jobs.parts.id_of` has it.
+        image: its encoded file, where the output has that in it; called it raises InputError.
+    """
+
+    id: bytes
+    row: Row
+    image: Callable[[], bytes] | None = None
+
+    @classmethod
+    def of(cls, row: Row, image: Callable[[], bytes] | None = None) -> Stored:
+        return cls(id_of(row_key(row)), row, image)
+
+    @property
+    def failed(self) -> bool:
+        return "error" in self.row
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """Answers by their columns."""
+        prompt = self.row.get("prompt")
+        columns = list(prompt) if isinstance(prompt, dict) else ["caption"]
+        return {name: self.row[name] for name in columns if isinstance(self.row.get(name), str)}
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What a schema's columns hold."""
+        own = {*TAKEN, *self.texts}
+        return {name: value for name, value in self.row.items() if name not in own}
+
+
+def stored_rows(out: str | os.PathLike[str]) -> Iterator[Stored]:
+    """Every row of an output once, the last one of an image; nothing is locked or written.
+
+    Memory grows with the error rows of a `.jsonl` file alone.
+
+    Raises:
+        JobError: if there is no such output, or it holds something else, or cannot be read.
+    """
+    name = os.fspath(out)
+    suffix = os.path.splitext(name.rstrip("/"))[1].lower()
+    if suffix not in PARTS:
+        raise JobError(f"{name} is no output of a job: those are named like captions.jsonl, .parquet or .wds")
+    try:
+        if is_remote(name):
+            yield from _parts(_listed(name, PARTS[suffix]), {})
+        elif suffix in SUFFIXES:
+            yield from _lines(Path(name))
+        else:
+            folder = Path(name)
+            waiting = {row.id: row for row in _lines(folder / "_journal.jsonl")}
+            names = [path.name for path in folder.iterdir()]
+            yield from _parts([File(str(folder / part)) for part in _in_order(names, PARTS[suffix])], waiting)
+    except Error:
+        raise
+    except FileNotFoundError as error:
+        raise JobError(f"cannot read {name}: there is no {error.filename or name}") from None
+    except Exception as error:  # of a file system, of Parquet and of tar
+        raise JobError(f"cannot read {name}: {type(error).__name__}: {error}") from error
+
+
+def _listed(url: str, suffix: str) -> list[File]:
+    """The parts in a bucket."""
+    place = remote(url)
+    place.fs.invalidate_cache()
+    names = [path.rpartition("/")[2] for path in place.fs.ls(place.path, detail=False)]
+    return [at(place.fs, f"{place.path.rstrip('/')}/{name}") for name in _in_order(names, suffix)]
+
+
+def _in_order(names: list[str], suffix: str) -> list[str]:
+    """Those of parts."""
+    found = (name for name in names if name.endswith(suffix) and _PART.fullmatch(name.removesuffix(suffix)))
+    return sorted(found, key=lambda name: (len(name), name))
+
+
+def _parts(files: list[File], waiting: dict[bytes, Stored]) -> Iterator[Stored]:
+    """Rows of parts, and those that wait for theirs, which are newer."""
+    for file in files:
+        with file.open() as opened:
+            for stored in _READERS[os.path.splitext(file.name)[1]](opened, file):
+                if stored.id not in waiting:
+                    yield stored
+    yield from waiting.values()
+
+
+def _lines(path: Path) -> Iterator[Stored]:
+    """Rows of a file that may grow meanwhile, but for errors that a later row of their image replaces."""
+    with path.open("rb") as file:
+        end = os.fstat(file.fileno()).st_size
+        last: dict[bytes, int] = {}  # by id, where the row is that counts, if there is an error among several
+        for number, stored in enumerate(_of_lines(file, end)):
+            if stored.failed or stored.id in last:
+                last[stored.id] = number
+        file.seek(0)
+        for number, stored in enumerate(_of_lines(file, end)):
+            if last.get(stored.id, number) == number:
+                yield stored
+
+
+def _of_lines(file: IO[bytes], end: int) -> Iterator[Stored]:
+    """Whole lines that begin before `end`; a torn one is the last."""
+    while file.tell() < end and (line := file.readline()).endswith(b"\n"):
+        row = json.loads(line)
+        if not isinstance(row, dict) or not isinstance(row.get("image"), str):
+            raise JobError(f"{file.name} is not a file of captions: {line[:60]!r} is no row")
+        yield Stored.of(row)
+
+
+def _of_json_part(file: IO[bytes], _: File) -> Iterator[Stored]:
+    return (Stored.of(json.loads(line)) for line in file)
+
+
+def _of_table(file: IO[bytes], _: File) -> Iterator[Stored]:
+    from vl.jobs.parquet import records
+
+    for id, row in records(file):
+        yield Stored(id, row)
+
+
+def _of_shard(file: IO[bytes], whole: File) -> Iterator[Stored]:
+    image: tuple[str, Callable[[], bytes]] = "", bytes
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            key, _, kind = member.name.partition(".")
+            if member.name == ERRORS or kind == "json":
+                content = tar.extractfile(member)
+                assert content is not None
+                for line in content.read().splitlines():
+                    yield Stored.of(json.loads(line), image[1] if image[0] == key else None)
+            elif not kind.endswith("txt"):
+                image = key, partial(whole.read, member.offset_data, member.size)
+
+
+_READERS = {".parquet": _of_table, ".tar": _of_shard, ".jsonl": _of_json_part}
