@@ -30,6 +30,7 @@ from vl.cli.console import (
     stdout_console,
     usage_errors,
 )
+from vl.cli.dryrun import DryRun, DryRunOption, GpusOption, PriceOption, SampleOption
 from vl.cli.engine import engine_options
 from vl.cli.report import ReportImagesOption, ReportOption, write_page
 from vl.cli.where import EngineOption, EnginesOption, KeyOption, PatienceOption, UrlOption, Where
@@ -110,6 +111,10 @@ def caption(
         str | None,
         typer.Option(help="Where tables have their images: paths, URLs or bytes. By default found by its name."),
     ] = None,
+    dry_run: DryRunOption = False,
+    sample: SampleOption = None,
+    gpus: GpusOption = None,
+    price_per_hour: PriceOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON object per image, and nothing else.")] = False,
     max_new_tokens: MaxNewTokensOption = 256,
     temperature: TemperatureOption = 0.0,
@@ -148,6 +153,10 @@ def caption(
         raise typer.BadParameter("--existing, --prefix, --suffix and --separator go with --beside")
     if out is None and report is not None:
         raise typer.BadParameter("--report goes with --out, whose rows it shows; vl report OUT does it later")
+    if not dry_run and (sample, gpus, price_per_hour) != (None, None, None):
+        raise typer.BadParameter("--sample, --gpus and --price-per-hour go with --dry-run")
+    if dry_run and report is not None:
+        raise typer.BadParameter("--report goes without --dry-run, which writes nothing")
     where = Where.of(context, patience, engine=engine, engines=engines, url=engine_url, key=api_key)
     with importing():
         from vl.jobs import Beside, Prompts, Schema, check_output, is_table
@@ -190,6 +199,9 @@ def caption(
     )
     how = {"overwrite": overwrite, "retry_errors": retry_errors, "mix": mix, "images": not no_images}
     texts = Beside(existing or "skip", prefix, suffix, separator) if beside else None
+    if dry_run:
+        DryRun(sample, gpus, price_per_hour)(run, out, texts, how)
+        return
     failed = run.table() if out is None else run.job(out, texts, **how)
     if report is not None and out is not None:
         write_page(out, report, report_images, column, stderr_console() if json else stdout_console())

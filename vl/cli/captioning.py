@@ -29,6 +29,7 @@ from vl.cli.where import Where
 if TYPE_CHECKING:
     from vl.engine import SamplingParams
     from vl.jobs import Beside, Elsewhere, Prompts, Row, Source, Tally, Tell
+    from vl.jobs.sources.passed import Passed
 
 STDIN = "-"
 _MANY = 200
@@ -64,7 +65,7 @@ class Run:
         """The images asked for, at least one."""
         from preprocessing import IMAGE_SUFFIXES
 
-        given = chain.from_iterable(_lines() if s == STDIN else (s,) for s in self.sources)
+        given = chain.from_iterable(stdin_lines() if s == STDIN else (s,) for s in self.sources)
         names = self.expanded(given, lambda line: complain(line, kind="note"))
         first = next(names, None)
         if first is None:
@@ -72,10 +73,10 @@ class Run:
             raise typer.BadParameter(f"no image in {where} (looked for {' '.join(sorted(IMAGE_SUFFIXES))})")
         return chain((first,), names)
 
-    def expanded(self, given: Iterable[str], tell: Tell | None = None) -> Iterator[Source]:
+    def expanded(self, given: Iterable[str], tell: Tell | None = None, total: Passed | None = None) -> Iterator[Source]:
         from vl.jobs import expand_sources
 
-        return expand_sources(given, tell, column=self.column, prompts=self.prompts)
+        return expand_sources(given, tell, column=self.column, prompts=self.prompts, total=total)
 
     def table(self) -> int:
         """Caption and show everything now; returns how many images failed."""
@@ -165,7 +166,7 @@ class Run:
         console.print(Text(printable(line)), soft_wrap=True)
 
 
-def _lines() -> Iterator[str]:
+def stdin_lines() -> Iterator[str]:
     """Sources listed on stdin, one a line."""
     for line in sys.stdin:
         if name := line.rstrip("\r\n"):

@@ -148,13 +148,13 @@ def ask_here(processor: Processor, source: str | Picture, texts: Sequence[str]) 
     image = {"bytes": source.read(), "path": source.name} if isinstance(source, Picture) else source
     first = ask(image, texts[0])
     grid = first.grids[0]
-    cut = _Cut((grid.width, grid.height))
+    cut = Cut((grid.width, grid.height))
     later = [Inputs(ask(cut, text).input_ids, first.tiles, first.grids) for text in texts[1:]]
     size = {"width": grid.width, "height": grid.height, "resolution": list(grid.resolution), "tiles": grid.tiles}
     return [first, *later], size | {"prompt_tokens": len(first), "image_tokens": grid.tokens}
 
 
-class _Cut(LazyImage):
+class Cut(LazyImage):
     """Stands for an image whose tiles are there already: it has a size and is never made."""
 
     def __init__(self, size: tuple[int, int]) -> None:

@@ -125,7 +125,7 @@ def _counts(found: Statistics) -> list[tuple[str, str]]:
         ("cut by the token limit", f"{found.cut:,} ({found.cut / rows:.1%})"),
         ("copies of the same file", f"{found.copies:,}"),
         ("prompt tokens", f"{found.prompt_tokens:,}"),
-        ("of images", f"{found.image_tokens:,}"),
+        ("image tokens", f"{found.image_tokens:,}"),
         ("tokens written", f"{found.completion_tokens:,}"),
         ("seconds in the engine", f"{found.seconds.sum:,.1f}"),
         ("model", ", ".join(found.models)),

@@ -27,6 +27,7 @@ def expand_sources(
     *,
     column: str | None = None,
     prompts: Prompts | None = None,
+    total: Passed | None = None,
 ) -> Iterator[Source]:
     """The images behind `sources`, in a stable order and without holding them all.
 
@@ -42,6 +43,7 @@ def expand_sources(
         tell: hears after each source of the files that were passed over in it, if any: how many of each suffix.
         column: where the tables have their images; by default the first of `COLUMNS` that they have.
         prompts: may name columns; each image is then `Asked` with its own.
+        total: to which all files that were passed over are added.
 
     Raises:
         InputError: if a table lacks a column, an image is of no table and prompts name columns, or a URL's package is
@@ -59,6 +61,8 @@ def expand_sources(
                     f"{{{{{field}}}}} for the text {{{field}}}"
                 )
             yield found
+        if total is not None:
+            total.update(passed)
         if tell is not None and passed:
             tell(f"{name}: passed over {passed}")
 
