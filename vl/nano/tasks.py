@@ -97,8 +97,9 @@ def _nothing(index: int, mix: Mix) -> Question:
 
 
 def _photograph(index: int, mix: Mix) -> Question:
+    """Of those that training leaves out, whatever the mix is for: it names the folder that training has, too."""
     rng = np.random.default_rng((SEED, index))
-    image, facts = draw_photograph(rng, mix.sizes, mix.photos, part=mix.faces)
+    image, facts = draw_photograph(rng, mix.sizes, mix.photos, part="held-out")
     return ask_to_describe(image, describe_nothing(facts))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from preprocessing import DEFAULT_TEMPLATE, ChatTemplate, Processor
+from preprocessing import ChatTemplate, Processor
 from preprocessing import Tokenizer as ProcessorTokenizer
 from preprocessing.reasoning import CLOSE, OPEN, REASONING_TEMPLATE
 from vl.errors import ConfigError
@@ -52,7 +52,7 @@ def with_reasoning(processor: Processor, room: int) -> Processor:
     """
     if processor.reasoning is not None:
         return processor
-    if processor.template.source != DEFAULT_TEMPLATE:
+    if not _writes_released_format(processor.template):
         raise ConfigError(
             "this model's own chat template writes no reasoning_content, and there is some to learn: start from a "
             "model whose template is the released format or writes it"
@@ -69,6 +69,16 @@ def with_reasoning(processor: Processor, room: int) -> Processor:
     tokenizer = ProcessorTokenizer(Tokenizer.from_str(json.dumps(described)))
     template = ChatTemplate(REASONING_TEMPLATE, processor.template.special_tokens)
     return replace(processor, tokenizer=tokenizer, template=template)
+
+
+def _writes_released_format(template: ChatTemplate) -> bool:
+    talk: list[dict[str, Any]] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image", "image": ""}, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": "A cat."},
+        {"role": "user", "content": "And now?"},
+    ]
+    return all(template.render(talk, prompt) == ChatTemplate().render(talk, prompt) for prompt in (True, False))
 
 
 def _give_up_two(described: dict[str, Any]) -> tuple[int, int]:

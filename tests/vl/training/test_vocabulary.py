@@ -12,7 +12,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
 import vl
-from preprocessing import ChatTemplate, Processor, Tokenizer
+from preprocessing import DEFAULT_TEMPLATE, ChatTemplate, Processor, Tokenizer
+from preprocessing.reasoning import REASONING_TEMPLATE
 from vl.training.build import build_processor
 from vl.training.config import TrainConfig
 from vl.training.data import DrawnBatches
@@ -49,9 +50,11 @@ def test_they_follow_the_vocabulary_where_the_embedding_has_room() -> None:
     assert thinks.tokenizer.encode("rename the monkey") == NANO.tokenizer.encode("rename the monkey")
 
 
-def test_what_cannot_be_given_them_says_so(tmp_path: Path) -> None:
+def test_other_templates_in_the_released_format_are_replaced_and_what_is_not_says_so() -> None:
     with pytest.raises(vl.ConfigError, match="own chat template writes no reasoning_content"):
         with_reasoning(replace(NANO, template=ChatTemplate("{{ messages }}")), ROOM)
+    older = ChatTemplate(DEFAULT_TEMPLATE.replace("message['role'] == 'function'", "false"))
+    assert with_reasoning(replace(NANO, template=older), ROOM).template.source == REASONING_TEMPLATE
     words = Tokenizer(Backend(models.WordLevel({"a": 0, "b": 1}, unk_token="a")))
     with pytest.raises(vl.ConfigError, match="BPE vocabularies, not WordLevel"):
         with_reasoning(replace(NANO, tokenizer=words), 2)
