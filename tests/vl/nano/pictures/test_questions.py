@@ -19,12 +19,15 @@ from vl.nano.pictures.canvas import SizeRange
 from vl.nano.pictures.chart_questions import _ChartQuestions
 from vl.nano.pictures.emoji import _EmojiQuestions
 from vl.nano.pictures.pages import _PageQuestions
-from vl.nano.pictures.questions import Asked, Questions, Topic, listed, sorts, topics
+from vl.nano.pictures.questions import Asked, Questions, Topic, listed, sorts, spelled_out, topics
 from vl.nano.pictures.relations import _SceneQuestions
 from vl.nano.pictures.table_questions import _TableQuestions
 from vl.nano.render import render
 
 T = TypeVar("T")
+
+DRAWN = Mix(sizes=(SizeRange(320, 480, 1.0),))  # room for a receipt, a window, a legend
+FACTS = {kind: [render(11, index, DRAWN.only(kind)).facts for index in range(60)] for kind in KINDS}
 
 
 def pattern(phrasing: str) -> str:
@@ -56,8 +59,6 @@ def test_every_phrasing_is_asked_about_some_picture(monkeypatch: pytest.MonkeyPa
 
     Of equally likely options the next one is taken instead of any, so that no phrasing waits for luck.
     """
-    drawn = Mix(sizes=(SizeRange(320, 480, 1.0),))  # room for a receipt, a window, a legend
-    facts = {kind: [render(11, index, drawn.only(kind)).facts for index in range(60)] for kind in KINDS}
     turns: Counter[tuple[object, ...]] = Counter()
 
     def next_of(_: np.random.Generator, options: Sequence[T]) -> T:
@@ -69,7 +70,7 @@ def test_every_phrasing_is_asked_about_some_picture(monkeypatch: pytest.MonkeyPa
     rng, prompts = np.random.default_rng(3), set()
     for kind, made in KINDS.items():
         prompts |= (
-            {made.ask(rng, shown, "learnt").prompt for shown in facts[kind] for _ in range(25)} if made.ask else set()
+            {made.ask(rng, shown, "all").prompt for shown in FACTS[kind] for _ in range(25)} if made.ask else set()
         )
     text = "\n".join(prompts)
     assert "{" not in text
@@ -96,7 +97,9 @@ class Made(Questions[str]):
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> None:
     phrasings = {
-        "made.one": Topic("vqa", ("1 {x}?", "2 {x}?", "3 {x}?"), (), ("5 {x}?", "6 {x}?")),
+        "made.one": Topic(
+            "vqa", ("1 {x}?", "2 {x}?", "3 {x}?"), (), ("5 {x}?", "6 {x}?"), ("7 {x}?", "8 {x}?", "9 {x}?")
+        ),
         "made.two": Topic("counting", ("4 {x}?",), ("So.", "Thus.")),
     }
     monkeypatch.setattr("vl.nano.pictures.questions.topics", lambda: phrasings)
@@ -146,9 +149,8 @@ def test_lists_read_as_english(names: str, text: str) -> None:
 
 def talks() -> Iterator[tuple[Facts, Asked]]:
     """Questions on pictures of every kind that is asked about."""
-    drawn = Mix(sizes=(SizeRange(320, 480, 1.0),))
     for name, made in KINDS.items():
-        facts, rng = [render(12, i, drawn.only(name)).facts for i in range(40)], np.random.default_rng(1)
+        facts, rng = FACTS[name], np.random.default_rng(1)
         for number in range(1200 if made.ask else 0):
             shown = facts[number % len(facts)]
             yield shown, made.ask(rng, shown, "learnt")
@@ -198,14 +200,34 @@ def test_phrasings_for_testing_are_never_learnt() -> None:
     for name, topic in topics().items():
         assert topic.held, name
         assert not set(topic.ask) & set(topic.held)
-        slots = [set(re.findall(r"\{(\w+)\}", " ".join(texts))) for texts in (topic.held, topic.ask)]
-        assert slots[0] <= slots[1], name
-    every = {part: {text for topic in topics().values() for text in getattr(topic, part)} for part in ("ask", "held")}
-    assert not every["ask"] & every["held"]
+        slots = [set(re.findall(r"\{(\w+)\}", " ".join(texts))) for texts in (topic.held, topic.more, topic.ask)]
+        assert slots[0] | slots[1] <= slots[2], name
+        assert len({*topic.ask, *topic.more}) == len(topic.ask) + len(topic.more), name
+        assert all(form == " ".join(form.split()) and form[-1] in ".?" for form in topic.more), name
+    every = {
+        part: {text for topic in topics().values() for text in getattr(topic, part)} for part in ("ask", "more", "held")
+    }
+    assert not (every["ask"] | every["more"]) & every["held"]
+    assert len(every["more"]) > 1000
+
+
+def test_alternatives_are_spelled_out() -> None:
+    assert spelled_out("[Say|Tell me] {x}[| now].") == ["Say {x}.", "Say {x} now.", "Tell me {x}.", "Tell me {x} now."]
+    assert spelled_out("How [many {x}|much]?") == ["How many {x}?", "How much?"]
+
+
+@pytest.mark.usefixtures("made")
+def test_training_has_phrasings_of_its_own_and_questions_as_people_type_them() -> None:
+    put = Made(np.random.default_rng(0), "7", "learnt")
+    prompts = [put.say("one", "8", x="w").prompt for _ in range(2000)]
+    seen = Counter(found[0] for prompt in prompts if (found := re.search(r"[1-9](?= w)", prompt)))
+    assert set(seen) == set("123789")
+    assert 0.6 < sum(seen[number] for number in "789") / len(prompts) < 0.8
+    assert 0.1 < sum(prompt[-1] != "?" or not prompt[0].isdigit() for prompt in prompts) / len(prompts) < 0.3
 
 
 @pytest.mark.usefixtures("made")
 def test_questions_for_testing_are_put_in_phrasings_of_their_own() -> None:
-    for part, expected in (("all", "123"), ("learnt", "123"), ("held-out", "56")):
+    for part, expected in (("all", "123"), ("held-out", "56")):
         put = Made(np.random.default_rng(0), "7", part)
         assert {put.say("one", "8", x="w").prompt for _ in range(60)} == {f"{number} w?" for number in expected}
