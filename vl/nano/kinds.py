@@ -61,7 +61,7 @@ _READ = (
     "Which words are printed here?",
     "What text is shown?",
 )
-_PAGES = ("page", "page", "page", "receipt", "sign", "screen")  # half of them are plain print, the most to read
+_PAGES = (*("page",) * 4, "receipt", "receipt", "sign", "screen")  # half of them are plain print, the most to read
 _SHORT = topics()["scenes.short"]
 _CROWDED = 0.6  # of the scenes that may be odd, those that have more shapes, anywhere
 _SHORT_SHARE = 0.15  # of the questions on scenes
