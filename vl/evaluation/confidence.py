@@ -101,7 +101,7 @@ def draw_confidence(named: Sequence[tuple[str, Confidence]], path: Path, title: 
         by_confidence.plot(*zip(*points, strict=True), marker="o", label=f"{name}, ECE {found.ece:.2f}")
     by_confidence.plot((0, 100), (0, 100), color="#adb5bd", linestyle="--", linewidth=1)
     by_coverage.set_xlabel("answers, the surest first, %")
-    by_confidence.set_xlabel("mean probability of an answer's tokens, %, a tenth of the answers to each point")
+    by_confidence.set_xlabel("mean token probability, %, by tenths of the answers")
     for axis in (by_coverage, by_confidence):
         axis.set_ylabel("right, %")
         axis.set_ylim(-3, 103)
