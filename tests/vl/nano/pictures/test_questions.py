@@ -178,7 +178,7 @@ def test_yes_and_no_are_as_likely() -> None:
         if asked.answer in ("yes", "no"):
             said.setdefault(type(facts).__name__, Counter())[asked.answer] += 1
     assert set(said.pop("NothingFacts")) == {"no"}
-    assert set(said) == {"SceneFacts", "EmojiFacts", "PageFacts", "ChartFacts", "TableFacts"}
+    assert set(said) >= {"SceneFacts", "EmojiFacts", "PageFacts", "ChartFacts", "TableFacts"}
     for kind, answers in said.items():
         assert answers.total() > 8, kind
         # Five standard deviations.
