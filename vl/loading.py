@@ -19,6 +19,7 @@ from vl.checkpoint import load_weights, weight_dtype
 from vl.config import VLConfig, read_config
 from vl.engine import Engine, EngineConfig
 from vl.errors import ConfigError, DeviceError
+from vl.fingerprint import fingerprint
 from vl.hub import resolve_source
 from vl.manifest import Manifest, expected_shapes, read_manifest
 from vl.model import MiniMaxVL
@@ -92,7 +93,7 @@ def load(
     kind = pick_dtype(dtype, place)
     stored_as = read_quantization(quantization, kind)
     folder = resolve_source(source)
-    config, name = read_config(folder), os.fspath(source)
+    config, name, files = read_config(folder), os.fspath(source), fingerprint(folder)
     placed = Placed((place,), TENSOR) if asked is None else asked.place(config, stored_as, settings)
     place = placed.devices[0]
     if device is None and len(placed.devices) == 1 and place.type == "cpu":
@@ -118,6 +119,7 @@ def load(
             progress=progress,
             timeout=timeout,
         )
+        split.fingerprint = files
         if warm_up:
             split.engine.warm_up(progress)
         return split
@@ -132,6 +134,7 @@ def load(
         background=background,
         progress=progress,
     )
+    model.fingerprint = files
     engine = model.engine = Engine(model.eval(), settings)
     if warm_up:
         engine.warm_up(progress)

@@ -70,6 +70,7 @@ class MiniMaxVL(nn.Module):
         self.config = config
         self.processor = processor
         self.name = name
+        self.fingerprint: str | None = None  # of the files that the weights are from
         self.language_model = _text_model(config, device, dtype, placement, slots)
         self.vision = VisionEncoder(config.vision, device=device, dtype=dtype) if config.vision else None
         # The released config.json does not name the end token.

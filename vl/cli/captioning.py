@@ -105,12 +105,20 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """What decides a caption of a model in this process, known before it is loaded."""
+        from vl.fingerprint import fingerprint
+        from vl.hub import resolve_source
         from vl.jobs import settings_of
         from vl.loading import weights_as
 
         loaded = {name: self.loading[name] for name in ("device", "dtype", "quantization")}
         dtype, quantization = weights_as(self.model, **loaded)
-        return settings_of(self.params, background=self.loading["background"], dtype=dtype, quantization=quantization)
+        return settings_of(
+            self.params,
+            background=self.loading["background"],
+            dtype=dtype,
+            quantization=quantization,
+            weights=fingerprint(resolve_source(self.model)),
+        )
 
     def job(self, out: str, beside: Beside | None, **how: bool) -> int:
         """Bring `out` up to date; returns how many of its rows are errors. `how` is as of `open_rows`."""

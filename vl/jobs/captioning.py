@@ -249,6 +249,7 @@ def settings_of_model(model: MiniMaxVL | Elsewhere, params: SamplingParams) -> d
         background=model.processor.background,
         dtype=model.dtype,
         quantization=model.config.quantization,
+        weights=model.fingerprint,
         control_tokens_in_text=model.processor.control_tokens_in_text,
     )
 
@@ -259,6 +260,7 @@ def settings_of(
     background: Background,
     dtype: torch.dtype,
     quantization: str | None,
+    weights: str | None = None,
     control_tokens_in_text: bool = False,
 ) -> dict[str, Any]:
     """What else than the model and the prompt decides a caption, as JSON: rows made otherwise are another run's.
@@ -267,6 +269,8 @@ def settings_of(
         params: how it is written.
         background, control_tokens_in_text: as of the model's processor.
         dtype, quantization: how the model's weights are held; `vl.loading.weights_as` knows before they are read.
+        weights: the `vl.fingerprint` of the files that they are from, so that a model that was trained on in the same
+            folder is another. None is not said, and mixes with all.
     """
     colour = read_background(background)
     sampling = dataclasses.asdict(params)
@@ -280,4 +284,5 @@ def settings_of(
         "dtype": str(dtype).removeprefix("torch."),
         "quantization": quantization,
         "control_tokens_in_text": control_tokens_in_text,
+        **({} if weights is None else {"weights": weights}),
     }

@@ -78,6 +78,7 @@ class FakeModel:
     config = SimpleNamespace(vision=object(), quantization=None)
     dtype = torch.float32
     device = torch.device("cpu")
+    fingerprint: str | None = None
 
     def __init__(self, trouble: Callable[[str], None] = lambda size: None, check: Any = lambda params: None) -> None:
         self.trouble = trouble

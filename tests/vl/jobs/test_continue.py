@@ -142,6 +142,18 @@ def test_weights_held_otherwise_are_another_run(archive: Path, tmp_path: Path) -
     assert run(archive, out).skipped == 13
 
 
+def test_a_model_that_was_trained_on_is_another(archive: Path, tmp_path: Path) -> None:
+    out, trained = tmp_path / "out.parquet", FakeModel()
+    trained.fingerprint = "b"
+    with_rows = FakeModel()
+    with_rows.fingerprint = "a"
+    run(archive / "shelf0", out, with_rows)
+    with pytest.raises(JobError, match=r"weights 'a', not 'b'.*--mix.*--overwrite"):
+        run(archive, out, trained)
+    assert run(archive, out, with_rows).skipped == 4
+    assert run(archive, out, trained, mix=True).skipped == 13
+
+
 def test_rows_of_earlier_versions_are_continued(archive: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     run(archive / "shelf0", out)
