@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -21,6 +22,15 @@ def _byte_level() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_level()
+_LONG = 2**13  # characters, which take a millisecond
+
+
+def _ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
+    text = well_formed(text)
+    if len(text) < _LONG:
+        return backend.encode(text, add_special_tokens=False).ids
+    # Of these alone the library lets other threads go on. Not of all: once used, it warns when the process is forked.
+    return backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
 
 class Tokenizer:
@@ -82,15 +92,20 @@ class Tokenizer:
 
         Lone surrogates become U+FFFD, here as in `encode_plain`.
         """
-        return self.backend.encode(well_formed(text), add_special_tokens=False).ids
+        return _ids(self.backend, text)
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of `text` as ordinary text: the spelling of a special token is not the token."""
-        ids = self._plain.encode(well_formed(text), add_special_tokens=False).ids
+        ids = _ids(self._plain, text)
         if self._control_ids.isdisjoint(ids):
             return ids
         # A model that looks words up before it merges finds even these; their characters it does not.
         return [token for character in well_formed(text) for token in self._plain.encode(character).ids]
+
+    @cached_property
+    def longest(self) -> int:
+        """Characters of text that a token stands for at most."""
+        return max(map(len, self.backend.get_vocab()))
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD."""

@@ -30,6 +30,14 @@ def test_text_survives(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=False) == text
 
 
+def test_long_texts_are_tokens_like_short_ones(tokenizer: Tokenizer) -> None:
+    text = TEXT * 300  # for which other threads need not wait
+    assert tokenizer.encode(text) == tokenizer.backend.encode(text, add_special_tokens=False).ids
+    assert tokenizer.encode_plain(text) == 300 * tokenizer.encode_plain(TEXT)
+    assert len(text) <= len(tokenizer.encode(text)) * tokenizer.longest
+    assert tokenizer.longest == len("<beginning_of_sentence>")
+
+
 def test_special_tokens(tokenizer: Tokenizer) -> None:
     image = tokenizer.token_id("<image>")
     assert image is not None

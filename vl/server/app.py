@@ -125,8 +125,11 @@ class Server:
         body = await read_body(http, self._config.max_body)
 
         def read() -> tuple[R, T]:
-            request = kind.model_validate(parse(body))
-            return request, work(request)
+            try:
+                request = kind.model_validate(parse(body))
+                return request, work(request)
+            except RecursionError:  # of whatever goes through its objects
+                raise ApiError(400, "the request is nested too deeply: flatten its objects and lists") from None
 
         return await until_gone(http, self._aside(read))
 

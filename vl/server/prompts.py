@@ -109,6 +109,15 @@ class Prompts:
         if not 1 <= count <= self._config.max_answers:
             raise InputError(f"{count} answers: a request may ask for 1 to {self._config.max_answers}")
 
+    def _check_length(self, characters: int) -> None:
+        """Refuse at once what is too long however few tokens it takes: to count those of megabytes takes seconds."""
+        most = self._config.max_tokens * self.processor.tokenizer.longest
+        if characters > most:
+            raise InputError(
+                f"a text of {characters:,} characters is more than the {self._config.max_tokens:,} tokens of a "
+                "request: shorten it"
+            )
+
     def _conversation(self, messages: list[Any], tools: Any, choice: Any) -> tuple[Inputs, bool]:
         """Inputs, and whether functions may be called."""
         check_details(messages)
@@ -117,11 +126,14 @@ class Prompts:
                 raise ApiError(400, f"tool {number} needs a name", param="tools")
         offered = None if choice == "none" else tools or None
         conversation = Conversation.of([_renamed(message) for message in messages], offered)
+        self._check_length(sum(map(len, conversation.texts())) + len(messages))
         conversation = with_images(conversation, self._config)
         return self.processor(conversation, continue_final_message=True), offered is not None
 
     def _raw(self, prompt: str | list[int]) -> Inputs:
         """The text or tokens as they stand: control tokens where they are written out."""
+        if isinstance(prompt, str):
+            self._check_length(len(prompt))
         ids = self.processor.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         try:
             return Inputs(torch.tensor(ids, dtype=torch.int64), torch.empty(0, 3, 0, 0, dtype=torch.uint8), [])

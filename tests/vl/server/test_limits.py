@@ -42,6 +42,9 @@ def refused(client: TestClient, body: Any, status: int, said: str, path: str = C
     return found
 
 
+DEEP = json.dumps(ask(tools=[{"type": "function", "function": {"name": "f", "parameters": 5}}])).replace(
+    "5", '{"a":' * 900 + "1" + "}" * 900
+).encode()  # fmt: skip
 WRONG: list[tuple[Any, str]] = [
     (b"", "not JSON"),
     (b"{", "not JSON"),
@@ -86,6 +89,10 @@ WRONG: list[tuple[Any, str]] = [
     (ask(audio={"voice": "x"}), "'audio' is not a field"),
     (ask(priority=5), "'priority' is not a field"),
     (ask("a" * 40_000), "more than the 4,096 of a request"),
+    (ask("a" * 400_000), "a text of 400,001 characters is more than the 4,096 tokens of a request"),
+    (ask() | {"messages": [{"role": "user", "content": ""}] * 100_000}, "is more than the 4,096 tokens"),
+    (ask(tools=[{"type": "function", "function": {"name": "f", "description": "x" * 10**6}}]), "more than the 4,096"),
+    (DEEP, "nested too deeply"),
 ]
 
 
@@ -100,6 +107,7 @@ def test_bad_input_names_the_cause(client: TestClient, body: Any, said: str) -> 
         ({}, "prompt"),
         ({"prompt": []}, "empty list"),
         ({"prompt": ""}, "the prompt is empty: give at least a token"),
+        ({"prompt": "a b " * 10**5}, "a text of 400,000 characters is more than"),
         ({"prompt": [[]]}, "the prompt is empty: give at least a token"),
         ({"prompt": [2**70]}, "token ids"),
         ({"prompt": [-5]}, "input_ids holds -5"),
