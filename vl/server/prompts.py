@@ -120,13 +120,17 @@ class Prompts:
 
     def _conversation(self, messages: list[Any], tools: Any, choice: Any) -> tuple[Inputs, bool]:
         """Inputs, and whether functions may be called."""
+        if len(messages) > self._config.max_tokens:
+            raise InputError(
+                f"{len(messages):,} messages are more than the {self._config.max_tokens:,} tokens of a request"
+            )
         check_details(messages)
         for number, tool in enumerate(tools or (), 1):
             if isinstance(tool, dict) and not _name_of(tool):
                 raise ApiError(400, f"tool {number} needs a name", param="tools")
         offered = None if choice == "none" else tools or None
         conversation = Conversation.of([_renamed(message) for message in messages], offered)
-        self._check_length(sum(map(len, conversation.texts())) + len(messages))
+        self._check_length(sum(map(len, conversation.texts())))
         conversation = with_images(conversation, self._config)
         return self.processor(conversation, continue_final_message=True), offered is not None
 

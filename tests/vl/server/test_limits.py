@@ -89,8 +89,8 @@ WRONG: list[tuple[Any, str]] = [
     (ask(audio={"voice": "x"}), "'audio' is not a field"),
     (ask(priority=5), "'priority' is not a field"),
     (ask("a" * 40_000), "more than the 4,096 of a request"),
-    (ask("a" * 400_000), "a text of 400,001 characters is more than the 4,096 tokens of a request"),
-    (ask() | {"messages": [{"role": "user", "content": ""}] * 100_000}, "is more than the 4,096 tokens"),
+    (ask("a" * 400_000), "a text of 400,000 characters is more than the 4,096 tokens of a request"),
+    (ask() | {"messages": [{"role": "user", "content": ""}] * 5000}, "5,000 messages are more than the 4,096 tokens"),
     (ask(tools=[{"type": "function", "function": {"name": "f", "description": "x" * 10**6}}]), "more than the 4,096"),
     (DEEP, "nested too deeply"),
 ]
