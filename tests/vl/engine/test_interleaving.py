@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vl
+from preprocessing import Conversation
 from vl.engine import Engine, Request
 from vl.engine.runner import Runner
 
@@ -21,7 +24,11 @@ TEXTS = ["Hello", "Describe it in detail, and then count what there is.", "A"]
 
 
 def conversation(kind: int) -> list[dict[str, Any]]:
-    """Two pictures by three questions, the last ones in a second turn; and the questions without a picture."""
+    """Two pictures by three questions, the last ones in a second turn; the questions without a picture; and others."""
+    if kind == ASKED:
+        return [*READ, {"role": "user", "content": TEXTS[0]}]
+    if kind == NO_IMAGE:
+        return [{"role": "user", "content": [{"type": "image", "image": b"no image"}]}]
     picture, text = divmod(kind, 3)
     parts = [{"type": "image", "image": PICTURES[picture]}] if picture < 2 else []
     first = {"role": "user", "content": [*parts, {"type": "text", "text": TEXTS[text]}]}
@@ -36,7 +43,11 @@ SAMPLINGS: list[dict[str, Any]] = [
     {"temperature": 0.9, "seed": 4, "top_k": 9},
     {"repetition_penalty": 1.4, "frequency_penalty": 0.7, "logprobs": True},
     {"temperature": 1.1, "seed": 5, "presence_penalty": -1.5, "logit_bias": {70: 4.0, 71: 3.5}, "min_p": 0.01},
+    {"temperature": 1.0, "seed": 6, "response_format": {"type": "regex", "pattern": "[a-d]{3,40}"}},
 ]
+READ = [{"role": "user", "content": "A red circle at the top left, and a blue square."}]
+ASKED = 9  # the conversation that is a question to a session which has read that
+NO_IMAGE = 10  # one with an image that cannot be read
 
 
 def tiny(folder: Path, **options: int) -> vl.MiniMaxVL:
@@ -59,6 +70,11 @@ def shared(tiny_checkpoint: Path) -> vl.MiniMaxVL:
 
 
 @pytest.fixture(scope="module")
+def session(shared: vl.MiniMaxVL) -> vl.Session:
+    return shared.read(READ)
+
+
+@pytest.fixture(scope="module")
 def alone(plain: vl.MiniMaxVL) -> Any:
     @cache
     def answer(kind: int, sampling: int, length: int) -> list[int]:
@@ -69,7 +85,7 @@ def alone(plain: vl.MiniMaxVL) -> Any:
 
 requests = st.lists(
     st.tuples(
-        st.integers(0, 8),  # conversation
+        st.integers(0, 10),  # conversation
         st.integers(0, len(SAMPLINGS) - 1),  # sampling
         st.sampled_from([1, 6, 25]),  # length
         st.integers(0, 12),  # comes in this step
@@ -81,17 +97,28 @@ requests = st.lists(
 )
 
 
-@settings(max_examples=12, deadline=None)
-@given(drawn=requests, fails=st.sets(st.integers(0, 25), max_size=3), poison=st.one_of(st.none(), st.integers(0, 5)))
+@settings(max_examples=int(os.environ.get("VL_INTERLEAVINGS", "12")))
+@given(
+    drawn=requests,
+    fails=st.sets(st.integers(0, 25), max_size=3),
+    short=st.sets(st.integers(0, 25), max_size=3),
+    poison=st.one_of(st.none(), st.integers(0, 5)),
+)
 def test_any_interleaving(
     shared: vl.MiniMaxVL,
+    session: vl.Session,
     alone: Any,
     drawn: list[tuple[int, int, int, int, int | None, int]],
     fails: set[int],
+    short: set[int],
     poison: int | None,
     left_in: Callable[..., dict[str, int]],
 ) -> None:
-    """`fails`: steps that do, once. `poison`: the request that makes every step fail in which it is to write on."""
+    """`VL_INTERLEAVINGS=120` for as many.
+
+    `fails`: steps that do, once; `short`: those that run out of memory. `poison`: the request that makes every step
+    fail in which it is to write on.
+    """
     engine = shared.engine
     assert isinstance(engine, Engine)
     made: dict[int, Request] = {}
@@ -105,24 +132,35 @@ def test_any_interleaving(
             fails.discard(number)
             self.cache.states[:, [request.slot for request, _ in batch]] += 1
             raise Broken
+        if number in short:
+            short.discard(number)
+            raise torch.OutOfMemoryError("out of memory: a test's")
         return call(self, batch, running)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Runner, "__call__", runner)
         while number < 13 or not all(request.done or i in left for i, request in made.items()):
             for i, (kind, sampling, length, comes, leaves, priority) in enumerate(drawn):
-                if comes == number:
-                    params = vl.SamplingParams(max_new_tokens=length, priority=priority, **SAMPLINGS[sampling])
-                    made[i] = engine.submit(shared.processor(conversation(kind)), params)
-                if leaves is not None and comes + leaves == number and not made[i].done:
+                wanted = {"max_new_tokens": length, "priority": priority, **SAMPLINGS[sampling]}
+                if comes == number and kind == NO_IMAGE:
+                    with pytest.raises(vl.ImageError, match="image 1"):
+                        shared.processor(conversation(kind))
+                elif comes == number and kind == ASKED:
+                    made[i] = session._request(Conversation.of(conversation(kind)[1:]), wanted)
+                    engine.enqueue([made[i]])
+                elif comes == number:
+                    made[i] = engine.submit(shared.processor(conversation(kind)), vl.SamplingParams(**wanted))
+                if leaves is not None and comes + leaves == number and i in made and not made[i].done:
                     engine.cancel(made[i])
                     left.add(i)
             engine.step()
             number += 1
             assert number < 2000
     for i, (kind, sampling, length, *_) in enumerate(drawn):
+        if kind == NO_IMAGE:
+            continue
         expected = alone(kind, sampling, length)
-        if i in left or isinstance(made[i].error, Broken):
+        if i in left or isinstance(made[i].error, Broken | vl.DeviceError):  # too little memory even for it alone
             assert made[i].token_ids == expected[: made[i].written]
         else:
             assert made[i].token_ids == expected
