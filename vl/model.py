@@ -25,6 +25,7 @@ from vl.config import VLConfig, write_config
 from vl.documents import PAGE_SIDE
 from vl.engine import Generation, SamplingParams, TextStream, Timings
 from vl.engine.driver import Driver
+from vl.engine.identity import digest, samples
 from vl.engine.params import check_single
 from vl.engine.prompt import Prompt
 from vl.engine.reading import Progress
@@ -285,6 +286,10 @@ class MiniMaxVL(nn.Module):
             InputError: if the memory cannot hold it.
         """
         return open_session(self, folder)
+
+    def weights_digest(self) -> str:
+        """Tells models apart by some values of every tensor; equal for equal models on whatever devices."""
+        return digest(samples(part) for part in (self.language_model, self.vision) if part is not None)
 
     # The checkpoint
 

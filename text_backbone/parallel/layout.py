@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from torch import Tensor
+
 from text_backbone.config import TextConfig
 from text_backbone.part import Part
 
@@ -16,6 +18,8 @@ PLACEMENTS: dict[str, frozenset[str]] = {
     "layers": frozenset({"layers", "vocabulary"}),
     "context": frozenset(),
 }
+# What a cache holds of a layer -> the dimension of its heads.
+CACHED = {"state": 0, "keys": 1, "values": 1}
 # Last part of a matrix' released name -> what is shared out of it, and along which dimension.
 _DIMENSIONS = {
     **dict.fromkeys(("qkv_proj", "output_gate", "q_proj", "k_proj", "v_proj", "self_attn.norm"), ("heads", 0)),
@@ -23,6 +27,7 @@ _DIMENSIONS = {
     **dict.fromkeys(("w1", "w3"), ("inner", 0)),
     "w2": ("inner", 1),
     **dict.fromkeys(("embed_tokens", "lm_head"), ("vocabulary", 0)),
+    **{name: ("heads", dim) for name, dim in CACHED.items()},
 }
 _LAYER = re.compile(r"(?<=^model\.layers\.)\d+(?=\.)")
 _EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
@@ -129,6 +134,14 @@ class Layout:
         ranges = [(0, size) for size in whole]
         ranges[dim] = self.share(whole[dim])
         return Part(tuple(whole), tuple(ranges))
+
+    def cut(self, name: str, whole: Tensor) -> Tensor:
+        """A view of the part of a whole tensor that is here, by the end of its name, as of `part`."""
+        what, dim = _DIMENSIONS.get(name.rpartition(".")[2], ("", 0))
+        if not self.shares(what):
+            return whole
+        start, stop = self.share(whole.shape[dim])
+        return whole.narrow(dim, start, stop - start)
 
     def whole_name(self, name: str) -> str:
         """The released name of what this rank's model would call `name` if it were all."""

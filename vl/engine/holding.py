@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from text_backbone import HybridCache
+from text_backbone.parallel import Layout
 from vl.engine.prefix import Held
 
-Fill = Callable[[HybridCache, int], None]
-"""Gives a slot of a cache, whose pages are there, its states, keys and values."""
+
+class Fill(Protocol):
+    """Gives a slot of a cache, whose pages are there, its states, keys and values."""
+
+    def __call__(self, cache: HybridCache, slot: int, layout: Layout | None = None, /) -> None:
+        """`layout`: of a cache that is a rank's part of one."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """On the host.
+    """On the host; a `Fill`.
 
     Attributes:
         states: of each lightning layer float32 [heads, d, d].
@@ -27,18 +33,17 @@ class Contents:
     states: Sequence[Tensor]
     pages: Sequence[tuple[Tensor, Tensor]]
 
+    def __call__(self, cache: HybridCache, slot: int, layout: Layout | None = None) -> None:
+        """Give it to a slot that has as many pages of a cache of the same layout."""
+        cache.restore(slot, self.states)
+        for layer, (keys, values) in enumerate(self.pages):
+            cache.write_pages(layer, cache.pages_of(slot), keys, values)
+
 
 def take_out(cache: HybridCache, held: Held) -> Contents:
     """A copy of what is held."""
     states = [states.clone() for states in cache.kept_at(held.place)]
     return Contents(states, [cache.read_pages(layer, held.pages) for layer in range(len(cache.keys))])
-
-
-def put_in(cache: HybridCache, slot: int, contents: Contents) -> None:
-    """Give it to a slot that has as many pages."""
-    cache.restore(slot, contents.states)
-    for layer, (keys, values) in enumerate(contents.pages):
-        cache.write_pages(layer, cache.pages_of(slot), keys, values)
 
 
 # By names, as they are in files
@@ -61,16 +66,30 @@ def named_stretch(cache: HybridCache, held: Held, start: int, stop: int) -> dict
     return found
 
 
+def whole_name(name: str, layout: Layout) -> str:
+    """Of what a rank calls `name`."""
+    return layout.whole_name(f"model.{name}").removeprefix("model.")
+
+
 def put_named_in(
-    cache: HybridCache, slot: int, states: Mapping[str, Tensor], stretches: Iterable[Mapping[str, Tensor]]
+    cache: HybridCache,
+    slot: int,
+    states: Mapping[str, Tensor],
+    stretches: Iterable[Mapping[str, Tensor]],
+    layout: Layout | None = None,
 ) -> None:
     """Give them to a slot, whatever the size of the pages that they came from.
 
     Args:
         states: as of `named_states`.
         stretches: as of `named_stretch`, one after the other. Page-locked memory is what they pass through.
+        layout: of the cache, if that is a rank's: it takes its part of the whole.
     """
-    cache.restore(slot, [states[f"layers.{number}.state"] for number in cache.lightning_layers])
+
+    def part(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+        return tensors[name] if layout is None else layout.cut(name, tensors[whole_name(name, layout)])
+
+    cache.restore(slot, [part(states, f"layers.{number}.state") for number in cache.lightning_layers])
     pages, left = list(cache.pages_of(slot)), dict[str, Tensor]()  # rows that do not fill a page yet
     filled = 0
     for stretch in stretches:
@@ -78,7 +97,7 @@ def put_named_in(
         for layer, number in enumerate(cache.softmax_layers):
             rows = []
             for name in (f"layers.{number}.keys", f"layers.{number}.values"):
-                whole, left[name] = _whole_pages(stretch[name], left.get(name), cache)
+                whole, left[name] = _whole_pages(part(stretch, name), left.get(name), cache)
                 rows.append(whole)
             count = len(rows[0])
             cache.write_pages(layer, pages[filled : filled + count], *rows)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
 
@@ -15,23 +17,28 @@ from vl.config import VLConfig
 _SAMPLES = 64  # values of a tensor, evenly spaced
 
 
-class Whole(Protocol):
-    """A model with its weights in this process."""
-
+class Model(Protocol):
     @property
     def config(self) -> VLConfig: ...
     @property
     def processor(self) -> Processor: ...
     @property
-    def language_model(self) -> nn.Module: ...
-    @property
-    def vision(self) -> nn.Module | None: ...
-    @property
     def dtype(self) -> torch.dtype: ...
+    def weights_digest(self) -> str: ...
 
 
-def identity(model: Whole) -> dict[str, str]:
-    """Traits by name, equal for equal models on whatever device.
+@dataclass(frozen=True)
+class Sample:
+    """A tensor of a part of a model, and the bytes of its values that `sampled` numbers."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    values: bytes
+
+
+def identity(model: Model) -> dict[str, str]:
+    """Traits by name, equal for equal models on whatever device, or devices.
 
     The weights' is of some values of every tensor: it is made in less than a second, and another checkpoint, another
     step of training or an adapter changes it. It is no proof against someone who wants two models to look the same.
@@ -40,7 +47,7 @@ def identity(model: Whole) -> dict[str, str]:
         "config": _digest(repr(model.config)),
         "quantization": model.config.quantization or "none",
         "dtype": str(model.dtype).removeprefix("torch."),
-        "weights": _weights(model),
+        "weights": model.weights_digest(),
         "tokenizer": _digest(model.processor.tokenizer.backend.to_str()),
         "chat template": _digest(model.processor.template.source),
     }
@@ -60,21 +67,47 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def digest(parts: Iterable[Sequence[Sample]]) -> str:
+    """Of the tensors of a model's parts."""
+    found = hashlib.sha256()
+    for samples in parts:
+        for sample in samples:
+            found.update(f"{sample.name} {sample.shape} {sample.dtype}".encode())
+        for sample in samples:
+            found.update(sample.values)
+    return found.hexdigest()
+
+
+def tensors(part: nn.Module) -> list[tuple[str, Tensor]]:
+    return list(chain(part.named_parameters(), part.named_buffers()))
+
+
+def sampled(size: int) -> range:
+    """Numbers of the values of a tensor of so many that count, flat."""
+    return range(0, size, max(1, size // _SAMPLES))[: _SAMPLES + 1]
+
+
 @torch.inference_mode()
-def _weights(model: Whole) -> str:
-    digest, parts = hashlib.sha256(), [model.language_model, *([] if model.vision is None else [model.vision])]
-    for part in parts:
-        named = list(chain(part.named_parameters(), part.named_buffers()))
-        for name, tensor in named:
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        samples = [_sample(tensor) for _, tensor in named]
-        for device in sorted({str(sample.device) for sample in samples}):  # one copy from each
-            digest.update(torch.cat([s for s in samples if str(s.device) == device]).cpu().numpy().data)
-    return digest.hexdigest()
+def samples(part: nn.Module) -> list[Sample]:
+    """Of a part of a model that is whole here."""
+    named = tensors(part)
+    values = on_host([_sample(tensor) for _, tensor in named])
+    return [Sample(name, tuple(t.shape), t.dtype, each) for (name, t), each in zip(named, values, strict=True)]
+
+
+def on_host(values: Sequence[Tensor]) -> list[bytes]:
+    """The bytes of contiguous tensors, by one copy from each device."""
+    found: dict[int, bytes] = {}
+    for device in {tensor.device for tensor in values}:
+        those = [i for i, tensor in enumerate(values) if tensor.device == device]
+        data, start = torch.cat([values[i].flatten().view(torch.uint8) for i in those]).cpu().numpy().tobytes(), 0
+        for i in those:
+            found[i] = data[start : start + values[i].nbytes]
+            start += values[i].nbytes
+    return [found[i] for i in range(len(values))]
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """Some values' bytes: uint8 [n]."""
     flat = tensor.detach().reshape(-1) if tensor.is_contiguous() else tensor.detach().flatten()
-    stride = max(1, flat.numel() // _SAMPLES)
-    return flat[::stride][: _SAMPLES + 1].contiguous().view(torch.uint8)
+    which = sampled(flat.numel())
+    return flat[:: which.step][: len(which)].contiguous()

@@ -9,7 +9,7 @@ import threading
 from abc import ABC, abstractmethod
 from bisect import insort
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
@@ -25,7 +25,7 @@ from vl.engine.choosing import Chosen
 from vl.engine.config import EngineConfig
 from vl.engine.driven import Model
 from vl.engine.graphs import GraphRecorder, Recorder
-from vl.engine.holding import Contents, Fill, named_states, named_stretch, put_in, take_out
+from vl.engine.holding import Fill, named_states, named_stretch, take_out
 from vl.engine.images import ImageFeatures
 from vl.engine.prefix import Held, Pages, PrefixCounts, Prefixes
 from vl.engine.request import Request
@@ -159,54 +159,60 @@ class Keeping(ABC):
                     self.step()
                 self._check_room(tokens, 1)
                 self._fit_cache(tokens, tokens, None)
-                return self._settle(tokens, fill)
+                return self._settle(tokens, partial(self._fill, fill))
             finally:
                 for request in waiting:
                     insort(self.scheduler.waiting, request, key=rank)
 
-    def _settle(self, tokens: int, fill: Fill, held: Held | None = None) -> Held:
+    def _settle(self, tokens: int, fill: Callable[[int], object], held: Held | None = None) -> Held:
         """Have a beginning in the cache, in which nothing runs, and hold it."""
-        cache, prefixes = self._cache(), self.prefixes
+        runner, prefixes = self.runner, self.prefixes
+        assert runner is not None
         assert prefixes is not None
+        cache = runner.cache
         slot = cache.acquire()
         try:
             while cache.free_pages < self._pages(tokens) and prefixes.evict():
                 pass
             cache.reserve(slot, tokens)
-            fill(cache, slot)
+            fill(slot)
             return prefixes.hold(slot, tokens, held)
         finally:
             cache.release(slot)
+
+    def _fill(self, fill: Fill, slot: int) -> None:
+        fill(self._cache(), slot)
 
     @torch.inference_mode()
     def states_of(self, held: Held) -> dict[str, Tensor]:
         """The states of what is held, by layer, on the host. Raises InputError if it is lost."""
         self.stay_in_process()
         with self._lock, self._on_device():
-            return named_states(self._cache_of(held), held)
+            self._check_held(held)
+            return named_states(self._cache(), held)
 
     @torch.inference_mode()
     def stretch_of(self, held: Held, start: int, stop: int) -> dict[str, Tensor]:
         """The keys and values of the tokens between two numbers, by layer, on the host. Raises as `states_of`."""
         with self._lock, self._on_device():
-            return named_stretch(self._cache_of(held), held, start, stop)
+            self._check_held(held)
+            return named_stretch(self._cache(), held, start, stop)
 
-    def _cache_of(self, held: Held) -> HybridCache:
+    def _check_held(self, held: Held) -> None:
         if not self.scheduler.running:
             self._follows()
         if held.lost:
             raise InputError(f"what was read before is gone ({held.lost}): read it again")
-        return self._cache()
 
     def _cache(self) -> HybridCache:
         assert self.runner is not None
         assert isinstance(self.runner.cache, HybridCache)
         return self.runner.cache
 
-    def _carried(self) -> list[tuple[Held, Contents]]:
-        """What is held, copied out of a cache that is about to go."""
+    def _carried(self) -> Sequence[tuple[Held, Callable[[int], object]]]:
+        """What is held, copied out of a cache that is about to go, and what gives it to a slot of the next one."""
         held = () if self.prefixes is None else self.prefixes.held
-        return [(each, take_out(self._cache(), each)) for each in held]
+        return [(each, partial(self._fill, take_out(self._cache(), each))) for each in held]
 
     # The cache
 
@@ -237,8 +243,8 @@ class Keeping(ABC):
             self._make_cache(before)
             raise
         finally:
-            for held, contents in carried:
-                self._settle(held.tokens, partial(put_in, contents=contents), held)
+            for held, fill in carried:
+                self._settle(held.tokens, fill, held)
 
     def _follows(self) -> bool:
         """Whether there is a cache that fits the model. What was kept before the model changed is lost."""

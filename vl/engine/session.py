@@ -8,8 +8,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from preprocessing import Conversation, ImageSource, Messages, Processor
+from text_backbone import HybridCache
+from text_backbone.parallel import Layout
 from vl.documents import PAGE_SIDE, read_documents
 from vl.engine import memory
 from vl.engine.driver import Holding
 from vl.engine.holding import put_named_in
-from vl.engine.identity import Whole, differences, identity
+from vl.engine.identity import Model, differences, identity
 from vl.engine.params import SamplingParams, check_single
 from vl.engine.prefix import Held
 from vl.engine.prompt import Prompt
@@ -49,7 +51,7 @@ Source = Messages | Conversation | str | os.PathLike[str] | Sequence[str | os.Pa
 """Messages, or the path of a document, or those of several."""
 
 
-class Reader(Whole, Protocol):
+class Reader(Model, Protocol):
     """A model that reads: `vl.MiniMaxVL`."""
 
     name: str
@@ -153,7 +155,6 @@ class Session:
 
         Raises:
             CheckpointError: if the folder cannot be written; what was in it is as it was.
-            ConfigError: if the model is split over several devices.
         """
         target, engine, held = folder_of(folder), self._engine, self._held
         states = engine.states_of(held)
@@ -297,23 +298,41 @@ def _open(model: Reader, folder: Path, saved: Saved) -> Session:
             f"{folder} is a session of another model than {model.name or 'this one'}: it differs in "
             f"{', '.join(other)}; load {saved.name!r:.200} as it was when the session was saved, or read anew"
         )
-    ids = read_tensors(folder / saved.ids)
-    states = read_tensors(folder / saved.states)
+    with _undamaged(folder):
+        all_ids = read_tensors(folder / saved.ids)["input_ids"].clone()
+    held = model.engine.adopt(saved.tokens, Stored(folder, saved))
+    read_before = Conversation([dict(message) for message in saved.messages], [], [dict(tool) for tool in saved.tools])
+    return Session(model, read_before, all_ids, saved.images, held, saved.lineage)
 
-    def fill(cache: Any, slot: int) -> None:
-        put_named_in(cache, slot, states, (tensors for _, tensors in read_shards(folder, saved)))
 
+@dataclass(frozen=True)
+class Stored:
+    """What a folder holds, for a cache to be filled from: a `vl.engine.holding.Fill`, which other processes can call.
+
+    Raises CheckpointError if the files are damaged.
+    """
+
+    folder: Path
+    saved: Saved
+
+    def __call__(self, cache: HybridCache, slot: int, layout: Layout | None = None) -> None:
+        with _undamaged(self.folder):
+            states = read_tensors(self.folder / self.saved.states)
+            stretches = (tensors for _, tensors in read_shards(self.folder, self.saved))
+            put_named_in(cache, slot, states, stretches, layout)
+
+
+@contextmanager
+def _undamaged(folder: Path) -> Iterator[None]:
+    """A block that reads files, of whose contents nothing was checked."""
     try:
-        all_ids = ids["input_ids"].clone()
-        held = model.engine.adopt(saved.tokens, fill)
+        yield
     except (KeyError, ValueError, RuntimeError) as error:
         if memory.is_exhausted(error):
             raise
         raise CheckpointError(
             f"{folder} is damaged ({type(error).__name__}: {error}): save the session again, or read anew"
         ) from error
-    read_before = Conversation([dict(message) for message in saved.messages], [], [dict(tool) for tool in saved.tools])
-    return Session(model, read_before, all_ids, saved.images, held, saved.lineage)
 
 
 def _begun(

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import NoReturn
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from text_backbone.allocator import Allocator
+from text_backbone.parallel.layout import CACHED
 from vl.engine import Engine, EngineConfig, Request
 from vl.engine.choosing import Chosen
 from vl.engine.driven import Model
-from vl.engine.holding import Contents, Fill
+from vl.engine.holding import Fill
 from vl.engine.keeping import Steps
 from vl.engine.prefix import Held
 from vl.engine.warming import Rehearsal
-from vl.errors import ConfigError, InputError
 from vl.ranks.interrupts import Interrupts
-from vl.ranks.messages import Call, NewRequest, Step, Written
+from vl.ranks.messages import Call, HeldAt, NewRequest, Step, Written
 from vl.ranks.processes import Ranks
 
 
@@ -54,28 +58,37 @@ class SplitEngine(Engine):
         rooms = [room for room in self._ranks.call("room") if room is not None]
         return min(rooms, default=None)
 
-    def _carried(self) -> list[tuple[Held, Contents]]:
-        if self.prefixes is not None and self.prefixes.held:
-            raise InputError(
-                "the cache is too small for this beside the sessions, which a model over several devices cannot take "
-                "along to a larger one: close some, or load the model with larger cache_tokens"
-            )
-        return []
+    def _carried(self) -> Sequence[tuple[Held, Callable[[int], object]]]:
+        """Each rank takes its part along."""
+        held = () if self.prefixes is None else self.prefixes.held
+        if held:
+            self._ask("take_out", [_bare(each) for each in held])
+        return [(each, partial(self._ask, "put_in", number)) for number, each in enumerate(held)]
 
-    def adopt(self, tokens: int, fill: Fill) -> NoReturn:
-        raise self._in_parts("opened")
+    def _fill(self, fill: Fill, slot: int) -> None:
+        """Each rank reads its part for itself."""
+        self._ask("fill", fill, slot)
 
-    def states_of(self, held: Held) -> NoReturn:
-        raise self._in_parts("saved")
+    def states_of(self, held: Held) -> dict[str, Tensor]:
+        """As of `Engine`, put together of what the ranks have."""
+        self.stay_in_process()
+        with self._lock:
+            self._check_held(held)
+            return _joined(self._ask("states_of", _bare(held)))
 
-    def stretch_of(self, held: Held, start: int, stop: int) -> NoReturn:
-        raise self._in_parts("saved")
+    def stretch_of(self, held: Held, start: int, stop: int) -> dict[str, Tensor]:
+        """As of `Engine`, put together of what the ranks have."""
+        with self._lock:
+            self._check_held(held)
+            return _joined(self._ask("stretch_of", _bare(held), start, stop))
 
-    def _in_parts(self, what: str) -> ConfigError:
-        return ConfigError(
-            f"sessions of a model over several devices, which lie there in parts, cannot be {what}: load the model "
-            "without devices= for that; they can be read and asked"
-        )
+    def _ask(self, command: str, *args: Any) -> list[Any]:
+        """Have the ranks do something with their caches, as these are by now. Files take as long as they take."""
+        assert self.runner is not None
+        ledger = self.runner.cache
+        assert isinstance(ledger, CacheLedger)
+        self._ranks.call_with("follow", lambda: (ledger.take_calls(),))
+        return self._ranks.call(command, *args, timed=False)
 
     def _make_runner(self, pages: int) -> Steps:
         self._ranks.call("drop_cache")  # of every rank, before any makes a new one
@@ -86,6 +99,20 @@ class SplitEngine(Engine):
     def _end(self, request: Request) -> None:
         super()._end(request)
         self._mirror.end(request)
+
+
+def _bare(held: Held) -> HeldAt:
+    return held.tokens, held.place, held.pages
+
+
+def _joined(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of a whole cache, of which each rank has some, or of each some heads."""
+    parts = defaultdict[str, list[Tensor]](list)
+    for rank in found:
+        for name, tensor in rank.items():
+            parts[name].append(tensor)
+    dims = ((name, CACHED[name.rpartition(".")[2]]) for name in parts)
+    return {name: parts[name][0] if len(parts[name]) == 1 else torch.cat(parts[name], dim) for name, dim in dims}
 
 
 class CacheLedger(Allocator):
@@ -147,6 +174,11 @@ class CacheLedger(Allocator):
         """As of `HybridCache`."""
         self._tell("recall", slot, place)
 
+    def take_calls(self) -> list[Call]:
+        """What the ranks have to hear of; they are about to."""
+        calls, self.calls = self.calls, []
+        return calls
+
     def _tell(self, name: str, *args: int | tuple[int, ...]) -> None:
         self.calls.append((name, args, None))
 
@@ -174,7 +206,7 @@ class _Mirror:
             written.append(request.token_ids[self._heard[request] :])
             self._heard[request] = len(request.token_ids)
         step = Step(
-            memory=cache.calls,
+            memory=cache.take_calls(),
             ended=self._ended,
             new=new,
             batch=[self.numbers[request] for request, _ in batch],
@@ -185,7 +217,7 @@ class _Mirror:
             marks=[request.marks for request, _ in batch],
             running=[self.numbers[request] for request in running],
         )
-        cache.calls, self._ended = [], []
+        self._ended = []
         return step
 
     def _introduce(self, request: Request) -> NewRequest:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +22,9 @@ from vl.engine.prompt import Prompt
 Progress = Callable[[int, int], None]
 Call = tuple[str, tuple[int | tuple[int, ...], ...], int | None]
 """Of a cache's method: its name, arguments and, of `acquire`, the slot got."""
+
+HeldAt = tuple[int, int, Sequence[int]]
+"""The tokens, place and pages of a `Held`."""
 
 
 @dataclass(frozen=True)
@@ -105,21 +111,58 @@ class Trouble:
 
 
 class _Pickler(pickle.Pickler):
-    """Tensors go as arrays: their own elements and no more, through the pipe and through no shared memory."""
+    """Tensors go as bytes of their own elements and no more, through the pipe and through no shared memory."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return torch.from_numpy, (value.numpy(),)
+            return _tensor, (value.dtype, value.shape, value.detach().contiguous().view(-1).view(torch.uint8).numpy())
         return NotImplemented
 
 
-def encode(message: object) -> bytes:
+def _tensor(dtype: torch.dtype, shape: torch.Size, data: np.ndarray) -> Tensor:
+    return torch.from_numpy(data).view(dtype).view(shape)
+
+
+@dataclass(frozen=True)
+class Message:
+    """What is sent: a pickle, behind it the sizes of its tensors and their number; then their bytes, not copied."""
+
+    head: bytes
+    buffers: Sequence[memoryview]
+
+
+def encode(message: object) -> Message:
     """A message in which tensors are on the host."""
-    out = io.BytesIO()
-    _Pickler(out, protocol=5).dump(message)
-    return out.getvalue()
+    out, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
+    _Pickler(out, protocol=5, buffer_callback=buffers.append).dump(message)
+    raw = [buffer.raw() for buffer in buffers]
+    out.write(struct.pack(f"<{len(raw) + 1}Q", *(buffer.nbytes for buffer in raw), len(raw)))
+    return Message(out.getvalue(), raw)
+
+
+def send(connection: Connection, message: Message) -> None:
+    """Raises OSError if the other side is gone."""
+    connection.send_bytes(message.head)
+    for buffer in message.buffers:
+        done = 0
+        while done < buffer.nbytes:
+            done += os.write(connection.fileno(), buffer[done:])
 
 
 def receive(connection: Connection) -> Any:
     """The next message. Raises EOFError or OSError if the other side is gone."""
-    return pickle.loads(connection.recv_bytes())
+    head = connection.recv_bytes()
+    (count,) = struct.unpack_from("<Q", head, len(head) - 8)
+    sizes = struct.unpack_from(f"<{count}Q", head, len(head) - 8 * (count + 1))
+    return pickle.loads(head, buffers=[_bytes(connection, size) for size in sizes])  # which ends where the pickle does
+
+
+def _bytes(connection: Connection, count: int) -> np.ndarray:
+    """As many bytes as come next, which whoever gets them may write to."""
+    room, done = np.empty(count, np.uint8), 0
+    while done < count:
+        read = os.readv(connection.fileno(), [room.data[done:]])
+        if not read:
+            raise EOFError
+        done += read
+    return room

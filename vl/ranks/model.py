@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -13,11 +12,12 @@ from preprocessing import Inputs, Processor
 from text_backbone import MiniMaxText
 from vl.config import VLConfig
 from vl.engine import EngineConfig
+from vl.engine.identity import digest
 from vl.engine.prompt import Prompt
-from vl.engine.session import Session, Source
 from vl.errors import ConfigError
 from vl.model import MiniMaxVL
 from vl.ranks.engine import SplitEngine
+from vl.ranks.identity import joined
 from vl.ranks.processes import Ranks
 
 
@@ -69,6 +69,11 @@ class SplitVL(MiniMaxVL):
         self.engine.stay_in_process()
         return self._ranks.call("last_experts", texts)[0]
 
+    def weights_digest(self) -> str:
+        """As of `MiniMaxVL`; each rank reads the values that it has."""
+        found = self._ranks.call("samples")
+        return digest(joined(part, [values[name] for values in found]) for name, part in self._modules.items() if part)
+
     def memory(self) -> list[int]:
         """Bytes of tensors on each device at the peak, on GPUs."""
         return self._ranks.call("memory")
@@ -90,15 +95,6 @@ class SplitVL(MiniMaxVL):
 
     def save(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise self._elsewhere("it cannot be saved: `vl convert` writes quantised checkpoints of any size")
-
-    def read(self, source: Source, *, folder: str | os.PathLike[str] | None = None, **how: Any) -> Session:
-        """As of `MiniMaxVL.read`, without `folder`."""
-        if folder is not None:
-            raise self._elsewhere("what it reads cannot be saved: leave folder out")
-        return super().read(source, **how)
-
-    def open(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise self._elsewhere("sessions cannot be opened for it")
 
     def train(self, mode: bool = True) -> SplitVL:
         if mode:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from text_backbone import Packed
+from text_backbone import HybridCache, Packed
+from text_backbone.parallel import SplitText
 from vl.engine import EngineConfig, Request, Timings, memory
 from vl.engine.graphs import GraphRecorder
+from vl.engine.holding import Contents, Fill, named_states, named_stretch, take_out, whole_name
 from vl.engine.images import ImageFeatures
+from vl.engine.prefix import Held
 from vl.engine.prompt import Prompt
 from vl.engine.runner import Runner
 from vl.engine.structured import Forms
 from vl.engine.vision_graphs import VisionGraphs
 from vl.engine.warming import Rehearsal
 from vl.model import MiniMaxVL
-from vl.ranks.messages import NewRequest, Step, Written
+from vl.ranks.identity import Found, values_here
+from vl.ranks.messages import Call, HeldAt, NewRequest, Step, Written
 from vl.routing import last_experts
 
 
@@ -45,6 +49,9 @@ class Part:
         self._vision_graphs, self._images = VisionGraphs(), ImageFeatures(config.image_memory * memory.MIB)
         self._requests: dict[int, Request] = {}
         self._forms = Forms(model)
+        backbone = model.language_model
+        self._layout = backbone.layout if isinstance(backbone, SplitText) else None
+        self._carried: dict[int, Contents] = {}
 
     def room(self) -> int | None:
         """Tokens that this device's cache could hold; None if that cannot be told."""
@@ -75,6 +82,59 @@ class Part:
         device = self._model.device
         return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
+    def samples(self) -> Mapping[str, Found]:
+        """What `vl.engine.identity` needs of the weights that are here, by the part of the model."""
+        return {name: values_here(part) for name, part in self._model.named_children()}
+
+    # What is held of the cache
+
+    def follow(self, calls: Sequence[Call]) -> None:
+        """Repeat on the cache what the caller's process did on its ledger."""
+        assert self._runner is not None
+        cache = self._runner.cache
+        for name, args, expected in calls:
+            found = getattr(cache, name)(*args)
+            if name == "acquire" and found != expected:
+                raise RuntimeError(
+                    f"slot {found} of the cache was free next, and not {expected}: ranks are out of step"
+                )
+
+    @torch.inference_mode()
+    def states_of(self, held: HeldAt) -> dict[str, Tensor]:
+        """What is here of `Keeping.states_of`, by the names of the whole; what several ranks have is the first's."""
+        return self._named(lambda cache: named_states(cache, Held(*held)))
+
+    @torch.inference_mode()
+    def stretch_of(self, held: HeldAt, start: int, stop: int) -> dict[str, Tensor]:
+        """The same of `Keeping.stretch_of`."""
+        return self._named(lambda cache: named_stretch(cache, Held(*held), start, stop))
+
+    def _named(self, read: Callable[[HybridCache], dict[str, Tensor]]) -> dict[str, Tensor]:
+        assert self._runner is not None
+        layout = self._layout
+        if layout is not None and (layout.shares("heads") or layout.shares("layers")):
+            return {whole_name(name, layout): tensor for name, tensor in read(self._runner.cache).items()}
+        return {} if torch.distributed.get_rank() else read(self._runner.cache)
+
+    @torch.inference_mode()
+    def fill(self, fill: Fill, slot: int) -> None:
+        """Give a slot what is here of its states, keys and values."""
+        assert self._runner is not None
+        fill(self._runner.cache, slot, self._layout)
+
+    @torch.inference_mode()
+    def take_out(self, held: Sequence[HeldAt]) -> None:
+        """Keep copies, for the cache is about to go."""
+        assert self._runner is not None
+        cache = self._runner.cache
+        self._carried = {number: take_out(cache, Held(*each)) for number, each in enumerate(held)}
+
+    def put_in(self, number: int, slot: int) -> None:
+        """Give a slot of another cache the copy of that number, and let it go."""
+        self.fill(self._carried.pop(number), slot)
+
+    # Steps
+
     @torch.inference_mode()
     def step(self, step: Step) -> Written:
         """One forward pass, as the caller's scheduler has it."""
@@ -83,7 +143,7 @@ class Part:
             self._requests.pop(number, None)
         for new in step.new:
             self._requests[new.number] = self._request(new)
-        self._follow(step)
+        self.follow(step.memory)
         batch = [self._requests[number] for number in step.batch]
         columns = zip(batch, step.slots, step.computed, step.written, step.marks, strict=True)
         for request, slot, computed, written, marks in columns:
@@ -100,17 +160,6 @@ class Part:
                 vision[number] = sum(watch() for watch in request.watches)
                 request.watches.clear()
         return Written(tokens, vision)
-
-    def _follow(self, step: Step) -> None:
-        """Repeat on the cache what the caller's process did on its ledger."""
-        assert self._runner is not None
-        cache = self._runner.cache
-        for name, args, expected in step.memory:
-            found = getattr(cache, name)(*args)
-            if name == "acquire" and found != expected:
-                raise RuntimeError(
-                    f"slot {found} of the cache was free next, and not {expected}: ranks are out of step"
-                )
 
     def _request(self, new: NewRequest) -> Request:
         form = new.params.response_format

@@ -27,7 +27,7 @@ from vl import errors
 from vl.engine import EngineConfig
 from vl.errors import DeviceError, Error
 from vl.ranks.interrupts import Interrupts
-from vl.ranks.messages import Hello, Progress, Trouble, encode, receive
+from vl.ranks.messages import Hello, Message, Progress, Trouble, encode, receive, send
 
 # A command of its own rather than multiprocessing's 'spawn', which would run the caller's script again in every rank.
 _COMMAND = """import json, sys
@@ -140,16 +140,19 @@ class Ranks:
         """Why no more can be asked; None while it can."""
         return self._ended
 
-    def call(self, command: str, *args: Any) -> list[Any]:
+    def call(self, command: str, *args: Any, timed: bool = True) -> list[Any]:
         """Have every rank run a method of its `Part`. Returns their answers, in the order of ranks.
+
+        Args:
+            timed: whether one that has not answered within the timeout counts as hung.
 
         Raises:
             Error: of a class of `vl.errors`, that a rank refused it with; or DeviceError if it failed, and then for all
                 that is asked later.
         """
-        return self.call_with(command, lambda: args)
+        return self.call_with(command, lambda: args, timed=timed)
 
-    def call_with(self, command: str, make: Callable[[], tuple[Any, ...]]) -> list[Any]:
+    def call_with(self, command: str, make: Callable[[], tuple[Any, ...]], *, timed: bool = True) -> list[Any]:
         """`call` with arguments that are made once it is certain that all ranks will get them, Ctrl-C or not."""
         with self._turn, Interrupts() as interrupts:
             self._check()
@@ -160,7 +163,7 @@ class Ranks:
             message = encode((self._number, command, make()))
             for rank in self._held.ranks:
                 self._send(rank, message)
-            self._wait(interrupts, self.timeout)
+            self._wait(interrupts, self.timeout if timed else None)
             return self._results()
 
     def close(self) -> None:
@@ -172,9 +175,9 @@ class Ranks:
         if self._ended is not None:
             raise DeviceError(self._ended)
 
-    def _send(self, rank: _Rank, message: bytes) -> None:
+    def _send(self, rank: _Rank, message: Message) -> None:
         try:
-            rank.connection.send_bytes(message)
+            send(rank.connection, message)
         except OSError:
             self._check()  # another thread may have closed the model
             rank.lost = True

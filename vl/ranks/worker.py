@@ -19,13 +19,16 @@ import torch
 import torch.distributed as dist
 
 from vl.errors import Error
-from vl.ranks.messages import Hello, Trouble, encode, receive
+from vl.ranks.messages import Hello, Trouble, encode, receive, send
 from vl.ranks.part import Part
 
 MARGIN = 60.0  # seconds that a rank waits for another longer than the caller does, who then ends all of them
 AWAKE = 2e-3  # seconds that a GPU's process looks for the next command before it sleeps
 # After an error in one of these the ranks are still in step: nobody waits for another in them.
-APART = frozenset({"room", "make_cache", "drop_cache", "image_counts"})
+APART = frozenset(
+    {"room", "make_cache", "drop_cache", "image_counts", "samples", "states_of", "stretch_of", "fill", "take_out"}
+    | {"put_in"}
+)
 
 
 def main(pipe: int, lifeline: int) -> None:
@@ -42,7 +45,7 @@ def main(pipe: int, lifeline: int) -> None:
     number = 0
 
     def answer(kind: str, value: object) -> None:
-        connection.send_bytes(encode((number, kind, value)))
+        send(connection, encode((number, kind, value)))
 
     try:
         part = _join(hello, answer)

@@ -134,6 +134,22 @@ def test_requests_that_want_more_pages_than_there_are_take_turns(split: SplitVL,
     assert split.chat(long, **SHORT) == one.chat(long, **SHORT)
 
 
+def test_a_larger_cache_takes_sessions_along(start: START, one: vl.MiniMaxVL, tmp_path: Path) -> None:
+    split = start(**OPTIONS | {"cache_tokens": 64})
+    first, second = ask("Tell me more about it " * 4), ask("Tell me more about it " * 30)
+    sessions = [split.read(first), split.read(second)]
+    assert isinstance(split.engine, Engine)
+    assert split.engine.runner is not None
+    assert split.engine.runner.cache.pages > 64 // OPTIONS["page_size"]
+    for session, read in zip(sessions, (first, second), strict=True):
+        assert session.ask("Hello", **SAMPLING) == one.chat([*read, *ask("Hello")], **SAMPLING)
+    sessions[0].save(tmp_path)
+    os.kill(pids(split)[1], signal.SIGKILL)
+    with pytest.raises(vl.DeviceError, match=r"rank 1 \(cpu\) was killed by SIGKILL"):
+        sessions[1].save(tmp_path)
+    assert one.open(tmp_path).tokens == sessions[0].tokens  # which was saved before
+
+
 def test_a_stream_that_is_left_gives_all_back(split: SplitVL, one: vl.MiniMaxVL) -> None:
     pieces = split.stream(QUESTIONS[0], max_new_tokens=500, temperature=2.0, seed=3)
     next(pieces)

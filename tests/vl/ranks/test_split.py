@@ -138,6 +138,34 @@ def test_the_second_turn_reads_only_what_is_new(pair: tuple[vl.MiniMaxVL, vl.Min
     assert split.engine.image_counts == one.engine.image_counts
 
 
+def test_a_session_goes_from_ranks_to_one_process_and_back(
+    pair: tuple[vl.MiniMaxVL, vl.MiniMaxVL], tmp_path: Path
+) -> None:
+    """What each saves, the other opens, and has the same keys, values, states and answers."""
+    document = [{"role": "user", "content": "A red circle at the top left. " * 12}]
+    ask, sampling = [{"role": "user", "content": "Which?"}], {"max_new_tokens": 6, "temperature": 1.3, "seed": 4}
+    expected = pair[0].chat([*document, *ask], **sampling)
+    sessions = [model.read(document) for model in pair]
+    assert [session.ask("Which?", **sampling) for session in sessions] == [expected] * 2
+    held = [_contents(session) for session in sessions]
+    for name, tensor in held[0].items():
+        torch.testing.assert_close(held[1][name], tensor, rtol=1e-4, atol=1e-5)
+    for number, (session, other) in enumerate(zip(sessions, reversed(pair), strict=True)):
+        opened = other.open(session.save(tmp_path / str(number)))
+        found = _contents(opened)
+        assert found.keys() == held[number].keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in held[number].items())
+        assert opened.ask("Which?", **sampling) == expected
+        opened.add(ask)
+        opened.save(tmp_path / str(number))
+        assert session._model.open(tmp_path / str(number)).tokens == opened.tokens > session.tokens
+
+
+def _contents(session: vl.Session) -> dict[str, torch.Tensor]:
+    engine, held = session._engine, session._held
+    return engine.states_of(held) | engine.stretch_of(held, 0, held.tokens)
+
+
 def test_a_closed_model_says_so(pair: tuple[vl.MiniMaxVL, vl.MiniMaxVL]) -> None:
     """After all else of a model."""
     _, model = pair
@@ -148,26 +176,6 @@ def test_a_closed_model_says_so(pair: tuple[vl.MiniMaxVL, vl.MiniMaxVL]) -> None
     for call in (lambda: model.chat(conversations()[1]), lambda: model.logits(model.processor(conversations()[1]))):
         with pytest.raises(vl.DeviceError, match="the model was closed: load it again"):
             call()
-
-
-def test_a_session_answers_as_one_process_does(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """And is neither saved nor opened: each process has a part of it."""
-    read, ask = conversations()[1], [{"role": "user", "content": "Which?"}]
-    sampling: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1.3, "seed": 4}
-    expected = vl.load(tiny_checkpoint, device="cpu").chat([*read, *ask], **sampling)
-    model = vl.load(tiny_checkpoint, device="cpu", devices=2, placement="layers")
-    try:
-        session = model.read(read)
-        assert [session.ask("Which?", **sampling) for _ in range(2)] == [expected] * 2
-        with pytest.raises(vl.ConfigError, match="cannot be saved: load the model without devices="):
-            session.save(tmp_path)
-        with pytest.raises(vl.ConfigError, match="leave folder out"):
-            model.read(read, folder=tmp_path)
-        with pytest.raises(vl.ConfigError, match="sessions cannot be opened for it"):
-            model.open(tmp_path)
-        assert not list(tmp_path.iterdir())
-    finally:
-        model.close()
 
 
 def test_a_damaged_file_is_named_with_the_rank_that_read_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
