@@ -14,12 +14,15 @@ from vl.cli.chat import open_image, show
 from vl.cli.console import (
     BackgroundOption,
     DeviceOption,
+    DevicesOption,
     DTypeOption,
     MaxNewTokensOption,
     ModelOption,
+    PlacementOption,
     QuantizationOption,
     SeedOption,
     SpillOption,
+    StepTimeoutOption,
     TemperatureOption,
     TopKOption,
     TopPOption,
@@ -52,6 +55,9 @@ def read(
     device: DeviceOption = None,
     dtype: DTypeOption = None,
     quantization: QuantizationOption = None,
+    devices: DevicesOption = None,
+    placement: PlacementOption = None,
+    step_timeout: StepTimeoutOption = None,
     spill: SpillOption = None,
     *,
     engine: EngineConfig,
@@ -64,7 +70,14 @@ def read(
 
     check_options({}, background)
     messages = read_documents(documents, page_side=page_side)  # a wrong path should not wait for the model
-    loading = {"background": background, "quantization": quantization, "spill": spill}
+    loading = {
+        "background": background,
+        "quantization": quantization,
+        "devices": devices,
+        "placement": placement,
+        "step_timeout": step_timeout,
+        "spill": spill,
+    }
     loaded = load_model(model, device, dtype, engine, **loading)
     with ReadingProgress(stderr_console()) as progress:
         result = loaded.read(messages, progress=progress, folder=session, save_every=save_every, overwrite=overwrite)
@@ -93,6 +106,9 @@ def ask(
     device: DeviceOption = None,
     dtype: DTypeOption = None,
     quantization: QuantizationOption = None,
+    devices: DevicesOption = None,
+    placement: PlacementOption = None,
+    step_timeout: StepTimeoutOption = None,
     spill: SpillOption = None,
     *,
     engine: EngineConfig,
@@ -110,7 +126,14 @@ def ask(
     check_options(sampling, background)
     saved = read_manifest(session)
     opened = [open_image(name, background) for name in images or []]
-    loading = {"background": background, "quantization": quantization, "spill": spill}
+    loading = {
+        "background": background,
+        "quantization": quantization,
+        "devices": devices,
+        "placement": placement,
+        "step_timeout": step_timeout,
+        "spill": spill,
+    }
     loaded = load_model(saved.name if model is None else model, device, dtype, engine, **loading)
     found = loaded.open(session)
     if json:
