@@ -1,12 +1,13 @@
 """Pictures of emoji: one to five glyphs on a backdrop, what they are called, and questions about them.
 
-The colours come from Noto Color Emoji, whose bitmaps are scaled; Symbola and DejaVu Sans have outlines, drawn in one
-ink. A colour glyph is at least 24 px long, an outlined one 48 px, and either at least 3% of the canvas's longer side;
-the canvas grows where not one would fit.
+The colours come from Noto Color Emoji, whose bitmaps are scaled, and from Twemoji where it is there; Symbola and DejaVu
+Sans have outlines, drawn in one ink. A colour glyph is at least 24 px long, an outlined one 48 px, and either at least
+3% of the canvas's longer side; the canvas grows where not one would fit.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -14,10 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from numpy.random import Generator
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vl.nano.pictures.canvas import RGB, Background, Box, Boxes, SizeRange, draw_size, pick
-from vl.nano.pictures.emoji_faces import BITMAP_EM, Emoji, EmojiFace, Glyph, draw_glyph, emoji_list, find_emoji_faces
+from vl.nano.pictures.emoji_faces import Emoji, EmojiFace, Glyph, draw_glyph, emoji_list, find_emoji_faces
 from vl.nano.pictures.nothing import draw_nothing
 from vl.nano.pictures.placing import Disc, place_in_cells
 from vl.nano.pictures.questions import Asked, Questions, listed, looked, numbered, sorts
@@ -25,10 +26,11 @@ from vl.nano.pictures.scenes import COUNTS
 
 MAX_EMOJI = 5
 
-_OUTLINE_EMS = (128, 384)  # px; outlines are scaled from these, as every size of a font that is open takes memory
 _MIN_COLOUR, _MIN_OUTLINE, _MIN_SHARE = 24, 48, 0.03  # px, px, of the longer side
 _LARGEST = (0.97, 0.6, 0.46, 0.4, 0.36)  # of the shorter side, by how many there are
 _TURN = 15.0  # degrees
+_MIRRORED = 0.15  # of the glyphs that do not say which way they point
+_SIDED = re.compile("left|right|mark|sign|symbol|calendar")
 _SMALL_GROUND = 336  # px of the longer side of a picture that is enlarged to be a ground
 _ASPECT = 2.2
 _COLOUR_SHARE = 0.7  # of the glyphs that a colour face has
@@ -133,8 +135,7 @@ class _Chosen(NamedTuple):
 
     def glyph(self, size: float) -> Glyph:
         """The glyph at an em that suits a drawing of `size` pixels."""
-        em = BITMAP_EM if self.face.colour else next((e for e in _OUTLINE_EMS if e >= size), _OUTLINE_EMS[-1])
-        return draw_glyph(self.face, self.emoji.code, em)
+        return draw_glyph(self.face, self.emoji.code, self.face.em(size))
 
     def smallest(self, width: int, height: int) -> float:
         return max(_MIN_COLOUR if self.face.colour else _MIN_OUTLINE, _MIN_SHARE * max(width, height))
@@ -156,7 +157,7 @@ def _choose(rng: Generator, faces: Sequence[EmojiFace], background: Background, 
         colour, plain = [face for face in having if face.colour], [face for face in having if not face.colour]
         if plain and not (colour and rng.random() < _COLOUR_SHARE):
             return _Chosen(drawn, pick(rng, plain), background.draw_ink(rng))
-        chosen = _Chosen(drawn, colour[0], None)
+        chosen = _Chosen(drawn, pick(rng, colour), None)
         samples = chosen.glyph(0).colours
         share = sum(background.contrast(sample) >= _MIN_CONTRAST for sample in samples) / max(1, len(samples))
         if share > most:
@@ -179,6 +180,8 @@ def _paint(rng: Generator, image: Image.Image, what: _Chosen, disc: Disc) -> Ite
     scale = size / max(picture.size)
     wide, high = (max(1, round(side * scale)) for side in picture.size)
     picture = picture.resize((wide, high), Image.Resampling.BICUBIC)
+    if rng.random() < _MIRRORED and not _SIDED.search(what.emoji.name):
+        picture = ImageOps.mirror(picture)
     angle = float(rng.uniform(-_TURN, _TURN)) if rng.random() < 0.7 else 0.0
     if angle:
         picture = picture.rotate(-angle, Image.Resampling.BILINEAR, expand=True)

@@ -16,9 +16,16 @@ from vl.nano.pictures.canvas import RGB
 from vl.nano.pictures.fonts import Face, find_faces, open_face
 
 _FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts", "/Library/Fonts")
-_FILES = (("NotoColorEmoji", "NotoColorEmoji*.ttf"), ("Symbola", "Symbola*.[ot]tf"))
+_FILES = (
+    ("NotoColorEmoji", "NotoColorEmoji*.ttf"),
+    ("Twemoji", "Twemoji*.ttf"),
+    ("Symbola", "Symbola*.[ot]tf"),
+)
+_COLOURED = ("NotoColorEmoji", "Twemoji")
 _ALWAYS = "DejaVuSans"
-BITMAP_EM = 109  # px, the only size that Noto Color Emoji has
+_BITMAP_EM = 109  # px, the only size that Noto Color Emoji has
+_OUTLINE_EMS = (128, 384)  # px; outlines are scaled from these, as every size of a font that is open takes memory
+_LAYER_EMS = (128, 256)  # px, the same of coloured outlines, whose pictures are four times as large
 
 
 class Emoji(NamedTuple):
@@ -31,12 +38,21 @@ class Emoji(NamedTuple):
 
 @dataclass(frozen=True)
 class EmojiFace:
-    """A font that has some of the emoji; `codes` are those that it shows recognisably, ascending."""
+    """A font that has some of the emoji; `codes` are those that it shows recognisably, ascending.
+
+    `bitmaps`: it has one size alone; in colour others are of layers of outlines (COLR).
+    """
 
     name: str
     path: str
     colour: bool
+    bitmaps: bool
     codes: tuple[int, ...] = field(repr=False, compare=False)
+
+    def em(self, size: float) -> int:
+        """The pixels per em that suit a drawing of `size` pixels."""
+        ems = (_BITMAP_EM,) if self.bitmaps else _LAYER_EMS if self.colour else _OUTLINE_EMS
+        return next((em for em in ems if em >= size), ems[-1])
 
 
 @lru_cache(maxsize=1)
@@ -48,10 +64,10 @@ def emoji_list() -> tuple[Emoji, ...]:
 
 
 def find_emoji_faces(folder: str | Path | None = None, *, require_colour: bool = False) -> tuple[EmojiFace, ...]:
-    """Lists the faces to draw emoji with, the colour face first.
+    """Lists the faces to draw emoji with, those in colour first.
 
-    Noto Color Emoji and Symbola are looked for in `folder` and then in the system's folders of fonts, recursively;
-    DejaVu Sans comes with matplotlib.
+    Noto Color Emoji, Twemoji and Symbola are looked for in `folder` and then in the system's folders of fonts,
+    recursively; DejaVu Sans comes with matplotlib.
 
     Raises:
         ConfigError: when there is none, or with `require_colour` none that shows all emoji of the list in colour.
@@ -84,13 +100,19 @@ def _open_emoji_face(name: str, path: Path) -> EmojiFace | None:
         return None
     try:
         with TTFont(path, lazy=True) as font:
-            codes, colour, outlines = font.getBestCmap() or {}, "CBDT" in font, "glyf" in font or "CFF " in font
+            codes, bitmaps, outlines = font.getBestCmap() or {}, "CBDT" in font, "glyf" in font or "CFF " in font
+            layers = "COLR" in font and font["COLR"].version == 0
+            # Pillow measures a glyph of layers by its own outlines: one without any would not be drawn.
+            glyphs = font["glyf"] if layers else {}
+            blank = {code for code, glyph in codes.items() if layers and not glyphs[glyph].numberOfContours}
     except (OSError, TTLibError):
         return None
-    if not colour and (not outlines or "Color" in name):
+    colour = bitmaps or layers
+    if not colour and (not outlines or name in _COLOURED):
         return None
-    shown = tuple(e.code for e in emoji_list() if e.code in codes and (colour or not e.needs_colour))
-    return EmojiFace(name, str(path), colour, shown)
+    listed = (e for e in emoji_list() if e.code in codes and e.code not in blank)
+    shown = tuple(e.code for e in listed if colour or not e.needs_colour)
+    return EmojiFace(name, str(path), colour, bitmaps, shown) if shown else None
 
 
 class Glyph(NamedTuple):
@@ -106,7 +128,7 @@ class Glyph(NamedTuple):
 
 @lru_cache(maxsize=2048)
 def draw_glyph(face: EmojiFace, code: int, em: int) -> Glyph:
-    """The glyph of a face at `em` pixels per em, which is `BITMAP_EM` for a face of bitmaps (cached per process)."""
+    """The glyph of a face at `em` pixels per em, which `EmojiFace.em` gives (cached per process)."""
     font = open_face(Face(face.name, face.path), em)
     left, top, right, bottom = (int(edge) for edge in font.getbbox(chr(code)))
     canvas = Image.new("RGBA" if face.colour else "L", (right - left + 8, bottom - top + 8))
@@ -117,7 +139,7 @@ def draw_glyph(face: EmojiFace, code: int, em: int) -> Glyph:
     y, x = np.nonzero(alpha > 16)
     reach = np.hypot(x + 0.5 - canvas.width / 2, y + 0.5 - canvas.height / 2).max() + 0.5
     colours: tuple[RGB, ...] = ()
-    if face.colour:
-        pixels = np.asarray(canvas.reduce(12)).reshape(-1, 4)
-        colours = tuple((int(r), int(g), int(b)) for r, g, b, a in pixels if a > 128)
+    for step in (12, 3, 1) if face.colour else ():  # the finer ones for thin lines
+        pixels = np.asarray(canvas.reduce(step)).reshape(-1, 4)
+        colours = colours or tuple((int(r), int(g), int(b)) for r, g, b, a in pixels if a > 128)
     return Glyph(canvas, float(reach) / max(canvas.size), colours)

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from fontTools.ttLib.tables._g_l_y_f import Glyph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
@@ -27,7 +30,7 @@ from vl.nano.pictures.emoji import (
     caption_emoji,
     draw_emoji,
 )
-from vl.nano.pictures.emoji_faces import BITMAP_EM, EmojiFace, draw_glyph, emoji_list, find_emoji_faces
+from vl.nano.pictures.emoji_faces import EmojiFace, draw_glyph, emoji_list, find_emoji_faces
 from vl.nano.pictures.placing import POSITIONS
 
 FOLDER = os.environ.get("VL_EMOJI_FONTS")
@@ -86,16 +89,84 @@ def test_names_of_colours_want_a_colour_face() -> None:
     assert sum(e.needs_colour for e in emoji_list()) < 300
 
 
-@pytest.mark.parametrize("name", ["DejaVuSans", "Symbola", "NotoColorEmoji"])
+@pytest.mark.parametrize("name", ["DejaVuSans", "Symbola", "NotoColorEmoji", "Twemoji"])
 def test_a_face_shows_each_of_its_emoji_differently(name: str) -> None:
     face = installed(name)
-    assert len(face.codes) == {"DejaVuSans": 78, "Symbola": 343, "NotoColorEmoji": 600}[name]
-    em = BITMAP_EM if face.colour else 64
+    assert len(face.codes) == {"DejaVuSans": 78, "Symbola": 343, "NotoColorEmoji": 600, "Twemoji": 600}[name]
+    em = face.em(64)
     missing = draw_glyph(face, 0x10FFFE, 64).picture.tobytes() if not face.colour else b""
     seen = {draw_glyph(face, code, em).picture.tobytes() for code in face.codes}
     assert len(seen) == len(face.codes)
     assert missing not in seen
     assert not face.colour or all(draw_glyph(face, code, em).colours for code in face.codes[::10])
+
+
+def layered(path: Path, *, outlines: bool) -> None:
+    """A font in which the dog face is a red square above a blue one; `outlines`: whether Pillow can measure it."""
+
+    def square(low: int, high: int) -> Glyph:
+        pen = TTGlyphPen(None)
+        pen.moveTo((100, low))
+        for corner in ((100, high), (900, high), (900, low)):
+            pen.lineTo(corner)
+        pen.closePath()
+        return pen.glyph()
+
+    font = FontBuilder(1000)
+    names = [".notdef", "dog", "red", "blue"]
+    font.setupGlyphOrder(names)
+    font.setupCharacterMap({0x1F436: "dog"})
+    empty = TTGlyphPen(None).glyph()
+    whole = square(0, 800) if outlines else empty
+    font.setupGlyf({".notdef": empty, "dog": whole, "red": square(400, 800), "blue": square(0, 400)})
+    font.setupHorizontalMetrics(dict.fromkeys(names, (1000, 100)))
+    font.setupHorizontalHeader(ascent=1000, descent=0)
+    font.setupPost()
+    font.setupCOLR({"dog": [("red", 0), ("blue", 1)]}, version=0)
+    font.setupCPAL([[(1, 0, 0, 1), (0, 0, 1, 1)]])
+    font.save(path)
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_font_of_layers_is_a_second_style(tmp_path: Path) -> None:
+    layered(tmp_path / "Twemoji.ttf", outlines=True)
+    face = find_emoji_faces(tmp_path)[0]
+    assert (face.name, face.colour, face.bitmaps, face.codes) == ("Twemoji", True, False, (0x1F436,))
+    assert (face.em(30), face.em(200), face.em(900)) == (128, 256, 256)
+    picture = draw_glyph(face, 0x1F436, 256).picture
+    assert picture.size == (205, 205)  # 800 of 1000 units
+    assert picture.getpixel((100, 30)) == (255, 0, 0, 255)
+    assert picture.getpixel((100, 170)) == (0, 0, 255, 255)
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_font_of_layers_that_would_draw_nothing_is_not_used(tmp_path: Path) -> None:
+    layered(tmp_path / "Twemoji.ttf", outlines=False)
+    assert "Twemoji" not in [face.name for face in find_emoji_faces(tmp_path)]
+
+
+@pytest.mark.usefixtures("plain")
+def test_some_emoji_are_mirrored_but_none_that_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emoji, "_TURN", 0.0)
+    monkeypatch.setattr(emoji, "_MIRRORED", 0.0)
+    seeds, sided = range(60), emoji._SIDED
+    upright = [draw_emoji(np.random.default_rng(seed), SIZES, max_emoji=1, fonts=FOLDER) for seed in seeds]
+    monkeypatch.setattr(emoji, "_MIRRORED", 1.0)
+    turned = [draw_emoji(np.random.default_rng(seed), SIZES, max_emoji=1, fonts=FOLDER) for seed in seeds]
+    changed = 0
+    for (image, facts), (other, same) in zip(upright, turned, strict=True):
+        (one,), (two,) = facts.items, same.items
+        left, top, right, bottom = (round(edge) for edge in one.ink)
+        ink = np.asarray(image, int)[top:bottom, left:right]
+        assert one.name == two.name
+        if sided.search(one.name):
+            assert one == two
+            continue
+        left, top, right, bottom = (round(edge) for edge in two.ink)
+        assert np.abs(np.asarray(other, int)[top:bottom, left:right][:, ::-1] - ink).max() <= 8, one.name
+        changed += one != two or image.tobytes() != other.tobytes()
+    assert changed > 20
+    assert sided.search("left pointing backhand index")
 
 
 def test_a_picture_is_a_function_of_the_generator() -> None:
@@ -151,7 +222,7 @@ def test_the_ink_is_in_its_boxes_and_nowhere_else() -> None:
 
 def painted(face: EmojiFace, code: int, size: tuple[int, int]) -> np.ndarray:
     """The glyph as Pillow paints it in black on white, or in its colours, scaled to its ink: float [height, width]."""
-    font = ImageFont.truetype(face.path, BITMAP_EM if face.colour else 128, layout_engine=ImageFont.Layout.BASIC)
+    font = ImageFont.truetype(face.path, face.em(128), layout_engine=ImageFont.Layout.BASIC)
     page = Image.new("RGBA", (400, 400), (255, 255, 255, 0))
     ImageDraw.Draw(page).text((100, 100), chr(code), font=font, fill=(0, 0, 0), embedded_color=face.colour)
     page = page.crop(page.getchannel("A").getbbox()).resize(size)
@@ -159,12 +230,13 @@ def painted(face: EmojiFace, code: int, size: tuple[int, int]) -> np.ndarray:
 
 
 @pytest.mark.usefixtures("plain")
-@pytest.mark.parametrize("name", ["DejaVuSans", "Symbola", "NotoColorEmoji"])
+@pytest.mark.parametrize("name", ["DejaVuSans", "Symbola", "NotoColorEmoji", "Twemoji"])
 def test_what_is_drawn_is_what_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of forty emoji of the face, the one named looks most like the pixels in its box."""
     face = installed(name)
     monkeypatch.setattr(emoji, "find_emoji_faces", lambda *_, **__: (face,))
     monkeypatch.setattr(emoji, "_TURN", 0.0)
+    monkeypatch.setattr(emoji, "_MIRRORED", 0.0)
     codes = {e.name: e.code for e in emoji_list()}
     checked = 0
     for seed in range(100):
