@@ -23,6 +23,7 @@ from vl.nano.pictures.relations import ask_scene, short_caption
 from vl.nano.pictures.scenes import SceneFacts, caption_scene, draw_scene
 from vl.nano.pictures.table_questions import ask_table, describe_table
 from vl.nano.pictures.tables import draw_table
+from vl.nano.pictures.things import ThingFacts, ask_things, caption_things, draw_things
 from vl.nano.pictures.words import caption_text, draw_words
 
 _DESCRIBE = (
@@ -148,6 +149,18 @@ def _nothing(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image | None, Fa
     return draw_nothing(rng, mix.sizes, photos=mix.photos, part=mix.faces, absent=mix.absent)
 
 
+def _things(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, ThingFacts]:
+    return draw_things(
+        rng,
+        mix.sizes,
+        mix.cutouts,
+        textures=mix.textures,
+        grounds=mix.grounds,
+        photos=mix.photos,
+        part=mix.faces,
+    )
+
+
 def _ask_scene(rng: np.random.Generator, facts: SceneFacts, part: str) -> Asked:
     """A question, or now and then the wish for a caption in a few words."""
     if rng.random() < _SHORT_SHARE:
@@ -165,4 +178,5 @@ KINDS: dict[str, Kind] = {
     "charts": Kind(_charts, describe_chart, "caption", ask=ask_chart),
     "tables": Kind(_tables, describe_table, "caption", ask=ask_table),
     "nothing": Kind(_nothing, describe_nothing, "vqa", (*_DESCRIBE, *_READ), ask=ask_nothing),
+    "things": Kind(_things, caption_things, "caption", ask=ask_things),
 }

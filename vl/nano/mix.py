@@ -13,7 +13,7 @@ from vl.nano.pictures.scenes import MAX_OBJECTS, SHAPES
 from vl.nano.pictures.words import MAX_WORDS
 
 # In the order in which the renderer's stream tells them apart: a new kind comes last.
-KIND_NAMES = ("words", "scenes", "counts", "emoji", "pages", "charts", "tables", "nothing")
+KIND_NAMES = ("words", "scenes", "counts", "emoji", "pages", "charts", "tables", "nothing", "things")
 EASY_KINDS = ("words", "scenes")
 """Those that a model that knows nothing yet can begin with."""
 
@@ -26,7 +26,7 @@ class Mix:
     """What to draw: how often each kind of picture relative to the others, on which canvas sizes, and how.
 
     Attributes:
-        scenes, words, counts, emoji, pages, charts, tables, nothing: relative frequencies of the kinds of picture.
+        scenes, words, counts, emoji, pages, charts, tables, nothing, things: relative frequencies of the kinds.
         sizes: canvases.
         page_sizes: those of pages, if they have others.
         questions: the share of pictures that are asked about instead of described, where their kind has questions.
@@ -40,6 +40,7 @@ class Mix:
         grounds: the share of pictures of emoji whose ground is a picture of nothing: clouds, hills, a photograph.
         absent: of the pictures of nothing, the share that are not there, so that the model says it sees none.
         photos: a folder with photographs, parts of which are pictures of nothing that the model knows.
+        cutouts: a folder with the pictures of things, which `vl.nano.prepare_things` makes.
         faces: "all", "learnt" or "held-out": the faces to print in, the texts and the phrasings of questions. The
             embedded model learns from the second and is tested on the third.
         max_objects, max_words, shapes, colours: fewer make an easier task.
@@ -57,6 +58,7 @@ class Mix:
     charts: float = 0.0
     tables: float = 0.0
     nothing: float = 0.0
+    things: float = 0.0
     sizes: tuple[SizeRange, ...] = MIXED
     page_sizes: tuple[SizeRange, ...] | None = None
     questions: float = 0.0
@@ -68,6 +70,7 @@ class Mix:
     grounds: float = 0.0
     absent: float = 0.0
     photos: str | None = None
+    cutouts: str | None = None
     faces: str = "all"
     max_objects: int = MAX_OBJECTS
     max_words: int = MAX_WORDS

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from preprocessing import Grid
 from vl.nano.pictures.canvas import COLOURS, Boxes
+from vl.nano.pictures.cutouts import thing_list
 from vl.nano.pictures.emoji_faces import emoji_list
 from vl.nano.pictures.scenes import SHAPES
 from vl.training.dense import POINTS
@@ -18,6 +19,7 @@ _NAMES = [
     *(f"{colour} {shape}" for colour, shape in product(COLOURS, SHAPES)),
     *(chr(code) for code in range(33, 127)),
     *(emoji.name for emoji in emoji_list()),
+    *(thing.name for thing in thing_list()),
 ]
 # An emoji may share its name with a drawn shape ("red circle"), and then its class.
 CLASSES: dict[str, int] = {name: index for index, name in enumerate(dict.fromkeys(_NAMES), 1)}

@@ -25,6 +25,7 @@ from vl.nano.pictures.questions import Asked
 from vl.nano.pictures.relations import ask_scene
 from vl.nano.pictures.table_questions import ask_table
 from vl.nano.pictures.tables import draw_table
+from vl.nano.pictures.things import ask_things, draw_things
 from vl.nano.render import Sample, render
 from vl.training.config import EVALUATION_SEED
 
@@ -32,7 +33,7 @@ from vl.training.config import EVALUATION_SEED
 SEED = EVALUATION_SEED + 1
 _LOOKS = 256  # tokens of what is looked at, and the answer
 # Emoji first: where there is no font for them, the task is left out.
-_KNOWN = ("emoji", *(kind for kind in KINDS if kind not in ("emoji", "nothing")))
+_KNOWN = ("emoji", *(kind for kind in KINDS if kind not in ("emoji", "nothing", "things")))
 _PAGE_SIZES = (SizeRange(1008, 2016, 1.0),)
 HELD_OUT = Mix(faces="held-out")
 """What tasks draw from unless they are told otherwise."""
@@ -112,8 +113,9 @@ def _no_image(index: int, mix: Mix) -> Question:
 
 
 def _known(index: int, mix: Mix) -> Question:
-    """A picture of any kind that it knows."""
-    return describe(render(SEED, index, mix.only(_KNOWN[index % len(_KNOWN)])))
+    """A picture of any kind that it knows; of things too where a folder has them."""
+    known = (*_KNOWN, "things") if mix.cutouts else _KNOWN
+    return describe(render(SEED, index, mix.only(known[index % len(known)])))
 
 
 def _emoji(grounds: float, index: int, mix: Mix) -> Question:
@@ -129,6 +131,14 @@ def _emoji(grounds: float, index: int, mix: Mix) -> Question:
         part=mix.faces,
     )
     return _put(image, ask_emoji(rng, facts, mix.faces, kinds=("name",)))
+
+
+def _thing(index: int, mix: Mix) -> Question:
+    rng = np.random.default_rng((SEED, index))
+    image, facts = draw_things(
+        rng, mix.sizes, mix.cutouts, max_things=1, grounds=0.5, photos=mix.photos, part=mix.faces
+    )
+    return _put(image, ask_things(rng, facts, mix.faces, kinds=("name",)))
 
 
 def _page(kind: str, two_columns: float, index: int, mix: Mix) -> Question:
@@ -204,6 +214,8 @@ TASKS: dict[str, Task] = {
              (Target("normalised", 0.95),)),
         Task("photographs", "parts of photographs (data.mix.photos of --recipe): it says that it knows nothing of them",
              "vqa", _photograph, (Target("normalised", 0.95),)),
+        Task("things", "one of 209 everyday things (data.mix.cutouts of --recipe), named", "vqa", _thing,
+             (Target("normalised", 0.7),)),
         Task("no-image", "no image at all: it says so", "vqa", _no_image, (Target("normalised", 0.95),)),
         Task("refusals", "pictures of all kinds that it knows: it does not decline", "refusals", _known,
              (Target("refused", 0.01, most=True),), max_new_tokens=24),

@@ -78,8 +78,8 @@ def test_all_built_in_tasks_in_one_table(run: Run, tmp_path: Path) -> None:
     assert code == 0
     skipped = {line.split(": ")[0]: line.split(": ")[1] for line in err.split("skipped: ")[1:]}
     causes = {cause.split()[0] for cause in skipped.values()}
-    assert causes <= {"no", "photographs"}, "nothing but a colour font and photographs has to be there"
-    assert skipped.keys() <= {"emoji", "emoji-grounds", "refusals", "photographs"}
+    assert causes <= {"no", "photographs"}, "nothing but a colour font and pictures has to be there"
+    assert skipped.keys() <= {"emoji", "emoji-grounds", "refusals", "photographs", "things"}
     assert "mean token probability" in out
     with Image.open(tmp_path / "plot.png") as plot:
         assert plot.size[0] > 600

@@ -21,13 +21,23 @@ from vl.nano.pictures.scenes import SHAPES
 from vl.nano.render import Sample, render
 from vl.nano.source import NanoSource
 
+from .pictures.cutout_folder import make_cutouts
+
 FOLDER = os.environ.get("VL_EMOJI_FONTS")
 COUNT = 24
+FOLDERS: dict[str, str] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cutouts(tmp_path_factory: pytest.TempPathFactory) -> None:
+    FOLDERS["cutouts"] = make_cutouts(tmp_path_factory.mktemp("cutouts"), 60)
 
 
 @cache
 def samples(kind: str) -> list[Sample]:
-    mix = replace(Mix(sizes=SMALL, questions=0.6, damaged=0.5).only(kind), fonts=FOLDER if kind == "emoji" else None)
+    mix = replace(
+        Mix(sizes=SMALL, questions=0.6, damaged=0.5).only(kind), fonts=FOLDER if kind == "emoji" else None, **FOLDERS
+    )
     try:
         return [render(11, index, mix) for index in range(COUNT)]
     except vl.ConfigError as error:
@@ -140,7 +150,7 @@ def test_pages_may_have_sizes_of_their_own() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_turns_follow_the_first(kind: str) -> None:
-    mix = replace(Mix(sizes=SMALL, questions=0.6).only(kind), fonts=FOLDER if kind == "emoji" else None)
+    mix = replace(Mix(sizes=SMALL, questions=0.6).only(kind), fonts=FOLDER if kind == "emoji" else None, **FOLDERS)
     try:
         single, many = ([render(11, i, replace(mix, turns=turns)) for i in range(COUNT)] for turns in (1, 9))
     except vl.ConfigError as error:

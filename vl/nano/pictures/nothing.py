@@ -65,7 +65,9 @@ def draw_nothing(
         return None, NothingFacts(0, 0, "absent")
     width, height = draw_size(sizes, _ASPECT, rng)
     if photos and not sorts and rng.random() < 1 / 3:
-        return _photo(rng, width, height, pick(rng, _open_photos(photos, part))), NothingFacts(width, height, "photo")
+        return crop_photo(rng, width, height, pick(rng, _open_photos(photos, part))), NothingFacts(
+            width, height, "photo"
+        )
     sort = pick(rng, sorts or tuple(SORTS))
     scale = min(1.0, _SMALL / max(width, height))
     small = SORTS[sort](rng, max(8, round(width * scale)), max(8, round(height * scale)))
@@ -84,7 +86,7 @@ def draw_photograph(
     if photos is None:
         raise ConfigError("photographs come from a folder that data.mix.photos names: give a recipe that does")
     width, height = draw_size(sizes, _ASPECT, rng)
-    return _photo(rng, width, height, pick(rng, _open_photos(photos, part))), NothingFacts(width, height, "photo")
+    return crop_photo(rng, width, height, pick(rng, _open_photos(photos, part))), NothingFacts(width, height, "photo")
 
 
 def describe_nothing(facts: NothingFacts) -> str:
@@ -264,9 +266,12 @@ def _open_photos(folder: str, part: str) -> tuple[Image.Image, ...]:
     return tuple(found)
 
 
-def _photo(rng: Generator, width: int, height: int, photo: Image.Image) -> Image.Image:
-    """A part of a photograph, of these sides in proportion, perhaps mirrored, lighter or greyer."""
-    scale = min(photo.width / width, photo.height / height) * float(rng.uniform(0.5, 1.0))
+def crop_photo(rng: Generator, width: int, height: int, photo: Image.Image, least: float = 0.5) -> Image.Image:
+    """A part of a photograph, of these sides in proportion, perhaps mirrored, lighter or greyer.
+
+    It is `least` as long as the longest part that there is, or longer.
+    """
+    scale = min(photo.width / width, photo.height / height) * float(rng.uniform(least, 1.0))
     wide, high = width * scale, height * scale
     left, top = rng.random() * (photo.width - wide), rng.random() * (photo.height - high)
     box = (left, top, left + wide, top + high)
