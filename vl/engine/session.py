@@ -8,8 +8,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,12 +18,8 @@ import torch
 from torch import Tensor
 
 from preprocessing import Conversation, ImageSource, Messages, Processor
-from text_backbone import HybridCache
-from text_backbone.parallel import Layout
 from vl.documents import PAGE_SIDE, read_documents
-from vl.engine import memory
 from vl.engine.driver import Holding
-from vl.engine.holding import put_named_in
 from vl.engine.identity import Model, differences, identity
 from vl.engine.params import SamplingParams, check_single
 from vl.engine.prefix import Held
@@ -38,10 +34,10 @@ from vl.engine.session_file import (
     SavedImage,
     folder_of,
     read_manifest,
-    read_shards,
     read_tensors,
     write_session,
 )
+from vl.engine.session_fill import Stored, undamaged
 from vl.errors import CheckpointError, InputError
 from vl.files import locked
 
@@ -298,41 +294,11 @@ def _open(model: Reader, folder: Path, saved: Saved) -> Session:
             f"{folder} is a session of another model than {model.name or 'this one'}: it differs in "
             f"{', '.join(other)}; load {saved.name!r:.200} as it was when the session was saved, or read anew"
         )
-    with _undamaged(folder):
+    with undamaged(folder):
         all_ids = read_tensors(folder / saved.ids)["input_ids"].clone()
     held = model.engine.adopt(saved.tokens, Stored(folder, saved))
     read_before = Conversation([dict(message) for message in saved.messages], [], [dict(tool) for tool in saved.tools])
     return Session(model, read_before, all_ids, saved.images, held, saved.lineage)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What a folder holds, for a cache to be filled from: a `vl.engine.holding.Fill`, which other processes can call.
-
-    Raises CheckpointError if the files are damaged.
-    """
-
-    folder: Path
-    saved: Saved
-
-    def __call__(self, cache: HybridCache, slot: int, layout: Layout | None = None) -> None:
-        with _undamaged(self.folder):
-            states = read_tensors(self.folder / self.saved.states)
-            stretches = (tensors for _, tensors in read_shards(self.folder, self.saved))
-            put_named_in(cache, slot, states, stretches, layout)
-
-
-@contextmanager
-def _undamaged(folder: Path) -> Iterator[None]:
-    """A block that reads files, of whose contents nothing was checked."""
-    try:
-        yield
-    except (KeyError, ValueError, RuntimeError) as error:
-        if memory.is_exhausted(error):
-            raise
-        raise CheckpointError(
-            f"{folder} is damaged ({type(error).__name__}: {error}): save the session again, or read anew"
-        ) from error
 
 
 def _begun(

@@ -15,7 +15,7 @@ from vl.nano.pictures.prose import Prose
 
 MIN_SIZE = 14  # px per em: the smallest type
 _MIN_RATIO = 4.5  # of brightness: equally bright hues are hard to read, however far apart
-_USUAL_LINE, _USUAL_LETTER = 1.2, 0.65  # ems: a line's height, a letter's mean width
+_USUAL_LINE, _USUAL_LETTER = 1.2, 0.7  # ems: a line's height, a letter's mean width
 _LETTERS = "".join(map(chr, range(ord("!"), ord("~") + 1)))
 
 
