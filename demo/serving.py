@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 
 from demo.gallery import FOLDER
-from demo.memory import bound_arenas
 from demo.ports import free_port
+from vl.heaps import bound_arenas
 
 MOST_SESSIONS = 1000
 """Sessions that the server remembers. Gradio forgets none, each of 52 KiB and what was said, until there are more."""

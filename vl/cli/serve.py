@@ -24,6 +24,7 @@ from vl.cli.console import (
 )
 from vl.cli.engine import engine_options
 from vl.engine.config import EngineConfig
+from vl.heaps import bound_arenas
 
 KEYS = "VL_API_KEYS"
 _LIMITS = "Limits"
@@ -103,6 +104,7 @@ def serve(
         max_answers=max_answers,
         image_hosts=_split(allow_image_hosts),
     )
+    bound_arenas()
     bound = bind(host, port)  # before the model: a port that is taken should not wait for it
     loaded = load_model(
         model, device, dtype, engine, background=background, quantization=quantization, devices=devices,

@@ -1,4 +1,4 @@
-"""Memory of a server that runs for weeks."""
+"""Memory of servers that run for weeks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def bound_arenas() -> bool:
     """Let all threads allocate from a few heaps. Call it before threads start.
 
     glibc gives every thread a heap of its own, up to eight per core, and each keeps the peak of the largest image or
-    prompt that its thread has ever met: requests move between Gradio's threads, so the peaks add up.
+    prompt that its thread has ever met: requests move between threads, so the peaks add up.
 
     Returns:
         whether it could be set: other C libraries (macOS, musl) have no such setting and need none.
