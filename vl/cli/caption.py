@@ -32,7 +32,7 @@ from vl.cli.console import (
 )
 from vl.cli.dryrun import DryRun, DryRunOption, GpusOption, PriceOption, SampleOption
 from vl.cli.engine import engine_options
-from vl.cli.report import ReportImagesOption, ReportOption, write_page
+from vl.cli.report import ReportImagesOption, ReportOption, check_page, write_page
 from vl.cli.where import EngineOption, EnginesOption, KeyOption, PatienceOption, UrlOption, Where
 from vl.engine.config import EngineConfig
 
@@ -106,7 +106,7 @@ def caption(
         str, typer.Option(help="Between a text and the caption added to it.", rich_help_panel=_BESIDE)
     ] = " ",
     report: ReportOption = None,
-    report_images: ReportImagesOption = 1000,
+    report_images: ReportImagesOption = None,
     column: Annotated[
         str | None,
         typer.Option(help="Where tables have their images: paths, URLs or bytes. By default found by its name."),
@@ -153,6 +153,12 @@ def caption(
         raise typer.BadParameter("--existing, --prefix, --suffix and --separator go with --beside")
     if out is None and report is not None:
         raise typer.BadParameter("--report goes with --out, whose rows it shows; vl report OUT does it later")
+    if report is None and report_images is not None:
+        raise typer.BadParameter("--report-images goes with --report")
+    if report is not None:
+        check_page(report)
+    if gpus is not None and sample:
+        raise typer.BadParameter("--sample measures this machine and --gpus plans for another: leave one of them out")
     if not dry_run and (sample, gpus, price_per_hour) != (None, None, None):
         raise typer.BadParameter("--sample, --gpus and --price-per-hour go with --dry-run")
     if dry_run and report is not None:

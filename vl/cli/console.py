@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import importlib.util
 import os
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -143,6 +145,19 @@ def printable(text: str) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 error`, `2,000 errors`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def check_folders(*paths: Path | None) -> None:
+    """Raises BadParameter for a file that could not be written after minutes of work."""
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise typer.BadParameter(f"there is no folder {printable(str(path.parent))} to write {path.name} into")
+
+
+def check_charts(plot: Path | None) -> None:
+    """Raises BadParameter for a chart that could not be drawn after minutes of work."""
+    if plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise typer.BadParameter("charts need matplotlib: pip install matplotlib", param_hint="--plot")
 
 
 @contextlib.contextmanager

@@ -113,12 +113,16 @@ class DryRun:
         from vl.jobs.beside import text_of
         from vl.jobs.estimate import finished
         from vl.jobs.rowfile import made_with
-        from vl.jobs.sources.files import is_remote
+        from vl.jobs.sources.files import is_remote, remote
+
+        def is_there(name: str) -> bool:
+            place = remote(name) if is_remote(name) else None
+            return Path(name).exists() if place is None else place.fs.exists(place.path)
 
         def nothing(source: Source) -> bool:
             return beside is not None and beside.existing == "skip" and text_of(source).exists()
 
-        if out is None or how["overwrite"] or not (is_remote(out) or Path(out).exists()):
+        if out is None or how["overwrite"] or not is_there(out):
             return nothing
         settings = elsewhere.settings(run.params) if elsewhere else run.settings()
         made = made_with(elsewhere.name if elsewhere else run.model, run.prompts, settings)

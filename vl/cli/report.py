@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vl.cli.console import importing, plural, printable, stdout_console
+from vl.cli.console import check_folders, importing, plural, printable, stdout_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,8 +24,15 @@ ReportOption = Annotated[
     ),
 ]
 ReportImagesOption = Annotated[
-    int,
-    typer.Option("--report-images", min=0, max=20_000, help="Images on that page, at most.", rich_help_panel=_PANEL),
+    int | None,
+    typer.Option(
+        "--report-images",
+        min=0,
+        max=20_000,
+        help="Images on that page, at most.",
+        show_default="1000",
+        rich_help_panel=_PANEL,
+    ),
 ]
 
 
@@ -34,7 +41,7 @@ def report(
     page: Annotated[
         Path, typer.Argument(metavar="[PAGE]", help="The HTML file, replaced if it is there.", show_default=True)
     ] = Path("report.html"),
-    report_images: ReportImagesOption = 1000,
+    report_images: ReportImagesOption = None,
     column: Annotated[
         str | None,
         typer.Option(help="Where tables among the job's sources have their images.", show_default=False),
@@ -44,13 +51,21 @@ def report(
 
     It needs no network. Images are looked for where the job read them.
     """
+    check_page(page)
     with importing():
         write_page(out, page, report_images, column, stdout_console())
 
 
-def write_page(out: str, page: Path, images: int, column: str | None, console: Console) -> None:
-    """Write the page and say so."""
-    from vl.jobs.report import write_report
+def check_page(page: Path) -> None:
+    """Raises BadParameter for a file that no page should be written into, or could not be after the job."""
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise typer.BadParameter(f"{printable(str(page))}: a page is named like report.html")
+    check_folders(page)
 
-    found = write_report(out, page, images=images, column=column)
+
+def write_page(out: str, page: Path, images: int | None, column: str | None, console: Console) -> None:
+    """Write the page and say so."""
+    from vl.jobs.report import IMAGES, write_report
+
+    found = write_report(out, page, images=IMAGES if images is None else images, column=column)
     console.print(printable(f"{plural(found.rows, 'row')}, {plural(found.errors, 'error')} · {page}"), soft_wrap=True)

@@ -20,6 +20,8 @@ from vl.cli.console import (
     PlacementOption,
     QuantizationOption,
     SpillOption,
+    check_charts,
+    check_folders,
     complain,
     plural,
     printable,
@@ -27,7 +29,7 @@ from vl.cli.console import (
     stdout_console,
 )
 from vl.cli.engine import engine_options
-from vl.cli.soak import as_options, check_folders, server_settings
+from vl.cli.soak import as_options, server_settings
 from vl.engine.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -140,6 +142,7 @@ def serve(
     from vl.files import write_file
 
     check_folders(json, plot)
+    check_charts(plot)
     if math.isnan(rate) or rate <= 0:
         raise typer.BadParameter("arrivals a second are more than 0, or inf", param_hint="--rate")
     size = None if image is None else read_size(image)
@@ -168,10 +171,7 @@ def serve(
             write_file(json, jsonlib.dumps(rows, indent=2) + "\n")
     show(found)
     if plot is not None:
-        try:
-            draw_load(runs, plot)
-        except ImportError as error:
-            raise typer.BadParameter("charts need matplotlib: pip install matplotlib", param_hint="--plot") from error
+        draw_load(runs, plot)
     if any(figures.failed for _, figures in found):
         raise typer.Exit(EXIT_SOME_FAILED)
 

@@ -18,6 +18,8 @@ from vl.cli.console import (
     DTypeOption,
     ModelOption,
     QuantizationOption,
+    check_charts,
+    check_folders,
     complain,
     printable,
     stderr_console,
@@ -69,6 +71,7 @@ def soak(
 
     seconds = read_duration(duration)
     check_folders(json, plot)
+    check_charts(plot)
     placed = {"device": device, "dtype": dtype, "quantization": quantization, "max-waiting": max_waiting}
     options = (*LIMITS, *as_options(server_settings(engine, placed)))
 
@@ -84,14 +87,11 @@ def soak(
         found = asyncio.run(ask(url))
     if json is not None:
         write_file(json, jsonlib.dumps(found.as_json(), indent=2) + "\n")
-    if plot is not None:
-        try:
-            draw_soak(found, plot)
-        except ImportError as error:
-            raise typer.BadParameter("charts need matplotlib: pip install matplotlib", param_hint="--plot") from error
     stdout_console().print(soak_table(found))
     for fault in found.faults[:_SHOWN]:
         complain(fault, kind="fault")
+    if plot is not None:
+        draw_soak(found, plot)
     if found.faults:
         complain(f"{len(found.faults):,} faults", kind="failed")
         raise typer.Exit(EXIT_SOME_FAILED)
@@ -103,13 +103,6 @@ def read_duration(text: str) -> float:
     if not match or not float(match[1]):
         raise typer.BadParameter(f"{printable(text)!r} is no duration: write 90s, 30m or 2h", param_hint="--duration")
     return float(match[1]) * _UNITS[match[2]]
-
-
-def check_folders(*paths: Path | None) -> None:
-    """Raises BadParameter for a file that could not be written after minutes of measuring."""
-    for path in paths:
-        if path is not None and not path.parent.is_dir():
-            raise typer.BadParameter(f"there is no folder {printable(str(path.parent))} to write {path.name} into")
 
 
 def server_settings(engine: EngineConfig, more: Mapping[str, Any]) -> dict[str, Any]:

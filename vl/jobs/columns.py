@@ -11,7 +11,7 @@ import pyarrow
 from vl.jobs.prompts import Prompts
 from vl.jobs.schema import Schema, resolved
 
-_DEEPEST = 16  # of objects and lists in each other; those of a schema that refers to itself have no end
+_DEEPEST = 16  # of objects and lists in each other
 _AS_JSON = {b"minimax_vl": b"json"}
 _PLAIN = {
     "string": pyarrow.string(),
@@ -66,15 +66,22 @@ def _cast(value: Any, kind: pyarrow.DataType) -> Any:
     return value
 
 
-def _type(schema: Schema, node: Any, depth: int = 0) -> pyarrow.DataType | None:
-    """None where values may be of several types, or of objects whose properties are not all known."""
+def _type(schema: Schema, node: Any, depth: int = 0, above: tuple[str, ...] = ()) -> pyarrow.DataType | None:
+    """None where values may be of several types, or of objects whose properties are not all known.
+
+    `above`: the references that led here; a schema that refers to itself has no end.
+    """
+    if isinstance(node, Mapping) and "$ref" in node:
+        if node["$ref"] in above:
+            return None
+        above = (*above, node["$ref"])
     node = resolved(schema.body, node)
     if not isinstance(node, Mapping) or depth > _DEEPEST:
         return None
     choices = node.get("anyOf", node.get("oneOf"))
     if choices is not None and "type" not in node:
         some = [part for part in (resolved(schema.body, choice) for choice in choices) if part != {"type": "null"}]
-        return _type(schema, some[0], depth + 1) if len(some) == 1 else None
+        return _type(schema, some[0], depth + 1, above) if len(some) == 1 else None
     names = _names(node)
     if names == {"integer", "number"}:
         names = {"number"}
@@ -82,10 +89,10 @@ def _type(schema: Schema, node: Any, depth: int = 0) -> pyarrow.DataType | None:
         return None
     name = names.pop()
     if name == "array":
-        items = _type(schema, node.get("items"), depth + 1)
+        items = None if "prefixItems" in node else _type(schema, node.get("items"), depth + 1, above)
         return None if items is None else pyarrow.list_(items)
     if name == "object":
-        return _struct(schema, node, depth)
+        return _struct(schema, node, depth, above)
     return _PLAIN.get(name)
 
 
@@ -98,9 +105,14 @@ def _names(node: Mapping[str, Any]) -> set[str]:
     return {given} if isinstance(given, str) else set(given) - {"null"}
 
 
-def _struct(schema: Schema, node: Mapping[str, Any], depth: int) -> pyarrow.DataType | None:
+def _struct(schema: Schema, node: Mapping[str, Any], depth: int, above: tuple[str, ...]) -> pyarrow.DataType | None:
     properties = node.get("properties")
     if not properties or node.get("additionalProperties") is not False or node.get("patternProperties"):
         return None
-    parts = {name: _type(schema, part, depth + 1) for name, part in properties.items()}
-    return None if None in parts.values() else pyarrow.struct(parts)
+    parts = {}
+    for name, part in properties.items():
+        kind = _type(schema, part, depth + 1, above)
+        if kind is None:
+            return None
+        parts[name] = kind
+    return pyarrow.struct(parts)

@@ -15,6 +15,7 @@ from threading import Lock
 from typing import Any
 
 from preprocessing import LazyImage, Patcher, Processor, image_size
+from preprocessing.fetch import MAX_BYTES
 from preprocessing.sources import open_source
 from vl.errors import Error
 from vl.jobs.captioning import caption_rows
@@ -99,10 +100,10 @@ class Looker:
             if self._left <= 0:
                 return None
         with open_source(image, name) as file:
-            content = file.read()
+            content = file.read(MAX_BYTES + 1)
         with self._lock:
             self._left -= len(content)
-        return content
+        return content if len(content) <= MAX_BYTES else None
 
 
 def _text_tokens(processor: Processor, text: str) -> int:

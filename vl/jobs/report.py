@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
@@ -20,7 +21,6 @@ from vl.pages import render_page
 IMAGES = 1000
 """Images that a page shows, if nothing is said: some 10 MB."""
 
-MOST_IMAGES = 20_000
 _LISTED = 20  # causes of errors, slow images, repeated captions
 _LONGEST = 20_000  # characters of a text on the page
 
@@ -66,6 +66,8 @@ def write_report(
         JobError: if the output cannot be read, or the page cannot be written.
     """
     name = os.fspath(out)
+    if os.path.realpath(path) == os.path.realpath(name):
+        raise JobError(f"{name} holds the rows: write the page into another file")
     found = Statistics(images)
     try:
         for stored in stored_rows(out):
@@ -74,6 +76,8 @@ def write_report(
         write_file(Path(path), page.encode("utf-8", "replace"))
     except OSError as error:
         raise JobError(f"cannot write {os.fspath(path)}: {error.strerror or error}: choose another place") from error
+    except sqlite3.Error as error:
+        raise JobError(f"texts cannot be counted in a temporary file ({error}): make room in its folder") from error
     finally:
         found.repeated.close()
     return found

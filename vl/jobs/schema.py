@@ -97,7 +97,10 @@ class Schema:
             found = _numbers_checked(json.loads(answer))
         except (ValueError, RecursionError) as error:
             raise InputError(f"is no JSON that columns can hold ({error})") from None
-        wrong = next(iter(_validator(self.text).iter_errors(found)), None)
+        try:
+            wrong = next(iter(_validator(self.text).iter_errors(found)), None)
+        except RecursionError:
+            raise InputError("is nested too deeply to be checked") from None
         if wrong is not None:
             raise InputError(f"is not of the schema: {wrong.json_path}: {wrong.message[:300]}")
         return {name: found.get(name) for name in self.properties}
@@ -177,9 +180,16 @@ def _parsed(text: str) -> dict[str, Any]:
 
 @lru_cache(16)
 def _validator(text: str) -> Any:
+    """Takes as whole numbers those that a column can hold, of which 1e19 is none."""
     library = _library()
     body = _parsed(text)
-    return library.validators.validator_for(body, default=library.Draft202012Validator)(body)
+    kind = library.validators.validator_for(body, default=library.Draft202012Validator)
+    plain = kind.TYPE_CHECKER
+
+    def is_integer(_: Any, value: Any) -> bool:
+        return plain.is_type(value, "integer") and -_LARGEST <= value < _LARGEST
+
+    return library.validators.extend(kind, type_checker=plain.redefine("integer", is_integer))(body)
 
 
 def _library() -> Any:

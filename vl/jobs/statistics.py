@@ -92,7 +92,7 @@ class Repeated:
         self._db.close()
 
     def _count(self) -> None:
-        again = "ON CONFLICT DO UPDATE SET number = number + 1, text = ?2"
+        again = "ON CONFLICT (id) DO UPDATE SET number = number + 1, text = ?2"
         self._db.executemany(f"INSERT INTO texts VALUES (?1, 1, NULL) {again}", self._waiting)
         self._waiting.clear()
 
@@ -137,7 +137,7 @@ class Statistics:
         if row.get("seconds") == 0:
             self.copies += 1
             return
-        for text in stored.texts.values():
+        for text in {*stored.texts.values()}:
             self.repeated.add(text)
         if row.get("seconds") is not None:
             self.seconds.add(row["seconds"])

@@ -75,11 +75,12 @@ def stored_rows(out: str | os.PathLike[str]) -> Iterator[Stored]:
     try:
         if is_remote(name):
             yield from _parts(_listed(name, PARTS[suffix]), {})
-        elif suffix in SUFFIXES:
+        elif suffix in SUFFIXES and not Path(name).is_dir():
             yield from _lines(Path(name))
         else:
             folder = Path(name)
-            waiting = {row.id: row for row in _lines(folder / "_journal.jsonl")}
+            journal = folder / "_journal.jsonl"
+            waiting = {row.id: row for row in _lines(journal)} if journal.exists() else {}  # a bucket's copy has none
             names = [path.name for path in folder.iterdir()]
             yield from _parts([File(str(folder / part)) for part in _in_order(names, PARTS[suffix])], waiting)
     except Error:

@@ -99,7 +99,11 @@ def test_a_plan_of_a_model_that_is_not_here(folder: Path, capsys: pytest.Capture
     table = capsys.readouterr().out
     assert "predicted for 8 x H100-80GB" in table
     assert "1 .txt" in table
-    for wrong in (("--gpus", "9xNothing"), ("--report", "a.html", "--gpus", "8xH200")):
+    for wrong in (
+        ("--gpus", "9xNothing"),
+        ("--gpus", "8xH200", "--sample", "3"),
+        ("--report", "a.html", "--gpus", "8xH200"),
+    ):
         assert command(["caption", str(folder), "--dry-run", "--model", "MiniMax-VL-01", *wrong]) == 2
     assert command(["caption", str(folder), "--sample", "3"]) == 2
 
@@ -107,7 +111,7 @@ def test_a_plan_of_a_model_that_is_not_here(folder: Path, capsys: pytest.Capture
 def test_a_table_has_a_prompt_for_each(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "table.jsonl"
     table.write_text("".join(json.dumps({"image": f"in/{n}.png", "of": w}) + "\n" for n, w in (("a", "x"), ("a", "y"))))
-    told = dry(capsys, table, "--prompt", "An {of}?", "--sample", "0")
+    told = dry(capsys, table, "--prompt", "An {of}?", "--sample", "0", "--out", "memory://bucket/new.parquet")
     assert (told["inputs"], told["copies"]) == (2, 0), "with other prompts they are no copies"
 
 

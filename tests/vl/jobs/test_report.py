@@ -163,11 +163,17 @@ def test_commands(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "13 rows, 1 error" in capsys.readouterr().out
     assert page.read_text().count("<article") == 3
     assert command(["report", str(tmp_path / "none.jsonl")]) == 3
-    assert command(["report", out, str(tmp_path / "no" / "page.html")]) == 3
-    assert "cannot write" in capsys.readouterr().err
-    assert command(["caption", "a.png", "--report", str(page)]) == 2
+    for wrong in (str(tmp_path / "no" / "page.html"), out):
+        assert command(["report", out, wrong]) == 2
+        assert command(["caption", str(archive), "--out", str(tmp_path / "new.jsonl"), "--report", wrong]) == 2
+    for options in (["--report", str(page)], ["--report-images", "3"]):
+        assert command(["caption", "a.png", *options]) == 2
     with pytest.raises(JobError, match="is no output"):
         write_report(archive, page)
+    with pytest.raises(JobError, match="holds the rows"):
+        write_report(out, out)
+    with pytest.raises(JobError, match="cannot write"):
+        write_report(out, tmp_path / "no" / "page.html")
 
 
 @given(st.lists(st.floats(0, 1e6), max_size=60), st.sampled_from([1, 8, 1 / 32]))

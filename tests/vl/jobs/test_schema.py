@@ -11,6 +11,7 @@ from typing import Any
 
 import duckdb
 import jsonschema
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -228,6 +229,7 @@ def test_a_bad_schema_is_said_before_anything_is_read(
         ('{"across": "3"}', r"is not of the schema: \$\.across: '3' is not of type 'integer'"),
         ('{"across": 3, "more": 1}', "'more' was unexpected"),
         ('{"across": 1' + 30 * "0" + "}", "more than 64 bits"),
+        ('{"across": 1e19}', "is not of type 'integer'"),
         ('{"across": 1, "ratio": 1e999}', "not finite"),
         ('{"across": NaN}', "is not finite"),
         ("[" * 100_000, "is no JSON"),
@@ -242,6 +244,20 @@ def test_answers_of_another_form_are_errors(archive: Path, text: str, message: s
     with pytest.raises(InputError, match=message):
         Schema.of(SCHEMA).values(text)
     assert row["caption"] == text
+
+
+def test_schemas_without_end(tmp_path: Path) -> None:
+    """Columns of what refers to itself are JSON, found at once; an answer as deep as no column's is an error."""
+    node: dict[str, Any] = {"type": "object", "additionalProperties": False}
+    node["properties"] = {name: {"$ref": "#/$defs/n"} for name in "abcd"}
+    lists = {"type": "array", "items": {"$ref": "#/$defs/l"}}
+    pair = {"type": "array", "prefixItems": [{"type": "integer"}], "items": {"type": "string"}}
+    body = {"properties": {"tree": {"$ref": "#/$defs/n"}, "l": {"$ref": "#/$defs/l"}, "pair": pair}}
+    schema = Schema.of(body | {"$defs": {"n": node, "l": lists}})
+    assert [field.type for field in fields(Prompts.of("?").held_to(schema))] == 3 * [pyarrow.string()]
+    with pytest.raises(InputError, match="is nested too deeply"):
+        schema.values('{"l": ' + "[" * 400 + "]" * 400 + "}")
+    assert schema.values('{"pair": [5, "a"]}')["pair"] == [5, "a"]
 
 
 KINDS: Any = st.deferred(lambda: PLAIN | LISTS | OBJECTS)

@@ -85,6 +85,17 @@ def test_a_bucket(archive: Path) -> None:
         assert whole.image() == Path(whole.row["image"]).read_bytes()
 
 
+def test_a_copy_of_a_bucket(tmp_path: Path) -> None:
+    """It has parts alone."""
+    for number in range(2):
+        part = tmp_path / "out.jsonl" / f"part-{number:05}.jsonl"
+        part.parent.mkdir(exist_ok=True)
+        part.write_text(json.dumps({"image": f"{number}.png", "caption": "A cat."}) + "\n")
+    assert [stored.row["image"] for stored in stored_rows(tmp_path / "out.jsonl")] == ["0.png", "1.png"]
+    (tmp_path / "none.parquet").mkdir()
+    assert not list(stored_rows(tmp_path / "none.parquet"))
+
+
 def test_what_is_no_output(tmp_path: Path) -> None:
     (tmp_path / "notes.jsonl").write_text(json.dumps({"text": 1}) + "\n")
     (tmp_path / "part.parquet").mkdir()
