@@ -115,7 +115,7 @@ def _read_message(message: Any, where: str, images: list[ImageSource], called: d
     _refuse_media(message, where)
     calls = read_tool_calls(message, where)
     thought = message.get("reasoning_content")
-    if thought is not None and (role != "assistant" or not isinstance(thought, str)):
+    if thought not in (None, "") and (role != "assistant" or not isinstance(thought, str)):
         raise InputError(f"{where}: reasoning_content is text beside an assistant's content, not {brief(thought)}")
     if calls and role != "assistant":
         raise InputError(f"{where}: only an assistant's message has tool_calls, not the {role}'s")

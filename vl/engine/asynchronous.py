@@ -69,7 +69,7 @@ class _Waiter:
         text = "".join(pieces.popleft() for _ in range(len(pieces)))
         reasoning = request.reasoning[self.told_reasoning :]
         self.told_reasoning += len(reasoning)
-        return Delta(text, ids, logprobs, done, reasoning) if text or ids or done else None
+        return Delta(text, ids, logprobs, done, reasoning) if text or reasoning or ids or done else None
 
 
 class AsyncEngine:

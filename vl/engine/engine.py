@@ -87,9 +87,8 @@ class Engine(Keeping):
         self._check_biases(params)
         prompt = inputs if isinstance(inputs, Prompt) else Prompt.of(inputs, self.model.config, self.model.name)
         if self._marks() or self.config.image_memory:
-            self._hashing.submit(
-                getattr, prompt, "digests"
-            )  # so that they are there, mostly, when a step asks for them
+            # So that they are there, mostly, when a step asks for them.
+            self._hashing.submit(getattr, prompt, "digests")
         request = Request(
             prompt_tokens=len(prompt),
             max_new_tokens=params.max_new_tokens,

@@ -18,6 +18,7 @@ from vl.errors import ConfigError, InputError
 
 _SHORT = 4096  # characters of JSON, in which nothing is deep or large
 _SECONDS = 10.0  # for a trial
+_TRIALS = threading.BoundedSemaphore(2)  # at a time
 _BYTES = 4 * 2**30  # of memory, where a system limits that
 # A command of its own rather than multiprocessing's 'spawn', which would run the caller's script again.
 _COMMAND = """import json, sys
@@ -81,12 +82,16 @@ def try_apart(response_format: str) -> None:
     if len(response_format) <= _SHORT:
         return
     command = [sys.executable, "-c", _COMMAND, json.dumps(sys.path)]
+    if not _TRIALS.acquire(timeout=_SECONDS):
+        raise InputError("response_format cannot be tried now, others are being: ask again later, or make it smaller")
     try:
         done = subprocess.run(command, input=response_format.encode(), capture_output=True, timeout=_SECONDS)
     except subprocess.TimeoutExpired:
         raise InputError(
             f"response_format cannot be held to: it takes longer than {_SECONDS:g} s to prepare; make it smaller"
         ) from None
+    finally:
+        _TRIALS.release()
     if done.returncode:
         raise InputError("response_format cannot be held to: it is too large or too deep; make it smaller")
 

@@ -245,10 +245,8 @@ def read(
     if isinstance(save_every, bool) or not isinstance(save_every, int) or save_every < 1:
         raise InputError(f"save_every must be a whole number of tokens of at least 1, not {save_every!r:.80}")
     conversation = conversation_of(source, page_side)
-    if conversation.tools:
-        model.processor.continuation(
-            conversation, [{"role": "user", "content": ""}]
-        )  # refused now, not when it is read
+    if conversation.tools:  # a template that would not take them with a question is refused now
+        model.processor.continuation(conversation, [{"role": "user", "content": ""}])
     inputs = model.processor(replace(conversation, tools=[]), add_generation_prompt=False)  # they go with each question
     whole = Prompt.of(inputs, model.config, model.name)
     images = _images(whole)

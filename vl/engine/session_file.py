@@ -91,7 +91,7 @@ def folder_of(folder: object) -> Path:
     """Where a session is saved. Raises CheckpointError if that is no path."""
     if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
         raise CheckpointError(f"a session is saved in a folder: give its path, not {folder!r:.100}")
-    return Path(os.fspath(folder)).expanduser()
+    return Path(os.fspath(folder)).expanduser().absolute()  # ranks may read it, from where they were started
 
 
 def read_manifest(folder: Path) -> Saved:

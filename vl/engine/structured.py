@@ -59,10 +59,14 @@ class Form:
 
 
 class Forms:
-    """Makes `Form`s for the vocabulary of one model, which takes seconds the first time where that is large."""
+    """Makes `Form`s for the vocabulary of one model, which takes seconds the first time where that is large.
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    Args:
+        tried: whether whoever asks has made each form before, so that it is certain that it can be.
+    """
+
+    def __init__(self, model: Model, *, tried: bool = False) -> None:
+        self._model, self._tried = model, tried
         self._lock, self._making = threading.Lock(), threading.Lock()  # of `_ready`; of `_tokens`
         self._tokens: Any = None
         self._ready: OrderedDict[str, Any] = OrderedDict()
@@ -86,7 +90,8 @@ class Forms:
             ready = self._ready.get(key)
         if ready is None:
             tokens = self._vocabulary()
-            try_apart(key)
+            if not self._tried:
+                try_apart(key)
             ready = matcher(tokens, response_format)
         with self._lock:
             self._ready[key] = ready

@@ -48,7 +48,7 @@ class Part:
         self._runner: Runner | None = None
         self._vision_graphs, self._images = VisionGraphs(), ImageFeatures(config.image_memory * memory.MIB)
         self._requests: dict[int, Request] = {}
-        self._forms = Forms(model)
+        self._forms = Forms(model, tried=True)
         backbone = model.language_model
         self._layout = backbone.layout if isinstance(backbone, SplitText) else None
         self._carried: dict[int, Contents] = {}

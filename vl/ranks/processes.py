@@ -95,6 +95,7 @@ class Ranks:
         self._ended: str | None = None  # why no more can be asked
         self._number = self._answered = 0  # of the last command sent, and of the last that all have answered
         self._answers: dict[int, tuple[str, Any]] = {}  # to the last command, by rank: a wait that is ended keeps them
+        self._limit: float | None = timeout  # seconds for the last command
         self._selector = selectors.DefaultSelector()
         end, begin = os.pipe()
         self._held = _Held(begin, Path(tempfile.mkdtemp(prefix="vl-ranks-")))
@@ -157,13 +158,13 @@ class Ranks:
         with self._turn, Interrupts() as interrupts:
             self._check()
             if self._answered < self._number:  # the caller was interrupted while it waited
-                self._wait(interrupts, self.timeout)
+                self._wait(interrupts, self._limit)
+            message = encode((self._number + 1, command, make()))
             self._number += 1
-            self._answers = {}
-            message = encode((self._number, command, make()))
+            self._answers, self._limit = {}, self.timeout if timed else None
             for rank in self._held.ranks:
                 self._send(rank, message)
-            self._wait(interrupts, self.timeout if timed else None)
+            self._wait(interrupts, self._limit)
             return self._results()
 
     def close(self) -> None:

@@ -100,11 +100,13 @@ class Choice:
         self._processor, self._begun, self._most = processor, prepared.begun, prepared.most_calls
         self._token = processor.tokenizer.token_id(FUNCTION_CALL) if prepared.tools else None
         self._calling = bool(prepared.begun)
-        self._sent = ""
+        self._sent, self._taken = "", 0
 
     def take(self, delta: Delta) -> str:
         """The text that is content for certain: not of a call."""
-        self._calling = self._calling or self._token in delta.token_ids
+        thought = max(0, self.request.reasoning_tokens - self._taken)  # of this delta's tokens; later ones count later
+        self._taken += len(delta.token_ids)
+        self._calling = self._calling or self._token in delta.token_ids[thought:]
         if self._calling:
             return ""
         self._sent += delta.text

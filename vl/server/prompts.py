@@ -75,7 +75,10 @@ class Prompts:
         self._check_answers(len(prompts) * request.answers)
         _ = request.with_usage, self._params(request, 1)
         made = [self._requests(request, self._raw(prompt), Timings()) for prompt in prompts]
-        return Prepared([each for requests in made for each in requests])
+        prepared = Prepared([each for requests in made for each in requests])
+        for each in prepared.requests:
+            each.markers = None  # a text that goes on has no answer apart from what is thought
+        return prepared
 
     def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
         """What `/tokenize` answers. Raises as `chat` does."""

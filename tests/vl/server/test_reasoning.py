@@ -36,3 +36,19 @@ def test_the_server_gives_reasoning_content(client: TestClient, model: vl.MiniMa
         assert "".join(delta.get(key, "") for delta in deltas) == expected
     told = [each for chunk in chunks for each in (chunk["choices"][0]["logprobs"] or {"content": []})["content"]]
     assert len(told) == usage["completion_tokens"]
+
+
+def test_a_completion_is_all_that_is_written(client: TestClient, says: Say) -> None:
+    says(SAID)
+    body = {"prompt": "<beginning_of_sentence>ai name=assistant\n", "max_tokens": 200, "temperature": 0}
+    whole = client.post("/v1/completions", json=body).json()
+    chunks = events(client.post("/v1/completions", json={**body, "stream": True}))
+    for text in (whole["choices"][0]["text"], "".join(chunk["choices"][0]["text"] for chunk in chunks)):
+        assert text == "A 12, B 30It is 42."
+
+
+def test_an_empty_thought_of_any_role_is_none(client: TestClient, says: Say) -> None:
+    says(SAID)
+    body = ask(max_tokens=200)
+    body["messages"][0]["reasoning_content"] = ""
+    assert client.post("/v1/chat/completions", json=body).status_code == 200
