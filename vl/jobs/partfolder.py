@@ -53,7 +53,7 @@ class PartFolder(PartSink):
             opened.enter_context(self._journal)
             with self._explained():
                 self._manifest = Manifest(self.path / "_manifest.sqlite")
-                opened.callback(self._manifest.close)
+                opened.callback(self._close)
                 self._pictures = Pictures(self.path / "_images") if self._format.wants_images else None
                 if not self._overwrite:
                     self._repair()
@@ -68,6 +68,11 @@ class PartFolder(PartSink):
                 with self._explained():
                     self._drop()
                     self._flush()
+
+    def _close(self) -> None:
+        # A thread that still reads ahead may be in `find`: SQLite does not live through its end meanwhile.
+        with self._lock:
+            self._manifest.close()
 
     def _secure(self, rows: list[Row]) -> None:
         self._journal.append(rows)
