@@ -84,4 +84,6 @@ def test_a_reference_may_say_how_far_off_a_number_may_be() -> None:
     for answer, right in (("37", 1), ("$39.5", 1), ("34.5", 1), ("39.6", 0), ("thirty", 0), ("37%", 0)):
         assert metric.score(["$37 ± 2.5"], answer)["relaxed"].value == right, answer
     assert metric.score(["0 ± 2.5"], "2")["relaxed"].value == 1
+    assert metric.score(["12 ± 3 mm"], "12 ± 3 mm")["relaxed"].value == 1, "which is a text of its own"
+    assert metric.score(["12 ± 3 mm"], "12 mm")["relaxed"].value == 0
     assert metric.score(["$37 ± 2.5"], "$37")["exact"].value == 1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from vl.evaluation.metrics.numbers import Quantity, parse_quantity
 
 TOLERANCE = 0.05
-_TOLERANCE = " ± "
+_WITHIN = re.compile(r"(.+) ± (\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 
 
 def relaxed_match(reference: str, answer: str, tolerance: float = TOLERANCE) -> bool:
@@ -17,7 +18,9 @@ def relaxed_match(reference: str, answer: str, tolerance: float = TOLERANCE) -> 
     does. Units have to agree where both sides name one. Where only one side has a percent sign, 25% is 25 and 0.25.
     A reference of zero wants zero. Text is compared without case, space around or a closing full stop.
     """
-    reference, _, within = reference.partition(_TOLERANCE)
+    if _tidy(reference).lower() == _tidy(answer).lower():
+        return True
+    reference, within = _parts(reference)
     expected, given = parse_quantity(_tidy(reference)), parse_quantity(_tidy(answer))
     if expected is None or given is None:
         return _tidy(reference).lower() == _tidy(answer).lower()
@@ -31,7 +34,7 @@ def relaxed_match(reference: str, answer: str, tolerance: float = TOLERANCE) -> 
 
 def without_tolerance(reference: str) -> str:
     """The right answer of a reference that may say by how much a number may be off."""
-    return reference.partition(_TOLERANCE)[0]
+    return _parts(reference)[0]
 
 
 def relaxed_accuracy(references: Sequence[str], predictions: Sequence[str], tolerance: float = TOLERANCE) -> float:
@@ -45,6 +48,12 @@ def relaxed_accuracy(references: Sequence[str], predictions: Sequence[str], tole
             f"{len(references)} references for {len(predictions)} predictions: give one each, at least one"
         )
     return sum(relaxed_match(r, p, tolerance) for r, p in zip(references, predictions, strict=True)) / len(references)
+
+
+def _parts(reference: str) -> tuple[str, str]:
+    """A right answer, and by how much a number may be off; empty where the reference does not say."""
+    found = _WITHIN.fullmatch(reference)
+    return (found[1], found[2]) if found else (reference, "")
 
 
 def _readings(quantity: Quantity, one_percent: bool) -> tuple[float, ...]:
