@@ -135,10 +135,9 @@ def _emoji(grounds: float, index: int, mix: Mix) -> Question:
 
 def _thing(index: int, mix: Mix) -> Question:
     rng = np.random.default_rng((SEED, index))
-    image, facts = draw_things(
-        rng, mix.sizes, mix.cutouts, max_things=1, grounds=0.5, photos=mix.photos, part=mix.faces
-    )
-    return _put(image, ask_things(rng, facts, mix.faces, kinds=("name",)))
+    part = "held-out"  # whatever a recipe trains on
+    image, facts = draw_things(rng, mix.sizes, mix.cutouts, max_things=1, grounds=0.5, photos=mix.photos, part=part)
+    return _put(image, ask_things(rng, facts, part, kinds=("name",)))
 
 
 def _page(kind: str, two_columns: float, index: int, mix: Mix) -> Question:

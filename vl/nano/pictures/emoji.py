@@ -17,7 +17,7 @@ from typing import NamedTuple
 from numpy.random import Generator
 from PIL import Image, ImageOps
 
-from vl.nano.pictures.canvas import RGB, Background, Box, Boxes, SizeRange, draw_size, pick
+from vl.nano.pictures.canvas import RGB, Background, Box, Boxes, SizeRange, draw_size, inner, pick
 from vl.nano.pictures.emoji_faces import Emoji, EmojiFace, Glyph, draw_glyph, emoji_list, find_emoji_faces
 from vl.nano.pictures.nothing import draw_nothing
 from vl.nano.pictures.placing import Disc, place_in_cells
@@ -30,7 +30,7 @@ _MIN_COLOUR, _MIN_OUTLINE, _MIN_SHARE = 24, 48, 0.03  # px, px, of the longer si
 _LARGEST = (0.97, 0.6, 0.46, 0.4, 0.36)  # of the shorter side, by how many there are
 _TURN = 15.0  # degrees
 _MIRRORED = 0.15  # of the glyphs that do not say which way they point
-_SIDED = re.compile("left|right|mark|sign|symbol|calendar")
+_SIDED = re.compile("left|right|mark|sign|symbol|calendar|trend|squared")
 _SMALL_GROUND = 336  # px of the longer side of a picture that is enlarged to be a ground
 _ASPECT = 2.2
 _COLOUR_SHARE = 0.7  # of the glyphs that a colour face has
@@ -51,13 +51,6 @@ class Item:
     face: str
     ink: Box
 
-    @property
-    def middle(self) -> Box:
-        """The box around the ink, four fifths as wide and as high."""
-        left, top, right, bottom = self.ink
-        dx, dy = 0.1 * (right - left), 0.1 * (bottom - top)
-        return left + dx, top + dy, right - dx, bottom - dy
-
 
 @dataclass(frozen=True)
 class EmojiFacts:
@@ -70,7 +63,7 @@ class EmojiFacts:
     @property
     def boxes(self) -> Boxes:
         """(name, the middle of where it is) of each emoji."""
-        return tuple((item.name, item.middle) for item in self.items)
+        return tuple((item.name, inner(item.ink)) for item in self.items)
 
 
 def draw_emoji(

@@ -12,7 +12,7 @@ from functools import partial
 from numpy.random import Generator
 from PIL import Image, ImageOps
 
-from vl.nano.pictures.canvas import Background, Box, Boxes, SizeRange, draw_size, pick
+from vl.nano.pictures.canvas import Background, Box, Boxes, SizeRange, draw_size, inner, pick
 from vl.nano.pictures.cutouts import Cutout, Thing, find_cutouts, open_cutout, thing_list
 from vl.nano.pictures.nothing import crop_photo, draw_nothing
 from vl.nano.pictures.placing import Disc, place_in_cells
@@ -37,13 +37,6 @@ class Shown:
     position: str
     ink: Box
 
-    @property
-    def middle(self) -> Box:
-        """The box around the ink, four fifths as wide and as high."""
-        left, top, right, bottom = self.ink
-        dx, dy = 0.1 * (right - left), 0.1 * (bottom - top)
-        return left + dx, top + dy, right - dx, bottom - dy
-
 
 @dataclass(frozen=True)
 class ThingFacts:
@@ -56,7 +49,7 @@ class ThingFacts:
     @property
     def boxes(self) -> Boxes:
         """(name, the middle of where it is) of each thing."""
-        return tuple((item.thing.name, item.middle) for item in self.items)
+        return tuple((item.thing.name, inner(item.ink)) for item in self.items)
 
 
 def draw_things(
