@@ -58,7 +58,7 @@ def test_each_image_is_asked_once(
     assert len({row["image"] for row in rows}) == 39
     assert len({row["digest"] for row in rows}) == 13
     for row in rows:
-        if "broken" in row["image"]:
+        if Path(row["image"]).name.startswith("broken"):
             assert row["image"] in row["error"], "each error names its own"
         else:
             width, height = Image.open(row["image"]).size
@@ -101,7 +101,7 @@ def test_answers_of_another_run_are_not_reused(copies: Path, tmp_path: Path, nam
     model = CountingModel()
     run(copies, tmp_path / name, model, prompt="Again:", mix=True)
     assert len(model.asked) == 12
-    rows = [row for row in found(tmp_path / name) if "/z/" in row["image"] and row["caption"]]
+    rows = [row for row in found(tmp_path / name) if row["image"].startswith(f"{copies}/z/") and row["caption"]]
     assert {row["caption"][:6] for row in rows} == {"Again:"}
 
 
@@ -111,7 +111,7 @@ def test_what_fails_in_the_engine_fails_for_both(copies: Path, tmp_path: Path) -
             raise InputError("no room")
 
     tally = run(copies / "a", tmp_path / "out.jsonl", CountingModel(trouble=trouble))
-    errors = [row["error"] for row in found(tmp_path / "out.jsonl") if "06" in row["image"]]
+    errors = [row["error"] for row in found(tmp_path / "out.jsonl") if "06" in Path(row["image"]).name]
     assert (tally.errors, errors) == (4, ["no room"] * 2)
 
 
