@@ -6,21 +6,8 @@ from typing import Annotated
 
 import typer
 
-from vl.cli.console import (
-    BackgroundOption,
-    DeviceOption,
-    DevicesOption,
-    DTypeOption,
-    ModelOption,
-    PlacementOption,
-    QuantizationOption,
-    SpillOption,
-    StepTimeoutOption,
-    check_options,
-    load_model,
-)
-from vl.cli.engine import engine_options
-from vl.engine.config import EngineConfig
+from vl.cli.console import ModelOption, check_options
+from vl.cli.loading import Loading, loading_options
 
 
 def register(app: typer.Typer) -> None:
@@ -28,17 +15,9 @@ def register(app: typer.Typer) -> None:
     app.command("demo")(demo)
 
 
-@engine_options()
+@loading_options()
 def demo(
     model: ModelOption = "nano",
-    background: BackgroundOption = None,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    quantization: QuantizationOption = None,
-    devices: DevicesOption = None,
-    placement: PlacementOption = None,
-    step_timeout: StepTimeoutOption = None,
-    spill: SpillOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[
         int | None,
@@ -47,26 +26,18 @@ def demo(
     share: Annotated[bool, typer.Option("--share", help="Also make a public link through Gradio's servers.")] = False,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the page in a browser.")] = False,
     *,
-    engine: EngineConfig,
+    loading: Loading,
 ) -> None:
     """Open a page to ask about images: answers stream, and the tiles that the model sees are drawn."""
     from demo.ports import free_port
 
-    check_options({}, background)
+    check_options({}, loading.background)
     chosen = free_port(host, port)  # before the model: a taken port should not wait for it
 
     from demo.app import build
     from demo.serving import launch
 
-    loading = {
-        "background": background,
-        "quantization": quantization,
-        "devices": devices,
-        "placement": placement,
-        "step_timeout": step_timeout,
-        "spill": spill,
-    }
-    page = build(load_model(model, device, dtype, engine, **loading))
+    page = build(loading.load(model))
     addresses = launch(page, host=host, port=chosen, share=share, browser=not no_browser)
     typer.echo(f"The page is at {' and '.join(addresses)} (Ctrl-C ends it)")
     page.block_thread()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import resource
@@ -19,6 +20,9 @@ from PIL import Image
 import preprocessing.processor as processor_module
 import vl
 import vl.cli.app as vl_app
+from vl.cli import caption as captions
+from vl.cli import chat, evaluate, niah, read, serve, serving, soak
+from vl.cli.loading import Loading
 from vl.engine import EngineConfig
 
 ROOT = Path(vl.__file__).parents[1]
@@ -293,3 +297,22 @@ def test_arguments_that_are_not_utf8(red: Path, tiny_checkpoint: Path) -> None:
         ran = start(*command, model=tiny_checkpoint, stdout=subprocess.PIPE)
         assert ran.returncode in (1, 3)
         assert b"no such file" in ran.stderr + ran.stdout
+
+
+def test_every_way_to_load_is_an_option_of_every_command_that_loads_a_model() -> None:
+    wanted = set(inspect.signature(vl.load).parameters) - {"source", "progress", "warm_up", "options"}
+    wanted |= {setting.name for setting in fields(EngineConfig)}
+    assert set(Loading().arguments()) == wanted
+    loading = [
+        captions.caption,
+        chat.chat,
+        read.read,
+        read.ask,
+        serve.serve,
+        evaluate.evaluate,
+        serving.serve,
+        soak.soak,
+    ]
+    for command in loading:
+        assert wanted <= set(inspect.signature(command).parameters), command.__name__
+    assert wanted - set(inspect.signature(niah.niah).parameters) == {"background"}  # its pages are opaque

@@ -77,7 +77,7 @@ def test_a_session_of_something_else_is_kept(
 def test_what_is_not_there_is_said_before_a_model_is_loaded(
     command: list[str], told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vl.cli.read.load_model", lambda *args, **options: pytest.fail("loaded"))
+    monkeypatch.setattr("vl.cli.loading.Loading.load", lambda *args, **options: pytest.fail("loaded"))
     assert vl_app.run(command) == 3
     assert told in " ".join(capsys.readouterr().err.split())
 

@@ -10,17 +10,9 @@ import typer
 from vl.cli.captioning import STDIN, Run
 from vl.cli.console import (
     EXIT_SOME_FAILED,
-    BackgroundOption,
-    DeviceOption,
-    DevicesOption,
-    DTypeOption,
     MaxNewTokensOption,
     ModelOption,
-    PlacementOption,
-    QuantizationOption,
     SeedOption,
-    SpillOption,
-    StepTimeoutOption,
     TemperatureOption,
     TopKOption,
     TopPOption,
@@ -31,15 +23,14 @@ from vl.cli.console import (
     usage_errors,
 )
 from vl.cli.dryrun import DryRun, DryRunOption, GpusOption, PriceOption, SampleOption
-from vl.cli.engine import engine_options
+from vl.cli.loading import Loading, loading_options
 from vl.cli.report import ReportImagesOption, ReportOption, check_page, write_page
 from vl.cli.where import EngineOption, EnginesOption, KeyOption, PatienceOption, UrlOption, Where
-from vl.engine.config import EngineConfig
 
 _BESIDE = "Texts beside the images"
 
 
-@engine_options("engine_config", max_batch_size=8)
+@loading_options(max_batch_size=8)
 def caption(
     sources: Annotated[
         list[str],
@@ -121,14 +112,6 @@ def caption(
     top_p: TopPOption = 1.0,
     top_k: TopKOption = 0,
     seed: SeedOption = None,
-    background: BackgroundOption = None,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    quantization: QuantizationOption = None,
-    devices: DevicesOption = None,
-    placement: PlacementOption = None,
-    step_timeout: StepTimeoutOption = None,
-    spill: SpillOption = None,
     engine: EngineOption = "local",
     engines: EnginesOption = None,
     engine_url: UrlOption = None,
@@ -136,7 +119,7 @@ def caption(
     patience: PatienceOption = 900.0,
     *,
     context: typer.Context,
-    engine_config: EngineConfig,
+    loading: Loading,
 ) -> None:
     """Caption images: a table for a few, [bold]--out captions.jsonl[/bold] for many.
 
@@ -176,7 +159,7 @@ def caption(
         "top_k": top_k,
         "seed": seed,
     }
-    params = check_options(sampling, background)
+    params = check_options(sampling, loading.background)
     with usage_errors():
         prompts = Prompts.parse(prompt or [DEFAULT_PROMPT])
         if schema is not None:
@@ -191,17 +174,7 @@ def caption(
         json,
         params,
         where,
-        {
-            "engine": engine_config,
-            "device": device,
-            "dtype": dtype,
-            "background": background,
-            "quantization": quantization,
-            "devices": devices,
-            "placement": placement,
-            "step_timeout": step_timeout,
-            "spill": spill,
-        },
+        loading,
     )
     how = {"overwrite": overwrite, "retry_errors": retry_errors, "mix": mix, "images": not no_images}
     texts = Beside(existing or "skip", prefix, suffix, separator) if beside else None

@@ -17,12 +17,12 @@ from rich.text import Text
 from vl.cli.console import (
     EXIT_INTERRUPTED,
     complain,
-    load_model,
     plural,
     printable,
     stderr_console,
     stdout_console,
 )
+from vl.cli.loading import Loading
 from vl.cli.progress import CaptionProgress
 from vl.cli.where import Where
 
@@ -47,7 +47,7 @@ class Run:
         json: bool,
         params: SamplingParams,
         where: Where,
-        loading: dict[str, Any],
+        loading: Loading,
     ) -> None:
         self.sources = sources
         self.column = column
@@ -55,7 +55,7 @@ class Run:
         self.prompts = prompts
         self.json = json
         self.params = params
-        self.options = dataclasses.asdict(params) | {"batch_size": loading["engine"].max_batch_size}
+        self.options = dataclasses.asdict(params) | {"batch_size": loading.engine.max_batch_size}
         self.where = where
         self.loading = loading
         self.messages = stderr_console()
@@ -91,7 +91,7 @@ class Run:
                 self.where.opened(self.model, self.loading) as elsewhere,
                 CaptionProgress(self.messages, lambda: len(names)) as progress,
             ):
-                model = elsewhere or load_model(self.model, **self.loading)
+                model = elsewhere or self.loading.load(self.model)
                 for row in chain.from_iterable(caption_rows(model, names, prompt=self.prompts, **self.options)):
                     tally.count(row)
                     progress.update(tally)
@@ -110,11 +110,11 @@ class Run:
         from vl.jobs import settings_of
         from vl.loading import weights_as
 
-        loaded = {name: self.loading[name] for name in ("device", "dtype", "quantization")}
+        loaded = {name: getattr(self.loading, name) for name in ("device", "dtype", "quantization")}
         dtype, quantization = weights_as(self.model, **loaded)
         return settings_of(
             self.params,
-            background=self.loading["background"],
+            background=self.loading.background,
             dtype=dtype,
             quantization=quantization,
             weights=fingerprint(resolve_source(self.model)),
@@ -141,7 +141,7 @@ class Run:
                 if first is None:
                     self._report(f"nothing left to do: {plural(rows.rows, 'row')} in {out}")
                     return self._told(rows.failures, out)
-                model = elsewhere or load_model(self.model, **self.loading)
+                model = elsewhere or self.loading.load(self.model)
                 with CaptionProgress(self.messages, count) as progress:
 
                     def on_row(row: Row, tally: Tally) -> None:

@@ -15,30 +15,20 @@ from rich.text import Text
 
 from vl.cli.console import (
     EXIT_SOME_FAILED,
-    BackgroundOption,
-    DeviceOption,
-    DevicesOption,
-    DTypeOption,
     MaxNewTokensOption,
     ModelOption,
-    PlacementOption,
-    QuantizationOption,
     SeedOption,
-    SpillOption,
-    StepTimeoutOption,
     TemperatureOption,
     TopKOption,
     TopPOption,
     check_options,
     complain,
-    load_model,
     printable,
     stderr_console,
     stdin_is_terminal,
 )
-from vl.cli.engine import engine_options
+from vl.cli.loading import Loading, loading_options
 from vl.cli.progress import ReadingProgress
-from vl.engine.config import EngineConfig
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,7 +39,7 @@ if TYPE_CHECKING:
 HELP = "/image PATH adds an image, /reset starts again, /quit (or Ctrl-D) ends"
 
 
-@engine_options()
+@loading_options()
 def chat(
     arguments: Annotated[
         list[str] | None,
@@ -67,16 +57,8 @@ def chat(
     top_p: TopPOption = 1.0,
     top_k: TopKOption = 0,
     seed: SeedOption = None,
-    background: BackgroundOption = None,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    quantization: QuantizationOption = None,
-    devices: DevicesOption = None,
-    placement: PlacementOption = None,
-    step_timeout: StepTimeoutOption = None,
-    spill: SpillOption = None,
     *,
-    engine: EngineConfig,
+    loading: Loading,
 ) -> None:
     """Ask about images; without a question, a dialogue.
 
@@ -93,18 +75,10 @@ def chat(
         "top_k": top_k,
         "seed": seed,
     }
-    check_options(sampling, background)
+    check_options(sampling, loading.background)
     # Images first: a wrong path should not wait for the model.
-    opened = [open_image(name, background) for name in images]
-    loading = {
-        "background": background,
-        "quantization": quantization,
-        "devices": devices,
-        "placement": placement,
-        "step_timeout": step_timeout,
-        "spill": spill,
-    }
-    loaded = load_model(model, device, dtype, engine, **loading)
+    opened = [open_image(name, loading.background) for name in images]
+    loaded = loading.load(model)
     dialogue = Dialogue(loaded, opened, system, sampling)
     if asked is None:
         if interact(dialogue):

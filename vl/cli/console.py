@@ -1,9 +1,8 @@
-"""What commands share: consoles, exit codes, options and loading a model."""
+"""What commands share: consoles, exit codes and options."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 import importlib.util
 import os
@@ -15,13 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from vl.engine import EngineConfig, SamplingParams
-    from vl.model import MiniMaxVL
+    from vl.engine import SamplingParams
 
 EXIT_SOME_FAILED = 1
 EXIT_UNUSABLE = 3
@@ -34,13 +30,6 @@ _UNITS = {"": 1, "k": 2**10, "m": 2**20}
 
 DType = Literal["bfloat16", "float16", "float32", "float64"]
 Quantization = Literal["int8", "fp8", "nf4"]
-Placement = Literal["tensor", "expert", "layers", "context", "auto"]
-
-
-def read_devices(text: str) -> int | str | list[int | str]:
-    """`devices` of `vl.load` as it is written in a command: a number, a word, or a list with commas."""
-    parts: list[int | str] = [int(part) if part.isdecimal() else part for part in map(str.strip, text.split(","))]
-    return parts[0] if len(parts) == 1 and (isinstance(parts[0], int) or parts[0] == "auto") else parts
 
 
 def read_tokens(text: str) -> int:
@@ -51,56 +40,15 @@ def read_tokens(text: str) -> int:
     return int(match[1]) * _UNITS[match[2].lower()]
 
 
-def read_spill(text: str) -> int | str:
-    """`spill` of `vl.load` as it is written in a command."""
-    return int(text) if text.isdecimal() else text
-
-
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="nano (embedded), a folder in the released layout, or a hub id.")
 ]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the first GPU, else the CPU.", show_default=False)
 ]
-DevicesOption = Annotated[
-    Any,
-    typer.Option(
-        parser=read_devices,
-        metavar="N|auto|LIST",
-        help="Put the model on several GPUs: 2, auto (what vl plan finds fastest), or a list such as 0,1.",
-        show_default=False,
-    ),
-]
-PlacementOption = Annotated[
-    Placement | None,
-    typer.Option(
-        help="How it is cut: a part of every matrix, whole experts, or runs of layers.", show_default="tensor"
-    ),
-]
-StepTimeoutOption = Annotated[
-    float | None,
-    typer.Option(
-        metavar="SECONDS",
-        help="When a step of several GPUs counts as hung.",
-        show_default="600",
-    ),
-]
-SpillOption = Annotated[
-    Any,
-    typer.Option(
-        parser=read_spill,
-        metavar="N|auto",
-        help="Keep the experts in host memory, and N of every layer (auto: as many as fit) on the GPU. Slow.",
-        show_default=False,
-    ),
-]
 DTypeOption = Annotated[
     DType | None,
     typer.Option(help="How weights are held; by default bfloat16 on a GPU, float32 on a CPU.", show_default=False),
-]
-QuantizationOption = Annotated[
-    Quantization | None,
-    typer.Option(help="Quantise the layers' matrices while they are read.", show_default="as in the files"),
 ]
 MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Tokens generated at most.")]
 TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token; more varies more.")]
@@ -109,13 +57,6 @@ TopPOption = Annotated[
 ]
 TopKOption = Annotated[int, typer.Option(min=0, help="Sample from this many of the most likely tokens; 0 from all.")]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.", show_default=False)]
-BackgroundOption = Annotated[
-    str | None,
-    typer.Option(
-        help="What transparent images are laid on: white, #rrggbb; by default their transparency is dropped.",
-        show_default=False,
-    ),
-]
 
 
 def stdout_console() -> Console:
@@ -198,21 +139,6 @@ def check_options(sampling: dict[str, Any], background: str | None) -> SamplingP
     with usage_errors():
         read_background(background)
         return SamplingParams.of(sampling)
-
-
-def load_model(name: str, device: str | None, dtype: str | None, engine: EngineConfig, **options: Any) -> MiniMaxVL:
-    """`vl.load` with a progress bar on stderr, as large models take minutes."""
-    import vl
-
-    console = stderr_console()
-    columns = (TextColumn("loading {task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(escape(printable(name)), total=None)
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        return vl.load(name, device=device, dtype=dtype, progress=show, **dataclasses.asdict(engine), **options)
 
 
 def stdin_is_terminal() -> bool:

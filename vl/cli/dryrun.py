@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vl.cli.captioning import STDIN, Run, stdin_lines
-from vl.cli.console import load_model, plural, printable, usage_errors
+from vl.cli.console import plural, printable, usage_errors
 
 if TYPE_CHECKING:
     from vl.config import VLConfig
@@ -80,7 +80,7 @@ class DryRun:
             )
             measured = None
             if found.some:
-                model = elsewhere or load_model(run.model, **run.loading)
+                model = elsewhere or run.loading.load(run.model)
                 measured = measure(model, found.some, run.prompts, **run.options)
         told = _told(run, found, passed) | self._expected(run, found, measured, config)
         if run.json:
@@ -102,7 +102,7 @@ class DryRun:
                 config = find_config(run.model)
             if not (run.model == "nano" or any(Path(run.model).glob("tokenizer*.json"))):
                 return config, None, patcher_of(config)
-        opened = open_folder(resolve_source(run.model), _config_of(run.model), background=run.loading["background"])
+        opened = open_folder(resolve_source(run.model), _config_of(run.model), background=run.loading.background)
         if opened.config.vision is None:
             raise typer.BadParameter(f"{run.model} is a text-only checkpoint and cannot caption")
         return opened.config, opened.processor, patcher_of(opened.config)
@@ -160,7 +160,7 @@ class DryRun:
                 image_tokens=round(image),
                 image_tiles=round(tiles),
             )
-            quantization = run.loading["quantization"]
+            quantization = run.loading.quantization
             best = plan(config, machine, work, [quantization] if quantization else []).best
         if best is None or best.speed is None:
             raise typer.BadParameter(f"{run.model} does not fit on {self.gpus}: see vl plan", param_hint="--gpus")

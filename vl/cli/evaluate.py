@@ -6,7 +6,7 @@ import json as jsonlib
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -17,26 +17,16 @@ from rich.text import Text
 from vl.cli.console import (
     EXIT_INTERRUPTED,
     EXIT_SOME_FAILED,
-    BackgroundOption,
-    DeviceOption,
-    DevicesOption,
-    DTypeOption,
     ModelOption,
-    PlacementOption,
-    QuantizationOption,
-    SpillOption,
-    StepTimeoutOption,
     check_options,
     complain,
-    load_model,
     plural,
     printable,
     stderr_console,
     stdout_console,
 )
-from vl.cli.engine import engine_options
+from vl.cli.loading import Loading, loading_options
 from vl.cli.scores import confidence_table, error_table, metric_table, mistake_table, score_table, task_table
-from vl.engine.config import EngineConfig
 
 if TYPE_CHECKING:
     from vl.evaluation import OutFolder, Result, Row
@@ -48,7 +38,7 @@ _LOG_SECONDS = 30.0
 _READINGS = 100  # texts of each height
 
 
-@engine_options(max_batch_size=32)
+@loading_options(max_batch_size=32)
 def evaluate(
     names: Annotated[
         list[str] | None,
@@ -103,16 +93,8 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    quantization: QuantizationOption = None,
-    devices: DevicesOption = None,
-    placement: PlacementOption = None,
-    step_timeout: StepTimeoutOption = None,
-    spill: SpillOption = None,
-    background: BackgroundOption = None,
     *,
-    engine: EngineConfig,
+    loading: Loading,
 ) -> None:
     """Score a model on built-in tasks, or on your own questions.
 
@@ -129,23 +111,14 @@ def evaluate(
     check_installed()
     if overwrite and out is None:
         raise typer.BadParameter("--overwrite goes with --out")
-    check_options({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}, background)
-    loading: dict[str, Any] = {
-        "engine": engine,
-        "quantization": quantization,
-        "devices": devices,
-        "placement": placement,
-        "step_timeout": step_timeout,
-        "spill": spill,
-        "background": background,
-    }
-    batch_size = engine.max_batch_size
+    check_options({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}, loading.background)
+    batch_size = loading.engine.max_batch_size
     if resolution is not None:
         if names or everything or out or recipe or plot:
             raise typer.BadParameter(
                 "goes with the options of the model and of answering alone", param_hint="--resolution"
             )
-        loaded = load_model(model, device, dtype, **loading)
+        loaded = loading.load(model)
         _read_by_height(loaded, resolution, _Run(count, batch_size, None, max_new_tokens, None, None))
         return
     jobs = _jobs(names or [], everything, metric)
@@ -153,7 +126,7 @@ def evaluate(
     folder = None if out is None else OutFolder(out, overwrite=overwrite)
     run = _Run(count, batch_size, metric, max_new_tokens, mix, folder)
     totals = [run.total(job) for job in jobs]
-    loaded = load_model(model, device, dtype, **loading)
+    loaded = loading.load(model)
     results: list[Result] = []
     try:
         with folder or nullcontext():
@@ -163,7 +136,7 @@ def evaluate(
                     if json:
                         print(jsonlib.dumps({"model": model, **result.to_json()}, ensure_ascii=False), flush=True)
             if folder:
-                folder.finish(model, results, gallery, background=background)
+                folder.finish(model, results, gallery, background=loading.background)
     except KeyboardInterrupt:
         if folder:
             complain(f"the answers so far are in {folder.path}", kind="interrupted")

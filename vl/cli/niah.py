@@ -18,25 +18,16 @@ from rich.text import Text
 from vl.cli.console import (
     EXIT_INTERRUPTED,
     EXIT_SOME_FAILED,
-    DeviceOption,
-    DevicesOption,
-    DTypeOption,
     ModelOption,
-    PlacementOption,
-    QuantizationOption,
-    SpillOption,
-    StepTimeoutOption,
     check_options,
     complain,
-    load_model,
     plural,
     printable,
     read_tokens,
     stderr_console,
     stdout_console,
 )
-from vl.cli.engine import engine_options
-from vl.engine.config import EngineConfig
+from vl.cli.loading import Loading, loading_options
 
 if TYPE_CHECKING:
     from vl.evaluation.niah import Case, Failed, Grid, NeedleFolder, Result, Row
@@ -49,7 +40,7 @@ _LOG_SECONDS = 30.0
 _ERRORS = 20
 
 
-@engine_options(max_batch_size=8, prefix_memory=0)  # no two prompts begin alike
+@loading_options(without=["background"], max_batch_size=8, prefix_memory=0)  # no two prompts begin alike
 def niah(
     files: Annotated[
         list[Path] | None,
@@ -94,15 +85,8 @@ def niah(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="With --out: start again.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON object: scores by cell, and every row.")] = False,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    quantization: QuantizationOption = None,
-    devices: DevicesOption = None,
-    placement: PlacementOption = None,
-    spill: SpillOption = None,
-    step_timeout: StepTimeoutOption = None,
     *,
-    engine: EngineConfig,
+    loading: Loading,
 ) -> None:
     """Find needles in haystacks: what a model still reads in long prompts.
 
@@ -129,23 +113,13 @@ def niah(
     if not files:
         grid = _grid(_read_lengths(lengths or _LENGTHS), places, count, distractors, haystack, pages, seed)
     cases = [*grid.cases()] if grid else _chats(files or [], places)
-    settings = {"model": model, "max_new_tokens": most, "dtype": dtype, "quantization": quantization}
+    settings = {"model": model, "max_new_tokens": most, "dtype": loading.dtype, "quantization": loading.quantization}
     settings |= _kind(grid, haystack)
     folder = None if out is None else NeedleFolder(out, settings, overwrite=overwrite)
-    loaded = load_model(
-        model,
-        device,
-        dtype,
-        engine,
-        quantization=quantization,
-        devices=devices,
-        placement=placement,
-        spill=spill,
-        step_timeout=step_timeout,
-    )
+    loaded = loading.load(model)
     if grid:
         check_grid(loaded, grid, most)
-    result = _find(loaded, cases, places, engine.max_batch_size, settings, folder)
+    result = _find(loaded, cases, places, loading.engine.max_batch_size, settings, folder)
     if json:
         print(jsonlib.dumps(result.to_json(), ensure_ascii=False), flush=True)
     else:

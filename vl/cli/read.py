@@ -12,28 +12,18 @@ from rich.text import Text
 
 from vl.cli.chat import open_image, show
 from vl.cli.console import (
-    BackgroundOption,
-    DeviceOption,
-    DevicesOption,
-    DTypeOption,
     MaxNewTokensOption,
     ModelOption,
-    PlacementOption,
-    QuantizationOption,
     SeedOption,
-    SpillOption,
-    StepTimeoutOption,
     TemperatureOption,
     TopKOption,
     TopPOption,
     check_options,
-    load_model,
     printable,
     stderr_console,
 )
-from vl.cli.engine import engine_options
+from vl.cli.loading import Loading, loading_options
 from vl.cli.progress import ReadingProgress
-from vl.engine.config import EngineConfig
 
 if TYPE_CHECKING:
     from vl.engine.session import Session
@@ -43,7 +33,7 @@ SAVE_EVERY, PAGE_SIDE = 131072, 1344  # those of `vl.MiniMaxVL.read`, which woul
 SessionArgument = Annotated[Path, typer.Argument(metavar="SESSION", help="The folder that vl read wrote.")]
 
 
-@engine_options()
+@loading_options()
 def read(
     documents: Annotated[list[str], typer.Argument(metavar="DOC...", help="Text files, PDFs and images.")],
     session: Annotated[Path, typer.Option("--session", "-s", help="The folder to save what was read in.")],
@@ -51,16 +41,8 @@ def read(
     page_side: Annotated[int, typer.Option(min=1, help="Pixels of the longer side of a PDF's pages.")] = PAGE_SIDE,
     save_every: Annotated[int, typer.Option(min=1, help="Tokens between two saves on the way.")] = SAVE_EVERY,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a session of something else.")] = False,
-    background: BackgroundOption = None,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    quantization: QuantizationOption = None,
-    devices: DevicesOption = None,
-    placement: PlacementOption = None,
-    step_timeout: StepTimeoutOption = None,
-    spill: SpillOption = None,
     *,
-    engine: EngineConfig,
+    loading: Loading,
 ) -> None:
     """Read documents once, and save what was read: `vl ask` has it again in seconds.
 
@@ -68,24 +50,16 @@ def read(
     """
     from vl.documents import read_documents
 
-    check_options({}, background)
+    check_options({}, loading.background)
     messages = read_documents(documents, page_side=page_side)  # a wrong path should not wait for the model
-    loading = {
-        "background": background,
-        "quantization": quantization,
-        "devices": devices,
-        "placement": placement,
-        "step_timeout": step_timeout,
-        "spill": spill,
-    }
-    loaded = load_model(model, device, dtype, engine, **loading)
+    loaded = loading.load(model)
     with ReadingProgress(stderr_console()) as progress:
         result = loaded.read(messages, progress=progress, folder=session, save_every=save_every, overwrite=overwrite)
     told = f'{result.tokens:,} tokens read, saved in {session}: vl ask {session} "..."'
     stderr_console().print(Text(printable(told)), soft_wrap=True)
 
 
-@engine_options()
+@loading_options()
 def ask(
     session: SessionArgument,
     question: Annotated[str, typer.Argument(help="What to ask about what was read.")],
@@ -102,16 +76,8 @@ def ask(
     top_p: TopPOption = 1.0,
     top_k: TopKOption = 0,
     seed: SeedOption = None,
-    background: BackgroundOption = None,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    quantization: QuantizationOption = None,
-    devices: DevicesOption = None,
-    placement: PlacementOption = None,
-    step_timeout: StepTimeoutOption = None,
-    spill: SpillOption = None,
     *,
-    engine: EngineConfig,
+    loading: Loading,
 ) -> None:
     """Ask about what `vl read` has read. The session stays as it is: every question is the first."""
     from vl.engine.session_file import read_manifest
@@ -123,18 +89,10 @@ def ask(
         "top_k": top_k,
         "seed": seed,
     }
-    check_options(sampling, background)
+    check_options(sampling, loading.background)
     saved = read_manifest(session)
-    opened = [open_image(name, background) for name in images or []]
-    loading = {
-        "background": background,
-        "quantization": quantization,
-        "devices": devices,
-        "placement": placement,
-        "step_timeout": step_timeout,
-        "spill": spill,
-    }
-    loaded = load_model(saved.name if model is None else model, device, dtype, engine, **loading)
+    opened = [open_image(name, loading.background) for name in images or []]
+    loaded = loading.load(saved.name if model is None else model)
     found = loaded.open(session)
     if json:
         print(jsonlib.dumps(report(found, question, opened, sampling), ensure_ascii=False))

@@ -9,28 +9,18 @@ from typing import Annotated
 import typer
 
 from vl.cli.console import (
-    BackgroundOption,
-    DeviceOption,
-    DevicesOption,
-    DTypeOption,
-    PlacementOption,
-    QuantizationOption,
-    SpillOption,
-    StepTimeoutOption,
     check_options,
     importing,
-    load_model,
     stderr_console,
 )
-from vl.cli.engine import engine_options
-from vl.engine.config import EngineConfig
+from vl.cli.loading import Loading, loading_options
 from vl.heaps import bound_arenas
 
 KEYS = "VL_API_KEYS"
 _LIMITS = "Limits"
 
 
-@engine_options()
+@loading_options()
 def serve(
     model: Annotated[
         str, typer.Argument(help="nano (embedded), a folder in the released layout, or a hub id.")
@@ -72,19 +62,11 @@ def serve(
         float, typer.Option(min=1, help="Seconds that what runs has to finish after SIGTERM.", rich_help_panel=_LIMITS)
     ] = 300.0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No line for each request.")] = False,
-    background: BackgroundOption = None,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    quantization: QuantizationOption = None,
-    devices: DevicesOption = None,
-    placement: PlacementOption = None,
-    step_timeout: StepTimeoutOption = None,
-    spill: SpillOption = None,
     *,
-    engine: EngineConfig,
+    loading: Loading,
 ) -> None:
     """Serve a model over HTTP as OpenAI's API does: chat with images, completions, tokens, metrics."""
-    check_options({}, background)
+    check_options({}, loading.background)
     try:
         with importing():
             from vl.server.config import MIB, ServerConfig
@@ -99,17 +81,14 @@ def serve(
         max_body=max_body * MIB,
         max_images=max_images,
         max_pixels=max_megapixels * 10**6,
-        max_tokens=max_tokens or engine.cache_tokens + engine.host_cache_tokens,
+        max_tokens=max_tokens or loading.engine.cache_tokens + loading.engine.host_cache_tokens,
         max_new_tokens=max_new_tokens,
         max_answers=max_answers,
         image_hosts=_split(allow_image_hosts),
     )
     bound_arenas()
     bound = bind(host, port)  # before the model: a port that is taken should not wait for it
-    loaded = load_model(
-        model, device, dtype, engine, background=background, quantization=quantization, devices=devices,
-        placement=placement, step_timeout=step_timeout, spill=spill, warm_up=True,
-    )  # fmt: skip
+    loaded = loading.load(model, warm_up=True)
     where = f"[{host}]" if ":" in host else host
     console = stderr_console()
     try:

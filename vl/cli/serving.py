@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +14,6 @@ from rich.table import Table
 
 from vl.cli.console import (
     EXIT_SOME_FAILED,
-    DeviceOption,
-    DevicesOption,
-    DTypeOption,
-    PlacementOption,
-    QuantizationOption,
-    SpillOption,
     check_charts,
     check_folders,
     complain,
@@ -28,9 +22,8 @@ from vl.cli.console import (
     stderr_console,
     stdout_console,
 )
-from vl.cli.engine import engine_options
+from vl.cli.loading import Loading, loading_options
 from vl.cli.soak import as_options, server_settings
-from vl.engine.config import EngineConfig
 
 if TYPE_CHECKING:
     from vl.bench.serving.figures import Figures
@@ -44,7 +37,7 @@ _PLENTY = 10**6  # of places for requests that wait
 _ONE, _SOON = 1.02, 0.05  # tokens in a piece, and seconds, that are not worth a word
 
 
-@engine_options()
+@loading_options()
 def serve(
     url: Annotated[
         str | None,
@@ -125,14 +118,8 @@ def serve(
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Also draw latencies into this PNG.", show_default=False)
     ] = None,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    quantization: QuantizationOption = None,
-    devices: DevicesOption = None,
-    placement: PlacementOption = None,
-    spill: SpillOption = None,
     *,
-    engine: EngineConfig,
+    loading: Loading,
 ) -> None:  # fmt: skip
     """Latencies, throughput and goodput of a server under load, as its clients see them."""
     from vl.bench.serving.chart import draw_load
@@ -150,13 +137,11 @@ def serve(
         input_tokens or (0 if size else _TEXT), size, prefix_share, long_share, long_tokens if long_share else 0
     )
     check_mixture(mixture, None if records is None else input_tokens, records)
-    placed = {"device": device, "dtype": dtype, "quantization": quantization, "devices": _listed(devices),
-              "placement": placement, "spill": spill}  # fmt: skip
     at_once = read_concurrency(concurrency)
-    check_server(url, placed, engine, at_once)
+    check_server(url, loading, at_once)
     limits = None if slo_ttft is None and slo_itl is None else Limits(_seconds(slo_ttft), _seconds(slo_itl))
     room = {"max-waiting": requests or _PLENTY, "max-new-tokens": max(4096, output_tokens)}
-    own = as_options(server_settings(engine, placed | room))
+    own = as_options(server_settings(loading) | room)
     extra = read_extra(extra_body)
     load = Load(url, api_key, model, own, records, requests, mixture, output_tokens, extra, rate, seed)
     runs: dict[str, list[Sent]] = {}
@@ -226,25 +211,18 @@ def check_mixture(mixture: Mixture, input_tokens: int | None, records: Path | No
         raise typer.BadParameter("a part of which text? Give --input-tokens too", param_hint="--prefix-share")
 
 
-def check_server(
-    url: str | None, placed: Mapping[str, Any], engine: EngineConfig, at_once: Sequence[int | None]
-) -> None:
+def check_server(url: str | None, loading: Loading, at_once: Sequence[int | None]) -> None:
     """Raises BadParameter naming what a server that runs already would not hear of."""
     if url is None:
         return
-    plain = server_settings(EngineConfig(), {})
-    if ours := [f"--{name}" for name, value in server_settings(engine, placed).items() if value != plain.get(name)]:
+    plain = server_settings(Loading())
+    if ours := [f"--{name}" for name, value in server_settings(loading).items() if value != plain.get(name)]:
         raise typer.BadParameter(f"{', '.join(ours)}: of a server that this command starts", param_hint="--url")
     if len(at_once) > 1:
         raise typer.BadParameter(
             "what one run leaves in the server's caches would help the next: give one number at a time, and other "
             "--seed for each, or let this command start the server", param_hint="--concurrency",
         )  # fmt: skip
-
-
-def _listed(devices: Any) -> Any:
-    """As the command line has it."""
-    return ",".join(map(str, devices)) if isinstance(devices, list) else devices
 
 
 def _seconds(milliseconds: float | None) -> float | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json as jsonlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,10 +13,7 @@ from rich.table import Table
 
 from vl.cli.console import (
     EXIT_SOME_FAILED,
-    DeviceOption,
-    DTypeOption,
     ModelOption,
-    QuantizationOption,
     check_charts,
     check_folders,
     complain,
@@ -25,8 +21,7 @@ from vl.cli.console import (
     stderr_console,
     stdout_console,
 )
-from vl.cli.engine import engine_options
-from vl.engine.config import EngineConfig
+from vl.cli.loading import Loading, loading_options
 
 if TYPE_CHECKING:
     from vl.bench.serving.soak import Soak
@@ -35,7 +30,7 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _SHOWN = 20  # faults
 
 
-@engine_options(max_batch_size=8, cache_tokens=16384, prefix_memory=64, tile_memory=16, image_memory=16)
+@loading_options(max_batch_size=8, cache_tokens=16384, prefix_memory=64, tile_memory=16, image_memory=16)
 def soak(
     model: ModelOption = "nano",
     duration: Annotated[str, typer.Option(metavar="30s|30m|2h", help="For how long clients ask.")] = "30m",
@@ -50,11 +45,8 @@ def soak(
         Path | None,
         typer.Option("--plot", help="Also draw memory and requests over time into this PNG.", show_default=False),
     ] = None,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    quantization: QuantizationOption = None,
     *,
-    engine: EngineConfig,
+    loading: Loading,
 ) -> None:
     """Many clients of a server for a time: a third leave in the middle, some send nonsense; nothing may be lost."""
     import asyncio
@@ -72,8 +64,7 @@ def soak(
     seconds = read_duration(duration)
     check_folders(json, plot)
     check_charts(plot)
-    placed = {"device": device, "dtype": dtype, "quantization": quantization, "max-waiting": max_waiting}
-    options = (*LIMITS, *as_options(server_settings(engine, placed)))
+    options = (*LIMITS, *as_options(server_settings(loading) | {"max-waiting": max_waiting}))
 
     async def ask(url: str) -> Soak:
         async with Client(url) as client:
@@ -105,16 +96,20 @@ def read_duration(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def server_settings(engine: EngineConfig, more: Mapping[str, Any]) -> dict[str, Any]:
-    """What `vl serve` is told, by its options' names: the engine's settings, and those of `more` that are not None."""
-    settings = {setting.name.replace("_", "-"): getattr(engine, setting.name) for setting in fields(engine)}
+def server_settings(loading: Loading) -> dict[str, Any]:
+    """What `vl serve` is told, by its options' names; those that are None are left out."""
+    settings = {name.replace("_", "-"): value for name, value in loading.arguments().items() if value is not None}
     settings["batch-size"] = settings.pop("max-batch-size")
-    return {name: value for name, value in (settings | dict(more)).items() if value is not None}
+    return settings
 
 
 def as_options(settings: Mapping[str, Any]) -> Sequence[str]:
     """The same as words of a command line."""
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    return [word for name, value in settings.items() for word in (f"--{name}", _written(value))]
+
+
+def _written(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def soak_table(found: Soak) -> Table:

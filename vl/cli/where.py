@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vl.engine.config import EngineConfig
+from vl.cli.loading import Loading
 
 if TYPE_CHECKING:
     from vl.jobs import Elsewhere
@@ -70,8 +69,8 @@ PatienceOption = Annotated[
     ),
 ]
 
-_OF_A_MODEL = ("device", "dtype", "quantization", "devices", "placement", "step_timeout", "spill", "background")
 _OF_SEVERAL = ("engine", "engines")
+_AT_ONCE = "max_batch_size"  # which a client has, too
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,7 @@ class Where:
             return source is not None and source.name == "COMMANDLINE"
 
         if options["url"] is not None:
-            others = [field.name for field in dataclasses.fields(EngineConfig) if field.name != "max_batch_size"]
-            if wrong := [name for name in (*_OF_A_MODEL, *_OF_SEVERAL, *others) if given(name)]:
+            if wrong := [name for name in (*Loading().arguments(), *_OF_SEVERAL) if given(name) and name != _AT_ONCE]:
                 raise typer.BadParameter(f"{_shown(wrong)} cannot be had of a server: leave it out, or --engine-url")
         elif wrong := [name for name in ("api_key", "patience") if given(name)]:
             raise typer.BadParameter(f"{_shown(wrong)} goes with --engine-url")
@@ -108,14 +106,9 @@ class Where:
         return cls(**options, patience=patience, named=given("model"))
 
     @contextmanager
-    def opened(self, model: str, loading: dict[str, Any]) -> Iterator[Elsewhere | None]:
-        """What captions, if that is not a model in this process.
-
-        Args:
-            loading: arguments of `vl.load`, with the `EngineConfig` as `engine`.
-        """
-        how = {name: value for name, value in loading.items() if name not in ("device", "devices", "engine")}
-        how |= dataclasses.asdict(loading["engine"])
+    def opened(self, model: str, loading: Loading) -> Iterator[Elsewhere | None]:
+        """What captions, if that is not a model in this process."""
+        how = {name: value for name, value in loading.arguments().items() if name not in ("device", "devices")}
         if self.url is not None:
             from vl.jobs.served import Served
 
@@ -125,14 +118,14 @@ class Where:
             from vl.jobs.ray import RayEngines
 
             engines = None if isinstance(self.engines, str) else self.engines
-            if not isinstance(loading["devices"], int | None):
+            if not isinstance(loading.devices, int | None):
                 raise typer.BadParameter("--devices of --engine ray is how many GPUs each engine has: a number")
-            with RayEngines(model, engines, devices=loading["devices"], **how) as pool:
+            with RayEngines(model, engines, devices=loading.devices, **how) as pool:
                 yield pool
         elif self.engines is not None:
             from vl.jobs.engines import Engines
 
-            yield Engines(model, self.engines, device=loading["device"], devices=loading["devices"], **how)
+            yield Engines(model, self.engines, device=loading.device, devices=loading.devices, **how)
         else:
             yield None
 
