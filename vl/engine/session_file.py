@@ -181,7 +181,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: copy it from where the session was saved, or read anew") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): check the disk and permissions") from None
+    except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): save the session again, or read anew") from None
 
 

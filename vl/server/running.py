@@ -11,6 +11,7 @@ import uvicorn
 
 from vl.errors import DeviceError, Error
 from vl.server.app import Server
+from vl.server.connection import Connection
 
 _LOOK = 1.0  # seconds between looks at whether the model has ended
 
@@ -59,6 +60,7 @@ class _Running(uvicorn.Server):
     def __init__(self, server: Server, grace: float, log_requests: bool, ready: Callable[[], object]) -> None:
         config = uvicorn.Config(
             server.app,
+            http=Connection,
             log_level="warning" if not log_requests else "info",
             access_log=log_requests,
             timeout_graceful_shutdown=max(1, round(grace)),

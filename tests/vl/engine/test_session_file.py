@@ -21,7 +21,7 @@ import torch
 import vl
 from preprocessing import Conversation
 from vl.engine import session_file
-from vl.engine.session_file import MANIFEST
+from vl.engine.session_file import MANIFEST, read_tensors
 
 from .sessions import NEW, QUESTIONS, TEXT, answers, ask, document, load, used_pages
 
@@ -145,6 +145,17 @@ def test_damage_is_named(model: vl.MiniMaxVL, tmp_path: Path, damage: Callable[[
     with pytest.raises(vl.CheckpointError, match=told):
         model.open(tmp_path / "s")
     assert used_pages(model) == 0
+
+
+def test_what_is_missing_or_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    """`session.json` names whole files, but one may go after it was read."""
+    with pytest.raises(vl.CheckpointError, match=r"gone.safetensors is missing: copy it"):
+        read_tensors(tmp_path / "gone.safetensors")
+    with pytest.raises(vl.CheckpointError, match=r"cannot be read \(.*\): check the disk"):
+        read_tensors(tmp_path)
+    (tmp_path / "cut.safetensors").write_bytes(b"abc")
+    with pytest.raises(vl.CheckpointError, match=r"cut.safetensors is damaged \(.*header"):
+        read_tensors(tmp_path / "cut.safetensors")
 
 
 def test_a_folder_that_cannot_be_written_is_named(model: vl.MiniMaxVL, tmp_path: Path) -> None:
