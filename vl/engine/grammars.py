@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from vl.engine.making import NotNow
 from vl.errors import ConfigError, InputError
 
 _SHORT = 4096  # characters of JSON, in which nothing is deep or large
@@ -83,7 +84,7 @@ def try_apart(response_format: str) -> None:
         return
     command = [sys.executable, "-c", _COMMAND, json.dumps(sys.path)]
     if not _TRIALS.acquire(timeout=_SECONDS):
-        raise InputError("response_format cannot be tried now, others are being: ask again later, or make it smaller")
+        raise NotNow("response_format cannot be tried now, others are being: ask again later, or make it smaller")
     try:
         done = subprocess.run(command, input=response_format.encode(), capture_output=True, timeout=_SECONDS)
     except subprocess.TimeoutExpired:

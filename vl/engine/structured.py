@@ -6,9 +6,9 @@ a token may come next if its bytes are part of some text of that form, also wher
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,10 +19,11 @@ from torch import Tensor
 from preprocessing import Processor
 from vl.config import VLConfig
 from vl.engine.grammars import first_line, library, matcher, try_apart
+from vl.engine.making import Made
 from vl.engine.sampling import sent
 from vl.errors import InputError
 
-_KEPT = 64  # grammars that are ready for the next request
+_KEPT = 64  # grammars that are ready for the next request, and as many that are known not to be of use
 
 
 class Model(Protocol):
@@ -67,12 +68,12 @@ class Forms:
 
     def __init__(self, model: Model, *, tried: bool = False) -> None:
         self._model, self._tried = model, tried
-        self._lock, self._making = threading.Lock(), threading.Lock()  # of `_ready`; of `_tokens`
+        self._making = threading.Lock()  # of `_tokens`
         self._tokens: Any = None
-        self._ready: OrderedDict[str, Any] = OrderedDict()
+        self._ready = Made[Any](_KEPT)
 
     def form(self, response_format: Mapping[str, Any]) -> Form:
-        """One for a new answer. A new grammar may take seconds, for which no other waits.
+        """One for a new answer. A new grammar may take seconds, for which no other waits, and so may a bad one, once.
 
         Args:
             response_format: as `SamplingParams` has checked it.
@@ -86,19 +87,14 @@ class Forms:
             key = json.dumps(response_format)
         except RecursionError:
             raise InputError("response_format cannot be held to: it is nested too deeply") from None
-        with self._lock:
-            ready = self._ready.get(key)
-        if ready is None:
+
+        def make() -> Any:
             tokens = self._vocabulary()
             if not self._tried:
                 try_apart(key)
-            ready = matcher(tokens, response_format)
-        with self._lock:
-            self._ready[key] = ready
-            self._ready.move_to_end(key)
-            if len(self._ready) > _KEPT:
-                self._ready.popitem(last=False)
-            return Form(ready.deep_copy())
+            return matcher(tokens, response_format)
+
+        return Form(self._ready.get(hashlib.sha256(key.encode()).digest(), make).deep_copy())
 
     def _vocabulary(self) -> Any:
         """As llguidance has it."""

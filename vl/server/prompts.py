@@ -53,7 +53,8 @@ class Prompts:
         start = time.perf_counter()
         self._check(request)
         self._check_answers(request.answers)
-        _ = request.with_usage, self._params(request, 1)  # before images are read
+        _ = request.with_usage
+        self._model.engine.check(self._params(request, 1))  # before images are read
         inputs, offered = self._conversation(request.messages, request.tools, request.tool_choice)
         begun = self._begin_call(request) if request.tool_choice is not None else []
         if begun and request.response_format not in (None, PLAIN["response_format"]):

@@ -224,6 +224,10 @@ def test_what_the_library_would_not_live_through_is_refused(
     with pytest.raises(vl.InputError, match=r"cannot be held to: it takes longer than 0\.001 s to prepare"):
         forms.form(held_to(chain(61)))
     assert forms.form(held_to(chain(60))), "it is ready"
+    monkeypatch.setattr(structured, "try_apart", None)  # what failed is not tried again
+    for bad in (nested(150), chain(20_000), chain(61)):
+        with pytest.raises(vl.InputError, match="response_format cannot be held to"):
+            forms.form(held_to(bad))
 
 
 def test_nobody_waits_for_the_form_of_another(nano: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch) -> None:
