@@ -7,6 +7,7 @@ waits. The engine does not, which writes the answer to its end and frees its pla
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -16,27 +17,41 @@ SECONDS = 60.0  # for the headers of a request to come, and for a client to read
 _Base: Any = AutoHTTPProtocol  # of httptools where that is installed, or of h11
 
 
+class _Alarm:
+    """Calls something after `SECONDS`, unless it is stopped before."""
+
+    _handle: asyncio.TimerHandle | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
+        """Harmless when it runs."""
+        if self._handle is None:
+            self._handle = loop.call_later(SECONDS, call)
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+
 class Connection(_Base):
     """uvicorn's, which is cut off where the client takes longer than `SECONDS`."""
 
-    _headers: asyncio.TimerHandle | None = None
-    _reading: asyncio.TimerHandle | None = None
-
     def connection_made(self, transport: asyncio.Transport) -> None:
+        self._headers, self._reading = _Alarm(), _Alarm()
         super().connection_made(transport)
-        self._headers = self.loop.call_later(SECONDS, transport.abort)
+        self._headers.start(self.loop, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._headers = _cancelled(self._headers)
-        self._reading = _cancelled(self._reading)
         super().connection_lost(exc)
+        self._headers.stop()
+        self._reading.stop()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
-            self._headers = _cancelled(self._headers)
-        elif self._headers is None:  # the beginning of another request
-            self._headers = self.loop.call_later(SECONDS, self.transport.abort)
+            self._headers.stop()
+        else:  # the beginning of a request
+            self._headers.start(self.loop, self.transport.abort)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -44,7 +59,7 @@ class Connection(_Base):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._reading = _cancelled(self._reading)
+        self._reading.stop()
         if self.cycle is not None and self.cycle.response_complete:
             self._await_reader()
 
@@ -53,15 +68,10 @@ class Connection(_Base):
         self._await_reader()
 
     def _await_reader(self) -> None:
-        if self._reading is None and self.transport.get_write_buffer_size():
-            self._reading = self.loop.call_later(SECONDS, self._cut_off)
+        if self.transport.get_write_buffer_size():
+            self._reading.start(self.loop, self._cut_off)
 
     def _cut_off(self) -> None:
-        self._reading = None
+        self._reading.stop()
         if self.transport.get_write_buffer_size():
             self.transport.abort()
-
-
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()

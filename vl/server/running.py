@@ -10,10 +10,12 @@ from collections.abc import Callable
 import uvicorn
 
 from vl.errors import DeviceError, Error
+from vl.heaps import trim
 from vl.server.app import Server
 from vl.server.connection import Connection
 
 _LOOK = 1.0  # seconds between looks at whether the model has ended
+_TRIM = 30.0  # seconds after which free memory is given back
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -68,13 +70,18 @@ class _Running(uvicorn.Server):
         )
         super().__init__(config)
         self._server, self._ready = server, ready
-        self._watch: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._watch = asyncio.create_task(self._end_with_model())
+            self._tasks = [asyncio.create_task(self._end_with_model()), asyncio.create_task(self._stay_small())]
             self._ready()
+
+    async def _stay_small(self) -> None:
+        while True:
+            await asyncio.sleep(_TRIM)
+            await asyncio.to_thread(trim)
 
     async def _end_with_model(self) -> None:
         while self._server.ended is None:
