@@ -20,7 +20,7 @@ from vl.server.errors import Json
 from vl.server.running import bind
 from vl.server.sse import EventStream
 
-SECONDS = 0.2
+SECONDS = 0.5
 CHUNKS, CHUNK = 100, {"text": "a" * 20_000}
 
 
@@ -106,12 +106,14 @@ def test_a_client_that_reads_slowly_gets_all(served: Served) -> None:
 
 
 def test_headers_have_to_come(served: Served) -> None:
-    silent, half, again = (served.connect() for _ in range(3))
-    half.sendall(b"GET /stream HTTP/1.1\r\nHost: a\r\n")
+    again = served.connect()
     again.sendall(b"GET /nothing HTTP/1.1\r\nHost: a\r\n\r\n")
     assert b" 404 " in again.recv(2**16)
     again.sendall(b"GET /nothing HTTP/1.1\r\n")
+    silent, half = served.connect(), served.connect()
+    half.sendall(b"GET /stream HTTP/1.1\r\nHost: a\r\n")
     for client in (silent, half, again):
         with suppress(ConnectionResetError):
-            assert client.recv(2**16) == b""  # its end; TimeoutError if there is none
+            while client.recv(2**16):  # until its end; TimeoutError if there is none
+                pass
         client.close()
