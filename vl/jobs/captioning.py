@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from preprocessing.alpha import Background, read_background
 from vl.engine import SamplingParams
 from vl.errors import InputError
 from vl.jobs.beside import Beside, Texts, record_of
+from vl.jobs.committing import UNDER_WAY, Committer
 from vl.jobs.cutting import Cutters, default_workers
 from vl.jobs.duplicates import Duplicates, Find
 from vl.jobs.elsewhere import Elsewhere
@@ -89,8 +91,8 @@ def caption_images(
 ) -> Tally:
     """Caption many images into JSON Lines or Parquet, one row for each; running it again does what is left.
 
-    Rows reach the disk batch by batch, so the process may be killed at any moment. See `caption_rows` for the rows,
-    `expand_sources` for the sources, `RowFile` and `PartFolder` for the output.
+    Rows reach the disk batch by batch, so the process may be killed at any moment; a thread of its own writes them. See
+    `caption_rows` for the rows, `expand_sources` for the sources, `RowFile` and `PartFolder` for the output.
 
     Args:
         model: from `vl.load`, with a vision encoder; or what captions elsewhere: `Engines`, `RayEngines`, `Served`.
@@ -108,7 +110,7 @@ def caption_images(
         retry_errors: try the images of error rows again.
         mix: go on after rows that were made with another model, prompt or setting, and keep them.
         column: where the tables among the sources have their images; by default the first of `COLUMNS` that they have.
-        on_row: called after each row is safe on disk.
+        on_row: called after each row is safe on disk, in the caller's thread.
         beside: write the captions beside the images, too.
         sampling: as in `MiniMaxVL.generate`.
 
@@ -171,15 +173,21 @@ def write_rows(
 ) -> Tally:
     """The job on an open `RowFile` or `PartFolder`: caption the `pending` sources and append their rows."""
     tally = Tally()
-    options = {"prompt": rows.prompts, "find": rows.find, "batch_size": batch_size, "workers": workers, **sampling}
-    with contextlib.closing(caption_rows(model, pending, **options)) as batches:
-        for batch in batches:
-            rows.append(batch)
-            for row in batch:
-                tally.count(row)
-                tally.skipped = rows.skipped
-                if on_row is not None:
-                    on_row(row, tally)
+
+    def told(safe: Iterable[list[Row]]) -> None:
+        for row in chain.from_iterable(safe):
+            tally.count(row)
+            tally.skipped = rows.skipped
+            if on_row is not None:
+                on_row(row, tally)
+
+    with Committer(rows) as committer:
+        options = {"prompt": rows.prompts, "find": committer.find, "batch_size": batch_size, "workers": workers}
+        with contextlib.closing(caption_rows(model, pending, **options, **sampling)) as batches:
+            for batch in batches:
+                committer.append(batch)
+                told(committer.safe(UNDER_WAY))
+        told(committer.safe())
     tally.skipped = rows.skipped
     return tally
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -45,6 +47,7 @@ class Manifest:
     Sources come in the same order in every run, mostly. So the manifest also has stretches of some 256 of them, all of
     which have a row, by their digest: `skim` passes over such a stretch after one look, and resuming reads few of the
     ids. A stretch ends where an id does by itself, so that a source more or less spoils one of them, and not all after.
+    One thread may `skim` while others ask or change: a change is a transaction, which no other thread's may end.
 
     Args:
         path: of the file, made if it is missing; None: a temporary one.
@@ -55,6 +58,7 @@ class Manifest:
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self._db.executescript(_TABLES)
+        self._changing = threading.RLock()  # all go through one connection, and nobody sees half of a change
         self._open: list[_Stretch] = []  # whose sources have not all a row
         self.passed = 0  # by `skim`
 
@@ -88,10 +92,12 @@ class Manifest:
         return found[0] if found else None
 
     def has(self, key: bytes) -> bool:
-        return self._db.execute("SELECT 1 FROM images WHERE id = ?", (key,)).fetchone() is not None
+        with self._changing:
+            return self._db.execute("SELECT 1 FROM images WHERE id = ?", (key,)).fetchone() is not None
 
     def failed(self, key: bytes) -> bool:
-        return self._db.execute("SELECT 1 FROM failures WHERE id = ?", (key,)).fetchone() is not None
+        with self._changing:
+            return self._db.execute("SELECT 1 FROM failures WHERE id = ?", (key,)).fetchone() is not None
 
     def part_of(self, answer: bytes) -> int | None:
         """Where a caption with this `answer_key` is."""
@@ -111,10 +117,11 @@ class Manifest:
     # Changes: each a transaction
 
     def clear(self) -> None:
-        with self._db:
-            for table in ("run", "parts", "images", "failures", "answers", "successors", "stretches"):
-                self._db.execute(f"DELETE FROM {table}")
-        self._open.clear()
+        with self._changing:
+            with self._db:
+                for table in ("run", "parts", "images", "failures", "answers", "successors", "stretches"):
+                    self._db.execute(f"DELETE FROM {table}")
+            self._open.clear()
 
     def add(
         self,
@@ -135,30 +142,32 @@ class Manifest:
             answers: the `answer_key`s of its captions.
         """
         text = json.dumps(made)
-        with self._db:
-            self._db.execute("DELETE FROM run WHERE made = ?", (text,))
-            self._db.execute("INSERT INTO run VALUES (?)", (text,))
-            self._db.executemany("DELETE FROM failures WHERE id = ?", ((key,) for key in ids))
-            for old, (successor, left) in (shrunk or {}).items():
-                self._db.execute("DELETE FROM parts WHERE number = ?", (old,))
-                self._db.execute("UPDATE failures SET part = ? WHERE part = ?", (successor, old))
-                self._db.execute("INSERT OR REPLACE INTO successors VALUES (?, ?)", (old, successor))
-                if left:
-                    self._db.execute("INSERT INTO parts VALUES (?, ?, ?)", (successor, left, journal))
-            self._db.execute("INSERT INTO parts VALUES (?, ?, ?)", (number, len(ids), journal))
-            self._db.executemany("INSERT OR IGNORE INTO images VALUES (?)", ((key,) for key in ids))
-            failed = ((key, number) for key, error in ids.items() if error)
-            self._db.executemany("INSERT INTO failures VALUES (?, ?)", failed)
-            found = ((key, number) for key in answers)
-            self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", found)
-            for stretch in self._open:
-                stretch.left.difference_update(ids)
-            self._keep_stretches()
+        with self._changing:
+            stretches = [_Stretch(stretch.ids, stretch.left - ids.keys()) for stretch in self._open]
+            with self._db:
+                self._db.execute("DELETE FROM run WHERE made = ?", (text,))
+                self._db.execute("INSERT INTO run VALUES (?)", (text,))
+                self._db.executemany("DELETE FROM failures WHERE id = ?", ((key,) for key in ids))
+                for old, (successor, left) in (shrunk or {}).items():
+                    self._db.execute("DELETE FROM parts WHERE number = ?", (old,))
+                    self._db.execute("UPDATE failures SET part = ? WHERE part = ?", (successor, old))
+                    self._db.execute("INSERT OR REPLACE INTO successors VALUES (?, ?)", (old, successor))
+                    if left:
+                        self._db.execute("INSERT INTO parts VALUES (?, ?, ?)", (successor, left, journal))
+                self._db.execute("INSERT INTO parts VALUES (?, ?, ?)", (number, len(ids), journal))
+                self._db.executemany("INSERT OR IGNORE INTO images VALUES (?)", ((key,) for key in ids))
+                failed = ((key, number) for key, error in ids.items() if error)
+                self._db.executemany("INSERT INTO failures VALUES (?, ?)", failed)
+                found = ((key, number) for key in answers)
+                self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", found)
+                self._keep(stretches)
+            # Not before that is on the disk: a stretch that lacks a row must never be taken for one that is done.
+            self._open = [stretch for stretch in stretches if stretch.left]
 
-    def _keep_stretches(self) -> None:
-        whole = [stretch.record for stretch in self._open if not stretch.left]
+    def _keep(self, stretches: Iterable[_Stretch]) -> None:
+        """Enter those that are done."""
+        whole = [stretch.record for stretch in stretches if not stretch.left]
         self._db.executemany("INSERT OR REPLACE INTO stretches VALUES (?, ?, ?)", whole)
-        self._open = [stretch for stretch in self._open if stretch.left]
 
     # Going through the sources
 
@@ -190,7 +199,8 @@ class Manifest:
         first: tuple[Source, str, bytes],
     ) -> bool:
         """Whether a stretch that is done began here, and was passed over. Else what was looked at is in `held`."""
-        found = self._db.execute("SELECT length, digest FROM stretches WHERE first = ?", (id,)).fetchone()
+        with self._changing:
+            found = self._db.execute("SELECT length, digest FROM stretches WHERE first = ?", (id,)).fetchone()
         if found is None:
             return False
         length, digest = found
@@ -203,11 +213,14 @@ class Manifest:
         return False
 
     def _finish(self, stretch: _Stretch) -> None:
-        stretch.left = {id for id in stretch.left if not self.has(id)}  # parts may have come meanwhile
-        self._open.append(stretch)
-        if not stretch.left:
-            with self._db:
-                self._keep_stretches()
+        with self._changing:
+            stretch.left = {id for id in stretch.left if not self.has(id)}  # parts may have come meanwhile
+            if stretch.left:
+                self._open.append(stretch)
+                return
+            # What a full disk keeps out is looked up again by the next run, source by source.
+            with contextlib.suppress(sqlite3.Error), self._db:
+                self._keep([stretch])
 
     def _number(self, query: str) -> int:
         return self._db.execute(query).fetchone()[0]

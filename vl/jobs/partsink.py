@@ -21,7 +21,9 @@ from vl.jobs.sources import Source, row_key
 class PartSink(ABC):
     """Rows as `part-00000.parquet`, ...: subclasses say where, and how that is safe.
 
-    Rows wait, and become a part when `part_rows` do, when `part_seconds` have passed, and at the end.
+    Rows wait, and become a part when `part_rows` do, when `part_seconds` have passed, and at the end. One thread may
+    append while another goes through `pending`: a key is waiting before it is no longer taken, and in the manifest
+    before it waits no longer, and `pending` asks in that order.
 
     Args:
         out: where the parts are.
@@ -109,7 +111,7 @@ class PartSink(ABC):
     def _is_done(self, key: str) -> bool:
         if (row := self._waiting.get(key)) is not None:
             return not (self._retry_errors and "error" in row)
-        if self._overwrite:
+        if self._overwrite:  # nothing of this run is in the manifest before the old parts are dropped
             return False
         id = id_of(key)
         return self._manifest.has(id) and not (self._retry_errors and self._manifest.failed(id))
