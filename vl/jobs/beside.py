@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 from preprocessing import IMAGE_SUFFIXES
 from preprocessing.sources import kind_of, local_path
@@ -56,16 +58,42 @@ class Beside:
         return new + b"\n"
 
 
+class _Intent(NamedTuple):
+    """A text that is to be written.
+
+    Attributes:
+        key: `row_key` of its row, as JSON.
+        id: what is done once.
+        path: of the text.
+        old: the digest of what it held; None: there was none.
+        text: what it is to hold.
+    """
+
+    key: str
+    id: bytes
+    path: bytes
+    old: bytes | None
+    text: bytes
+
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS job (how TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS done (id BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS under_way (key TEXT NOT NULL, id BLOB NOT NULL, path BLOB NOT NULL, old BLOB, text BLOB);
+"""
+
+
 class Texts:
     """An open output whose captions are also written beside their images.
 
     Before rows are appended, `record` gets what their texts are to hold and what they held, and after it the texts are
     written, each whole. So the next run finishes one that was killed: it writes the texts that were not, of rows that
-    are there, and no caption is added twice.
+    are there, and no caption is added twice. `record` also has what is done: an image may come by several names, each
+    of which has a row, and its text is written for the first. Only answers to prompts of its own add up.
 
     Args:
         rows: the output, opened.
-        record: the file of what is under way.
+        record: the SQLite file of what is done and under way.
         fresh: the output is started again.
 
     Raises:
@@ -76,36 +104,40 @@ class Texts:
         self._rows, self._record, self._beside = rows, record, beside
         self.prompts, self.find = rows.prompts, rows.find
         self._passed = 0
-        if fresh:
-            self._write([])
-        else:
-            self._finish()
+        if not fresh and rows.rows and not record.exists():
+            raise JobError(
+                f"{rows.path} holds captions that were not written beside the images: leave --beside out to "
+                "continue it, choose another output, or start again with --overwrite"
+            )
+        with self._changing() as db:
+            db.executescript(_TABLES)
+        with self._changing() as db:
+            self._finish(db, fresh)
 
     @property
     def skipped(self) -> int:
         """Sources that had a row or a text."""
         return self._rows.skipped + self._passed
 
-    def _finish(self) -> None:
+    def _finish(self, db: sqlite3.Connection, fresh: bool) -> None:
         """Write what the last run left under way."""
-        how = asdict(self._beside)
-        if not self._record.exists():
-            if self._rows.rows:
-                raise JobError(
-                    f"{self._rows.path} holds captions that were not written beside the images: leave --beside out to "
-                    "continue it, choose another output, or start again with --overwrite"
-                )
-            self._write([])
-            return
-        made, *under_way = map(json.loads, self._record.read_bytes().splitlines())
-        if made != how and self._rows.rows:
+        how, found = asdict(self._beside), db.execute("SELECT how FROM job").fetchone()
+        made = json.loads(found[0]) if found else how
+        if made != how and self._rows.rows and not fresh:
             name = next(name for name in how if made.get(name) != how[name])
             raise JobError(
                 f"{self._rows.path} holds captions written beside the images with {name} {made.get(name)!r}, not "
                 f"{how[name]!r}: use that to continue it, choose another output, or start again with --overwrite"
             )
-        self._apply(intent for intent in under_way if self._rows.captioned(intent["key"]))
-        self._write([])
+        if fresh:
+            db.execute("DELETE FROM done")
+        else:
+            whole = [intent for intent in _under_way(db) if self._rows.captioned(json.loads(intent.key))]
+            self._apply(whole)
+            _enter(db, whole)
+        db.execute("DELETE FROM under_way")
+        db.execute("DELETE FROM job")
+        db.execute("INSERT INTO job VALUES (?)", (json.dumps(how),))
 
     def pending(self, sources: Iterable[Source]) -> Iterator[Source]:
         """As `RowFile.pending`. Raises InputError for an image that is no file of this machine."""
@@ -114,10 +146,17 @@ class Texts:
     def append(self, rows: Iterable[Row]) -> None:
         """As `RowFile.append`, and write the texts. An image whose text is another's too is an error."""
         batch = [self._checked(row) for row in rows]
-        intents = [self._intent(row) for row in batch if "error" not in row]
-        self._write(intents)
+        with self._changing() as db:
+            _enter(db, _under_way(db))
+            intents: dict[bytes, _Intent] = {}
+            coming: dict[Path, bytes] = {}  # what texts hold after those
+            for row in batch:
+                if "error" not in row and not _is_done(db, id := self._id(row)) and id not in intents:
+                    intents[id] = self._intent(id, row, coming)
+            db.execute("DELETE FROM under_way")
+            db.executemany("INSERT INTO under_way VALUES (?, ?, ?, ?, ?)", intents.values())
         self._rows.append(batch)
-        self._apply(intents)
+        self._apply(intents.values())
 
     def _wanted(self, sources: Iterable[Source]) -> Iterator[Source]:
         for source in sources:
@@ -134,22 +173,46 @@ class Texts:
         told = f"{row['image']}: its text would be that of {other.name} too: rename one of them"
         return {"image": row["image"], "error": told} | rest
 
-    def _intent(self, row: Row) -> dict[str, Any]:
+    def _id(self, row: Row) -> bytes:
+        """Equal for rows of which one alone is written."""
+        own = row_key(row).removeprefix(row["image"]) if self._beside.existing in ("append", "prepend") else ""
+        return blake2b(os.fsencode(text_of(row["image"])) + b"\0" + own.encode(), digest_size=16).digest()
+
+    def _intent(self, id: bytes, row: Row, coming: dict[Path, bytes]) -> _Intent:
         path = text_of(row["image"])
-        old = path.read_bytes() if path.exists() else None
-        text = self._beside.text([row[column] for column in self.prompts.columns], old)
-        return {"key": row_key(row), "path": str(path), "old": _digest(old), "text": text.decode("latin-1")}
+        old = coming.get(path, path.read_bytes() if path.exists() else None)
+        coming[path] = self._beside.text([row[column] for column in self.prompts.columns], old)
+        return _Intent(json.dumps(row_key(row)), id, os.fsencode(path), _digest(old), coming[path])
 
-    def _apply(self, intents: Iterable[dict[str, Any]]) -> None:
+    def _apply(self, intents: Iterable[_Intent]) -> None:
         for intent in intents:
-            path, text = Path(intent["path"]), intent["text"].encode("latin-1")
+            path = Path(os.fsdecode(intent.path))
             old = path.read_bytes() if path.exists() else None
-            if _digest(old) == intent["old"] and old != text:  # else it is done, or someone else has written it since
-                _written(path, text)
+            if _digest(old) == intent.old and old != intent.text:  # else it is done, or someone has written it since
+                _written(path, intent.text)
 
-    def _write(self, intents: list[dict[str, Any]]) -> None:
-        lines = "".join(json.dumps(line) + "\n" for line in (asdict(self._beside), *intents))
-        _written(self._record, lines.encode())
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction of the record."""
+        with (
+            explained(self._record, (OSError, sqlite3.Error)),
+            contextlib.closing(sqlite3.connect(self._record)) as db,
+            db,
+        ):
+            db.execute("PRAGMA synchronous = FULL")
+            yield db
+
+
+def _under_way(db: sqlite3.Connection) -> list[_Intent]:
+    return [_Intent(*row) for row in db.execute("SELECT key, id, path, old, text FROM under_way")]
+
+
+def _enter(db: sqlite3.Connection, intents: Iterable[_Intent]) -> None:
+    db.executemany("INSERT OR IGNORE INTO done VALUES (?)", ((intent.id,) for intent in intents))
+
+
+def _is_done(db: sqlite3.Connection, id: bytes) -> bool:
+    return db.execute("SELECT 1 FROM done WHERE id = ?", (id,)).fetchone() is not None
 
 
 def record_of(out: str | os.PathLike[str]) -> Path:
@@ -180,8 +243,8 @@ def _namesake(image: Path) -> Path | None:
     return next((other for other in names if other.exists() and not other.samefile(image)), None)
 
 
-def _digest(content: bytes | None) -> str | None:
-    return None if content is None else blake2b(content, digest_size=16).hexdigest()
+def _digest(content: bytes | None) -> bytes | None:
+    return None if content is None else blake2b(content, digest_size=16).digest()
 
 
 def _written(path: Path, content: bytes) -> None:

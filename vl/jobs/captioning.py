@@ -149,7 +149,8 @@ def with_texts(rows: Rows, out: str | os.PathLike[str], beside: Beside | None, *
         if beside is None:
             if record.exists() and not overwrite:
                 raise JobError(f"{rows.path} holds captions written beside the images too: continue it with --beside")
-            record.unlink(missing_ok=True)
+            for path in (record, record.with_name(f"{record.name}-journal")):
+                path.unlink(missing_ok=True)
             return rows
         if overwrite and beside.existing in ("append", "prepend"):
             raise JobError(
@@ -182,8 +183,8 @@ def write_rows(
                 on_row(row, tally)
 
     with Committer(rows) as committer:
-        options = {"prompt": rows.prompts, "find": committer.find, "batch_size": batch_size, "workers": workers}
-        with contextlib.closing(caption_rows(model, pending, **options, **sampling)) as batches:
+        how: dict[str, Any] = {"prompt": rows.prompts, "find": committer.find, "workers": workers, **sampling}
+        with contextlib.closing(caption_rows(model, pending, batch_size=batch_size, **how)) as batches:
             for batch in batches:
                 committer.append(batch)
                 told(committer.safe(UNDER_WAY))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from vl.jobs import Beside, JobError, caption_images
 from vl.jobs import beside as module
 
 from .fakes import FakeModel, read
+from .test_containers import write_table
 from .test_kill import start_child
 
 OUTS = ["out.jsonl", "out.parquet"]
@@ -67,8 +69,8 @@ def test_texts(folder: Path, tmp_path: Path, existing: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", OUTS)
 @pytest.mark.parametrize("existing", ["append", "prepend"])
-def test_killed_before_any_file_is_replaced(folder: Path, tmp_path: Path, existing: str, name: str) -> None:
-    """The job is killed before its n-th replaced file, and before that again and again."""
+def test_killed_before_any_file_is_written(folder: Path, tmp_path: Path, existing: str, name: str) -> None:
+    """The job is killed before it writes or replaces for the n-th time, and before that again and again."""
     old = texts(folder)
     for moment in range(40):
         for path in folder.glob("*.txt"):
@@ -88,17 +90,45 @@ def test_killed_before_any_file_is_replaced(folder: Path, tmp_path: Path, existi
 
 
 def _killed(folder: Path, out: Path, existing: str, left: int) -> None:
-    real = os.replace
+    def guard(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args)
 
-    def replace(*paths: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        real(*paths)
+        return call
 
-    os.replace = replace  # type: ignore[assignment]
+    os.replace, os.write = guard(os.replace), guard(os.write)
     job(folder, out, existing)
+
+
+@pytest.mark.parametrize("batch_size", [1, 9])
+@pytest.mark.parametrize("existing", list(EXPECTED))
+def test_one_image_by_several_names(folder: Path, tmp_path: Path, existing: str, batch_size: int) -> None:
+    """Relative, through linked folders and by links in its own: rows for all, and one text."""
+    (tmp_path / "linked").symlink_to(folder, target_is_directory=True)
+    (folder / "3.webp").symlink_to("3.png")
+    names = [str(folder / "1.png"), os.path.relpath(folder / "1.png"), str(tmp_path / "linked" / "1.png")]
+    names += [str(folder / "3.png"), str(folder / "3.webp"), f"{folder}/../pictures/3.png"]
+    for sources in (names[:4], names[::-1], names):
+        beside = Beside(existing, prefix="<", suffix=">", separator=", ")  # type: ignore[arg-type]
+        caption_images(FakeModel(), sources, tmp_path / "out.jsonl", beside=beside, batch_size=batch_size)
+    assert texts(folder) == {stem: EXPECTED[existing][stem] for stem in "13"} | {"2": b"Caf\xe9"}
+    rows = read(tmp_path / "out.jsonl")
+    assert [row["image"] for row in rows if "error" in row] == []
+    if existing != "skip":
+        assert sorted(row["image"] for row in rows) == sorted(names)
+
+
+@pytest.mark.parametrize("batch_size", [1, 9])
+def test_an_image_with_prompts_of_its_own(folder: Path, tmp_path: Path, batch_size: int) -> None:
+    """Each is a row, and all are added."""
+    write_table(folder / "t.csv", [{"path": "1.png", "kind": kind} for kind in ("A", "B", "A")])
+    for _ in range(2):
+        job(folder / "t.csv", tmp_path / "out.jsonl", "append", prompt="{kind}:", batch_size=batch_size)
+    assert texts(folder)["1"] == b"a tag, <A: 1 by 5>, <B: 1 by 5>\n"
 
 
 def test_several_prompts_are_lines(folder: Path, tmp_path: Path) -> None:
@@ -117,8 +147,13 @@ def test_two_images_of_one_text_are_errors(folder: Path, tmp_path: Path) -> None
 
 def test_what_was_written_meanwhile_is_left(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out.jsonl"
+
+    def interrupted(self: Any, intents: Iterable[Any]) -> None:
+        if list(intents):
+            raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(module.Texts, "_apply", lambda self, intents: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(module.Texts, "_apply", interrupted)
         with pytest.raises(KeyboardInterrupt):
             job(folder, out, "append", batch_size=9)
     (folder / "1.txt").write_bytes(b"a better tag\n")
