@@ -133,6 +133,7 @@ def _nothing_fits(config: VLConfig, gpus: str | None, work: Workload) -> str:
 
 def _show(name: str, config: VLConfig, plan: Plan, most: int | None) -> None:
     """The table, and below it what its numbers mean."""
+    from vl.plan.planner import NO_ROOM
     from vl.plan.sizes import parameters
 
     console, work = stdout_console(), plan.workload
@@ -150,6 +151,11 @@ def _show(name: str, config: VLConfig, plan: Plan, most: int | None) -> None:
         "Predicted; docs/plan.md says from what.",
         markup=False,
     )
+    if not work.host_cache_tokens and any(o.problem == NO_ROOM and o.max_context for o in kept):
+        console.print(
+            "Where there is no room for so many tokens, --host-cache-tokens keeps keys and values in host memory.",
+            markup=False,
+        )
     if left:
         console.print(f"{left} larger machines are left out: --quantization or --json show all.", markup=False)
 

@@ -10,12 +10,13 @@ from vl.errors import ConfigError
 from vl.plan.formats import FORMATS, Format, find_format
 from vl.plan.gpus import Gpu, Machine, known_gpus
 from vl.plan.memory import FRAGMENTS, Memory, activation_memory, cache_memory, host_cache_memory, overhead
-from vl.plan.share import SPILLED, Placement, Share, placements
+from vl.plan.share import CONTEXT, SPILLED, Placement, Share, placements
 from vl.plan.sizes import expert, expert_bytes, stored, weight_bytes
 from vl.plan.speed import Estimate, Speed
 from vl.plan.workload import LIMIT, Workload
 
 COUNTS = (1, 2, 4, 8)  # of GPUs, as hosts have them
+NO_ROOM = "no room"  # an option's problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ def plan(config: VLConfig, machine: Machine, work: Workload | None = None, forma
         consider(placement, FORMATS[name], machine, work)
         for name in _possible(config, formats)
         for placement in placements(config, machine.count)
+        if not (placement.kind == CONTEXT and work.host_cache_tokens)  # which `vl.load` refuses
     ]
     # Where everything fits without it, nothing is spilled.
     roomy = {option.format for option in options if option.fits and option.placement != SPILLED}
@@ -146,7 +148,7 @@ def _problem(form: Format, gpu: Gpu, memory: Memory, machine: Machine) -> str:
     if form.name == "fp8" and gpu.fp8 is None:
         return f"{gpu.name} has no FP8"
     if not memory.fits:
-        return "no room"
+        return NO_ROOM
     if machine.host_memory is not None and memory.host > machine.host_memory:
         return "host memory"
     return ""

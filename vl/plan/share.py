@@ -8,8 +8,8 @@ from text_backbone.config import TextConfig
 from vision_encoder.config import VisionConfig
 from vl.config import VLConfig
 
-ONE, TENSOR, LAYERS, SPILLED = "one GPU", "tensor", "layers", "spilled"
-PLACEMENTS = (ONE, TENSOR, LAYERS, SPILLED)
+ONE, TENSOR, LAYERS, CONTEXT, SPILLED = "one GPU", "tensor", "layers", "context", "spilled"
+PLACEMENTS = (ONE, TENSOR, LAYERS, CONTEXT, SPILLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,8 @@ class Placement:
     Attributes:
         kind: `one GPU`; `tensor`: each GPU has a part of every matrix (heads, inner units of every expert, vocabulary),
             and sums go between them; `layers`: a run of layers each, one GPU working at a time, and a part of the
-            vocabulary; `spilled`: as `one GPU` or `tensor`, with experts in host memory.
+            vocabulary; `context`: all of it on each, which read some tokens of a prompt each; `spilled`: as `one GPU`
+            or `tensor`, with experts in host memory.
         gpus: how many.
         shares: one that stands for all but with `layers`.
     """
@@ -80,6 +81,11 @@ def by_layers(config: VLConfig, gpus: int) -> Placement | None:
     return Placement(LAYERS, gpus, tuple(shares))
 
 
+def by_context(config: VLConfig, gpus: int) -> Placement | None:
+    """The whole model on every GPU; None if it is one."""
+    return None if gpus == 1 else replace(whole(config), kind=CONTEXT, gpus=gpus)
+
+
 def spilled(config: VLConfig, gpus: int) -> Placement | None:
     """The experts partly in host memory, all else as on one GPU or by tensor; None where that cannot be."""
     base = whole(config) if gpus == 1 else by_tensor(config, gpus)
@@ -88,5 +94,6 @@ def spilled(config: VLConfig, gpus: int) -> Placement | None:
 
 def placements(config: VLConfig, gpus: int) -> list[Placement]:
     """All that are possible on so many GPUs."""
-    found = [whole(config)] if gpus == 1 else [by_tensor(config, gpus), by_layers(config, gpus)]
+    several = (by_tensor(config, gpus), by_layers(config, gpus), by_context(config, gpus))
+    found = (whole(config),) if gpus == 1 else several
     return [placement for placement in (*found, spilled(config, gpus)) if placement]

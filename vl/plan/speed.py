@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from text_backbone.config import LIGHTNING, TextConfig
+from text_backbone.config import LIGHTNING, SOFTMAX, TextConfig
 from vision_encoder.config import VisionConfig
 from vl.plan.efficiency import (
     DENSE,
@@ -26,7 +26,7 @@ from vl.plan.efficiency import (
 )
 from vl.plan.formats import BF16, Format, Storage
 from vl.plan.gpus import Gpu
-from vl.plan.share import LAYERS, Placement, Share
+from vl.plan.share import CONTEXT, LAYERS, Placement, Share
 from vl.plan.sizes import (
     VALUE,
     Matrix,
@@ -41,6 +41,10 @@ from vl.plan.sizes import (
     vision_values,
 )
 from vl.plan.workload import Workload
+
+# Tokens for each GPU below which a pass is not shared out (`text_backbone.parallel.ContextText.least`), and the runs of
+# tokens that each has of one sequence (`ContextShard`).
+SHARED_TOKENS, RUNS = 256, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +124,30 @@ class Estimate:
 
     def run(self, step: Pass) -> float:
         """Seconds of a pass."""
+        if self._shares_tokens(step):
+            return self._shared_pass(step)
         compute = sum(self._share(share, step) for share in self.placement.shares)
         moved = self._spilled_bytes(step) / self.gpu.host_bandwidth
         keys = self._far_bytes(step) / self.gpu.host_bandwidth  # which come while others, or other layers, are at work
         # Reading a prompt needs all experts, which can come while others work; a step waits for those it chose.
         local = moved + max(compute, keys) if step.decode else max(compute, moved + keys)
         return local + self._communication(step)
+
+    def _shares_tokens(self, step: Pass) -> bool:
+        """Whether each GPU computes some of the tokens; passes that are too short for it all of them compute whole."""
+        gpus = self.placement.gpus
+        return self.placement.kind == CONTEXT and step.sequences == 1 and step.tokens >= SHARED_TOKENS * gpus
+
+    def _shared_pass(self, step: Pass) -> float:
+        """Of the tokens that one GPU has, which attend to as many as all do in the mean, and of the messages: states of
+        runs of tokens in lightning layers, new keys and values in softmax layers, and hidden states at the end."""
+        gpus, link, text = self.placement.gpus, self.gpu.link, self.placement.shares[0].text
+        own = -(-step.tokens // gpus)
+        seconds = self._share(self.placement.shares[0], Pass(own, step.past + (step.tokens - own) / 2)) + MESSAGES
+        lightning, softmax = (layers_of(text, kind) for kind in (LIGHTNING, SOFTMAX))
+        states = RUNS * gpus * state_bytes(text)  # of all layers
+        sent = states + kv_bytes(text, 0, step.tokens, 1) + VALUE * step.tokens * text.hidden_size
+        return seconds + (lightning + softmax + 1) * link.latency + (gpus - 1) / gpus * sent / link.bandwidth
 
     def _far_bytes(self, step: Pass) -> float:
         """Keys and values that come from host memory to each GPU; with `layers`, to one after the other."""
@@ -203,15 +225,18 @@ class Estimate:
     @property
     def _split(self) -> bool:
         """Whether ranks share each layer."""
-        return self.placement.gpus > 1 and self.placement.kind != LAYERS
+        return self.placement.gpus > 1 and self.placement.kind not in (LAYERS, CONTEXT)
 
     def _communication(self, step: Pass) -> float:
         """Messages from and to the caller's process, and between GPUs. By layers: the activations, from GPU to GPU and
         from the last to all, the sums of the embeddings, and the logits of the last tokens. By tensor: the sums of both
-        sub-layers, in which the squares of lightning's norm travel, and of the embeddings, and those logits."""
+        sub-layers, in which the squares of lightning's norm travel, and of the embeddings, and those logits. By context
+        none: what is not shared out, every GPU computes for itself."""
         gpus, link = self.placement.gpus, self.gpu.link
         if gpus == 1:
             return 0.0
+        if self.placement.kind == CONTEXT:
+            return MESSAGES
         text = self.placement.shares[0].text
         x = VALUE * step.tokens * text.hidden_size
         sums = [(1, x), (1, VALUE * step.sequences * text.vocab_size * gpus)]

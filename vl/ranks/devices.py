@@ -14,11 +14,10 @@ from vl.engine.config import EngineConfig, shown, whole
 from vl.errors import ConfigError, DeviceError
 from vl.plan import Machine, Option, Workload, plan
 from vl.plan.gpus import gpu_of
-from vl.plan.share import ONE, SPILLED, TENSOR
+from vl.plan.share import CONTEXT, ONE, SPILLED, TENSOR
 
 AUTO = "auto"
 EXPERT = "expert"
-CONTEXT = "context"
 MOST = 16  # processes of one host
 STEP_TIMEOUT = 600.0  # seconds: the first steps compile kernels
 
@@ -208,7 +207,9 @@ def _fastest(
         counts: of GPUs to choose from. placement: of several; None: any.
     """
     if not torch.cuda.is_available():
-        raise ConfigError("placement='auto' is predicted for GPUs: name 'tensor', 'expert' or 'layers' on the CPU")
+        raise ConfigError(
+            "placement='auto' is predicted for GPUs: name 'tensor', 'expert', 'layers' or 'context' on the CPU"
+        )
     first = torch.device("cuda", 0)
     known = gpu_of(first)
     if known is None:
@@ -222,7 +223,7 @@ def _fastest(
         for count in counts
         for option in plan(config, Machine(known, count), work, (format,)).options
         if option.fits
-        and option.placement != SPILLED  # spill= asks for that
+        and option.placement not in (SPILLED, CONTEXT)  # spill= asks for the one; the other writes no faster than one
         and (placement is None or option.placement in (ONE, placement))
     ]
     if not options:

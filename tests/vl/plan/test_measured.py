@@ -20,7 +20,7 @@ from vl.plan.gpus import GIB
 from vl.plan.memory import CUBLAS, cache_memory, prefill_peak
 from vl.plan.models import released
 from vl.plan.planner import consider
-from vl.plan.share import Share, by_tensor, whole
+from vl.plan.share import Share, by_context, by_tensor, whole
 from vl.plan.sizes import weight_bytes
 from vl.plan.speed import Estimate, vision_seconds
 
@@ -58,6 +58,15 @@ def prefill(tokens: int, chunk: int, measured: float, within: float = SPEED) -> 
         lambda: tokens / estimate().prefill(tokens, chunk) / 1e3,
         within,
     )
+
+
+def shared(tokens: int, chunk: int, measured: float) -> Measurement:
+    """Thousands of tokens a second of two GPUs, each with all of the slice but 28 of a layer's experts."""
+    placement = by_context(VLConfig(replace(SLICE, num_local_experts=4)), 2)
+    assert placement is not None
+    two = Estimate(placement, FORMATS["bf16"], find_gpu("H200"))
+    what = f"slice of 4 experts on two by context, prefill of {tokens} in passes of {chunk}"
+    return Measurement(what, "k tok/s", measured, lambda: tokens / two.prefill(tokens, chunk) / 1e3, SPEED)
 
 
 def decode(batch: int, measured: float) -> Measurement:
@@ -124,6 +133,8 @@ MEASUREMENTS = [
     prefill(32768, 8192, 32.768 / 0.540),
     prefill(131072, 8192, 52.0),
     prefill(2**20, 8192, 1048.576 / 47.0),
+    shared(32768, 32768, 125.071),
+    shared(65536, 16384, 115.572),
     decode(1, 3.02),
     decode(8, 9.54),
     decode(64, 21.8),

@@ -121,7 +121,7 @@ def test_what_does_not_divide_is_no_placement(vl01: VLConfig) -> None:
     assert by_tensor(vl01, 16) is None  # of 8 heads of keys and values
     assert by_layers(VLConfig(SMALL), 4) is None
     assert [placement.kind for placement in placements(vl01, 1)] == ["one GPU", "spilled"]
-    assert [placement.kind for placement in placements(vl01, 3)] == ["layers"]
+    assert [placement.kind for placement in placements(vl01, 3)] == ["layers", "context"]
 
 
 @pytest.mark.parametrize("past", [1, 4095, 4096, 8192, 12288, 20000, 65535, 65536, 98304, 122880, 131072, 2**20])
