@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocessing.errors import InputError
+from preprocessing.fetch import is_url
 from preprocessing.formats import begins_as_image
 from preprocessing.sources import local_path
 from vl.documents.pdf import PAGE_SIDE, begins_as_pdf, open_pdf
@@ -30,7 +31,14 @@ def read_documents(documents: Sequence[Document], *, page_side: int = PAGE_SIDE)
     """
     if isinstance(page_side, bool) or not isinstance(page_side, int) or not 1 <= page_side <= 8192:
         raise InputError(f"page_side must be a whole number of pixels from 1 to 8192, not {page_side!r:.80}")
-    return [_message(Path(local_path(document)), page_side) for document in documents]
+    return [_message(_path(document), page_side) for document in documents]
+
+
+def _path(document: Document) -> Path:
+    path = local_path(document)
+    if isinstance(path, str) and is_url(path):
+        raise InputError(f"{path:.200} is a URL, and documents are read from files: download it first")
+    return Path(path)
 
 
 def _message(path: Path, page_side: int) -> dict[str, Any]:
@@ -49,7 +57,9 @@ def _message(path: Path, page_side: int) -> dict[str, Any]:
 
 def _head(path: Path) -> bytes:
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():  # it would be read twice, or for ever
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: name the files in it that are to be read")
+        if path.exists() and not path.is_file():  # it would be read twice, or for ever
             raise InputError(f"{path} is a pipe or a device, and no file: write what comes from it into a file")
         with path.open("rb") as file:
             head = file.read(_HEAD)

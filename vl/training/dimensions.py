@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import lcm
 
 from text_backbone import TextConfig
 from vl.errors import ConfigError
@@ -56,6 +57,7 @@ class ParallelConfig:
                 f"processes, and there are {count}: start {wanted} (torchrun --nproc-per-node {wanted}), or leave fsdp "
                 "out"
             )
+        least = lcm(self.context * self.tensor, self.expert * self.expert_tensor)
         experts = f"expert x expert_tensor = {self.expert} x {self.expert_tensor} shares every layer's experts"
         for keys, each in (
             (f"context = {self.context} shares every batch", self.context),
@@ -66,7 +68,7 @@ class ParallelConfig:
             if count % each:
                 raise ConfigError(
                     f"parallel.{keys} out over {each} processes, and {count} cannot be divided by that: start a "
-                    f"multiple of {each} (torchrun --nproc-per-node {each}), or lower it"
+                    f"multiple of {least} (torchrun --nproc-per-node {least}), or lower it"
                 )
 
     def check_model(self, text: TextConfig) -> None:

@@ -134,6 +134,13 @@ def test_a_page_side_out_of_range_is_refused(tmp_path: Path, side: Any) -> None:
         read_documents([write_pdf(tmp_path / "a.pdf", [A4])], page_side=side)
 
 
+def test_a_url_and_a_folder_are_named_as_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(vl.InputError, match=r"https://example\.org/a\.pdf is a URL.*download it"):
+        read_documents(["https://example.org/a.pdf"])
+    with pytest.raises(vl.InputError, match="is a folder: name the files"):
+        read_documents([tmp_path])
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are POSIX")
 def test_a_pipe_is_refused_before_anything_is_taken_out_of_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")

@@ -114,6 +114,7 @@ def test_a_composition_goes_on_and_leaves_what_one_process_does(
     [
         ({"expert": 4}, "expert x expert_tensor = 4 x 1 .* over 4 processes, and 6 cannot be divided"),
         ({"expert": 2, "expert_tensor": 2}, "2 x 2 shares .* start a multiple of 4"),
+        ({"context": 4, "expert": 3}, "start a multiple of 12 .torchrun --nproc-per-node 12"),
         ({"context": 4}, "parallel.context = 4 shares every batch out over 4 processes"),
         ({"context": 2, "tensor": 2}, "context x tensor = 2 x 2 shares every batch out over 4 processes"),
         ({"tensor": 4}, "parallel.tensor = 4 shares every head's work out over 4 processes"),
