@@ -78,6 +78,15 @@ def _calibration_error(said: np.ndarray, right: np.ndarray) -> float:
     return float(sum(off)) / len(said)
 
 
+def _curve(said: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The shares of all answers that are the surest, and how many of these are right.
+
+    Answers of one confidence come in together: which of them is first would be chance, or worse, what sorted them.
+    """
+    last = np.flatnonzero(np.diff(said[::-1], append=-1.0))  # of each run of equals, the surest first
+    return (last + 1) / len(said), right[::-1].cumsum()[last] / (last + 1)
+
+
 def draw_confidence(named: Sequence[tuple[str, Confidence]], path: Path, title: str = "") -> None:
     """Draws accuracy against coverage, the surest answers first, and accuracy against confidence, into a PNG.
 
@@ -92,8 +101,7 @@ def draw_confidence(named: Sequence[tuple[str, Confidence]], path: Path, title: 
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     by_coverage, by_confidence = figure.subplots(1, 2)
     for name, found in named:
-        surest = found.right[::-1].cumsum() / np.arange(1, len(found.right) + 1)
-        shares = np.arange(1, len(surest) + 1) / len(surest)
+        shares, surest = _curve(found.said, found.right)
         label = f"{name}, AUROC {found.auroc:.2f}" if found.auroc is not None else name
         by_coverage.plot(100 * shares, 100 * surest, label=label)
         groups = [group for group in np.array_split(np.arange(len(found.said)), _BINS) if len(group)]

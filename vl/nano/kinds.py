@@ -62,7 +62,8 @@ _READ = (
     "Which words are printed here?",
     "What text is shown?",
 )
-_PAGES = (*("page",) * 4, "receipt", "receipt", "sign", "screen")  # half of them are plain print, the most to read
+_PAGES = (*("page",) * 3, *("receipt",) * 3, "sign", "screen")
+_FULL = ("page", "screen")  # those that fill the large canvases of `page_sizes`; others are of any size
 _SHORT = topics()["scenes.short"]
 _CROWDED = 0.6  # of the scenes that may be odd, those that have more shapes, anywhere
 _SHORT_SHARE = 0.15  # of the questions on scenes
@@ -134,7 +135,9 @@ def _emoji(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
 
 
 def _pages(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
-    return draw_pages(rng, mix.page_sizes or mix.sizes, fonts=mix.typeface, kinds=_PAGES)
+    kind = pick(rng, _PAGES)
+    sizes = mix.page_sizes if mix.page_sizes and kind in _FULL else mix.sizes
+    return draw_pages(rng, sizes, fonts=mix.typeface, kinds=(kind,))
 
 
 def _charts(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
@@ -164,15 +167,14 @@ def _things(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, ThingFacts
 def _ask_scene(rng: np.random.Generator, facts: SceneFacts, part: str) -> Asked:
     """A question, or now and then the wish for a caption in a few words."""
     if rng.random() < _SHORT_SHARE:
-        phrasings = _SHORT.held if part == "held-out" else _SHORT.ask
-        return Asked(pick(rng, phrasings), short_caption(facts), _SHORT.metric)
+        return Asked(_SHORT.wording(rng, part), short_caption(facts), _SHORT.metric)
     return ask_scene(rng, facts, part)
 
 
 KINDS: dict[str, Kind] = {
     "words": Kind(_words, caption_text, "ocr", (*_READ, *_DESCRIBE)),
     "scenes": Kind(_scene, caption_scene, "scenes", ask=_ask_scene),
-    "counts": Kind(_counts, short_caption, "scenes", _SHORT.ask, ask=ask_scene, default=False),
+    "counts": Kind(_counts, short_caption, "scenes", (*_SHORT.ask, *_SHORT.more), ask=ask_scene, default=False),
     "emoji": Kind(_emoji, caption_emoji, "caption", ask=ask_emoji),
     "pages": Kind(_pages, caption_text, "ocr", (*_READ, *_DESCRIBE), ask=ask_page),
     "charts": Kind(_charts, describe_chart, "caption", ask=ask_chart),

@@ -28,7 +28,7 @@ class Mix:
     Attributes:
         scenes, words, counts, emoji, pages, charts, tables, nothing, things: relative frequencies of the kinds.
         sizes: canvases.
-        page_sizes: those of pages, if they have others.
+        page_sizes: those of pages of running text and of screens, if they have others.
         questions: the share of pictures that are asked about instead of described, where their kind has questions.
         scratch: the share of questions whose answer comes after what was looked at for it, where there is something.
         turns: questions and answers about a picture, at most; any number up to it is as likely. All but the first are

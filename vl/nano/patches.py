@@ -12,12 +12,13 @@ from preprocessing import Grid
 from vl.nano.pictures.canvas import COLOURS, Boxes
 from vl.nano.pictures.cutouts import thing_list
 from vl.nano.pictures.emoji_faces import emoji_list
+from vl.nano.pictures.fonts import PRINTED
 from vl.nano.pictures.scenes import SHAPES
 from vl.training.dense import POINTS
 
 _NAMES = [
     *(f"{colour} {shape}" for colour, shape in product(COLOURS, SHAPES)),
-    *(chr(code) for code in range(33, 127)),
+    *PRINTED.replace(" ", ""),
     *(emoji.name for emoji in emoji_list()),
     *(thing.name for thing in thing_list()),
 ]

@@ -10,7 +10,7 @@ from itertools import count
 import numpy as np
 from PIL import Image
 
-from vl.evaluation.metrics import read_text
+from vl.evaluation.metrics import parse_quantity, read_text
 from vl.evaluation.tasks import Question, Target, Task
 from vl.model import DEFAULT_PROMPT
 from vl.nano.kinds import KINDS
@@ -67,20 +67,20 @@ def _odd_scene(index: int, mix: Mix) -> Question:
 def _about_chart(index: int, mix: Mix) -> Question:
     rng = np.random.default_rng((SEED, index))
     image, chart = draw_chart(rng, mix.sizes, fonts=mix.typeface)
-    return _put(image, ask_chart(rng, chart, mix.faces))
+    return _measure(image, ask_chart(rng, chart, mix.faces))
 
 
 def _about_table(index: int, mix: Mix) -> Question:
     rng = np.random.default_rng((SEED, index))
     image, table = draw_table(rng, mix.sizes, fonts=mix.typeface)
-    return _put(image, ask_table(rng, table, mix.faces))
+    return _measure(image, ask_table(rng, table, mix.faces))
 
 
 def _about_receipt(index: int, mix: Mix) -> Question:
     """Of a receipt, anything but to read it all."""
     rng = np.random.default_rng((SEED, index))
     image, facts = draw_pages(rng, mix.sizes, fonts=mix.typeface, kinds=("receipt",))
-    return _put(image, next(asked for _ in count() if (asked := ask_page(rng, facts, mix.faces)).metric != "ocr"))
+    return _measure(image, next(asked for _ in count() if (asked := ask_page(rng, facts, mix.faces)).metric != "ocr"))
 
 
 def _off_axis(index: int, mix: Mix) -> Question:
@@ -88,7 +88,7 @@ def _off_axis(index: int, mix: Mix) -> Question:
     rng = np.random.default_rng((SEED, index))
     drawn = (draw_chart(rng, mix.sizes, fonts=mix.typeface) for _ in count())
     image, chart = next((image, chart) for image, chart in drawn if chart.exact and not chart.printed)
-    return _put(image, ask_chart(rng, chart, mix.faces, kinds=("value", "extreme_value")))
+    return _measure(image, ask_chart(rng, chart, mix.faces, kinds=("value", "extreme_value")))
 
 
 def _nothing(index: int, mix: Mix) -> Question:
@@ -171,6 +171,12 @@ def ask_to_describe(image: Image.Image | None, answer: str) -> Question:
 
 def _put(image: Image.Image | None, asked: Asked) -> Question:
     return _question(image, asked.prompt, asked.reference)
+
+
+def _measure(image: Image.Image, asked: Asked) -> Question:
+    """A question of a task of relaxed accuracy, whose 5% are for values: numbers of things and years are exact."""
+    exact = asked.metric in ("counting", "vqa") and parse_quantity(asked.answer) is not None
+    return _put(image, asked._replace(within=0.0) if exact else asked)
 
 
 def _question(image: Image.Image | None, prompt: str, answer: str) -> Question:

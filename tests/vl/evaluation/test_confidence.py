@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vl.evaluation import Ratio, Row, confidence, draw_confidence
+from vl.evaluation.confidence import _curve
 
 Answers = list[tuple[float, bool]]
 answers = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.65, 0.9, 0.99, 1.0]), st.booleans()), min_size=1)
@@ -58,3 +59,11 @@ def test_it_is_drawn(tmp_path: Path) -> None:
     draw_confidence([("t", told)], tmp_path / "plot.png", "tiny")
     with Image.open(tmp_path / "plot.png") as image:
         assert len(image.convert("RGB").getcolors(1 << 20)) > 50
+
+
+def test_answers_of_one_confidence_come_into_the_curve_together() -> None:
+    said, right = np.array([0.2, 0.9, 0.9, 0.9, 1.0]), np.array([False, False, True, True, True])
+    for order in ([0, 1, 2, 3, 4], [0, 3, 2, 1, 4]):
+        shares, surest = _curve(said, right[order])
+        np.testing.assert_allclose(shares, [0.2, 0.8, 1.0])
+        np.testing.assert_allclose(surest, [1.0, 0.75, 0.6])

@@ -249,7 +249,18 @@ def test_a_recipe_that_cannot_be_read(tmp_path: Path, contents: bytes) -> None:
 
 
 def test_presets_are_found_by_name() -> None:
-    assert {"align", "tune", "lora", "nano", "reading", "skills", "answers", "look", "tiny"} <= find_recipes().keys()
+    assert {
+        "align",
+        "tune",
+        "lora",
+        "nano",
+        "reading",
+        "skills",
+        "answers",
+        "look",
+        "things",
+        "tiny",
+    } <= find_recipes().keys()
     align, tune, lora = (
         TrainConfig.of_file(name, {"run": {"init": "x"}, "data": {"files": ["a"]}})
         for name in ("align", "tune", "lora")
@@ -259,6 +270,8 @@ def test_presets_are_found_by_name() -> None:
         source: Any = TrainConfig.read(recipe).data.open_source()
         assert set(source.kinds) == set(KINDS) - {"things"}, "whose pictures a folder of them is needed for"
         assert source.reasons == thinks
+    things: Any = TrainConfig.read("things").data.open_source()
+    assert set(things.kinds) == set(KINDS)
     assert set(tune.run.train) == set(PARTS)
     assert lora.lora is not None
     assert all(config.run.init == "x" and config.data.files == ("a",) for config in (align, tune, lora))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -11,7 +11,17 @@ from numpy.random import Generator
 from vl.nano.pictures.canvas import pick
 from vl.nano.pictures.chart_facts import ChartFacts
 from vl.nano.pictures.labels import draw_words_apart
-from vl.nano.pictures.questions import Asked, Questions, listed, looked, none_of, numbered
+from vl.nano.pictures.questions import (
+    Asked,
+    Questions,
+    listed,
+    looked,
+    missing,
+    none_of,
+    numbered,
+    reckon,
+    starred,
+)
 from vl.nano.pictures.tables import TableFacts
 
 GAP = 0.05  # by how much values differ that a question compares: of the axis, the pie, or a column's largest value
@@ -93,6 +103,14 @@ class _ChartQuestions(ValueQuestions[ChartFacts]):
         pairs = zip(facts.categories, facts.series[row].values, strict=True)
         return [f"{name} {facts.write(value)}" for name, value in pairs]
 
+    def look(self, seen: Sequence[str], last: Iterable[int] | None = None, then: str = "") -> str:
+        """What is looked at: values that are read off an axis come after its step and its end."""
+        return self.scale() + looked(seen, last, then)
+
+    def scale(self) -> str:
+        facts = self.facts
+        return f"{facts.ticks[1][1]}, {facts.ticks[-1][1]}: " if facts.exact and not facts.printed else ""
+
     @property
     def within(self) -> float | None:
         """By how much a value that is read may be off, where that is not a share of it."""
@@ -112,14 +130,14 @@ class _ChartQuestions(ValueQuestions[ChartFacts]):
             topic = "value-by-colour"
             seen = [f"{colour} {pair}" for colour, pair in zip(self.facts.series[row].colours, seen, strict=True)]
         answer = self.facts.write(self.facts.series[row].values[at])
-        return self.say(topic, answer, thought=looked(seen, [at]), **named)._replace(within=self.within)
+        return self.say(topic, answer, thought=self.look(seen, [at]), **named)._replace(within=self.within)
 
     def absent(self) -> Asked | None:
         """The value of something that is not there."""
         if not self.facts.exact or len(self.facts.series) > 1:
             return None
         name = self.other_name(self.facts.categories)
-        return self.say("value", none_of(name), name=name, thought=looked(self.facts.categories))
+        return self.say("value", none_of(name), name=name, thought=self.look(self.seen(0), None, missing(name)))
 
     def lookup(self) -> Asked | None:
         """What has a value."""
@@ -142,17 +160,17 @@ class _ChartQuestions(ValueQuestions[ChartFacts]):
         topics = ["extreme-of-series" if len(facts.series) > 1 else "extreme"]
         topics += ["extreme-slice"] if facts.kind == "pie chart" else []
         answers = dict.fromkeys(topics, facts.categories[at])
-        thought = looked(self.seen(row)) if facts.exact else ""
+        thought = self.scale() + starred(self.seen(row), series.values, highest=highest) if facts.exact else ""
         return self.name(answers, noun=noun, word=word, size=size, series=series.name, thought=thought)
 
     def extreme_value(self) -> Asked | None:
         if not self.facts.exact:
             return None
         word, extreme = pick(self.rng, (("highest", max), ("lowest", min)))
-        value = extreme(value for series in self.facts.series for value in series.values)
+        values = [value for series in self.facts.series for value in series.values]
         pairs = [pair for row in range(len(self.facts.series)) for pair in self.seen(row)]
-        thought = looked(pairs) if len(pairs) <= _MOST else ""
-        asked = self.say("extreme-value", self.facts.write(value), word=word, thought=thought)
+        thought = self.scale() + starred(pairs, values, highest=extreme is max) if len(pairs) <= _MOST else ""
+        asked = self.say("extreme-value", self.facts.write(extreme(values)), word=word, thought=thought)
         return asked._replace(within=self.within)
 
     def colour(self) -> Asked:
@@ -202,7 +220,8 @@ class _ChartQuestions(ValueQuestions[ChartFacts]):
             return None
         limit, text = pick(self.rng, clear)
         topic, beyond = ("above", values > limit) if self.chance(0.5) else ("below", values < limit)
-        thought = numbered(self.seen(0), beyond.tolist())
+        signs = (f"{pair} {'>' if value > limit else '<'}" for pair, value in zip(self.seen(0), values, strict=True))
+        thought = f"{self.scale()}{text}: {numbered(list(signs), beyond.tolist())}"
         return self.say(topic, str(beyond.sum()), limit=text, thought=thought)
 
     def compare(self) -> Asked | None:
@@ -210,14 +229,16 @@ class _ChartQuestions(ValueQuestions[ChartFacts]):
         cells = [(series, at) for series in facts.series for at in range(len(facts.categories))]
         (one, a), (other, b) = (cells[i] for i in self.two(len(cells)))
         first, second = facts.categories[a], facts.categories[b]
-        said = [facts.write(value) for value in (one.values[a], other.values[b])] if facts.exact else []
-        sign = ">" if one.values[a] > other.values[b] else "<"
-        thought = looked(self.seen(0), [a, b], sign.join(said)) if said else ""
+        seen, last = self.seen(0), [a, b]
         if len(facts.series) > 1:
             first, second = f"{one.name} at {first}", f"{other.name} at {second}"
-            thought = looked([f"{name} {value}" for name, value in zip((first, second), said, strict=True)])
+            seen = []
         elif facts.motley and self.chance(0.3):
+            seen = [f"{colour} {pair}" for colour, pair in zip(one.colours, seen, strict=True)]
             first, second = (f"the {one.colours[i]} {facts.mark}" for i in (a, b))
+        said = (f"{name} {facts.write(value)}" for name, value in ((first, one.values[a]), (second, other.values[b])))
+        verdict = (">" if one.values[a] > other.values[b] else "<").join(said)
+        thought = (self.look(seen, last, verdict) if seen else self.scale() + verdict) if facts.exact else ""
         return self.compared(first, second, one.values[a] - other.values[b], GAP * facts.top, thought)
 
     def easy(self) -> tuple[int, int, float, float] | None:
@@ -229,21 +250,28 @@ class _ChartQuestions(ValueQuestions[ChartFacts]):
         high, low = sorted(self.two(len(values)), key=lambda at: -values[at])
         return None if values[high] > EASY else (high, low, values[high], values[low])
 
+    def reckoned(self, easy: tuple[int, int, float, float], sign: str) -> str:
+        """What is looked at for a sum or a difference: the values, and the steps of the sum."""
+        high, low, *values = easy
+        seen = self.seen(0)
+        steps = reckon(round(values[0]), round(values[1]), sign)
+        return looked(seen, [high, low], f"{seen[high]}, {seen[low]}: {steps}")
+
     def difference(self) -> Asked | None:
         if (easy := self.easy()) is None or easy[2] == easy[3]:
             return None
-        (more, less, high, low), write = easy, self.facts.write
-        thought = looked(self.seen(0), [more, less], f"{write(high)}-{write(low)}")
+        more, less, high, low = easy
+        thought = self.reckoned(easy, "-")
         named = {"more": self.facts.categories[more], "less": self.facts.categories[less]}
-        return self.say("difference", write(high - low), thought=thought, **named)
+        return self.say("difference", self.facts.write(high - low), thought=thought, **named)
 
     def sum(self) -> Asked | None:
         if (easy := self.easy()) is None:
             return None
-        (one, other, high, low), write = easy, self.facts.write
-        thought = looked(self.seen(0), [one, other], f"{write(high)}+{write(low)}")
+        one, other, high, low = easy
+        thought = self.reckoned(easy, "+")
         first, second = (self.facts.categories[at] for at in sorted((one, other), reverse=self.chance(0.5)))
-        return self.say("sum", write(high + low), thought=thought, first=first, second=second)
+        return self.say("sum", self.facts.write(high + low), thought=thought, first=first, second=second)
 
     def title_or_label(self) -> Asked | None:
         if self.facts.label and (not self.facts.title or self.chance(0.4)):

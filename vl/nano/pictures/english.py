@@ -21,6 +21,7 @@ from numpy.random import Generator
 
 from vl.errors import ConfigError
 from vl.nano.pictures.canvas import pick
+from vl.nano.pictures.fonts import PRINTED
 
 COMMON = 2000
 """So many words, the commonest, are in every part: there is no English without them."""
@@ -28,15 +29,23 @@ _HELD_OUT = 4  # one text in so many, by its checksum, is kept for testing
 # Not to be drawn into an example by chance.
 _RUDE = re.compile(
     "fuck|shit|cunt|nigg|rape|rapi(st|ng)|porn|puss|slut|whore|bitch|fag|penis|vagina|anal$|cum$|cock|nazi|sex|erotic"
+    "|milf|tits?$|titt|boob|wank|dildo|masturb|orgas|blowjob|handjob|bdsm|horny|nipple|twat$|anus|xxx|incest|bestial"
+    "|p(a)?edoph|retard|kike|gook|spics?$|coons?$|dykes?$|trann|dickhead|jizz|nud(e|ity|ist)|bukk|fetish|hentai|voyeur"
 )
+_ABROAD = ("fr_FR", "de_DE", "es_ES", "sv_SE", "pt_BR", "da_DK", "fi_FI", "es_MX", "no_NO")
 _NAMED = {
     "first": (("person.en_US", "first_names"), ("person.en_GB", "first_names")),
     "last": (("person.en_US", "last_names"), ("person.en_GB", "last_names")),
+    "first-abroad": tuple((f"person.{place}", "first_names") for place in _ABROAD),
+    "last-abroad": tuple((f"person.{place}", "last_names") for place in _ABROAD),
     "job": (("job.en_US", "jobs"),),
     "country": (("address.en_US", "countries"), ("address.en_US", "states")),
     "street": (("address.en_US", "street_suffixes"),),
     "firm": (("company.en_US", "company_suffixes"),),
 }
+
+
+_PRINTABLE = frozenset(PRINTED)
 
 
 def held_out(text: str) -> bool:
@@ -109,7 +118,7 @@ def followers(part: str) -> dict[str, Draws]:
 
 @lru_cache(maxsize=32)
 def names(kind: str, part: str) -> tuple[str, ...]:
-    """Names of a kind, one of `_NAMED`, in ASCII, of a part.
+    """Names of a kind, one of `_NAMED`, of a part: in ASCII, or those from abroad with letters beyond it.
 
     Raises:
         ConfigError: without the packages of the `train` extra.
@@ -122,7 +131,8 @@ def names(kind: str, part: str) -> tuple[str, ...]:
             raise ConfigError(f"no names to print ({error}): pip install 'minimax-vl[train]'") from error
         found |= dict.fromkeys(getattr(provider, attribute))
     few = len(found) < 20  # of these, all are common
-    return tuple(name for name in found if name.isascii() and (few or belongs(name, part)))
+    usable = (name for name in found if name.isascii() != kind.endswith("abroad") and _PRINTABLE.issuperset(name))
+    return tuple(name for name in usable if few or belongs(name, part))
 
 
 def draw_run(rng: Generator, count: int, part: str) -> list[str]:

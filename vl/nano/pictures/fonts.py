@@ -29,6 +29,12 @@ _ENTRY_POINTS = ("fonts_ttf", "fonts_otf")
 _HELD_OUT = ("Caladea", "Manrope")
 FACES = ("all", "learnt", "held-out")
 
+_ACCENTED = "àáâãäåæçèéêëìíîïñòóôõöøùúûüýœ"
+LETTERS = f"{_ACCENTED}{_ACCENTED.upper()}ß"
+"""Letters beyond ASCII that texts have: those of western Europe's names."""
+PRINTED = f"{''.join(map(chr, range(0x20, 0x7F)))}{LETTERS}£€°"
+"""What is printed, and every face has to have."""
+
 
 @dataclass(frozen=True, order=True)
 class Face:
@@ -64,8 +70,8 @@ def find_faces(fonts: Fonts = ALL) -> tuple[Face, ...]:
     """Lists the faces to print with, sorted by name.
 
     The order, and so everything rendered, depends on the installed fonts alone. Sources, in the order in which the
-    first of equal names wins: the given folder (searched recursively for what prints ASCII), packages with `fonts_ttf`
-    or `fonts_otf` entry points, matplotlib's bundled families.
+    first of equal names wins: the given folder (searched recursively for what has all of `PRINTED`), packages with
+    `fonts_ttf` or `fonts_otf` entry points, matplotlib's bundled families.
 
     Raises:
         ConfigError: when no face is found.
@@ -103,14 +109,14 @@ def _in_folder(folder: str | None) -> Iterator[Path]:
 
 
 def _has_letters(path: Path) -> bool:
-    """Whether it is a font that can print ASCII, which not every file of a system's folder is."""
+    """Whether it is a font that has all that is printed, which not every file of a system's folder is."""
     if path.suffix.lower() not in _SUFFIXES:
         return False
     from fontTools.ttLib import TTFont, TTLibError
 
     try:
         with TTFont(path, lazy=True) as font:
-            return set(range(0x20, 0x7F)) <= set(font.getBestCmap() or ())
+            return set(map(ord, PRINTED)) <= set(font.getBestCmap() or ())
     except (TTLibError, OSError, AssertionError, KeyError):
         return False
 

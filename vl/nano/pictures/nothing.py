@@ -17,6 +17,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from vl.errors import ConfigError
 from vl.nano.pictures.canvas import COLOURS, Background, Boxes, SizeRange, draw_size, hsv, pick
+from vl.nano.pictures.cutouts import WHOLE, thing_list
 from vl.nano.pictures.english import belongs
 from vl.nano.pictures.questions import Asked, Questions, topics
 from vl.nano.pictures.scenes import SHAPES, article
@@ -56,7 +57,7 @@ def draw_nothing(
     """Draws a picture of one of `sorts`, any of `SORTS` if none is named; no picture at all in the share `absent`.
 
     Where `photos` names a folder, one picture in three is a part of one in it, of those of a `part` (see
-    `english.belongs`) by their names.
+    `english.belongs`) by their names, but for those that show one of the things, by their names as well.
 
     Raises:
         ConfigError: when the folder has no photographs of that part.
@@ -111,14 +112,8 @@ class _NothingQuestions(Questions[NothingFacts]):
 
     def anything(self) -> Asked:
         """What could be asked of other pictures."""
-        held = self.part == "held-out"
-        usual = [
-            (phrasing, topic)
-            for topic in topics().values()
-            for phrasing in ((held and topic.held) or topic.ask)
-            if "{" not in phrasing
-        ]
-        prompt, topic = pick(self.rng, usual)
+        topic = pick(self.rng, [topic for topic in topics().values() if not any("{" in text for text in topic.ask)])
+        prompt = topic.wording(self.rng, self.part)
         if topic.metric == "counting" and self.facts.sort != "absent":
             return Asked(prompt, "0", topic.metric)
         return Asked(prompt, describe_nothing(self.facts), "vqa")
@@ -258,12 +253,24 @@ def _coloured(rng: Generator, values: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _open_photos(folder: str, part: str) -> tuple[Image.Image, ...]:
-    paths = [path for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in _SUFFIXES]
+    paths = [path for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in _SUFFIXES and not _named(path)]
     found = [Image.open(path).convert("RGB") for path in paths if belongs(path.name, part)]
     if not found:
         which = "" if part == "all" else f" of the {part} part"
         raise ConfigError(f"data.mix.photos {folder!r} holds no pictures{which} ({', '.join(_SUFFIXES)})")
     return tuple(found)
+
+
+def _named(path: Path) -> bool:
+    """Whether a photograph is one of a thing that has a name: it is in the list of things, or called by one."""
+    stem = path.stem.lower()
+    return stem in _photographed() or "".join(filter(str.isalpha, stem)) in {thing.name for thing in thing_list()}
+
+
+@lru_cache(maxsize=1)
+def _photographed() -> frozenset[str]:
+    pictures = (picture for thing in thing_list() for picture in thing.pictures)
+    return frozenset(one.removeprefix(f"{WHOLE}:").lower() for one in pictures if one.startswith(f"{WHOLE}:"))
 
 
 def crop_photo(rng: Generator, width: int, height: int, photo: Image.Image, least: float = 0.5) -> Image.Image:

@@ -17,7 +17,7 @@ from vl.nano.pictures.labels import draw_words_apart
 from vl.nano.pictures.pen import Type
 from vl.nano.pictures.placing import fit_lines
 from vl.nano.pictures.prose import Prose
-from vl.nano.pictures.questions import Asked, Questions, looked, none_of, numbered
+from vl.nano.pictures.questions import Asked, Questions, looked, missing, none_of, numbered, starred
 from vl.nano.pictures.receipts import paint_receipt
 from vl.nano.pictures.sheets import MIN_SIZE, Entry, Sheet, wideness
 from vl.nano.pictures.windows import paint_window
@@ -242,6 +242,10 @@ _Topic = tuple[str, Entry, str, str]
 _ABSENT = 0.06  # of the questions on receipts, those on an item that is not there
 
 
+def _amount(entry: Entry) -> float:
+    return float(entry.value.lstrip("$£€"))
+
+
 class _PageQuestions(Questions[PageFacts]):
     kind = "pages"
 
@@ -256,11 +260,11 @@ class _PageQuestions(Questions[PageFacts]):
 
     def _absent(self) -> Asked:
         """The price of something that is not on the receipt."""
-        items = [entry.label for entry in self.facts.entries if entry.role == "item"]
+        items = [f"{entry.label} {entry.value}" for entry in self.facts.entries if entry.role == "item"]
         words = {word.lower() for label in items for word in label.split()}
         drawn = draw_words_apart(self.rng, len(words) + 1, part=self.part)
         name = next(word.capitalize() for word in drawn if word not in words)
-        return self.say("item", none_of(name), label=name, thought=looked(items))
+        return self.say("item", none_of(name), label=name, thought=looked(items, None, missing(name)))
 
     def _lines(self) -> list[_Topic]:
         lines = self.facts.lines
@@ -279,16 +283,17 @@ class _PageQuestions(Questions[PageFacts]):
         ]
         by_role = {role: [entry for entry in entries if entry.role == role] for role in ("item", "button", "message")}
         if items := by_role["item"]:
-            prices = sorted(items, key=lambda item: float(item.value.lstrip("$")))
+            prices = sorted(items, key=_amount)
             alone = [e for e in items if sum(e.value == other.value for other in items) == 1]
             topics += [("whose", e, e.label, self._up_to(e)) for e in alone]
             topics.append(("items", items[0], str(len(items)), numbered([item.label for item in items])))
-            everything = self._up_to(items[-1])
-            topics += [("cheapest", e, e.label, everything) for e in prices[:1] if e.value != prices[1].value]
-            topics += [("dearest", e, e.label, everything) for e in prices[-1:] if e.value != prices[-2].value]
+            seen, paid = [f"{item.label} {item.value}" for item in items], list(map(_amount, items))
+            low, high = (starred(seen, paid, highest=highest) for highest in (False, True))
+            topics += [("cheapest", e, e.label, low) for e in prices[:1] if e.value != prices[1].value]
+            topics += [("dearest", e, e.label, high) for e in prices[-1:] if e.value != prices[-2].value]
         if buttons := by_role["button"]:
             values = [button.value for button in buttons]
-            other, there = Entry("button", "", Prose(self.rng).label("button")), pick(self.rng, buttons)
+            other, there = Entry("button", "", Prose(self.rng, self.part).label("button")), pick(self.rng, buttons)
             for entry in (there, other):
                 yes = entry.value in values
                 seen = looked(values, [values.index(entry.value)] if yes else None)
@@ -302,7 +307,7 @@ class _PageQuestions(Questions[PageFacts]):
 
     def _up_to(self, entry: Entry) -> str:
         """What is looked at until one is found: the entries of its sort, each with what stands beside it."""
-        if entry.role not in ("item", "sum", "setting"):
+        if entry.role not in ("item", "sum", "total", "setting"):
             return ""
         alike = [other for other in self.facts.entries if other.role == entry.role]
         return looked([f"{other.label} {other.value}" for other in alike], [alike.index(entry)])

@@ -10,6 +10,7 @@ from numpy.random import Generator
 
 from vl.nano.pictures.canvas import pick
 from vl.nano.pictures.english import belongs, clock, draw_letters, draw_run, familiar, names, phrases, vocabulary
+from vl.nano.pictures.fonts import LETTERS
 from vl.nano.pictures.pen import Type
 
 _COMMA = 0.1  # how often a comma parts two phrases
@@ -17,6 +18,8 @@ _RUNS = 0.65  # how much of running text is words that follow one another
 _SLOT = re.compile(r"\{([A-Za-z-]+)\}")
 # Letters whose two cases look alike, and l, i, o, 0, 1 that look like one another, cannot be read off a random string.
 _UPPER, _LOWER, _DIGITS = "ABDEFGHJKLMNPQRTY", "abdefghjkmnpqrty", "0123456789"
+_ABROAD = 0.1  # of the random strings of letters, those with letters beyond ASCII
+_MARKS = "$#*.!?+%&@£€~^"  # one by itself, or several alike: who reads them has to find their end
 _SIDE_BY_SIDE = 64  # how often texts are drawn to find one of the part; one in four is, or three
 
 
@@ -209,7 +212,16 @@ class Prose:
             return self.number() if self.chance(0.5) else self.usual("money")
         if style < 0.5:
             return self.usual("code")
-        return draw_letters(self.rng, _UPPER if style < 0.7 else _LOWER, self.whole(3, 9))
+        if style < 0.6:
+            return self._marks()
+        upper = style < 0.8
+        alphabet = _UPPER if upper else _LOWER
+        if self.chance(_ABROAD):
+            alphabet += LETTERS.upper().replace("S", "") if upper else LETTERS.lower()
+        return draw_letters(self.rng, alphabet, self.whole(3, 9))
+
+    def _marks(self) -> str:
+        return pick(self.rng, _MARKS) * (1 if self.chance(0.4) else self.whole(2, 7))
 
     def _lettered(self, name: str) -> str:
         """A name of a kind of `english.names`, without what follows a comma."""
@@ -282,5 +294,5 @@ class Prose:
 
 _DRAWN = {
     "word", "Word", "WORD", "run", "number", "year", "clock", "price", "hour", "two", "mm", "dd", "house", "digits",
-    "letter", "letters", "LETTERS", "postcode", "serial", "user",
+    "letter", "letters", "LETTERS", "postcode", "serial", "user", "marks",
 }  # fmt: skip

@@ -1,9 +1,11 @@
 """What is said about pictures: lists of things, and questions, whose phrasings `questions.toml` has.
 
 A question comes with what there is to look at before it is answered: things in the order in which they stand, up to
-the last that the answer needs, those that are counted with their numbers ("red star #1, blue ring, red star #2"), and
-behind a semicolon what is made of them ("Mar 12, Apr 30; 30-12"). To go through things in order is what a caption does,
-and easier than to find one among them.
+the last that the answer needs, those that are counted with their numbers ("red star #1, blue ring, red star #2"), each
+that is higher (or lower) than all before it with an asterisk ("Mar 12 *, Apr 9, May 30 *"), and behind a semicolon what
+is made of them ("Mar 12, Apr 30; Apr 30>Mar 12"), or what was not found ("Mar 12, Apr 30; no June"). To go through
+things in order is what a caption does, and easier than to find one among them; no step wants more than what is written
+before it and one look at the picture, so what is not there is looked for as what is.
 """
 
 from __future__ import annotations
@@ -24,8 +26,15 @@ from vl.nano.pictures.canvas import pick
 Facts = TypeVar("Facts")
 
 _MORE = 0.7  # of the questions to learn from, those in one of the phrasings for training alone
-_FRAMED = 0.2  # and those that are put as people type
-_OPENINGS = ("Please answer: ", "Question: ", "Look at the picture. ", "Hello! ", "One question: ", "In this picture: ")
+_FRAMED = 0.3  # and those that are put as people type
+_OPENINGS = (
+    *("Please answer: ", "Question: ", "Look at the picture. ", "Hello! ", "One question: ", "In this picture: "),
+    *("Quick question: ", "I would like to know: ", "Please: ", "Hi, ", "Here is a picture. ", "And now: "),
+)
+_CLOSINGS = (" Thanks!", " Please.", " Thank you.")
+_BEFORE_STOP = re.compile(r" +(?=[?.,:;])")
+# What people leave out who write in a hurry; never what turns a question into another one.
+_SMALL_WORDS = re.compile(r"(?<![\w{'\"-])(?:the|a|an|is|are|was|does|do|there|it|of)(?![\w}'\"-]) ?", re.IGNORECASE)
 # Those that begin a question and are no names: what is printed keeps its case.
 _SENTENCE_WORDS = (
     *("What", "Which", "How", "Is", "Does", "Do", "Can", "Tell", "Give", "Say", "State", "Find", "Name", "Where", "In"),
@@ -70,6 +79,30 @@ def numbered(seen: Sequence[str], counted: Sequence[bool] | None = None) -> str:
     return looked([f"{name} #{n}" if one else name for name, one, n in zip(seen, counted, numbers, strict=True)])
 
 
+def starred(seen: Sequence[str], values: Sequence[float], *, highest: bool) -> str:
+    """What is looked at to find the highest or lowest: all that is seen, with a star those beyond all before them."""
+    signed = [value if highest else -value for value in values]
+    best = accumulate(signed, max, initial=-float("inf"))
+    return looked(
+        [f"{name} *" if value > most else name for name, value, most in zip(seen, signed, best, strict=False)]
+    )
+
+
+def reckon(high: int, low: int, sign: str) -> str:
+    """A sum or difference of whole numbers in steps, tens first: "80-20=60, 60-2=58"."""
+    steps, result = [], high
+    for part in filter(None, (low // 10 * 10, low % 10)):
+        after = result + part if sign == "+" else result - part
+        steps.append(f"{result}{sign}{part}={after}")
+        result = after
+    return ", ".join(steps) or f"{high}{sign}0={high}"
+
+
+def missing(name: str) -> str:
+    """How what is looked at ends where something is not found."""
+    return f"no {name}"
+
+
 def none_of(name: str) -> str:
     """The answer where what is asked about is not there."""
     return f"There is no {name}."
@@ -89,12 +122,23 @@ class Topic(NamedTuple):
     held: tuple[str, ...] = ()
     more: tuple[str, ...] = ()
 
+    def wording(self, rng: Generator, part: str) -> str:
+        """A phrasing of a part, one of `fonts.FACES`."""
+        if part == "held-out" and self.held:
+            return pick(rng, self.held)
+        return pick(rng, self.more if part == "learnt" and self.more and rng.random() < _MORE else self.ask)
+
 
 def spelled_out(phrasing: str) -> list[str]:
     """Every form of a phrasing with alternatives: "[Say|Tell me] it." is "Say it." and "Tell me it."."""
     parts = re.split(r"\[([^\]]*)\]", phrasing)
     choices = (part.split("|") if number % 2 else [part] for number, part in enumerate(parts))
     return ["".join(chosen) for chosen in product(*choices)]
+
+
+def in_haste(phrasing: str) -> str:
+    """A phrasing as one writes it in a hurry: "How many {things} are there?" is "How many {things}?"."""
+    return _BEFORE_STOP.sub("", _SMALL_WORDS.sub("", phrasing)).strip() or phrasing
 
 
 @lru_cache(maxsize=1)
@@ -191,21 +235,26 @@ class Questions(Generic[Facts]):
         if more and self.chance(_MORE):
             phrasing = pick(self.rng, more)
         texts = {slot: text if isinstance(text, str) else pick(self.rng, text) for slot, text in slots.items()}
+        framed = self.part == "learnt" and self.chance(_FRAMED)
+        if framed and self.chance(0.3):
+            phrasing, framed = in_haste(phrasing), False
         prompt = phrasing.format(**texts)
         usual, _, ends, *_ = self.topic(name)
         if ends and self.chance(0.5):
             prompt = f"{prompt} {pick(self.rng, ends)}"
-        if self.part == "learnt" and self.chance(_FRAMED):
+        if framed:
             prompt = self._framed(prompt)
         seen = thought if isinstance(thought, str) else thought.get(name, "")
         return Asked(prompt, answers[name], metric or usual, seen)
 
     def _framed(self, prompt: str) -> str:
-        """As people type: after a word or two, without the last stop, or begun in lower case."""
+        """As people type: after a word or two or before them, without the last stop, or begun in lower case."""
         way = self.rng.random()
         if way < 0.4:
             return pick(self.rng, _OPENINGS) + prompt
-        if way < 0.7:
+        if way < 0.5:
+            return prompt + pick(self.rng, _CLOSINGS)
+        if way < 0.75:
             return prompt.rstrip(".?")
         return prompt[0].lower() + prompt[1:] if prompt.split()[0] in _SENTENCE_WORDS else prompt.rstrip(".?")
 

@@ -45,7 +45,7 @@ class _Slip:
 
     def __init__(self, prose: Prose, kind: Type, room: float) -> None:
         self.prose, self.rng, self.type, self.room = prose, prose.rng, kind, room
-        self.sign = pick(self.rng, ("", "", "$"))
+        self.sign = pick(self.rng, ("", "", "", "$", "$", "£", "€"))
         # No word stands in two labels, so that each price can be asked for.
         self.used = {word.lower() for name in _SUMS for label in phrases()[name] for word in label.split()}
 

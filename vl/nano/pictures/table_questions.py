@@ -8,7 +8,7 @@ from numpy.random import Generator
 
 from vl.nano.pictures.canvas import pick
 from vl.nano.pictures.chart_questions import EASY, GAP, ValueQuestions, outstanding
-from vl.nano.pictures.questions import Asked, listed, looked, none_of, numbered
+from vl.nano.pictures.questions import Asked, listed, looked, missing, none_of, numbered, reckon, starred
 from vl.nano.pictures.tables import TableFacts
 
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
@@ -36,18 +36,21 @@ class _TableQuestions(ValueQuestions[TableFacts]):
 
     def down(self, column: int, last: Iterable[int] | None = None, then: str = "") -> str:
         """What is looked at: the header up to a column, and down that column what each row has in it."""
-        pairs = [row[0] if column == 0 else f"{row[0]} {row[column]}" for row in self.facts.rows]
-        return f"{looked(self.facts.header, [column])}: {looked(pairs, last, then)}"
+        return f"{looked(self.facts.header, [column])}: {looked(self.pairs(column), last, then)}"
+
+    def pairs(self, column: int) -> list[str]:
+        return [f"{row[0]} {row[column]}" for row in self.facts.rows]
 
     def absent(self) -> Asked:
         """A cell of a row or a column that is not there."""
-        facts, (row, column) = self.facts, (pick(self.rng, self.facts.rows), pick(self.rng, self.facts.header[1:]))
+        facts, column = self.facts, int(self.rng.integers(1, len(self.facts.header)))
         if self.chance(0.5):
-            name = self.other_name(facts.header)
-            return self.say("cell", none_of(name), name=row[0], head=name, thought=looked(facts.header))
+            name, row = self.other_name(facts.header), pick(self.rng, facts.rows)
+            thought = looked(facts.header, None, missing(name))
+            return self.say("cell", none_of(name), name=row[0], head=name, thought=thought)
         name = self.other_name([other[0] for other in facts.rows])
-        thought = looked([other[0] for other in facts.rows])
-        return self.say("cell", none_of(name), name=name, head=column, thought=thought)
+        thought = self.down(column, None, missing(name))
+        return self.say("cell", none_of(name), name=name, head=facts.header[column], thought=thought)
 
     def place(self) -> Asked:
         row, column = int(self.rng.integers(len(self.facts.rows))), int(self.rng.integers(len(self.facts.header)))
@@ -79,11 +82,10 @@ class _TableQuestions(ValueQuestions[TableFacts]):
         column, values = numeric
         if (at := outstanding(values, max(values), highest=highest)) is None:
             return None
-        row, named = (
-            self.facts.rows[at],
-            {"head": self.facts.header[column], "word": "highest" if highest else "lowest"},
-        )
-        named["thought"] = self.down(column)
+        row, head = self.facts.rows[at], self.facts.header[column]
+        named = {"head": head, "word": "highest" if highest else "lowest"}
+        stars = starred(self.pairs(column), values, highest=highest)
+        named["thought"] = f"{looked(self.facts.header, [column])}: {stars}"
         if self.chance(0.3):
             return self.say("extreme-value", row[column], **named)
         return self.name({"extreme": row[0]}, **named)
@@ -101,7 +103,7 @@ class _TableQuestions(ValueQuestions[TableFacts]):
             f"the {self.facts.header[column]} of {self.facts.rows[a][0]}",
             f"that of {self.facts.rows[b][0]}",
         )
-        said = (self.facts.rows[at][column] for at in (a, b))
+        said = (self.pairs(column)[at] for at in (a, b))
         thought = self.down(column, [a, b], (">" if values[a] > values[b] else "<").join(said))
         return self.compared(first, second, values[a] - values[b], GAP * max(values), thought)
 
@@ -130,7 +132,9 @@ class _TableQuestions(ValueQuestions[TableFacts]):
         answer = round(values[high] + values[low] if sign == "+" else values[high] - values[low])
         if not answer:
             return None
-        thought = self.down(column, [high, low], f"{rows[high][column]}{sign}{rows[low][column]}")
+        steps = reckon(round(values[high]), round(values[low]), sign)
+        seen = self.pairs(column)
+        thought = self.down(column, [high, low], f"{seen[high]}, {seen[low]}: {steps}")
         first, second = (rows[at][0] for at in sorted((high, low), reverse=self.chance(0.5)))
         return self.say(topic, str(answer), head=self.facts.header[column], first=first, second=second, thought=thought)
 

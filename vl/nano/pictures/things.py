@@ -25,7 +25,85 @@ _MIN_SIZE, _MIN_SHARE = 32, 0.12  # px, of the longer side
 _TURN, _TURNED = 15.0, 0.4  # degrees
 _ASPECT, _SMALL_GROUND = 2.2, 336
 _VISIBLE, _MIN_CONTRAST = 0.6, 90.0  # this share of a thing stands out from the backdrop by so much
+# What one could be called by the other's name: neither is said to be absent where the other is.
+_ALIKE = tuple(
+    frozenset(names.split(", "))
+    for names in (
+        "car, taxi, police car, racing car, ambulance",
+        "truck, fire engine, ambulance",
+        "boat, ship, sailing boat, canoe",
+        "ball, basketball, balloon, globe",
+        "bicycle, motorcycle, scooter",
+        "train, tram, bus",
+        "chicken, rooster, chick, turkey",
+        "dove, duck, bird",
+        "flower, rose, tulip",
+        "bear, panda, teddy bear, koala",
+        "monkey, gorilla",
+        "mouse, rat, hamster, squirrel",
+        "pig, boar",
+        "dog, wolf, fox",
+        "lion, tiger, leopard",
+        "horse, zebra, donkey",
+        "sheep, goat",
+        "crocodile, lizard",
+        "shark, whale, dolphin",
+        "shrimp, crab, scorpion",
+        "bee, fly",
+        "melon, watermelon",
+        "bell pepper, chilli",
+        "cake, cupcake",
+        "cookie, doughnut",
+        "orange, lemon, peach",
+        "pen, pencil, brush",
+        "knife, sword, saw",
+        "guitar, violin",
+        "trumpet, saxophone",
+        "clock, watch",
+        "cup, coffee, beer, wine, trophy, teapot",
+        "glasses, wine, beer, magnifying glass",
+        "bottle, wine, beer",
+        "house, castle, church, tent",
+        "crown, hat",
+        "fire, candle",
+        "computer, television, keyboard, telephone, printer",
+        "camera, telephone",
+        "microscope, telescope",
+    )
+)
+# What others are, or have about them: it is not said to be absent where one of them is.
+_INCLUDES = {
+    name: frozenset(others.split(", "))
+    for name, others in {
+        "bird": "chick, chicken, rooster, turkey, dove, duck, eagle, owl, parrot, penguin",
+        "cat": "lion, tiger, leopard",
+        "fish": "shark, whale, dolphin",
+        "tree": "palm tree",
+        "leaf": "tree, palm tree, flower, rose, tulip, apple, cherries, lemon, orange, pear, strawberry, carrot, corn",
+        "flower": "cactus, tree",
+        "wheel": (
+            "car, taxi, police car, racing car, ambulance, truck, fire engine, bus, bicycle, motorcycle, scooter, "
+            "tractor, train, tram, plane"
+        ),
+        "keyboard": "piano",
+        "mouse": "computer",
+        "shell": "snail, turtle, egg",
+        "door": "house, castle, church, car, taxi, police car, bus, ambulance, truck, train, tram",
+        "bread": "sandwich, hamburger, hot dog, croissant",
+        "cheese": "pizza, hamburger, sandwich, taco",
+        "lettuce": "hamburger, sandwich, taco",
+        "tomato": "pizza, hamburger, sandwich, taco",
+        "chocolate": "cake, cupcake, cookie, doughnut, ice cream",
+        "fire": "rocket",
+        "light bulb": "candle",
+        "clock": "church",
+        "bell": "church",
+        "key": "keyboard, piano, padlock",
+        "coffee": "cup",
+    }.items()
+}
 _KINDS = ("animal", "fruit", "vegetable", "vehicle", "tool", "plant")  # by which one would ask
+_KINDS_ALIKE = (("fruit", "vegetable", "plant", "food"), ("tool", "thing"))
 
 
 @dataclass(frozen=True)
@@ -156,6 +234,13 @@ def _paint(rng: Generator, image: Image.Image, what: Cutout, disc: Disc) -> Show
     return Shown(what.thing, what.source, disc.position(*image.size), ink)
 
 
+def _is_also(thing: Thing, other: Thing) -> bool:
+    """Whether who sees the first could say that the other is there."""
+    one, asked = thing.name, other.name
+    named = set(asked.split()) <= set(one.split()) or one in _INCLUDES.get(asked, ())
+    return named or any({one, asked} <= group for group in _ALIKE)
+
+
 class _ThingQuestions(Questions[ThingFacts]):
     kind = "things"
 
@@ -166,17 +251,18 @@ class _ThingQuestions(Questions[ThingFacts]):
 
     def kind_named(self) -> Asked | None:
         """What animal, fruit and so on it is, where one is shown."""
-        kinds = [item.thing.kind for item in self.facts.items]
-        single = [i for i in self.facts.items if i.thing.kind in _KINDS and kinds.count(i.thing.kind) == 1]
+        single = [item for item in self.facts.items if item.thing.kind in _KINDS and self._alone_of_kind(item)]
         if not single:
             return None
         item = pick(self.rng, single)
         return self.say("kind", item.thing.name, kind=item.thing.kind)
 
     def place(self) -> Asked | None:
-        if len(self.facts.items) == 1:
+        items = self.facts.items
+        single = [item for item in items if not any(_is_also(o.thing, item.thing) for o in items if o is not item)]
+        if len(items) == 1 or not single:
             return None
-        item = pick(self.rng, self.facts.items)
+        item = pick(self.rng, single)
         return self.say("place", item.position, thing=item.thing.name)
 
     def presence(self) -> Asked:
@@ -184,10 +270,15 @@ class _ThingQuestions(Questions[ThingFacts]):
         thing = pick(self.rng, self.facts.items).thing if yes else self._absent()
         return self.whether("presence", yes, thing=thing.phrase)
 
+    def _alone_of_kind(self, item: Shown) -> bool:
+        """Whether no other thing is of its kind, or of one that not all tell from it: a tomato is a fruit, too."""
+        alike = next((group for group in _KINDS_ALIKE if item.thing.kind in group), (item.thing.kind,))
+        return sum(other.thing.kind in alike for other in self.facts.items) == 1
+
     def _absent(self) -> Thing:
         """A thing that is not there; half of the time of the same kind as one that is."""
         there = [item.thing for item in self.facts.items]
-        others = [thing for thing in thing_list() if thing not in there]
+        others = [thing for thing in thing_list() if not any(_is_also(one, thing) for one in there)]
         alike = [thing for thing in others if thing.kind == pick(self.rng, there).kind]
         return pick(self.rng, alike if alike and self.chance(0.5) else others)
 

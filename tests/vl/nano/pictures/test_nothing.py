@@ -100,6 +100,19 @@ def test_photographs_of_a_folder_are_parted_by_their_names(tmp_path: Path) -> No
         [render(1, index, mix) for index in range(20)]
 
 
+def test_photographs_of_things_that_have_names_are_not_of_nothing(tmp_path: Path) -> None:
+    for name in ("Goldfish.jpg", "motorcycle_left.png", "rocket.jpg", "LadyBird 2.jpg", "gravel.jpg"):
+        folder = tmp_path / ("known" if name != "gravel.jpg" else "")
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (50, 40), (0, 0, 100) if name == "gravel.jpg" else (100, 0, 0)).save(folder / name)
+    for seed in range(20):
+        image, _ = draw_photograph(np.random.default_rng(seed), SMALL, str(tmp_path))
+        red, _, blue = image.getpixel((0, 0))  # type: ignore[misc]
+        assert red <= blue, "the one photograph of nothing that is known, or that one made grey"
+    with pytest.raises(vl.ConfigError, match="holds no pictures"):
+        draw_photograph(np.random.default_rng(0), SMALL, str(tmp_path / "known"))
+
+
 def test_emoji_may_lie_on_a_picture_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ground of all of them is then as busy as clouds or noise are; without, it has two colours and some noise."""
     try:

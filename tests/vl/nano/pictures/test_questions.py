@@ -9,10 +9,11 @@ from typing import TypeVar
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import vl
 from vl.evaluation.metrics import METRICS
-from vl.nano import kinds
 from vl.nano.kinds import KINDS, Facts
 from vl.nano.mix import Mix
 from vl.nano.pictures import questions
@@ -20,7 +21,18 @@ from vl.nano.pictures.canvas import SizeRange
 from vl.nano.pictures.chart_questions import _ChartQuestions
 from vl.nano.pictures.emoji import _EmojiQuestions
 from vl.nano.pictures.pages import _PageQuestions
-from vl.nano.pictures.questions import Asked, Questions, Topic, listed, sorts, spelled_out, topics
+from vl.nano.pictures.questions import (
+    Asked,
+    Questions,
+    Topic,
+    in_haste,
+    listed,
+    reckon,
+    sorts,
+    spelled_out,
+    starred,
+    topics,
+)
 from vl.nano.pictures.relations import _SceneQuestions
 from vl.nano.pictures.table_questions import _TableQuestions
 from vl.nano.render import render
@@ -76,8 +88,7 @@ def test_every_phrasing_is_asked_about_some_picture(monkeypatch: pytest.MonkeyPa
         turns[tuple(options)] += 1
         return options[turns[tuple(options)] % len(options)]
 
-    for module in (questions, kinds):
-        monkeypatch.setattr(module, "pick", next_of)
+    monkeypatch.setattr(questions, "pick", next_of)
     rng, prompts = np.random.default_rng(3), set()
     for kind, made in ((kind, KINDS[kind]) for kind in FACTS):
         prompts |= (
@@ -185,27 +196,81 @@ def test_yes_and_no_are_as_likely() -> None:
         assert abs(answers["yes"] / answers.total() - 0.5) < 2.5 / answers.total() ** 0.5, (kind, answers)
 
 
+def amount(text: str) -> float:
+    """The number at the end of what is looked at, such as "Mar $12"."""
+    found = re.search(r"\$?([\d,.]+)%?$", text)
+    assert found, text
+    return float(found[1].replace(",", ""))
+
+
 def test_answers_follow_from_what_is_looked_at() -> None:
     seen = Counter()
     for _, (prompt, answer, metric, thought, _) in TALKS:
         if not thought:
             continue
-        found = re.search(r"; (\S+?)([-+<>])(\S+)$", thought)
-        if metric == "counting":
+        looked_at, _, then = thought.partition("; ")
+        compared = re.fullmatch(r"(.+[\d%])([<>])(.+)", then)
+        if answer.startswith("There is no "):
+            name = answer[12:-1].removesuffix(" shape")
+            assert name not in looked_at
+            assert then in ("", f"no {answer[12:-1]}")
+        elif metric == "counting":
             numbers = re.findall(r"#(\d+)", thought)
             assert numbers == [str(n + 1) for n in range(len(numbers))]
             assert answer == str(len(numbers)), (prompt, thought)
-        elif found:
-            a, b = (float(re.sub("[$%,]", "", text)) for text in (found[1], found[3]))
-            reckoned = {"-": a - b, "+": a + b, "<": a < b, ">": a > b}[found[2]]
-            assert reckoned is True or reckoned == float(re.sub("[$%,]", "", answer))
-        elif answer.startswith("There is no "):
-            assert answer[12:-1].removesuffix(" shape") not in thought
+        elif ": " in then:
+            steps = then.split(": ")[1].split(", ")
+            for step in steps:
+                one, sign, other, result = [*re.split(r"([-+])|=", step)[:3], step.split("=")[1]]
+                assert int(result) == (int(one) + int(other) if sign == "+" else int(one) - int(other)), thought
+            assert int(steps[-1].split("=")[1]) == amount(answer), (prompt, thought)
+            seen["reckoned"] += 1
+        elif compared:
+            assert (amount(compared[1]) < amount(compared[3])) == (compared[2] == "<"), thought
+            assert all(side in looked_at for side in (compared[1].split()[-1], compared[3].split()[-1]))
+            seen["compared"] += 1
+        elif " *" in thought:
+            best = [one for one in re.split(", |: ", thought) if one.endswith(" *")][-1].removesuffix(" *")
+            assert answer in best, (prompt, thought, answer)
+            seen["extreme"] += 1
         elif answer not in ("yes", "no") and not answer.startswith(("at the", "on the", "in the", "left", "right")):
             assert answer.removesuffix(" shape") in thought + "above below", (prompt, thought, answer)
         seen[metric] += 1
-    assert set(seen) == {"counting", "vqa", "chart", "table"}
-    assert sum(seen.values()) > 0.5 * len(TALKS)
+    assert set(seen) == {"counting", "vqa", "chart", "table", "compared", "reckoned", "extreme"}
+    assert sum(map(seen.get, ("counting", "vqa", "chart", "table"))) > 0.5 * len(TALKS)
+
+
+def test_each_that_is_beyond_all_before_it_has_a_star() -> None:
+    seen, values = ["a 3", "b 1", "c 3", "d 7", "e 0"], [3, 1, 3, 7, 0]
+    assert starred(seen, values, highest=True) == "a 3 *, b 1, c 3, d 7 *, e 0"
+    assert starred(seen, values, highest=False) == "a 3 *, b 1 *, c 3, d 7, e 0 *"
+
+
+@given(st.integers(0, 100), st.integers(0, 100))
+@example(80, 22)
+@example(7, 0)
+def test_sums_go_by_tens_and_then_by_units(one: int, other: int) -> None:
+    high, low = max(one, other), min(one, other)
+    for sign, result in (("-", high - low), ("+", high + low)):
+        steps = reckon(high, low, sign).split(", ")
+        assert len(steps) == 2 - (low < 10 or low % 10 == 0)
+        assert steps[0].startswith(f"{high}{sign}")
+        assert steps[-1].endswith(f"={result}")
+    assert reckon(80, 22, "-") == "80-20=60, 60-2=58"
+    assert reckon(80, 22, "+") == "80+20=100, 100+2=102"
+
+
+def test_what_is_written_in_haste_keeps_its_words_of_meaning() -> None:
+    assert in_haste("How many {things} are there in the picture?") == "How many {things} in picture?"
+    assert in_haste('Where is the emoji "{name}"?') == 'Where emoji "{name}"?'
+    assert in_haste("{head} of {name}: what is it?") == "{head} {name}: what?"
+    every = [text for topic in topics().values() for text in (*topic.ask, *topic.more)]
+    for text in every:
+        hasty = in_haste(text)
+        assert re.findall(r"\{\w+\}", hasty) == re.findall(r"\{\w+\}", text)
+        assert re.findall(r"\b(?:not|no|how|than|left|right|more|less)\b", hasty) == re.findall(
+            r"\b(?:not|no|how|than|left|right|more|less)\b", text
+        )
 
 
 def test_phrasings_for_testing_are_never_learnt() -> None:
@@ -219,8 +284,14 @@ def test_phrasings_for_testing_are_never_learnt() -> None:
     every = {
         part: {text for topic in topics().values() for text in getattr(topic, part)} for part in ("ask", "more", "held")
     }
-    assert not (every["ask"] | every["more"]) & every["held"]
-    assert len(every["more"]) > 1000
+    learnt = {bare(form(text)) for text in every["ask"] | every["more"] for form in (str, in_haste)}
+    assert not learnt & set(map(bare, every["held"]))
+    assert len(every["more"]) > 3000
+
+
+def bare(phrasing: str) -> str:
+    """A phrasing whatever its slots are called and whether they are in quotes."""
+    return re.sub(r"\{\w+\}", "{}", phrasing).replace('"', "")
 
 
 def test_alternatives_are_spelled_out() -> None:
@@ -236,6 +307,10 @@ def test_training_has_phrasings_of_its_own_and_questions_as_people_type_them() -
     assert set(seen) == set("123789")
     assert 0.6 < sum(seen[number] for number in "789") / len(prompts) < 0.8
     assert 0.1 < sum(prompt[-1] != "?" or not prompt[0].isdigit() for prompt in prompts) / len(prompts) < 0.3
+    topic = Topic("vqa", ("a",), (), ("h",), ("m", "n"))
+    rng = np.random.default_rng(1)
+    for part, expected in (("all", "a"), ("learnt", "amn"), ("held-out", "h")):
+        assert {topic.wording(rng, part) for _ in range(60)} == set(expected)
 
 
 @pytest.mark.usefixtures("made")

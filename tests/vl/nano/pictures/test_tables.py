@@ -129,8 +129,10 @@ def check(facts: TableFacts, asked: Asked) -> str:
         r"|apart are (?P<a>.+) and (?P<b>.+) in (?P<c>\w+)$|different is the (?P<d>\w+) of (?P<e>.+) and (?P<f>.+)$",
         prompt,
     ):
-        named = {text for text in found.groups() if text}
-        head, first, second = sorted(named, key=lambda text: text not in facts.header)
+        head, first, second = (
+            next(filter(None, map(found.group, keys)))
+            for keys in (("head", "c", "d"), ("one", "a", "e"), ("other", "b", "f"))
+        )
         values = dict(zip(names, map(amount, column(facts, head)), strict=True))
         assert int(answer) == abs(values[first] - values[second])
         return "difference"

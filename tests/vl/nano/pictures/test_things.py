@@ -142,3 +142,48 @@ def test_names_are_printed() -> None:
     )
     assert "- animal: ant, bat, bear" in done.stdout
     assert sum(len(line.split(", ")) for line in done.stdout.splitlines()) == 209
+
+
+def shown(*names: str) -> ThingFacts:
+    by_name = {thing.name: thing for thing in thing_list()}
+    places = ("on the left", "in the center", "on the right")
+    items = [
+        things.Shown(by_name[name], "made:up", place, (0, 0, 9, 9)) for name, place in zip(names, places, strict=False)
+    ]
+    return ThingFacts(300, 100, tuple(items))
+
+
+@pytest.mark.parametrize(
+    ("there", "never"),
+    [
+        ("taxi", {"car", "police car", "wheel", "door"}),
+        ("table tennis bat", {"bat"}),
+        ("penguin", {"bird"}),
+        ("computer", {"keyboard", "mouse", "television"}),
+        ("rose", {"flower", "leaf", "tulip"}),
+        ("hamburger", {"bread", "cheese"}),
+        ("panda", {"bear", "teddy bear"}),
+    ],
+)
+def test_what_is_said_to_be_absent_is_there_by_no_name(there: str, never: set[str]) -> None:
+    rng = np.random.default_rng(3)
+    asked = [ask_things(rng, shown(there), "learnt", kinds=("presence",)) for _ in range(1500)]
+    denied = " ".join(one.prompt for one in asked if one.answer == "no")
+    assert sum(f" {thing.phrase}" in denied for thing in thing_list()) > 80, "others are asked for"
+    for name in never:
+        assert f" {name} " not in denied.replace("?", " ").replace(".", " ").replace(":", " "), name
+
+
+def test_names_that_others_include_are_names_of_the_list() -> None:
+    names = {thing.name for thing in thing_list()}
+    assert {name for group in things._ALIKE for name in group} <= names
+    assert {name for part, wholes in things._INCLUDES.items() for name in (part, *wholes)} <= names
+
+
+def test_a_place_or_a_kind_is_asked_for_where_one_thing_alone_is_meant() -> None:
+    rng = np.random.default_rng(4)
+    places = {ask_things(rng, shown("car", "taxi", "cat"), kinds=("place",)).prompt for _ in range(60)}
+    assert all("the cat" in prompt for prompt in places)
+    with pytest.raises(ValueError, match="admits no"):
+        ask_things(rng, shown("tomato", "apple"), kinds=("kind_named",))
+    assert ask_things(rng, shown("cat", "apple"), kinds=("kind_named",)).answer in ("cat", "apple")
