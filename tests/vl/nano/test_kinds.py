@@ -142,9 +142,10 @@ def test_held_out_faces_are_never_learnt() -> None:
 def test_pages_may_have_sizes_of_their_own() -> None:
     values = {"words": 1.0, "pages": 1.0, "scenes": 0.0, "sizes": [[64, 300, 1.0]], "page_sizes": [[400, 500, 1.0]]}
     source = NanoSource(values)
-    drawn = [source.draw(13, i, stage=2) for i in range(20)]
-    assert {sample.kind for sample in drawn} == {"words", "pages"}
-    assert all((max(sample.image.size) >= 400) == (sample.kind == "pages") for sample in drawn)
+    drawn = [source.draw(13, i, stage=2) for i in range(40)]
+    full = [getattr(sample.facts, "kind", "") in ("page", "screen") for sample in drawn]
+    assert {getattr(sample.facts, "kind", "words") for sample in drawn} >= {"words", "page", "receipt", "sign"}
+    assert [max(sample.image.size) >= 400 for sample in drawn] == full
     assert all(max(source.draw(13, i, stage=1).image.size) <= 336 for i in range(20))
 
 

@@ -287,8 +287,8 @@ class _PageQuestions(Questions[PageFacts]):
             alone = [e for e in items if sum(e.value == other.value for other in items) == 1]
             topics += [("whose", e, e.label, self._up_to(e)) for e in alone]
             topics.append(("items", items[0], str(len(items)), numbered([item.label for item in items])))
-            seen, paid = [f"{item.label} {item.value}" for item in items], list(map(_amount, items))
-            low, high = (starred(seen, paid, highest=highest) for highest in (False, True))
+            rows, paid = [f"{item.label} {item.value}" for item in items], list(map(_amount, items))
+            low, high = (starred(rows, paid, highest=highest) for highest in (False, True))
             topics += [("cheapest", e, e.label, low) for e in prices[:1] if e.value != prices[1].value]
             topics += [("dearest", e, e.label, high) for e in prices[-1:] if e.value != prices[-2].value]
         if buttons := by_role["button"]:

@@ -43,9 +43,9 @@ DRAWN = Mix(sizes=(SizeRange(320, 480, 1.0),))  # room for a receipt, a window, 
 
 
 def shown(kind: str) -> list[Facts]:
-    """Of 60 pictures, of pages twice as many, which differ more; none where what a kind is drawn from is not here."""
+    """Of 60 pictures, of pages 200, which differ more; none where what a kind is drawn from is not here."""
     try:
-        return [render(11, index, DRAWN.only(kind)).facts for index in range(120 if kind == "pages" else 60)]
+        return [render(11, index, DRAWN.only(kind)).facts for index in range(200 if kind == "pages" else 60)]
     except vl.ConfigError:
         return []
 
@@ -174,7 +174,7 @@ def talks() -> Iterator[tuple[Facts, Asked]]:
     """Questions on pictures of every kind that is asked about."""
     for name, made in ((name, KINDS[name]) for name in FACTS):
         facts, rng = FACTS[name], np.random.default_rng(1)
-        for number in range(1200 if made.ask else 0):
+        for number in range(2400 if name == "pages" else 1200 if made.ask else 0):
             shown = facts[number % len(facts)]
             yield shown, made.ask(rng, shown, "learnt")
 
