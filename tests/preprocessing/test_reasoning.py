@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import vl
 from preprocessing import DEFAULT_TEMPLATE, ChatTemplate, InputError, Processor, Tokenizer
 from preprocessing.reasoning import REASONING_TEMPLATE
-from vl.training.vocabulary import with_reasoning
+from vl.training.vocabulary import train_bpe, with_reasoning
 
-NANO = Processor(Tokenizer.load(Path(vl.__file__).parent / "pretrained" / "nano"), ChatTemplate(None), None)
-THINKS = with_reasoning(NANO, len(NANO.tokenizer))
+PLAIN = Processor(Tokenizer(train_bpe([DEFAULT_TEMPLATE], 350)), ChatTemplate(None), None)
+THINKS = with_reasoning(PLAIN, len(PLAIN.tokenizer))
 TALK: list[dict[str, Any]] = [
     {"role": "user", "content": "Sum of A and B?"},
     {"role": "assistant", "content": "42", "reasoning_content": "A 12, B 30"},
@@ -31,8 +29,8 @@ def shown(processor: Processor, ids: Any) -> str:
 
 
 def test_only_a_checkpoint_with_tokens_and_template_thinks() -> None:
-    assert NANO.reasoning is None
-    assert Processor(NANO.tokenizer, ChatTemplate(REASONING_TEMPLATE), None).reasoning is None
+    assert PLAIN.reasoning is None
+    assert Processor(PLAIN.tokenizer, ChatTemplate(REASONING_TEMPLATE), None).reasoning is None
     assert Processor(THINKS.tokenizer, ChatTemplate(DEFAULT_TEMPLATE), None).reasoning is None
     markers = THINKS.reasoning
     assert markers is not None
@@ -67,7 +65,7 @@ def test_markers_that_somebody_wrote_are_text(thought: str, answer: str) -> None
 
 def test_a_template_that_leaves_it_out_is_not_trained_with() -> None:
     with pytest.raises(InputError, match=r"message 2: .* leaves out reasoning_content"):
-        NANO.training(TALK)
+        PLAIN.training(TALK)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_an_example_is_what_its_description_says(example: DemoPicture, tmp_path:
         assert (image.width >= image.height) == example.landscape
     answer = record["answer"]
     assert record["task"] in METRICS
-    assert example.asked in record["prompt"] if example.asked else record["prompt"] == DEFAULT_PROMPT
+    assert record["task"] == example.asked if example.asked else record["prompt"] == DEFAULT_PROMPT
     if example.kind == "scenes" and not example.asked:
         assert len(named_shapes(answer)) == example.things
     if example.kind == "words":
@@ -37,6 +37,18 @@ def test_an_example_is_what_its_description_says(example: DemoPicture, tmp_path:
         assert len(read_text(answer).split()) >= (example.things or 1)
     if example.asked:
         assert 0 < len(answer) < 40
+
+
+def test_what_a_model_says_is_beside_the_right_answer(tmp_path: Path) -> None:
+    asked = []
+
+    def say(path: Path, prompt: str) -> str:
+        asked.append((path, prompt))
+        return "A guess."
+
+    (record,) = write_examples(tmp_path, EXAMPLES[:1], say)
+    assert asked == [(tmp_path / record["image"], record["prompt"])]
+    assert record["said"] == "A guess." != record["answer"]
 
 
 def test_an_example_does_not_depend_on_the_others(tmp_path: Path) -> None:
@@ -49,5 +61,6 @@ def test_each_shipped_picture_has_its_record() -> None:
     pictures = {path.name for path in SHIPPED.iterdir() if path.name != RECORDS}
     assert [record["image"] for record in records] == [example.name for example in EXAMPLES]
     assert {record["image"] for record in records} == pictures
+    assert all(record["said"] for record in records)
     assert {path.suffix for path in SHIPPED.iterdir()} == {".png", ".jpg", ".webp", ".jsonl"}
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 1.5 * 2**20

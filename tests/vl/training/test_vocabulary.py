@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,19 +16,19 @@ from preprocessing.reasoning import REASONING_TEMPLATE
 from vl.training.build import build_processor
 from vl.training.config import TrainConfig
 from vl.training.data import DrawnBatches
-from vl.training.vocabulary import with_reasoning
+from vl.training.vocabulary import train_bpe, with_reasoning
 
 from .conftest import tables
 
-NANO = Processor(Tokenizer.load(Path(vl.__file__).parent / "pretrained" / "nano"), ChatTemplate(None), None)
-ROOM = len(NANO.tokenizer)
-THINKS = with_reasoning(NANO, ROOM)
+PLAIN = Processor(Tokenizer(train_bpe([DEFAULT_TEMPLATE], 350)), ChatTemplate(None), None)
+ROOM = len(PLAIN.tokenizer)
+THINKS = with_reasoning(PLAIN, ROOM)
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 def test_texts_are_written_as_before_but_for_two_entries(text: str) -> None:
-    before, after = NANO.tokenizer.encode(text), THINKS.tokenizer.encode_plain(text)
-    assert THINKS.tokenizer.decode(after) == NANO.tokenizer.decode(before)
+    before, after = PLAIN.tokenizer.encode(text), THINKS.tokenizer.encode_plain(text)
+    assert THINKS.tokenizer.decode(after) == PLAIN.tokenizer.decode(before)
     given_up = set(THINKS.reasoning or ())
     if given_up.isdisjoint(before):
         assert after == before
@@ -38,29 +37,29 @@ def test_texts_are_written_as_before_but_for_two_entries(text: str) -> None:
 def test_they_take_the_places_of_two_entries_of_which_nothing_is_made() -> None:
     assert len(THINKS.tokenizer) == ROOM
     assert THINKS.reasoning == (ROOM - 2, ROOM - 1)
-    spelt = [NANO.tokenizer.decode([token]) for token in THINKS.reasoning or ()]
+    spelt = [PLAIN.tokenizer.decode([token]) for token in THINKS.reasoning or ()]
     for word in spelt:
         assert THINKS.tokenizer.decode(THINKS.tokenizer.encode(word)) == word
     assert with_reasoning(THINKS, ROOM) is THINKS
 
 
 def test_they_follow_the_vocabulary_where_the_embedding_has_room() -> None:
-    thinks = with_reasoning(NANO, ROOM + 2)
+    thinks = with_reasoning(PLAIN, ROOM + 2)
     assert thinks.reasoning == (ROOM, ROOM + 1)
-    assert thinks.tokenizer.encode("rename the monkey") == NANO.tokenizer.encode("rename the monkey")
+    assert thinks.tokenizer.encode("rename the monkey") == PLAIN.tokenizer.encode("rename the monkey")
 
 
 def test_other_templates_in_the_released_format_are_replaced_and_what_is_not_says_so() -> None:
     with pytest.raises(vl.ConfigError, match="own chat template writes no reasoning_content"):
-        with_reasoning(replace(NANO, template=ChatTemplate("{{ messages }}")), ROOM)
+        with_reasoning(replace(PLAIN, template=ChatTemplate("{{ messages }}")), ROOM)
     older = ChatTemplate(DEFAULT_TEMPLATE.replace("message['role'] == 'function'", "false"))
-    assert with_reasoning(replace(NANO, template=older), ROOM).template.source == REASONING_TEMPLATE
+    assert with_reasoning(replace(PLAIN, template=older), ROOM).template.source == REASONING_TEMPLATE
     words = Tokenizer(Backend(models.WordLevel({"a": 0, "b": 1}, unk_token="a")))
     with pytest.raises(vl.ConfigError, match="BPE vocabularies, not WordLevel"):
-        with_reasoning(replace(NANO, tokenizer=words), 2)
+        with_reasoning(replace(PLAIN, tokenizer=words), 2)
     letters = Tokenizer(Backend(models.BPE({"a": 0, "b": 1}, [])))
     with pytest.raises(vl.ConfigError, match="no two entries"):
-        with_reasoning(replace(NANO, tokenizer=letters), 2)
+        with_reasoning(replace(PLAIN, tokenizer=letters), 2)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
