@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import cast
 
 import torch
@@ -72,7 +73,21 @@ class SplitText(MiniMaxText):
         """As of `MiniMaxText`. ValueError also if `router_logits` are asked for of layers that are on several ranks."""
         if router_logits is not None and self.layout.shares("layers"):
             raise ValueError("router_logits: no rank has those of all layers with placement 'layers'")
-        return super().forward(embeds, packed, cache, router_logits)
+        if not self.layout.shares("layers"):
+            return super().forward(embeds, packed, cache, router_logits)
+        return self._run_of_layers(embeds, packed, cache)
+
+    def _run_of_layers(self, embeds: Tensor, packed: Packed, cache: HybridCache | None) -> Tensor:
+        """Whatever memory this rank lacks, it takes what the rank before sends, and passes on as much."""
+        first, last = self.layers[0].get_submodule("input_layernorm"), self.norm
+        assert isinstance(last, Sent)
+        last.due = True
+        if isinstance(first, Received):
+            first.due = True
+        out = self.group.attempt(partial(super().forward, embeds, packed, cache), lambda: embeds)
+        if isinstance(first, Received) and first.due:
+            first(embeds)
+        return last.passed_on(out) if last.due else out
 
 
 class ContextText(SplitText):

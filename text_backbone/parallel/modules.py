@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from text_backbone.cache import MarkedStates, PagedKV
 from text_backbone.head import OutputHead
 from text_backbone.kernels.moe import route
 from text_backbone.kernels.norms import divided, gated_norm_of, gated_part, row_squares
+from text_backbone.kernels.norms.reference import tail_columns
 from text_backbone.lightning import LightningAttention, attend
 from text_backbone.linear import project, project_to
 from text_backbone.moe import SparseMoE
@@ -54,10 +57,16 @@ class SplitHead(OutputHead):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., hidden] -> float32 [..., vocab]."""
-        own = super().forward(x)
-        own = F.pad(own, (0, max(self.sizes) - own.shape[-1]))  # messages are of one length
-        every = self.group.all_gather(own.contiguous())
+        longest = max(self.sizes)  # messages are of one length
+        own = self.group.attempt(
+            partial(self._own, x, longest), lambda: x.new_zeros(*x.shape[:-1], longest, dtype=torch.float32)
+        )
+        every = self.group.all_gather(own)
         return torch.cat([part[..., :size] for part, size in zip(every, self.sizes, strict=True)], dim=-1)
+
+    def _own(self, x: Tensor, width: int) -> Tensor:
+        own = super().forward(x)
+        return F.pad(own, (0, width - own.shape[-1])).contiguous()
 
 
 class SplitSoftmaxAttention(SoftmaxAttention):
@@ -68,7 +77,8 @@ class SplitSoftmaxAttention(SoftmaxAttention):
         self.group = group
 
     def forward(self, x: Tensor, packed: Packed, table: Tensor, pages: PagedKV | None) -> Tensor:
-        return self.group.all_reduce(super().forward(x, packed, table, pages))
+        own = partial(super().forward, x, packed, table, pages)
+        return self.group.all_reduce(self.group.attempt(own, lambda: x))
 
 
 class SplitLightningAttention(LightningAttention):
@@ -88,15 +98,28 @@ class SplitLightningAttention(LightningAttention):
         self.group = group
 
     def forward(self, x: Tensor, packed: Packed, table: Tensor, states: Tensor | MarkedStates | None) -> Tensor:
-        projected = project(x, self.qkv_proj, self.output_gate)
-        out = attend(next(projected), self.slopes(x.device), packed, states)  # [T, heads * d]
-        gate, weight, eps = next(projected), self.norm.weight, self.norm.eps
-        if out.dtype == torch.float16:
+        if x.dtype == torch.float16:
+            out, gate = self._attended(x, packed, states)
             squares = self.group.all_reduce(row_squares(out))
-            return self.group.all_reduce(self.out_proj(gated_norm_of(out, gate, weight, eps, squares, self.width)))
-        part, message = gated_part(out, gate, weight, self.group.rank, self.group.ranks, x.shape[1])
+            normed = gated_norm_of(out, gate, self.norm.weight, self.norm.eps, squares, self.width)
+            return self.group.all_reduce(self.out_proj(normed))
+        tail = tail_columns(self.group.ranks)
+        own = partial(self._message, x, packed, states)
+        message = self.group.attempt(own, lambda: x.new_zeros(len(x), x.shape[1] + tail))
+        return divided(self.group.all_reduce(message), tail, self.width, self.norm.eps)
+
+    def _attended(self, x: Tensor, packed: Packed, states: Tensor | MarkedStates | None) -> tuple[Tensor, Tensor]:
+        """What some heads give, and their gate: [T, heads * d] each."""
+        projected = project(x, self.qkv_proj, self.output_gate)
+        out = attend(next(projected), self.slopes(x.device), packed, states)
+        return out, next(projected)
+
+    def _message(self, x: Tensor, packed: Packed, states: Tensor | MarkedStates | None) -> Tensor:
+        """[T, hidden] of this rank's heads, not divided yet, and behind it the squares."""
+        out, gate = self._attended(x, packed, states)
+        part, message = gated_part(out, gate, self.norm.weight, self.group.rank, self.group.ranks, x.shape[1])
         project_to(message[:, : x.shape[1]], part, self.out_proj)
-        return divided(self.group.all_reduce(message), message.shape[1] - x.shape[1], self.width, eps)
+        return message
 
 
 class SplitMoE(SparseMoE):
@@ -112,13 +135,15 @@ class SplitMoE(SparseMoE):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         weights, experts, logits = route(x, self.gate.weight, self.top_k)
+        own = self.group.attempt(partial(self._own, x, weights, experts), lambda: x)
+        return self.group.all_reduce(own), logits
+
+    def _own(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
         if self.stop - self.first == self.all_experts:
-            out = self.experts(x, weights, experts)
-        elif x.is_cuda and experts.numel() <= _STATIC and not isinstance(self.experts, SpilledExperts):
-            out = self._all_assignments(x, weights, experts)
-        else:
-            out = self._own_assignments(x, weights, experts)
-        return self.group.all_reduce(out), logits
+            return self.experts(x, weights, experts)
+        if x.is_cuda and experts.numel() <= _STATIC and not isinstance(self.experts, SpilledExperts):
+            return self._all_assignments(x, weights, experts)
+        return self._own_assignments(x, weights, experts)
 
     def _all_assignments(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
         """Those of other ranks' experts go to experts of this one, with a weight of 0: always the same work."""
@@ -137,26 +162,39 @@ class SplitMoE(SparseMoE):
 
 
 class Received(nn.Module):
-    """In the place of the first input norm of a run of layers, but of the very first: what the rank before normed."""
+    """In the place of the first input norm of a run of layers, but of the very first: what the rank before normed.
+
+    Attributes:
+        due: whether that is yet to come in this pass.
+    """
 
     def __init__(self, group: Collectives) -> None:
         super().__init__()
-        self.group = group
+        self.group, self.due = group, False
 
     def forward(self, x: Tensor) -> Tensor:
         """x [T, hidden], of which the shape alone is used -> [T, hidden]."""
-        return self.group.receive(torch.empty_like(x), self.group.rank - 1)
+        self.due = False
+        return self.group.receive(self.group.attempt(lambda: torch.empty_like(x), lambda: x), self.group.rank - 1)
 
 
 class Sent(ResidualNorm):
-    """The norm that ends a run of layers. It sends to the rank after, and gives every rank what the last one has."""
+    """The norm that ends a run of layers. It sends to the rank after, and gives every rank what the last one has.
+
+    Attributes:
+        due: whether that is yet to be done in this pass.
+    """
 
     def __init__(self, layout: Layout, group: Collectives, *, dtype: torch.dtype | None) -> None:
         super().__init__(layout.config.hidden_size, layout.config.rms_norm_eps, device="meta", dtype=dtype)
-        self.group = group
+        self.group, self.due = group, False
 
     def forward(self, x: Tensor, y: Tensor | None = None, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
-        out, last = super().forward(x, y, alpha, beta), self.group.ranks - 1
+        return self.passed_on(self.group.attempt(partial(super().forward, x, y, alpha, beta), lambda: x))
+
+    def passed_on(self, out: Tensor) -> Tensor:
+        """A run's result, [T, hidden], given to the others; they get the last one's."""
+        last, self.due = self.group.ranks - 1, False
         if self.group.rank < last:
             self.group.send(out, self.group.rank + 1)
         return self.group.broadcast(out, last)

@@ -36,7 +36,12 @@ class Embedder:
         `running`: all requests whose prompts are being read, in order.
         """
         ids = [request.known_ids(request.computed, request.computed + tokens) for request, tokens in batch]
-        embeds = self._model.language_model.embed(_sent(torch.cat(ids), self._model.device))
+        return self.with_images(
+            self._model.language_model.embed(_sent(torch.cat(ids), self._model.device)), batch, running
+        )
+
+    def with_images(self, embeds: Tensor, batch: Sequence[tuple[Request, int]], running: Sequence[Request]) -> Tensor:
+        """The embeddings of the tokens, with the features of images in their places."""
         due = [
             (request, image)
             for request, tokens in batch

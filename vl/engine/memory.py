@@ -10,6 +10,7 @@ import torch
 from text_backbone import TextConfig
 from text_backbone.cache import bytes_needed, snapshot_bytes
 from text_backbone.offload import device_bytes, host_bytes
+from text_backbone.shortage import is_exhausted as is_exhausted
 from vl.engine.config import EngineConfig
 from vl.engine.driven import Model
 from vl.errors import ConfigError, DeviceError, InputError
@@ -125,14 +126,6 @@ def check_room(tokens: int | None, device: torch.device, *, prompt: int, new: in
         f"max_new_tokens={new} after a prompt of {prompt:,} tokens cannot be held: "
         f"the memory of {device} has room for {tokens:,} tokens; {fix}"
     )
-
-
-def is_exhausted(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out, for which PyTorch has no class of its own on the CPU and on MPS."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def exhausted(error: BaseException, device: torch.device, doing: str) -> DeviceError:

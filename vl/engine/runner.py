@@ -30,6 +30,7 @@ class Runner:
         recorder: makes graphs of the decode step, for which the cache needs a scratch slot; None: there are none.
         vision_graphs: those of the vision encoder.
         images: what is kept of them.
+        embedder: makes the input of passes over prompts.
     """
 
     def __init__(
@@ -39,12 +40,13 @@ class Runner:
         recorder: Recorder | None,
         vision_graphs: VisionGraphs,
         images: ImageFeatures,
+        embedder: type[Embedder] = Embedder,
     ) -> None:
         self.cache = cache
         self._model = model
         self._images = images
         self._changes = Changes(*filter(None, (model.language_model, model.vision)))
-        self._embed = Embedder(model, vision_graphs, images)
+        self._embed = embedder(model, vision_graphs, images)
         self._choose = Chooser(cache.slots)
         self.decode = DecodeStep(model.language_model, cache, self._choose, recorder)
 
@@ -57,6 +59,7 @@ class Runner:
         recorder: Recorder | None,
         vision_graphs: VisionGraphs,
         images: ImageFeatures,
+        embedder: type[Embedder] = Embedder,
     ) -> Runner:
         """One over a new cache of so many pages, those in host memory among them."""
         host = config.host_pages
@@ -73,7 +76,7 @@ class Runner:
         )
         most = places(model.config.text, config)
         cache.places.make_ahead(most, most)  # all: to make one takes the driver's lock, for which a prompt would wait
-        return cls(model, cache, recorder, vision_graphs, images)
+        return cls(model, cache, recorder, vision_graphs, images, embedder)
 
     def fits(self) -> bool:
         """Whether the cache is for the model as it is: between generations it may have been moved or cast."""

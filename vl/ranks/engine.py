@@ -96,6 +96,11 @@ class SplitEngine(Engine):
         cache = CacheLedger(self.config.max_batch_size, pages, self.config.page_size)
         return RanksRunner(self._ranks, cache, self._mirror)
 
+    def _release(self) -> None:
+        super()._release()
+        held = () if self.prefixes is None else self.prefixes.held
+        self._ranks.call("release", [each.place for each in held])
+
     def _end(self, request: Request) -> None:
         super()._end(request)
         self._mirror.end(request)
@@ -250,7 +255,7 @@ class RanksRunner:
     def __call__(
         self, batch: Sequence[tuple[Request, int]], running: Sequence[Request]
     ) -> list[tuple[Request, Chosen]]:
-        """As `Runner`'s."""
+        """As `Runner`'s. Raises Exhausted, which is a MemoryError, if a rank had too little for its part."""
         written: Written = self._ranks.call_with("step", lambda: (self._mirror.step(batch, running, self.cache),))[0]
         requests = {self._mirror.numbers[request]: request for request, _ in batch}
         for request, tokens in batch:

@@ -27,6 +27,10 @@ HeldAt = tuple[int, int, Sequence[int]]
 """The tokens, place and pages of a `Held`."""
 
 
+class Exhausted(MemoryError):
+    """A rank lacked memory for its part of a step, of which all are through: they are still in step."""
+
+
 @dataclass(frozen=True)
 class Hello:
     """The first message to a rank: who it is.

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from text_backbone import HybridCache, Packed
 from text_backbone.parallel import SplitText
+from text_backbone.parallel.collectives import Collectives
 from vl.engine import EngineConfig, Request, Timings, memory
+from vl.engine.driven import Model
+from vl.engine.embedding import Embedder
 from vl.engine.graphs import GraphRecorder
 from vl.engine.holding import Contents, Fill, named_states, named_stretch, take_out, whole_name
 from vl.engine.images import ImageFeatures
@@ -21,7 +25,7 @@ from vl.engine.vision_graphs import VisionGraphs
 from vl.engine.warming import Rehearsal
 from vl.model import MiniMaxVL
 from vl.ranks.identity import Found, values_here
-from vl.ranks.messages import Call, HeldAt, NewRequest, Step, Written
+from vl.ranks.messages import Call, Exhausted, HeldAt, NewRequest, Step, Written
 from vl.routing import last_experts
 
 
@@ -33,6 +37,21 @@ class _Silent:
 
     def flush(self) -> str:
         return ""
+
+
+class _Embedder(Embedder):
+    """Goes on without images if memory runs out: the other ranks wait for this one in the pass."""
+
+    def with_images(self, embeds: Tensor, batch: Sequence[tuple[Request, int]], running: Sequence[Request]) -> Tensor:
+        own = partial(super().with_images, embeds, batch, running)
+        group = _group(self._model)
+        return own() if group is None else group.attempt(own, lambda: embeds)
+
+
+def _group(model: Model) -> Collectives | None:
+    """What the ranks of a model that is split talk through."""
+    backbone = model.language_model
+    return backbone.group if isinstance(backbone, SplitText) else None
 
 
 class Part:
@@ -65,7 +84,9 @@ class Part:
         """A cache of so many pages, and what runs steps over it."""
         device = self._model.device
         recorder = GraphRecorder(device) if device.type == "cuda" else None
-        self._runner = Runner.make(self._model, self._config, pages, recorder, self._vision_graphs, self._images)
+        self._runner = Runner.make(
+            self._model, self._config, pages, recorder, self._vision_graphs, self._images, _Embedder
+        )
 
     @torch.inference_mode()
     def rehearse(self, part: Rehearsal) -> None:
@@ -137,7 +158,12 @@ class Part:
 
     @torch.inference_mode()
     def step(self, step: Step) -> Written:
-        """One forward pass, as the caller's scheduler has it."""
+        """One forward pass, as the caller's scheduler has it.
+
+        Raises:
+            Exhausted: if memory ran out in this rank's part of it. The others are through it too; what it has written
+                and given is of no use.
+        """
         assert self._runner is not None, "a step before there is a cache"
         for number in step.ended:
             self._requests.pop(number, None)
@@ -159,7 +185,22 @@ class Part:
             if request.watches:
                 vision[number] = sum(watch() for watch in request.watches)
                 request.watches.clear()
+        group = _group(self._model)
+        if group is not None and group.shortage is not None:
+            error, group.shortage = group.shortage, None
+            raise Exhausted(str(error))
         return Written(tokens, vision)
+
+    def release(self, places: Sequence[int]) -> None:
+        """Give back memory that nobody needs, but for what is held at these places."""
+        self._images.clear()
+        for request in self._requests.values():
+            request.features.clear()
+            request.watches.clear()
+        if self._runner is not None:
+            self._runner.cache.places.keep(places)
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _request(self, new: NewRequest) -> Request:
         form = new.params.response_format

@@ -27,7 +27,7 @@ from vl import errors
 from vl.engine import EngineConfig
 from vl.errors import DeviceError, Error
 from vl.ranks.interrupts import Interrupts
-from vl.ranks.messages import Hello, Message, Progress, Trouble, encode, receive, send
+from vl.ranks.messages import Exhausted, Hello, Message, Progress, Trouble, encode, receive, send
 
 # A command of its own rather than multiprocessing's 'spawn', which would run the caller's script again in every rank.
 _COMMAND = """import json, sys
@@ -150,6 +150,7 @@ class Ranks:
         Raises:
             Error: of a class of `vl.errors`, that a rank refused it with; or DeviceError if it failed, and then for all
                 that is asked later.
+            Exhausted: if a rank lacked memory, and nothing else happened.
         """
         return self.call_with(command, lambda: args, timed=timed)
 
@@ -211,6 +212,8 @@ class Ranks:
         """What they answered. Raises what one of them refused it with."""
         for rank in self._held.ranks:
             kind, value = self._answers[rank.number]
+            if kind == "refused" and value.kind == Exhausted.__name__:
+                raise Exhausted(f"{rank.name}: {value.message}")
             if kind == "refused":
                 raise _error(rank, value)
         return [self._answers[rank][1] for rank in range(len(self))]

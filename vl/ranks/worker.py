@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from vl.errors import Error
-from vl.ranks.messages import Hello, Trouble, encode, receive, send
+from vl.ranks.messages import Exhausted, Hello, Trouble, encode, receive, send
 from vl.ranks.part import Part
 
 MARGIN = 60.0  # seconds that a rank waits for another longer than the caller does, who then ends all of them
@@ -57,7 +57,7 @@ def main(pipe: int, lifeline: int) -> None:
             try:
                 value = getattr(part, command)(*args)
             except Exception as error:
-                if command not in APART:
+                if command not in APART and not isinstance(error, Exhausted):
                     raise
                 answer("refused", _trouble(error))
             else:

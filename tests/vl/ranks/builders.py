@@ -5,17 +5,23 @@ Imported by the ranks too: by its name, from this folder.
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import vl
+from preprocessing import Processor
+from vl.checkpoint import write_weights
 from vl.config import read_config
-from vl.loading import load_folder
+from vl.loading import load_folder, load_part, patcher_of
 
 
 def whole(folder: Path, device: torch.device, progress: Any) -> vl.MiniMaxVL:
@@ -60,3 +66,35 @@ def dying(folder: Path, device: torch.device, progress: Any) -> vl.MiniMaxVL:
         os._exit(3)
     torch.distributed.barrier()
     raise AssertionError
+
+
+def short(folder: Path, placement: str, limits: Mapping[str, int], device: torch.device, progress: Any) -> vl.MiniMaxVL:
+    """Split. Rank 1 has memory for so many tokens, or tiles, in the last of the modules whose names end so."""
+    how = {"name": "", "dtype": torch.float32, "quantization": None, "placement": placement, "slots": None}
+    model = load_part(folder, read_config(folder), device, progress, **how)
+
+    def check(most: int, module: torch.nn.Module, args: Any) -> None:
+        if len(args[0]) > most:
+            raise torch.OutOfMemoryError("out of memory: a test's")
+
+    for where, most in limits.items() if torch.distributed.get_rank() == 1 else ():
+        found = [module for name, module in model.named_modules() if name.endswith(where)]
+        found[-1].register_forward_pre_hook(partial(check, most))
+    return model
+
+
+def wide(folder: Path, tiny_checkpoint: Path) -> Path:
+    """The tiny model with heads and experts for four ranks, its weights random."""
+    shutil.copytree(tiny_checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= {"num_attention_heads": 8, "num_key_value_heads": 4}
+    for file in folder.glob("model*"):
+        file.unlink()
+    (folder / "config.json").write_text(json.dumps(config))
+    read = read_config(folder)
+    model = vl.MiniMaxVL(read, Processor.load(folder, patcher_of(read)))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.3, generator=generator)
+    write_weights(model.released_tensors(), folder, max_shard_bytes=100_000)
+    return folder

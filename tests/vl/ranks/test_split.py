@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ import vl
 from vl.cli import app as vl_app
 from vl.ranks.model import SplitVL
 from vl.routing import last_experts
+
+sys.path.append(str(Path(__file__).parent))
+import builders
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -37,31 +41,9 @@ def conversations() -> list[list[dict[str, Any]]]:
     ]
 
 
-def wide(folder: Path, tiny_checkpoint: Path) -> Path:
-    """The tiny model with heads and experts for four ranks, its weights random."""
-    shutil.copytree(tiny_checkpoint, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["text_config"] |= {"num_attention_heads": 8, "num_key_value_heads": 4}
-    for file in folder.glob("model*"):
-        file.unlink()
-    (folder / "config.json").write_text(json.dumps(config))
-    from preprocessing import Processor
-    from vl.checkpoint import write_weights
-    from vl.config import read_config
-    from vl.loading import patcher_of
-
-    read = read_config(folder)
-    model = vl.MiniMaxVL(read, Processor.load(folder, patcher_of(read)))
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        parameter.data.normal_(0, 0.3, generator=generator)
-    write_weights(model.released_tensors(), folder, max_shard_bytes=100_000)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
-    return wide(tmp_path_factory.mktemp("wide") / "model", tiny_checkpoint)
+    return builders.wide(tmp_path_factory.mktemp("wide") / "model", tiny_checkpoint)
 
 
 CASES = {
