@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -142,11 +143,20 @@ class Masks:
         """float32 [n, vocab] with -inf for what may not come."""
         if not self.rows:
             return logits
-        bits = self.bits.to(logits.device, non_blocking=True)
-        order = torch.arange(32, dtype=torch.int32, device=logits.device)
-        allowed = ((bits[..., None] >> order) & 1).flatten(1)[:, : logits.shape[-1]].bool()
+        forbidden = self._forbidden(logits.shape[-1], logits.device)
+        if len(self.rows) == len(logits):
+            return logits.masked_fill(forbidden, -torch.inf)
         at = sent(self.rows, torch.int64, logits.device)
-        return logits.index_copy(0, at, logits[at].masked_fill(~allowed, -torch.inf))
+        return logits.index_copy(0, at, logits[at].masked_fill(forbidden, -torch.inf))
+
+    def _forbidden(self, vocab: int, device: torch.device) -> Tensor:
+        """bool [rows, vocab] of what may not come."""
+        if device.type == "cpu":  # NumPy does it in a tenth of the time
+            each = np.unpackbits(self.bits.numpy().view(np.uint8), axis=-1, count=vocab, bitorder="little")
+            return torch.from_numpy(each).view(torch.bool).logical_not_()
+        bits = self.bits.to(device, non_blocking=True)
+        order = torch.arange(32, dtype=torch.int32, device=device)
+        return ((bits[..., None] >> order) & 1).flatten(1)[:, :vocab] == 0
 
 
 class Masker:

@@ -249,6 +249,19 @@ def test_nobody_waits_for_the_form_of_another(nano: vl.MiniMaxVL, monkeypatch: p
     thread.join()
 
 
+@pytest.mark.parametrize("vocab", [64, 77])
+@pytest.mark.parametrize("rows", [(0, 1, 2), (0, 2), ()])
+def test_bits_say_what_may_come(vocab: int, rows: tuple[int, ...]) -> None:
+    """Of 32 tokens in a word, the first in its lowest bit; the other rows stay as they are."""
+    words = torch.randint(-(2**31), 2**31, (len(rows), -(-vocab // 32)), dtype=torch.int32)
+    logits = torch.randn(3, vocab)
+    found = structured.Masks(rows, words, {}).applied(logits)
+    for row, logit in enumerate(logits):
+        for token in range(vocab):
+            allowed = row not in rows or words[rows.index(row), token // 32].item() >> token % 32 & 1
+            assert found[row, token] == (logit[token] if allowed else -torch.inf)
+
+
 def test_text_of_any_form_is_no_form() -> None:
     assert SamplingParams(response_format={"type": "text"}) == SamplingParams()
 
