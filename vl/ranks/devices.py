@@ -156,7 +156,8 @@ def _first(count: int, kind: str) -> tuple[torch.device, ...]:
                 f"devices={count}, but PyTorch sees {there} GPU{'s' * (there != 1)} on this host: give devices={there} "
                 "or 'auto'" + (", or device='cpu' for processes on the CPU" if not there else "")
             )
-        raise ConfigError(f"devices={count}: a model is put on 1 to {there} devices")
+        hint = "; for the first GPU alone, give device='cuda:0'" if kind == "cuda" and not count else ""
+        raise ConfigError(f"devices={count}: a model is put on 1 to {there} devices{hint}")
     return tuple(torch.device(kind, i) if kind == "cuda" else torch.device(kind) for i in range(count))
 
 

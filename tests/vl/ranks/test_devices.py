@@ -64,7 +64,7 @@ def test_without_a_gpu_they_are_processes_on_the_cpu(monkeypatch: pytest.MonkeyP
     [
         (5, None, None, vl.DeviceError, "sees 4 GPUs on this host: give devices=4"),
         ([0, 4], None, None, vl.DeviceError, "cuda:4, but PyTorch sees 4"),
-        (0, None, None, vl.ConfigError, "1 to 4 devices"),
+        (0, None, None, vl.ConfigError, "1 to 4 devices; for the first GPU alone, give device='cuda:0'"),
         (-1, None, "cpu", vl.ConfigError, "1 to 16 devices"),
         (17, None, "cpu", vl.ConfigError, "1 to 16 devices"),
         (True, None, None, vl.ConfigError, "True is not a number, 'auto' or a list"),
