@@ -18,6 +18,7 @@ from preprocessing.alpha import read_background
 from vl.checkpoint import load_weights, weight_dtype
 from vl.config import VLConfig, read_config
 from vl.engine import Engine, EngineConfig
+from vl.engine.identity import Origin
 from vl.errors import ConfigError, DeviceError
 from vl.fingerprint import fingerprint
 from vl.hub import resolve_source
@@ -119,7 +120,7 @@ def load(
             progress=progress,
             timeout=timeout,
         )
-        split.fingerprint = files
+        split.origin = Origin(files)
         if warm_up:
             split.engine.warm_up(progress)
         return split
@@ -134,7 +135,7 @@ def load(
         background=background,
         progress=progress,
     )
-    model.fingerprint = files
+    model.origin = Origin(files) if slots is not None else Origin.of(files, model, model)
     engine = model.engine = Engine(model.eval(), settings)
     if warm_up:
         engine.warm_up(progress)

@@ -25,10 +25,10 @@ from vl.config import VLConfig, write_config
 from vl.documents import PAGE_SIDE
 from vl.engine import Generation, SamplingParams, TextStream, Timings
 from vl.engine.driver import Driver
-from vl.engine.identity import digest, samples
+from vl.engine.identity import Origin, digest, samples
 from vl.engine.params import check_single
 from vl.engine.prompt import Prompt
-from vl.engine.reading import Progress
+from vl.engine.reading import Progress, check_progress
 from vl.engine.session import SAVE_EVERY, Session, Source, open_session
 from vl.engine.session import read as read_session
 from vl.errors import ConfigError, DeviceError, InputError
@@ -71,7 +71,7 @@ class MiniMaxVL(nn.Module):
         self.config = config
         self.processor = processor
         self.name = name
-        self.fingerprint: str | None = None  # of the files that the weights are from
+        self.origin: Origin | None = None  # of the weights
         self.language_model = _text_model(config, device, dtype, placement, slots)
         self.vision = VisionEncoder(config.vision, device=device, dtype=dtype) if config.vision else None
         # The released config.json does not name the end token.
@@ -93,6 +93,11 @@ class MiniMaxVL(nn.Module):
     @engine.setter
     def engine(self, engine: Driver) -> None:
         self._engine = engine
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the files that the weights are from, or of themselves if they were changed since; None: of no files."""
+        return self.origin and self.origin.fingerprint(self, self)
 
     def detokeniser(self) -> TextStream:
         """A new decoder for ids that come one by one."""
@@ -188,7 +193,7 @@ class MiniMaxVL(nn.Module):
         """
         check_single(sampling)
         params = SamplingParams.of(sampling)
-        _check_progress(progress)
+        check_progress(progress)
         self.engine.stay_in_process()  # tensors' threads are the parent's too: nothing is computed before
         inputs, timings = self._prepare(messages, tools)
         # Checked now, and queued when the first piece is asked for: whoever never asks leaves nothing behind.
@@ -222,7 +227,7 @@ class MiniMaxVL(nn.Module):
             ImageError, InputError: naming the image or message that cannot be used; nothing is generated then.
         """
         params = SamplingParams.of(sampling)
-        _check_progress(progress)
+        check_progress(progress)
         self.engine.stay_in_process()  # tensors' threads are the parent's too: nothing is computed before
         if not isinstance(batch, Iterable):
             raise InputError(f"the batch must be a list of conversations, not {type(batch).__name__}")
@@ -272,7 +277,7 @@ class MiniMaxVL(nn.Module):
             CheckpointError: if the folder holds a session of something else, or cannot be written.
             InputError, ImageError: naming the document and page, message or image that cannot be read.
         """
-        _check_progress(progress)
+        check_progress(progress)
         return read_session(
             self, source, page_side=page_side, progress=progress,
             folder=folder, save_every=save_every, overwrite=overwrite,
@@ -359,11 +364,6 @@ class MiniMaxVL(nn.Module):
 
     def close(self) -> None:
         """End the processes of a model over several devices; it answers no more. One in this process has none."""
-
-
-def _check_progress(progress: object) -> None:
-    if progress is not None and not callable(progress):
-        raise InputError(f"progress={progress!r:.80} cannot be called: give a function of a vl.Reading, or None")
 
 
 def _text_model(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Protocol
 
@@ -35,6 +35,43 @@ class Sample:
     shape: tuple[int, ...]
     dtype: torch.dtype
     values: bytes
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model's weights are from, and what tells whether they are still what was read.
+
+    Attributes:
+        files: the `vl.fingerprint` of the files.
+        weights: the `weights_digest` when they had been read; None: they cannot be changed.
+        writes: by address, how often each tensor had been written to.
+    """
+
+    files: str
+    weights: str | None = None
+    writes: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, files: str, model: Model, parts: nn.Module) -> Origin:
+        """To be made when `model` has been loaded; its tensors are those of `parts`. It takes as long as `identity`."""
+        return cls(files, model.weights_digest(), _writes(parts))
+
+    def fingerprint(self, model: Model, parts: nn.Module) -> str:
+        """`files`, or of weights that were trained, adapted or written to since, what tells them from those.
+
+        Moving them to another device is no change. Of a tensor that was moved, and of writes to its `.data`, only those
+        to the values that the digest is of are seen.
+        """
+        if self.weights is None:
+            return self.files
+        now, writes = model.weights_digest(), _writes(parts)
+        written = any(writes.get(address, count) != count for address, count in self.writes.items())
+        return f"changed {now[:16]}" if written or now != self.weights else self.files
+
+
+def _writes(parts: nn.Module) -> dict[int, int]:
+    counted = (tensor for _, tensor in tensors(parts) if not tensor.is_inference())
+    return {tensor.data_ptr(): tensor._version for tensor in counted}
 
 
 def identity(model: Model) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vl.engine.request import Request
+from vl.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,12 @@ class Reading:
 
 
 Progress = Callable[[Reading], object]
+
+
+def check_progress(progress: object) -> None:
+    """Raises InputError."""
+    if progress is not None and not callable(progress):
+        raise InputError(f"progress={progress!r:.80} cannot be called: give a function of a vl.Reading, or None")
 
 
 class Watch:
