@@ -97,7 +97,7 @@ class MiniMaxVL(nn.Module):
     @property
     def fingerprint(self) -> str | None:
         """Of the files that the weights are from, or of themselves if they were changed since; None: of no files."""
-        return self.origin and self.origin.fingerprint(self, self)
+        return None if self.origin is None else self.origin.fingerprint(self, self)
 
     def detokeniser(self) -> TextStream:
         """A new decoder for ids that come one by one."""

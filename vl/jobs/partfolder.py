@@ -15,13 +15,11 @@ from typing import Any
 from vl.files import sync_folder
 from vl.jobs.duplicates import answer_key
 from vl.jobs.manifest import Manifest
-from vl.jobs.parts import Format, id_of
+from vl.jobs.parts import DRAFT, JOURNAL, MANIFEST, Format, id_of
 from vl.jobs.partsink import PartSink
 from vl.jobs.pictures import Pictures
 from vl.jobs.rowfile import JobError, Row, RowFile, check_run, encode_row, explained
 from vl.jobs.sources import row_key
-
-_DRAFT = "_{}.tmp"  # names that begin with _ are no part to any reader
 
 
 class PartFolder(PartSink):
@@ -42,17 +40,17 @@ class PartFolder(PartSink):
         self.path = Path(self.out)
         self._lock = threading.Lock()  # `find` is called in other threads than the rest
         how = {"prompt": self.prompts, "overwrite": self._overwrite, "mix": self._mix}
-        self._journal = RowFile(self.path / "_journal.jsonl", **self._made | how)
+        self._journal = RowFile(self.path / JOURNAL, **self._made | how)
 
     def __enter__(self) -> PartFolder:
         with self._explained():
-            if self.path.is_dir() and not (self.path / "_journal.jsonl").exists() and any(self.path.iterdir()):
+            if self.path.is_dir() and not (self.path / JOURNAL).exists() and any(self.path.iterdir()):
                 raise JobError(f"{self.path} holds files of something else: choose another output folder")
             self.path.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as opened:
             opened.enter_context(self._journal)
             with self._explained():
-                self._manifest = Manifest(self.path / "_manifest.sqlite")
+                self._manifest = Manifest(self.path / MANIFEST)
                 opened.callback(self._close)
                 self._pictures = Pictures(self.path / "_images") if self._format.wants_images else None
                 if not self._overwrite:
@@ -127,7 +125,7 @@ class PartFolder(PartSink):
         """Remove parts that are not in the manifest, then name those that are: so no row shows twice at any time."""
         parts = {self._draft(number): self._part(number) for number in self._manifest.parts()}
         ours = {*parts, *parts.values()}
-        for path in [*self.path.glob(f"part-*{self._format.suffix}"), *self.path.glob(_DRAFT.format("part-*"))]:
+        for path in [*self.path.glob(f"part-*{self._format.suffix}"), *self.path.glob(DRAFT.format("part-*"))]:
             if path not in ours:
                 path.unlink()
         for draft, part in parts.items():
@@ -150,7 +148,7 @@ class PartFolder(PartSink):
         return self.path / self._name(number)
 
     def _draft(self, number: int) -> Path:
-        return self.path / _DRAFT.format(self._name(number))
+        return self.path / DRAFT.format(self._name(number))
 
     def _explained(self) -> contextlib.AbstractContextManager[None]:
         return explained(self.path, (OSError, sqlite3.Error))

@@ -21,6 +21,12 @@ from vl.jobs.sources import row_key
 ERRORS = "__errors__"
 """The member of a shard that has its error rows, in JSON Lines. WebDataset passes over names of this form."""
 
+DRAFT = "_{}.tmp"
+"""Of a part's name. Names that begin with _ are no part to any reader."""
+
+JOURNAL, MANIFEST = "_journal.jsonl", "_manifest.sqlite"
+"""In a folder of parts, the rows that wait for theirs, and what is in which part."""
+
 Images = Callable[[str], bytes]
 """The encoded image of the row with that `row_key`."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
@@ -14,13 +15,14 @@ from vl.files import write_file
 from vl.jobs.prompts import TAKEN
 from vl.jobs.rowfile import JobError, Row
 from vl.jobs.statistics import Histogram, Statistics
-from vl.jobs.stored import Stored, stored_rows
+from vl.jobs.stored import Rewritten, Stored, stored_rows
 from vl.jobs.thumbnails import thumbnails
 from vl.pages import render_page
 
 IMAGES = 1000
 """Images that a page shows, if nothing is said: some 10 MB."""
 
+_LOOKS = 5  # at rows that a job takes away meanwhile
 _LISTED = 20  # causes of errors, slow images, repeated captions
 _LONGEST = 20_000  # characters of a text on the page
 
@@ -68,18 +70,34 @@ def write_report(
     name = os.fspath(out)
     if os.path.realpath(path) == os.path.realpath(name):
         raise JobError(f"{name} holds the rows: write the page into another file")
-    found = Statistics(images)
     try:
-        for stored in stored_rows(out):
-            found.add(stored)
-        page = _render(name, found, column)
-        write_file(Path(path), page.encode("utf-8", "replace"))
+        found = _counted(out, images)
+        with closing(found.repeated):
+            page = _render(name, found, column)
+            write_file(Path(path), page.encode("utf-8", "replace"))
     except OSError as error:
         raise JobError(f"cannot write {os.fspath(path)}: {error.strerror or error}: choose another place") from error
     except sqlite3.Error as error:
         raise JobError(f"texts cannot be counted in a temporary file ({error}): make room in its folder") from error
-    finally:
+    return found
+
+
+def _counted(out: str | os.PathLike[str], images: int) -> Statistics:
+    """All rows as they were at one moment: where a job takes some away meanwhile, from the start again."""
+    for _ in range(_LOOKS - 1):
+        with suppress(Rewritten):
+            return _once(out, images)
+    return _once(out, images)
+
+
+def _once(out: str | os.PathLike[str], images: int) -> Statistics:
+    found = Statistics(images)
+    try:
+        for stored in stored_rows(out):
+            found.add(stored)
+    except BaseException:
         found.repeated.close()
+        raise
     return found
 
 

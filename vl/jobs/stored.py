@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from vl.errors import Error
-from vl.jobs.parts import ERRORS, id_of
+from vl.jobs.parts import DRAFT, ERRORS, JOURNAL, MANIFEST, id_of
 from vl.jobs.prompts import TAKEN
 from vl.jobs.rowfile import SUFFIXES, JobError, Row
 from vl.jobs.sources import row_key
@@ -23,6 +25,7 @@ PARTS = {".parquet": ".parquet", ".wds": ".tar", ".jsonl": ".jsonl", ".ndjson": 
 """By the suffix of an output that is a folder, that of its parts."""
 
 _PART = re.compile(r"part-\d{5,}")
+_TAIL = 4096  # bytes by whose end a file is known again: a row has its seconds in it
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,20 @@ class Stored:
         return {name: value for name, value in self.row.items() if name not in own}
 
 
+class Rewritten(JobError):
+    """A job took rows away, or started again, while they were read: another look finds them whole."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} was written again while its rows were read: try again, or when the job has ended")
+
+
 def stored_rows(out: str | os.PathLike[str]) -> Iterator[Stored]:
-    """Every row of an output once, the last one of an image; nothing is locked or written.
+    """Every row of an output once, the last one of an image, all as of one moment; nothing is locked or written.
 
     Memory grows with the error rows of a `.jsonl` file alone.
 
     Raises:
+        Rewritten: if that moment's rows are gone before all are read; what was yielded is of no use then.
         JobError: if there is no such output, or it holds something else, or cannot be read.
     """
     name = os.fspath(out)
@@ -74,15 +85,17 @@ def stored_rows(out: str | os.PathLike[str]) -> Iterator[Stored]:
         raise JobError(f"{name} is no output of a job: those are named like captions.jsonl, .parquet or .wds")
     try:
         if is_remote(name):
-            yield from _parts(_listed(name, PARTS[suffix]), {})
+            before = _listed(name, PARTS[suffix])
+            with _unchanged(name, lambda: before.items() <= _listed(name, PARTS[suffix]).items()):
+                yield from _parts([at(remote(name).fs, path) for path in before], {})
         elif suffix in SUFFIXES and not Path(name).is_dir():
             yield from _lines(Path(name))
         else:
             folder = Path(name)
-            journal = folder / "_journal.jsonl"
-            waiting = {row.id: row for row in _lines(journal)} if journal.exists() else {}  # a bucket's copy has none
-            names = [path.name for path in folder.iterdir()]
-            yield from _parts([File(str(folder / part)) for part in _in_order(names, PARTS[suffix])], waiting)
+            journal = folder / JOURNAL
+            # Before the parts: rows that become one meanwhile are in both. A bucket's copy has no journal.
+            waiting = {row.id: row for row in _lines(journal)} if journal.exists() else {}
+            yield from _parts([_Part.of(folder / part) for part in _committed(folder, PARTS[suffix])], waiting)
     except Error:
         raise
     except FileNotFoundError as error:
@@ -91,12 +104,66 @@ def stored_rows(out: str | os.PathLike[str]) -> Iterator[Stored]:
         raise JobError(f"cannot read {name}: {type(error).__name__}: {error}") from error
 
 
-def _listed(url: str, suffix: str) -> list[File]:
-    """The parts in a bucket."""
+@contextmanager
+def _unchanged(name: str, check: Callable[[], bool]) -> Iterator[None]:
+    """Raises Rewritten at the end, or in the place of an error, if what was read is not there as it was."""
+    try:
+        yield
+    except Exception:
+        if check():
+            raise
+    else:
+        if check():
+            return
+    raise Rewritten(name)
+
+
+def _listed(url: str, suffix: str) -> dict[str, Any]:
+    """The parts in a bucket: what is known of each by its path."""
     place = remote(url)
     place.fs.invalidate_cache()
-    names = [path.rpartition("/")[2] for path in place.fs.ls(place.path, detail=False)]
-    return [at(place.fs, f"{place.path.rstrip('/')}/{name}") for name in _in_order(names, suffix)]
+    found = {info["name"].rpartition("/")[2]: info for info in place.fs.ls(place.path, detail=True)}
+    return {f"{place.path.rstrip('/')}/{name}": found[name] for name in _in_order(list(found), suffix)}
+
+
+def _committed(folder: Path, suffix: str) -> list[str]:
+    """Names of a folder's parts: by its manifest, an entry in which is the commit; where there is none, its files."""
+    manifest = folder / MANIFEST
+    listed = _in_order([path.name for path in folder.iterdir()], suffix)
+    if not manifest.exists():
+        return listed
+    try:
+        with closing(sqlite3.connect(f"{manifest.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            return [f"part-{number:05}{suffix}" for (number,) in db.execute("SELECT number FROM parts ORDER BY number")]
+    except sqlite3.Error:  # a crash left what only a writer can mend
+        return listed
+
+
+@dataclass(frozen=True)
+class _Part(File):
+    """A part in a folder; `known` tells it from another that has its name later."""
+
+    known: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, path: Path) -> _Part:
+        with cls(str(path)).open() as file:
+            return cls(str(path), known=_known(file))
+
+    def open(self) -> IO[bytes]:
+        path = Path(self.name)
+        for name in (path, path.with_name(DRAFT.format(path.name)), path):  # it may be renamed just now
+            with suppress(FileNotFoundError):
+                file = name.open("rb")
+                if self.known in (None, _known(file)):
+                    return file
+                file.close()
+        raise Rewritten(str(path.parent))
+
+
+def _known(file: IO[bytes]) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_ino, status.st_mtime_ns
 
 
 def _in_order(names: list[str], suffix: str) -> list[str]:
@@ -119,14 +186,16 @@ def _lines(path: Path) -> Iterator[Stored]:
     """Rows of a file that may grow meanwhile, but for errors that a later row of their image replaces."""
     with path.open("rb") as file:
         end = os.fstat(file.fileno()).st_size
-        last: dict[bytes, int] = {}  # by id, where the row is that counts, if there is an error among several
-        for number, stored in enumerate(_of_lines(file, end)):
-            if stored.failed or stored.id in last:
-                last[stored.id] = number
-        file.seek(0)
-        for number, stored in enumerate(_of_lines(file, end)):
-            if last.get(stored.id, number) == number:
-                yield stored
+        tail = os.pread(file.fileno(), _TAIL, max(end - _TAIL, 0))
+        with _unchanged(str(path), lambda: os.pread(file.fileno(), len(tail), max(end - _TAIL, 0)) == tail):
+            last: dict[bytes, int] = {}  # by id, where the row is that counts, if there is an error among several
+            for number, stored in enumerate(_of_lines(file, end)):
+                if stored.failed or stored.id in last:
+                    last[stored.id] = number
+            file.seek(0)
+            for number, stored in enumerate(_of_lines(file, end)):
+                if last.get(stored.id, number) == number:
+                    yield stored
 
 
 def _of_lines(file: IO[bytes], end: int) -> Iterator[Stored]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from vl.jobs import Beside, JobError, caption_images, open_rows
-from vl.jobs.stored import Stored, stored_rows
+from vl.errors import InputError
+from vl.jobs import Beside, JobError, caption_images, open_rows, write_report
+from vl.jobs import stored as stored_module
+from vl.jobs.partfolder import PartFolder
+from vl.jobs.partsink import PartSink
+from vl.jobs.stored import Rewritten, Stored, stored_rows
 
 from .fakes import FakeModel, run, s3_server
 from .test_schema import SCHEMA, JsonModel, cut_at_seven
@@ -20,6 +26,10 @@ def by_image(rows: list[Any]) -> dict[str, Any]:
     found = {row["image"]: row for row in rows}
     assert len(found) == len(rows)
     return found
+
+
+def unlucky(size: str) -> None:
+    raise InputError("no luck")
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet", "out.wds"])
@@ -70,6 +80,76 @@ def test_a_retried_row_counts_once_and_a_torn_one_not(tmp_path: Path) -> None:
     with (tmp_path / "out.jsonl").open("ab") as file:
         file.write(b'{"image": "c", "capt')
     assert len(list(stored_rows(tmp_path / "out.jsonl"))) == 2
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet", "out.wds"])
+def test_as_of_one_moment_while_errors_are_retried(
+    archive: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that is stopped after any row, while a job takes error rows out of what it reads: every row, once."""
+    monkeypatch.setattr(PartSink, "part_rows", 3)
+
+    def retry(out: Path, trouble: Any = lambda size: None) -> None:
+        run(archive, out, FakeModel(trouble), retry_errors=True, batch_size=1)
+
+    again = 0
+    for moment in (2, 7):
+        out = tmp_path / str(moment) / name
+        run(archive, out, FakeModel(unlucky))
+        reader = stored_rows(out)
+        found = [next(reader) for _ in range(moment)]
+        thread = threading.Thread(target=retry, args=(out,))  # which has nothing to do with the reader
+        thread.start()
+        thread.join()
+        try:
+            found += reader
+        except Rewritten:
+            again += 1
+            found = list(stored_rows(out))
+        assert len({stored.id for stored in found}) == len(found) == 13
+    assert again == (0 if name == "out.jsonl" else 2), "a file that was replaced as a whole is read to its end"
+    assert write_report(out, tmp_path / "report.html").rows == 13
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_what_starts_again_is_not_half_read(archive: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / name
+    run(archive, out)
+    for part in out.glob("part-*"):
+        os.utime(part, ns=(1, 1))  # the next may get its place on the disk, too, but not its time
+    reader = stored_rows(out)
+    if name == "out.jsonl":
+        next(reader)
+    else:
+        reader = stored_module._parts([stored_module._Part.of(path) for path in out.glob("part-*")], {})
+    run(archive, out, prompt="Again:", overwrite=True)
+    with pytest.raises(Rewritten, match="written again while its rows were read"):
+        list(reader)
+
+
+@pytest.mark.parametrize("moment", [1, 2])
+def test_a_commit_that_is_half_done(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """Entered, and nothing removed or renamed yet; or all but the journal cleared."""
+    out, real, calls = tmp_path / "out.parquet", PartFolder._settle, list[int]()
+
+    def settle(self: PartFolder) -> None:
+        calls.append(1)
+        if len(calls) > moment:
+            raise KeyboardInterrupt
+        real(self)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    run(archive, out, FakeModel(unlucky))
+    with monkeypatch.context() as patch:
+        patch.setattr(PartFolder, "_settle", settle)
+        with pytest.raises(KeyboardInterrupt):
+            run(archive, out, retry_errors=True)
+    found = by_image([stored.row for stored in stored_rows(out)])
+    assert len(found) == 13
+    assert sum("error" not in row for row in found.values()) == 12
 
 
 def test_a_bucket(archive: Path) -> None:
