@@ -38,7 +38,7 @@ def layer(tokens: int, hidden: int, inner: int, count: int, dtype: torch.dtype) 
     )
 
 
-SMALL = [(1, 32, 16, 4, 2), (7, 24, 20, 3, 1), (70, 48, 40, 5, 2), (150, 40, 24, 4, 3)]
+SMALL = [(1, 32, 16, 4, 2), (7, 24, 20, 3, 1), (36, 48, 40, 5, 2), (50, 40, 24, 4, 3)]
 LARGE = [(1, 256, 160, 4, 2), (20000, 256, 160, 4, 2)]
 CASES = [  # dtype, tokens, hidden, inner, experts, top_k
     *((dtype, *shape) for dtype in DTYPES for shape in SMALL if DEVICE == "cpu"),
@@ -144,7 +144,7 @@ def test_every_kind_of_tile(tile: Tile, tokens: int, hidden: int, inner: int, co
 
 
 @pytest.mark.parametrize("tma", [False, True])
-@pytest.mark.parametrize(("tokens", "hidden", "inner", "count"), [(1, 64, 32, 3), (90, 72, 40, 4), (70, 32, 80, 33)])
+@pytest.mark.parametrize(("tokens", "hidden", "inner", "count"), [(1, 64, 32, 3), (90, 72, 40, 4), (50, 32, 40, 33)])
 def test_every_kind_of_training_tile(tma: bool, tokens: int, hidden: int, inner: int, count: int) -> None:
     tile, dtype = Tile(32, 64, 32, 4, 2, tma=tma), torch.float16
     x, _, w13, w2 = layer(tokens, hidden, inner, count, dtype)
