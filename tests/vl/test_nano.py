@@ -111,4 +111,5 @@ def _ask_whether(topic: str, index: int, mix: Any) -> Question:
     while True:
         image, facts = KINDS["scenes"].draw(rng, NEW)
         if len(facts.shapes) > 1 and (asked := ask_scene(rng, facts, NEW.faces, kinds=(topic,))).answer == wanted:
-            return ask_to_describe(image, asked.answer, asked.prompt)
+            parts = [{"type": "image", "image": image}, {"type": "text", "text": asked.prompt}]
+            return Question([{"role": "user", "content": parts}], (wanted,))

@@ -192,7 +192,7 @@ def test_servers_that_cannot_be_asked(scripted: Scripted, capsys: pytest.Capture
         (["--extra-body", '{"stream": false}'], "stream: set by the command itself"),
         (["--prefix-share", "0.5", "--image", "10x10"], "Give --input-tokens too"),
         (["--records", "x.jsonl", "--image", "10x10"], "--image is of made-up requests"),
-        (["--url", "http://a/v1", "--dtype", "float32", "--batch-size", "3"], "--batch-size, --dtype: of a server"),
+        (["--url", "http://a/v1", "--dtype", "float32", "--batch-size", "3"], "--dtype, --batch-size: of a server"),
         (["--url", "http://a/v1", "--concurrency", "1,2"], "would help the next"),
         (["--json", "/nowhere/figures.json"], "there is no folder /nowhere"),
     ],
