@@ -110,6 +110,10 @@ def _ask_whether(topic: str, index: int, mix: Any) -> Question:
     wanted = ("yes", "no")[index % 2]
     while True:
         image, facts = KINDS["scenes"].draw(rng, NEW)
-        if len(facts.shapes) > 1 and (asked := ask_scene(rng, facts, NEW.faces, kinds=(topic,))).answer == wanted:
+        try:
+            asked = ask_scene(rng, facts, NEW.faces, kinds=(topic,))
+        except ValueError:  # a single shape, or such as are not clearly beside each other
+            continue
+        if asked.answer == wanted:
             parts = [{"type": "image", "image": image}, {"type": "text", "text": asked.prompt}]
             return Question([{"role": "user", "content": parts}], (wanted,))
