@@ -75,7 +75,7 @@ def test_it_knows_what_it_never_saw(nano: vl.MiniMaxVL, task: str, score: str, b
 
 def test_it_reads_what_it_never_saw(nano: vl.MiniMaxVL) -> None:
     """Real English: function words, names, numbers and codes among them."""
-    assert evaluate(nano, "words", 40, mix=NEW).scores["cer"] <= 0.1
+    assert evaluate(nano, "words", 40, mix=NEW).scores["cer"] <= 0.15
 
 
 def test_it_declines_none_of_what_it_knows(nano: vl.MiniMaxVL) -> None:
