@@ -65,7 +65,8 @@ class Loading:
     placement: Annotated[
         Placement | None,
         typer.Option(
-            help="How it is cut: a part of every matrix, whole experts, or runs of layers.", show_default="tensor"
+            help="How it is cut: a part of every matrix, whole experts, runs of layers, or the tokens of prompts.",
+            show_default="tensor",
         ),
     ] = None
     step_timeout: Annotated[
