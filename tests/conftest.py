@@ -64,10 +64,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _precision() -> Iterator[None]:
-    """Products are as precise in every test, whatever the one before asked for."""
-    before = torch.get_float32_matmul_precision()
+    """Products are as precise in every test, whatever one before it, or what its module shares, asked for."""
+    torch.set_float32_matmul_precision("highest")
     yield
-    torch.set_float32_matmul_precision(before)
 
 
 def write_tokenizer(folder: Path) -> Tokenizer:

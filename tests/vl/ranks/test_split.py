@@ -132,7 +132,7 @@ def test_a_session_goes_from_ranks_to_one_process_and_back(
     assert [session.ask("Which?", **sampling) for session in sessions] == [expected] * 2
     held = [_contents(session) for session in sessions]
     for name, tensor in held[0].items():
-        torch.testing.assert_close(held[1][name], tensor, rtol=1e-4, atol=1e-5)
+        assert (held[1][name] - tensor).abs().max() <= 1e-4 * tensor.abs().max()
     for number, (session, other) in enumerate(zip(sessions, reversed(pair), strict=True)):
         opened = other.open(session.save(tmp_path / str(number)))
         found = _contents(opened)
