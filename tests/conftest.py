@@ -63,10 +63,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _precision() -> Iterator[None]:
+def _precision() -> None:
     """Products are as precise in every test, whatever one before it, or what its module shares, asked for."""
     torch.set_float32_matmul_precision("highest")
-    yield
 
 
 def write_tokenizer(folder: Path) -> Tokenizer:
