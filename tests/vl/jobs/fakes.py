@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ def s3_server() -> Iterator[Any]:
         settings = {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}
         for name, value in (settings | {"ENDPOINT_URL": f"http://{host}:{port}"}).items():
             patch.setenv(f"AWS_{name}", value)
+        urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()  # servers share a store
         s3fs.S3FileSystem.clear_instance_cache()  # of a server that was here before
         yield s3fs.S3FileSystem()
     server.stop()

@@ -39,7 +39,7 @@ def output(folder: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def visible(page: Page) -> list[str]:
-    return page.locator("article:visible h3").all_inner_texts()
+    return page.locator("article:visible h3").all_text_contents()  # an inner text is empty before it is laid out
 
 
 def test_the_page_in_a_browser(tmp_path: Path, browser: Browser) -> None:
