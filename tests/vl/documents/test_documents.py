@@ -99,9 +99,9 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, contents: bytes, told: str
         read_documents([path])
 
 
-@pytest.mark.parametrize("name", ["nowhere.txt", ".", "a\0b"])
+@pytest.mark.parametrize("name", ["nowhere.txt", "a\0b"])
 def test_a_path_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(vl.InputError, match=r"cannot be read|is a folder: name the files in it"):
+    with pytest.raises(vl.InputError, match="cannot be read"):
         read_documents([f"{tmp_path}/{name}"])
 
 

@@ -48,7 +48,7 @@ def test_stretches_are_passed_over_without_their_ids(tmp_path: Path, monkeypatch
     manifest.close()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_nothing_undone_is_passed_over(data: st.DataObject) -> None:
     """Whatever was done, in any order, and however the sources change: exactly what has no row is left."""

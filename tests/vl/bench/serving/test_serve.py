@@ -76,7 +76,8 @@ def test_the_questions_of_records_are_without_their_answers(tmp_path: Path) -> N
     image, text = first.messages[0]["content"]
     assert image["image_url"]["url"].startswith("data:image/png;base64,")
     assert text == {"type": "text", "text": "Describe this image."}
-    with pytest.raises(InputError, match=r"holds \d+ records, fewer than 99"):
+    count = len(EXAMPLES.read_text("utf-8").splitlines())
+    with pytest.raises(InputError, match=f"holds {count} records, fewer than 99"):
         read_questions(EXAMPLES, 99)
     file = tmp_path / "records.jsonl"
     file.write_text('{"messages": [{"role": "user", "content": "Hello"}]}\n{"image": 7, "caption": "x"}\n')
