@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from preprocessing import ChatTemplate, Processor
 from preprocessing import Tokenizer as ProcessorTokenizer
@@ -40,15 +40,17 @@ def train_bpe(corpus: Iterable[str], vocab_size: int) -> Tokenizer:
 def with_reasoning(processor: Processor, room: int) -> Processor:
     """The processor of a model that is to think before it answers: it has the tokens and the template for that.
 
-    The two tokens take entries that the embedding has beyond the vocabulary or, without such, the places of the last
-    two entries of which no others are made: what those spelt is written in smaller parts.
+    Of the two tokens, those that the vocabulary has keep their entries. Others take entries that the embedding has
+    beyond the vocabulary or, without such, the places of the last entries of which no others are made: what those spelt
+    is written in smaller parts.
 
     Args:
         processor: of the model as it was; one that has all this already is returned as it is.
         room: entries that the model's embedding has.
 
     Raises:
-        ConfigError: for a chat template that is not the released format, or a vocabulary that is not BPE.
+        ConfigError: for a chat template that is not the released format, or a vocabulary that lacks the tokens and is
+            not BPE.
     """
     if processor.reasoning is not None:
         return processor
@@ -57,18 +59,25 @@ def with_reasoning(processor: Processor, room: int) -> Processor:
             "this model's own chat template writes no reasoning_content, and there is some to learn: start from a "
             "model whose template is the released format or writes it"
         )
-    described = json.loads(processor.tokenizer.backend.to_str())
+    template = ChatTemplate(REASONING_TEMPLATE, processor.template.special_tokens)
+    return replace(processor, tokenizer=_with_markers(processor.tokenizer, room), template=template)
+
+
+def _with_markers(tokenizer: ProcessorTokenizer, room: int) -> ProcessorTokenizer:
+    described = json.loads(tokenizer.backend.to_str())
+    added = {token["content"] for token in described["added_tokens"]}
+    wanted = [token for token in (OPEN, CLOSE) if token not in added]
+    if not wanted:
+        return tokenizer
     if described["model"]["type"] != "BPE":
         raise ConfigError(f"{OPEN} and {CLOSE} can be added to BPE vocabularies, not {described['model']['type']}")
-    known = len(processor.tokenizer)
-    places = (known, known + 1) if known + 2 <= room else _give_up_two(described)
-    plainly = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    for token, place in zip((OPEN, CLOSE), places, strict=True):
-        described["model"]["vocab"][token] = place
-        described["added_tokens"].append({"id": place, "content": token, "special": True, **plainly})
-    tokenizer = ProcessorTokenizer(Tokenizer.from_str(json.dumps(described)))
-    template = ChatTemplate(REASONING_TEMPLATE, processor.template.special_tokens)
-    return replace(processor, tokenizer=tokenizer, template=template)
+    vocabulary = described["model"]["vocab"]
+    missing = [token for token in wanted if token not in vocabulary]
+    if len(tokenizer) + len(missing) > room:
+        vocabulary.update(zip(missing, _give_up(described, len(missing)), strict=True))
+    backend = Tokenizer.from_str(json.dumps(described))
+    backend.add_special_tokens([AddedToken(token, normalized=False) for token in wanted])
+    return ProcessorTokenizer(backend)
 
 
 def _writes_released_format(template: ChatTemplate) -> bool:
@@ -81,14 +90,13 @@ def _writes_released_format(template: ChatTemplate) -> bool:
     return all(template.render(talk, prompt) == ChatTemplate().render(talk, prompt) for prompt in (True, False))
 
 
-def _give_up_two(described: dict[str, Any]) -> tuple[int, int]:
-    """Takes two entries, and the merges that make them, out of a described tokenizer; returns their ids."""
-    model, added = described["model"], {token["content"] for token in described["added_tokens"]}
+def _give_up(described: dict[str, Any], count: int) -> list[int]:
+    """Takes the last entries, and the merges that make them, out of a described tokenizer; returns their ids."""
+    model, kept = described["model"], {token["content"] for token in described["added_tokens"]} | {OPEN, CLOSE}
     parts = {part for merge in model["merges"] for part in merge}
-    made = {"".join(merge) for merge in model["merges"]} - parts - added
-    last = sorted(made & model["vocab"].keys(), key=lambda entry: model["vocab"][entry])[-2:]
-    if len(last) < 2:
-        raise ConfigError(f"no two entries of the vocabulary can be given up for {OPEN} and {CLOSE}")
+    made = {"".join(merge) for merge in model["merges"]} - parts - kept
+    last = sorted(made & model["vocab"].keys(), key=lambda entry: model["vocab"][entry])[-count:]
+    if len(last) < count:
+        raise ConfigError(f"no {count} entries of the vocabulary can be given up for {OPEN} and {CLOSE}")
     model["merges"] = [merge for merge in model["merges"] if "".join(merge) not in last]
-    first, second = (model["vocab"].pop(entry) for entry in last)
-    return first, second
+    return [model["vocab"].pop(entry) for entry in last]

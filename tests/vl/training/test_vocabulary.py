@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -49,6 +50,19 @@ def test_they_follow_the_vocabulary_where_the_embedding_has_room() -> None:
     assert thinks.tokenizer.encode("rename the monkey") == PLAIN.tokenizer.encode("rename the monkey")
 
 
+@pytest.mark.parametrize("room", [ROOM, ROOM + 2])
+def test_tokens_that_are_there_keep_their_entries_and_cost_no_others(room: int) -> None:
+    kept = with_reasoning(replace(THINKS, template=PLAIN.template), room)
+    assert kept.template.source == REASONING_TEMPLATE
+    assert kept.tokenizer.backend.to_str() == THINKS.tokenizer.backend.to_str()
+    described = json.loads(PLAIN.tokenizer.backend.to_str())
+    described["added_tokens"].append(json.loads(THINKS.tokenizer.backend.to_str())["added_tokens"][-2] | {"id": ROOM})
+    half = replace(PLAIN, tokenizer=Tokenizer(Backend.from_str(json.dumps(described))))
+    assert half.tokenizer.token_id("<think>") == ROOM
+    assert with_reasoning(half, ROOM + 1).reasoning == (ROOM, ROOM - 1), "one entry is given up for one token"
+    assert with_reasoning(half, ROOM + 2).reasoning == (ROOM, ROOM + 1)
+
+
 def test_other_templates_in_the_released_format_are_replaced_and_what_is_not_says_so() -> None:
     with pytest.raises(vl.ConfigError, match="own chat template writes no reasoning_content"):
         with_reasoning(replace(PLAIN, template=ChatTemplate("{{ messages }}")), ROOM)
@@ -58,7 +72,7 @@ def test_other_templates_in_the_released_format_are_replaced_and_what_is_not_say
     with pytest.raises(vl.ConfigError, match="BPE vocabularies, not WordLevel"):
         with_reasoning(replace(PLAIN, tokenizer=words), 2)
     letters = Tokenizer(Backend(models.BPE({"a": 0, "b": 1}, [])))
-    with pytest.raises(vl.ConfigError, match="no two entries"):
+    with pytest.raises(vl.ConfigError, match="no 2 entries"):
         with_reasoning(replace(PLAIN, tokenizer=letters), 2)
 
 
