@@ -15,11 +15,14 @@ class CutImage:
 
     Attributes:
         tiles: uint8 [n, 3, S, S]. `grid`: how they lie.
+
+    Args:
+        digest: `image_digest`, where it is known.
     """
 
-    def __init__(self, tiles: Tensor, grid: Grid) -> None:
+    def __init__(self, tiles: Tensor, grid: Grid, digest: bytes | None = None) -> None:
         self.tiles, self.grid = tiles, grid
-        self._digest: bytes | None = None
+        self._digest = digest
         self._lock = Lock()
 
     @property

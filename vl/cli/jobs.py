@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated
 
 import typer
@@ -27,12 +26,19 @@ def jobs(
     import vl
     from vl.bench.jobs import bench_jobs
 
-    load = partial(vl.load, model, device=device, dtype=dtype, max_batch_size=batch_size)
-    found = bench_jobs(load, images, batch_size=batch_size, max_new_tokens=max_new_tokens, workers=workers or [])
-    table = Table("what", "images/s", "of the engine", title=f"{found.images} images, {found.tokens:.0f} tokens each")
+    loaded = vl.load(model, device=device, dtype=dtype, max_batch_size=batch_size)
+    found = bench_jobs(loaded, images, batch_size=batch_size, max_new_tokens=max_new_tokens, workers=workers or [])
+    title = f"{found.images} images, {found.tokens:.0f} tokens each"
+    table = Table("what", "images/s", "of the engine", "GPU busy", title=title)
     for column in table.columns[1:]:
         column.justify = "right"
-    table.add_row("engine alone", f"{found.alone:.2f}", "")
-    for count, rate in found.jobs.items():
-        table.add_row(f"job, {count} processes" if count else "job", f"{rate:.2f}", f"{rate / found.alone:.0%}")
+    for when, run in zip(("before", "after"), found.alone, strict=True):
+        table.add_row(f"engine alone, {when}", f"{run.rate:.2f}", "", _percent(run.busy))
+    for count, run in found.jobs.items():
+        name = f"job, {count} processes" if count else "job"
+        table.add_row(name, f"{run.rate:.2f}", _percent(run.rate / found.alone_rate), _percent(run.busy))
     stdout_console().print(table)
+
+
+def _percent(part: float | None) -> str:
+    return "" if part is None else f"{part:.0%}"

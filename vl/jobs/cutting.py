@@ -23,9 +23,11 @@ from torch import Tensor
 
 from preprocessing import ImageError, Inputs, Processor
 from preprocessing.alpha import warn_once
+from preprocessing.cut import CutImage
+from preprocessing.lazy import LazyTiles
 from preprocessing.resize import UNCOMPILED_PIXELS, available_cpus, resize_planes
 from vl.jobs.children import Child, Pipe
-from vl.jobs.item import ask_here
+from vl.jobs.item import ask_here, inputs_of
 from vl.jobs.rowfile import Row
 from vl.jobs.sources import Picture, source_key
 
@@ -63,6 +65,13 @@ class Cutters:
         for _ in range(count):
             self._free.put(_Cutter(processor))
 
+    def wait(self) -> None:
+        """Until all are there, or will not be."""
+        cutters = [self._free.get() for _ in range(self.count)]
+        for cutter in cutters:
+            cutter.is_ready(_PATIENCE)
+            self._free.put(cutter)
+
     @classmethod
     def of(cls, model: MiniMaxVL, count: int) -> Cutters:
         """Those of the model's last job, if they are of use: they need not start again."""
@@ -97,7 +106,7 @@ class _Cutter:
         self._start()
 
     def __call__(self, image: str | Picture, texts: Sequence[str]) -> Asked:
-        if not self._is_ready():
+        if not self.is_ready():
             return ask_here(self._here, image, texts)
         for _ in range(2):
             try:
@@ -107,7 +116,7 @@ class _Cutter:
                 ending = self._child.ending()
                 self._end()
                 self._start()
-                if not self._is_ready(_PATIENCE):
+                if not self.is_ready(_PATIENCE):
                     break
             else:
                 for warning in warned:
@@ -118,9 +127,8 @@ class _Cutter:
     def _read(self, said: Any) -> Asked:
         if isinstance(said, Exception):
             raise said
-        ids, count, grids, found = said
-        tiles = self._tiles[:count].clone()
-        return [Inputs(each, tiles, grids) for each in ids], found
+        ids, count, grid, digest, found = said
+        return inputs_of(ids, CutImage(self._tiles[:count].clone(), grid, digest), self._here), found
 
     def _start(self) -> None:
         env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -128,7 +136,8 @@ class _Cutter:
         self._child = Child(partial(_work, self._file, self._shape), env, [self._file])
         self._end = finalize(self, self._child.close)
 
-    def _is_ready(self, wait: float = 0.0) -> bool:
+    def is_ready(self, wait: float = 0.0) -> bool:
+        """Whether its process takes images, after so many seconds at most. One that has ended is started again."""
         if self._ready and self._child.process.poll() is not None:  # it had no work for long
             self._end()
             self._start()
@@ -179,8 +188,10 @@ def _cut(processor: Processor, tiles: Tensor, image: str | Picture, texts: Seque
             inputs, found = ask_here(processor, image, texts)
         except Exception as error:
             return error, []
-    made = inputs[0].tiles[:]
-    tiles[: len(made)] = made
-    return ([each.input_ids for each in inputs], len(made), inputs[0].grids, found), [
-        str(one.message) for one in caught
-    ]
+    made = inputs[0].tiles
+    assert isinstance(made, LazyTiles)
+    cut = made.cut(0)
+    assert cut is not None
+    tiles[: len(made)] = cut.tiles
+    said = [each.input_ids for each in inputs], len(made), cut.grid, cut.digest, found
+    return said, [str(one.message) for one in caught]

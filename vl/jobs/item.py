@@ -11,9 +11,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
+from torch import Tensor
 
 from preprocessing import Inputs, LazyImage, Processor
+from preprocessing.cut import CutImage
 from preprocessing.fetch import MAX_BYTES
+from preprocessing.lazy import LazyTiles
 from preprocessing.sources import open_source
 from vl.errors import Error, InputError
 from vl.jobs.duplicates import Duplicates, digest_of
@@ -139,7 +142,10 @@ def _read(source: str | Picture) -> tuple[str | Picture, str | None]:
 
 
 def ask_here(processor: Processor, source: str | Picture, texts: Sequence[str]) -> tuple[list[Inputs], Row]:
-    """The inputs of each prompt about one image, whose tiles they share: `Ask` for an engine of this program."""
+    """The inputs of each prompt about one image, whose tiles they share: `Ask` for an engine of this program.
+
+    The tiles' digest is made here: a step that reads the image would wait for it, and all other answers with it.
+    """
 
     def ask(image: Any, text: str) -> Inputs:
         content = [{"type": "image", "image": image}, {"type": "text", "text": text}]
@@ -148,10 +154,18 @@ def ask_here(processor: Processor, source: str | Picture, texts: Sequence[str]) 
     image = {"bytes": source.read(), "path": source.name} if isinstance(source, Picture) else source
     first = ask(image, texts[0])
     grid = first.grids[0]
-    cut = Cut((grid.width, grid.height))
-    later = [Inputs(ask(cut, text).input_ids, first.tiles, first.grids) for text in texts[1:]]
+    cut, done = Cut((grid.width, grid.height)), CutImage(first.tiles[:], grid)
+    assert done.digest
+    ids = [first.input_ids, *(ask(cut, text).input_ids for text in texts[1:])]
     size = {"width": grid.width, "height": grid.height, "resolution": list(grid.resolution), "tiles": grid.tiles}
-    return [first, *later], size | {"prompt_tokens": len(first), "image_tokens": grid.tokens}
+    return inputs_of(ids, done, processor), size | {"prompt_tokens": len(first), "image_tokens": grid.tokens}
+
+
+def inputs_of(ids: Sequence[Tensor], image: CutImage, processor: Processor) -> list[Inputs]:
+    """Of prompts about one image: int64 [T] of each."""
+    assert processor.patcher is not None
+    tiles = LazyTiles([image], [image.grid], processor.patcher)
+    return [Inputs(each, tiles, [image.grid]) for each in ids]
 
 
 class Cut(LazyImage):

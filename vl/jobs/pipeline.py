@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from heapq import heappop, heappush
 from itertools import islice
+from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 from vl.engine import Generation, SamplingParams
@@ -137,7 +139,7 @@ def _after_step(
 
 
 class _Ahead(Generic[Source, AnItem]):
-    """`prepare` of sources by threads, some two windows ahead of what was taken; false when all were taken.
+    """`prepare` of sources by threads, two windows of them ahead of what was taken; false when all were taken.
 
     Attributes:
         line: all items, in order, of which the first has no result yet.
@@ -147,31 +149,30 @@ class _Ahead(Generic[Source, AnItem]):
         self, pool: ThreadPoolExecutor, prepare: Callable[[Source], AnItem], sources: Iterator[Source], window: int
     ) -> None:
         self._pool, self._prepare, self._sources, self._size = pool, prepare, sources, window
-        self._window: list[Future[AnItem]] = []  # from which is taken, until none is left
-        self._next: list[Future[AnItem]] = []
+        self._begun = self._taken = 0
+        self._came: SimpleQueue[tuple[int, Future[AnItem]]] = SimpleQueue()  # from the threads
+        self._ready: list[tuple[int, int, int, AnItem]] = []  # a heap: window, longest first, number
         self.line: deque[Future[AnItem]] = deque()
 
     def __bool__(self) -> bool:
-        return bool(self._window or self._next)
+        return self._taken < self._begun
 
     def take(self, *, wait: bool) -> AnItem | None:
-        """The longest of the window's items that are ready, else of the next one's; None if none is.
+        """The longest that is ready of the first window that has any; None if none is.
 
         Args:
             wait: until one is ready, if there is any at all.
         """
-        if not self._window:
-            self._window, self._next = self._next[: self._size], self._next[self._size :]
-        ready = self._ready()
-        if not ready and wait and self:
-            futures.wait([*self._window, *self._next], return_when=futures.FIRST_COMPLETED)
-            ready = self._ready()
-        if not ready:
+        while not self._came.empty() or (wait and self and not self._ready):
+            number, future = self._came.get()
+            item = future.result()
+            heappush(self._ready, (number // self._size, -_length(item), number, item))
+        if not self._ready:
             return None
-        longest = max(ready, key=lambda future: _length(future.result()))
-        (self._window if longest in self._window else self._next).remove(longest)
+        *_, item = heappop(self._ready)
+        self._taken += 1
         self.fill()
-        return longest.result()
+        return item
 
     def finished(self) -> Iterator[AnItem]:
         """The items of the line up to the first without a result, which leave it."""
@@ -181,13 +182,14 @@ class _Ahead(Generic[Source, AnItem]):
 
     def fill(self) -> None:
         """Have more prepared, where there is room."""
-        room = 2 * self._size - len(self._window) - len(self._next)
-        for source in islice(self._sources, room):
-            self._next.append(self._pool.submit(self._prepare, source))
-            self.line.append(self._next[-1])
+        for source in islice(self._sources, 2 * self._size - (self._begun - self._taken)):
+            future = self._pool.submit(self._prepare, source)
+            future.add_done_callback(partial(self._comes, self._begun))
+            self._begun += 1
+            self.line.append(future)
 
-    def _ready(self) -> list[Future[AnItem]]:
-        return next((found for window in (self._window, self._next) if (found := [f for f in window if f.done()])), [])
+    def _comes(self, number: int, future: Future[AnItem]) -> None:
+        self._came.put((number, future))
 
 
 def _length(item: Item) -> int:

@@ -42,6 +42,7 @@ def s3_server() -> Iterator[Any]:
 class FakeProcessor:
     background = None
     control_tokens_in_text = False
+    patcher = Patcher()
 
     def __init__(self) -> None:
         self.prepared = 0

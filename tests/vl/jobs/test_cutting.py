@@ -29,7 +29,7 @@ def cutters(tiny_model: vl.MiniMaxVL) -> Cutters:
     """One, which has started."""
     found = Cutters.of(tiny_model, 1)
     cutter = found._free.get()
-    assert cutter._is_ready(120.0)
+    assert cutter.is_ready(120.0)
     found._free.put(cutter)
     return found
 
