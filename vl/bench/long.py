@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from preprocessing import Inputs
 from text_backbone.cache import bytes_needed
 from text_backbone.config import LIGHTNING, SOFTMAX
+from vl.bench.made import random_model
 from vl.bench.model import CHUNK, PAGE, prefill_floor, slice_config
 from vl.bench.records import Ceilings, Setting
-from vl.bench.whole import random_model
 from vl.config import VLConfig
 from vl.engine import Engine, EngineConfig, Generation, Reading, SamplingParams
 from vl.engine.embedding import stopwatch

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
-from preprocessing import Inputs, Processor
+from preprocessing import Inputs
 from text_backbone import TextConfig
-from vl.bench.formats import fill, numbers_of
+from vl.bench.crowd import Crowd
+from vl.bench.made import random_whole
 from vl.config import VLConfig
-from vl.engine import Engine, EngineConfig, Generation, SamplingParams
-from vl.hub import NANO
-from vl.loading import patcher_of, pick_dtype
+from vl.engine import EngineConfig, Generation, SamplingParams
+from vl.errors import ConfigError
+from vl.loading import patcher_of
 from vl.model import MiniMaxVL
 from vl.plan import FORMATS, Machine, Option, Workload, plan
 from vl.plan.gpus import gpu_of
@@ -28,9 +29,7 @@ from vl.plan.models import find_config
 from vl.plan.share import ONE
 from vl.plan.sizes import attention_bytes, expert_bytes, kv_bytes, router_bytes, state_bytes, table_bytes
 from vl.plan.speed import used_experts
-from vl.ranks.devices import read_devices
 from vl.ranks.model import SplitVL
-from vl.ranks.processes import Ranks
 from vl.routing import last_experts
 
 WRITTEN = 48  # tokens of each sequence, of which the first is a prompt's
@@ -62,6 +61,7 @@ def bench_whole(
     batches: Sequence[int] = (1, 8, 64),
     prefill_tokens: int = 16384,
     image: tuple[int, int] = (1344, 1008),
+    crowd: Crowd | None = None,
 ) -> Iterator[Figure]:
     """Build a model with random weights and measure it, figure by figure.
 
@@ -72,66 +72,38 @@ def bench_whole(
         prompts: lengths in tokens that are read. batches: numbers of sequences that are written at once.
         prefill_tokens: read at a time.
         image: width and height of the picture that is asked about.
+        crowd: many questions that are asked at once, as the first thing of all and again later.
 
     Raises:
-        ConfigError, DeviceError: as `vl.load`.
+        ConfigError, DeviceError: as `vl.load`; ConfigError also if the model takes no pictures for a crowd.
     """
-    config = find_config(model)
-    kinds = config.text.attn_type_list[:layers]
+    slots = max([*batches, crowd.requests if crowd else 1])
     engine = EngineConfig(
-        max_batch_size=max(batches),
+        max_batch_size=slots,
         prefill_tokens=prefill_tokens,
-        cache_tokens=max([*prompts, max(batches) * 2 * (CONTEXT + WRITTEN)]) + 4096,
+        cache_tokens=max([*prompts, slots * 2 * (CONTEXT + WRITTEN), _crowded(crowd, model)]) + 4096,
     )
-    asked = read_devices(devices if devices is not None else 1, placement, device)
-    assert asked is not None
-    placed = asked.place(config, quantization, engine)
-    dtype = pick_dtype(None, placed.devices[0])
-    config = replace(config, text=replace(config.text, attn_type_list=kinds), quantization=quantization)
-    processor = Processor.load(NANO, patcher_of(config))
-    config = replace(config, image_token_index=processor.tokenizer.token_id(processor.image_token))
     begun = time.perf_counter()
-    if len(placed.devices) > 1:
-        build = partial(random_model, config, model, dtype, placed.placement)
-        ranks = Ranks(build, placed.devices, engine, timeout=STEP_TIMEOUT)
-        whole: MiniMaxVL = SplitVL(config, processor, ranks, name=model, dtype=dtype, engine=engine)
-    else:
-        whole = random_model(config, model, dtype, None, placed.devices[0], None)
-        whole.engine = Engine(whole, engine)
+    whole, placed = random_whole(
+        model, layers=layers, quantization=quantization, devices=devices if devices is not None else 1,
+        placement=placement, device=device, step_timeout=STEP_TIMEOUT, engine=engine,
+    )  # fmt: skip
+    config = whole.config
     expected = partial(_planned, config, placed.devices, placed.placement, quantization or "bf16", prefill_tokens)
     try:
         yield Figure("made and loaded", time.perf_counter() - begun, "s")
+        if crowd is not None:
+            yield Figure(crowd.name, crowd.seconds(whole, 1), "s", note="first time, compiling")
         if config.vision is not None:
             yield from _picture(whole, image)
+        if crowd is not None:
+            yield from _again(whole, config, crowd)
         yield from _measure(whole, config, expected, prompts, batches)
         # The cache is there for as many sequences as were ever written at once.
         yield from _memory(whole, expected(engine.cache_tokens // engine.max_batch_size, engine.max_batch_size)[0])
     finally:
         if isinstance(whole, SplitVL):
             whole.close()
-
-
-# The model
-
-
-def random_model(
-    config: VLConfig,
-    name: str,
-    dtype: torch.dtype,
-    placement: str | None,
-    device: torch.device,
-    progress: Callable[[int, int], None] | None,
-) -> MiniMaxVL:
-    """A model, or this rank's part of one, with weights that keep activations of order one."""
-    processor = Processor.load(NANO, patcher_of(config))
-    model = MiniMaxVL(config, processor, name=name, device=device, dtype=dtype, placement=placement)
-    parts = list(model.named_modules())
-    for done, (where, module) in enumerate(parts, 1):
-        # What every rank has must be equal on all, so what is drawn for a module depends on its name alone.
-        fill(module, numbers_of(where, device), where)
-        if progress is not None:
-            progress(done, len(parts))
-    return model.eval().requires_grad_(False)
 
 
 # Measuring
@@ -151,10 +123,7 @@ def _measure(
             planned = option.speed.prefill_tokens if option and option.speed else None
             yield Figure(f"read {tokens:,} tokens", tokens / took, "tokens/s", planned=planned, note=note)
     for batch in batches:
-        _run(model, config, CONTEXT, batch, 6)
-        done = _run(model, config, CONTEXT, batch, WRITTEN)
-        # The shortest: while the last prompts are read, those that were first wait for their second token.
-        seconds = min(result.timings.decode for _, result in done) / (WRITTEN - 1)
+        seconds, done = _step(model, config, batch)
         experts = _experts(model, [prompt + result.token_ids for prompt, result in done])
         option, floor = expected(CONTEXT, batch, experts)
         planned = option.speed.decode_tokens if option and option.speed else None
@@ -162,6 +131,33 @@ def _measure(
         likely = used_experts(config.text, batch)
         note = "" if experts is None else f"{experts:.1f} experts of a layer, {likely:.1f} where all are as likely"
         yield Figure(f"write, batch {batch}", batch / seconds, "tokens/s", best, planned, note)
+
+
+def _step(model: MiniMaxVL, config: VLConfig, batch: int) -> tuple[float, list[tuple[list[int], Generation]]]:
+    """Seconds of a step that writes a token for each of `batch` sequences, and what they were."""
+    _run(model, config, CONTEXT, batch, 6)
+    done = _run(model, config, CONTEXT, batch, WRITTEN)
+    # The shortest: while the last prompts are read, those that were first wait for their second token.
+    return min(result.timings.decode for _, result in done) / (WRITTEN - 1), done
+
+
+def _crowded(crowd: Crowd | None, model: str) -> int:
+    """Tokens of the cache that a crowd takes. Raises ConfigError if the model has no eyes for its pictures."""
+    if crowd is None:
+        return 0
+    patcher = patcher_of(find_config(model))
+    if patcher is None:
+        raise ConfigError(f"{model} takes no images, and questions of a crowd have one each")
+    return crowd.tokens(patcher)
+
+
+def _again(model: MiniMaxVL, config: VLConfig, crowd: Crowd) -> Iterator[Figure]:
+    """The crowd with other pictures, beside what reading and writing take by themselves."""
+    read, step = crowd.read_alone(model, 2), _step(model, config, crowd.requests)[0]
+    yield Figure("one of these questions alone, encoded and read", 1e3 * read, "ms")
+    yield Figure(f"a step of {crowd.requests} sequences alone", 1e3 * step, "ms")
+    took, floor = crowd.seconds(model, 3), crowd.floor(read, step)
+    yield Figure(crowd.name, took, "s", floor, note=f"{took / floor:.2f} of what its parts take alone")
 
 
 def _experts(model: MiniMaxVL, texts: list[list[int]]) -> float | None:

@@ -40,6 +40,14 @@ def read_tokens(text: str) -> int:
     return int(match[1]) * _UNITS[match[2].lower()]
 
 
+def read_size(text: str) -> tuple[int, int]:
+    """`1344x1008` as width and height. Raises BadParameter."""
+    match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", text.strip())
+    if not match or not int(match[1]) * int(match[2]):
+        raise typer.BadParameter(f"{printable(text)!r} is no size: write 1344x1008", param_hint="--image")
+    return int(match[1]), int(match[2])
+
+
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="nano (embedded), a folder in the released layout, or a hub id.")
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from vl.cli.console import (
 )
 from vl.cli.loading import Loading, loading_options
 from vl.heaps import bound_arenas
+
+if TYPE_CHECKING:
+    from vl.model import MiniMaxVL
 
 KEYS = "VL_API_KEYS"
 _LIMITS = "Limits"
@@ -62,11 +65,21 @@ def serve(
         float, typer.Option(min=1, help="Seconds that what runs has to finish after SIGTERM.", rich_help_panel=_LIMITS)
     ] = 300.0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No line for each request.")] = False,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="To measure with: MODEL is what vl plan takes, its config counts.")
+    ] = False,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="So many of its layers, with --random-weights.", show_default="all")
+    ] = None,
     *,
     loading: Loading,
 ) -> None:
     """Serve a model over HTTP as OpenAI's API does: chat with images, completions, tokens, metrics."""
     check_options({}, loading.background)
+    if not random_weights and layers is not None:
+        raise typer.BadParameter("of a model with --random-weights; another is served whole", param_hint="--layers")
+    if random_weights and loading.spill is not None:
+        raise typer.BadParameter("not with --random-weights, which are made on the GPU", param_hint="--spill")
     try:
         with importing():
             from vl.server.config import MIB, ServerConfig
@@ -88,7 +101,7 @@ def serve(
     )
     bound_arenas()
     bound = bind(host, port)  # before the model: a port that is taken should not wait for it
-    loaded = loading.load(model, warm_up=True)
+    loaded = _random(model, layers, loading) if random_weights else loading.load(model, warm_up=True)
     where = f"[{host}]" if ":" in host else host
     console = stderr_console()
     try:
@@ -105,6 +118,15 @@ def serve(
         )
     finally:
         loaded.close()
+
+
+def _random(model: str, layers: int | None, loading: Loading) -> MiniMaxVL:
+    from vl.bench.made import random_whole
+
+    how = {name: getattr(loading, name) for name in loading.names() if name != "spill"}
+    loaded, _ = random_whole(model, layers=layers, engine=loading.engine, spelling=True, **how)
+    loaded.engine.warm_up()
+    return loaded
 
 
 def _keys(given: list[str] | None) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as jsonlib
 import math
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +18,7 @@ from vl.cli.console import (
     complain,
     plural,
     printable,
+    read_size,
     stderr_console,
     stdout_console,
 )
@@ -112,6 +112,13 @@ def serve(
         typer.Option(metavar="MS", min=0, help="Between tokens, on average over an answer.", show_default=False,
                      rich_help_panel=_JUDGED),
     ] = None,
+    random_weights: Annotated[
+        bool,
+        typer.Option("--random-weights", help="Of the server that is started, which takes --model as vl plan does."),
+    ] = False,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="So many of its layers, with --random-weights.", show_default="all")
+    ] = None,
     json: Annotated[
         Path | None, typer.Option("--json", help="Also write the figures to this file.", show_default=False)
     ] = None,
@@ -138,10 +145,11 @@ def serve(
     )
     check_mixture(mixture, None if records is None else input_tokens, records)
     at_once = read_concurrency(concurrency)
-    check_server(url, loading, at_once)
+    random = made_options(random_weights, layers)
+    check_server(url, loading, at_once, random)
     limits = None if slo_ttft is None and slo_itl is None else Limits(_seconds(slo_ttft), _seconds(slo_itl))
     room = {"max-waiting": requests or _PLENTY, "max-new-tokens": max(4096, output_tokens)}
-    own = as_options(server_settings(loading) | room)
+    own = (*as_options(server_settings(loading) | room), *random)
     extra = read_extra(extra_body)
     load = Load(url, api_key, model, own, records, requests, mixture, output_tokens, extra, rate, seed)
     runs: dict[str, list[Sent]] = {}
@@ -176,14 +184,6 @@ def read_concurrency(text: str | None) -> list[int | None]:
     return [int(part) for part in parts]
 
 
-def read_size(text: str) -> tuple[int, int]:
-    """`1344x1008` as width and height. Raises BadParameter."""
-    match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", text.strip())
-    if not match or not int(match[1]) * int(match[2]):
-        raise typer.BadParameter(f"{printable(text)!r} is no size: write 1344x1008", param_hint="--image")
-    return int(match[1]), int(match[2])
-
-
 def read_extra(text: str | None) -> dict[str, Any]:
     """Fields of requests. Raises BadParameter."""
     try:
@@ -211,12 +211,22 @@ def check_mixture(mixture: Mixture, input_tokens: int | None, records: Path | No
         raise typer.BadParameter("a part of which text? Give --input-tokens too", param_hint="--prefix-share")
 
 
-def check_server(url: str | None, loading: Loading, at_once: Sequence[int | None]) -> None:
+def made_options(random_weights: bool, layers: int | None) -> Sequence[str]:
+    """Of `vl serve`, for a model that is made up. Raises BadParameter."""
+    if not random_weights:
+        if layers is not None:
+            raise typer.BadParameter("of a model with --random-weights; another is served whole", param_hint="--layers")
+        return ()
+    return ("--random-weights", *(() if layers is None else ("--layers", str(layers))))
+
+
+def check_server(url: str | None, loading: Loading, at_once: Sequence[int | None], random: Sequence[str] = ()) -> None:
     """Raises BadParameter naming what a server that runs already would not hear of."""
     if url is None:
         return
     plain = server_settings(Loading())
-    if ours := [f"--{name}" for name, value in server_settings(loading).items() if value != plain.get(name)]:
+    ours = [f"--{name}" for name, value in server_settings(loading).items() if value != plain.get(name)]
+    if ours := [*ours, *random[:1]]:
         raise typer.BadParameter(f"{', '.join(ours)}: of a server that this command starts", param_hint="--url")
     if len(at_once) > 1:
         raise typer.BadParameter(

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from vl.cli.console import DeviceOption, printable, stderr_console, stdout_console
+from vl.cli.console import DeviceOption, printable, read_size, stderr_console, stdout_console
 
 if TYPE_CHECKING:
     from vl.bench.whole import Figure
@@ -30,6 +30,12 @@ def whole(
     prompt: Annotated[list[int] | None, typer.Option(help="Tokens to read.", show_default="8192, 32768")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Sequences to write.", show_default="1, 8, 64")] = None,
     prefill_tokens: Annotated[int, typer.Option(min=1, help="Tokens read at a time.")] = 16384,
+    requests: Annotated[
+        int | None,
+        typer.Option(min=2, help="Also so many questions at once, each about another image.", show_default=False),
+    ] = None,
+    output_tokens: Annotated[int, typer.Option(min=2, help="Of each of these answers.")] = 128,
+    image: Annotated[str, typer.Option(metavar="WxH", help="Size of the images that are asked about.")] = "1344x1008",
     json: Annotated[
         Path | None, typer.Option("--json", help="Also write the figures to this file.", show_default=False)
     ] = None,
@@ -38,6 +44,7 @@ def whole(
     """The whole model, its weights random: load, memory, reading and writing, beside floors and vl plan."""
     import torch
 
+    from vl.bench.crowd import Crowd
     from vl.bench.whole import bench_whole
     from vl.files import write_file
     from vl.quantization import FORMATS
@@ -45,6 +52,7 @@ def whole(
     if quantization not in (*FORMATS, "bf16"):
         choices = ", ".join((*FORMATS, "bf16"))
         raise typer.BadParameter(f"{printable(quantization)}: choose from {choices}", param_hint="--quantization")
+    size = read_size(image)
     figures: list[Figure] = []
     console = stderr_console()
     for figure in bench_whole(
@@ -57,6 +65,8 @@ def whole(
         prompts=prompt or (8192, 32768),
         batches=batch or (1, 8, 64),
         prefill_tokens=prefill_tokens,
+        image=size,
+        crowd=None if requests is None else Crowd(requests, size, output_tokens),
     ):
         figures.append(figure)
         console.print(Text(f"{printable(figure.what)}: {figure.value:,.1f} {figure.unit} {figure.note}"))

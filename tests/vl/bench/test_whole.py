@@ -6,16 +6,24 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 import vl.cli.app as vl_app
+from preprocessing.tokenizer import Tokenizer
 from text_backbone import Packed
 from text_backbone.config import hybrid_layers
 from text_backbone.quantization import Quantized
-from vl.bench.whole import bench_whole, random_model, step_bytes
+from vl.bench.crowd import Crowd
+from vl.bench.made import random_model, random_whole, spelt_out
+from vl.bench.whole import bench_whole, step_bytes
 from vl.config import VLConfig
+from vl.engine import Request, Timings
+from vl.errors import ConfigError
+from vl.hub import NANO
 from vl.plan.models import find_config, released
 
 CPU = torch.device("cpu")
@@ -52,12 +60,18 @@ def test_tokens_of_a_deep_model_stay_apart() -> None:
 def test_every_figure_of_a_model_in_one_process() -> None:
     figures = list(
         bench_whole(
-            "nano", layers=2, quantization="int8", device="cpu", prompts=(40,), batches=(1, 2), image=(300, 300)
+            "nano", layers=2, quantization="int8", device="cpu", prompts=(40,), batches=(1, 2), image=(300, 300),
+            crowd=Crowd(2, (300, 300), 4),
         )
-    )
+    )  # fmt: skip
+    crowd = "2 questions at once, a 300 x 300 image and 4 tokens each"
     assert [figure.what for figure in figures] == [
         "made and loaded",
+        crowd,
         *["300 x 300 image and a question", "next question, to the first token"] * 2,
+        "one of these questions alone, encoded and read",
+        "a step of 2 sequences alone",
+        crowd,
         *["read 40 tokens"] * 2,
         "write, batch 1",
         "write, batch 2",
@@ -67,9 +81,40 @@ def test_every_figure_of_a_model_in_one_process() -> None:
     written = re.match(r"([\d.]+) experts of a layer", figures[-1].note)
     assert written is not None
     assert 2 <= float(written[1]) <= 4
-    found = re.search(r"; ([\d,]+) tokens found$", figures[4].note)
+    found = re.search(r"; ([\d,]+) tokens found$", figures[5].note)
     assert found is not None
     assert int(found[1].replace(",", "")) > 1176, "the image, at the least"
+    read, step, again = figures[6:9]
+    assert again.floor == pytest.approx(2 * read.value / 1e3 + 3 * step.value / 1e3)
+
+
+def test_no_picture_of_a_crowd_is_known_when_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = random_whole("nano", layers=1, device="cpu")
+    asked: list[Request] = []
+
+    def run(requests: list[Request]) -> list[Any]:
+        asked.extend(requests)
+        return [SimpleNamespace(timings=Timings(vision=0.25, prefill=0.5))] * len(requests)
+
+    monkeypatch.setattr(model.engine, "run", run)
+    crowd = Crowd(2, (40, 30), 2)
+    crowd.seconds(model, 1)
+    assert crowd.read_alone(model, 2) == 0.75
+    crowd.seconds(model, 3)
+    assert len({request.prompt.digests[0] for request in asked}) == len(asked) == 2 + 3 + 2
+
+
+def test_every_token_of_a_made_up_model_can_be_spelt() -> None:
+    tokenizer = Tokenizer.load(NANO)
+    wide = spelt_out(tokenizer, 3000)
+    assert len(wide) == 3000
+    assert all(wide.decode([token], skip_special_tokens=False) for token in range(2048, 3000))
+    text = "A red circle, 17 of them. <2999>"
+    assert wide.encode(text) == tokenizer.encode(text)
+    with pytest.raises(ConfigError, match="layers=9: nano has 8"):
+        random_whole("nano", layers=9)
+    with pytest.raises(ConfigError, match="MiniMax-Text-01 takes no images"):
+        next(bench_whole("MiniMax-Text-01", crowd=Crowd(2, (40, 30), 2)))
 
 
 def test_bytes_of_a_step_of_the_released_model() -> None:

@@ -229,3 +229,18 @@ def test_an_address_that_cannot_be_had(served: Served, capsys: pytest.CaptureFix
     assert run(["serve", "nano", "--port", port]) == 3
     assert f"cannot listen on 127.0.0.1, port {port}" in capsys.readouterr().err
     assert run(["serve", "nano", "--host", "no.such.host.example"]) == 3
+
+
+def test_a_model_of_random_weights(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has the layers and settings that were asked for."""
+    seen: list[Any] = []
+    monkeypatch.setattr("vl.server.running.Server", lambda model, _: seen.append(model))
+    monkeypatch.setattr("vl.server.running.serve", lambda _, bound, **__: bound.close())
+    options = ["--port", "0", "--device", "cpu", "--batch-size", "2", "--cache-tokens", "2048"]
+    assert run(["serve", "nano", "--random-weights", "--layers", "2", "--quantization", "int8", *options]) == 0
+    (model,) = seen
+    assert (len(model.config.text.attn_type_list), model.config.quantization) == (2, "int8")
+    assert model.engine.config.cache_tokens == 2048
+    assert run(["serve", "nano", "--layers", "2"]) == 2
+    assert run(["serve", "nano", "--random-weights", "--spill", "1"]) == 2
+    assert "not with --random-weights" in " ".join(capsys.readouterr().err.split())

@@ -97,9 +97,11 @@ def test_settings_reach_the_server_that_is_started(
     monkeypatch.setattr(run, "started", start)
     file = tmp_path / "figures.json"
     asked = ["--requests", "4", "--input-tokens", "8", "--output-tokens", "4", "--concurrency", "1,4"]
-    assert bench("-m", "folder", *asked, "--batch-size", "3", "--dtype", "float32", "--json", str(file)) == 0
+    random = ["--random-weights", "--layers", "2"]
+    assert bench("-m", "folder", *asked, "--batch-size", "3", "--dtype", "float32", *random, "--json", str(file)) == 0
     assert [given[0] for given in told] == ["folder"] * 2
     words = " ".join(told[0][1])
+    assert words.endswith("--random-weights --layers 2")
     assert "--batch-size 3" in words
     assert "--dtype float32" in words
     assert "--quantization" not in words
@@ -195,6 +197,8 @@ def test_servers_that_cannot_be_asked(scripted: Scripted, capsys: pytest.Capture
         (["--records", "x.jsonl", "--image", "10x10"], "--image is of made-up requests"),
         (["--url", "http://a/v1", "--dtype", "float32", "--batch-size", "3"], "--dtype, --batch-size: of a server"),
         (["--url", "http://a/v1", "--concurrency", "1,2"], "would help the next"),
+        (["--layers", "2"], "of a model with --random-weights"),
+        (["--url", "http://a/v1", "--random-weights"], "--random-weights: of a server"),
         (["--json", "/nowhere/figures.json"], "there is no folder /nowhere"),
     ],
 )
