@@ -1,20 +1,31 @@
 from __future__ import annotations
 
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from forkserver import Popen
 
 import vl
 from preprocessing.chat import Conversation
 from preprocessing.images import load_image
 from vl.engine import Engine, SamplingParams
+from vl.ranks import processes
 
 Reply = Callable[[Conversation], str]
 Left = Callable[[vl.MiniMaxVL], dict[str, int]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ranks_are_forks() -> Iterator[None]:
+    """The processes of models over several devices, as most of what they cost is to import torch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": Popen}))
+        yield
 
 
 @dataclass

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from forkserver import run_together
 
 HERE = Path(__file__).parent
 TIMEOUT = 250  # seconds
@@ -56,29 +55,9 @@ def run_ranks() -> Run:
         torch.save(dict(cases), folder / "cases.pt")
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, str(HERE / f"{worker}.py")]
-        processes = []
-        try:
-            for rank in range(ranks):
-                log = (folder / f"{rank}.log").open("w")
-                processes.append(
-                    subprocess.Popen(
-                        [*command, str(rank), str(ranks), str(folder), device], env=environment, stderr=log
-                    )
-                )
-                log.close()
-            end = time.monotonic() + TIMEOUT
-            while any(process.poll() is None for process in processes):
-                failed = [rank for rank, process in enumerate(processes) if process.poll()]
-                if failed or time.monotonic() > end:
-                    break
-                time.sleep(0.05)
-        finally:
-            for process in processes:
-                if process.poll() is None:
-                    process.kill()
-                process.wait()
-        logs = [(folder / f"{rank}.log").read_text() for rank in range(ranks)]
-        assert all(process.returncode == 0 for process in processes), "\n".join(logs)
+        commands = [[*command, str(rank), str(ranks), str(folder), device] for rank in range(ranks)]
+        logs = [folder / f"{rank}.log" for rank in range(ranks)]
+        run_together(commands, [environment] * ranks, logs, TIMEOUT)
         return [torch.load(folder / f"{rank}.pt", map_location="cpu") for rank in range(ranks)]
 
     return run

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forkserver import Popen
 from PIL import Image
 
 import vl
@@ -362,9 +363,10 @@ if sys.argv[3] == "interrupted":
 
 @pytest.mark.parametrize(("how", "code"), [("exits", 0), ("killed", -9), ("interrupted", -2), ("loading", -2)])
 def test_the_ranks_end_with_the_caller_however_it_ends(tiny_checkpoint: Path, how: str, code: int) -> None:
-    """A script without a `__main__` guard, which the ranks do not run again."""
+    """A script without a `__main__` guard, which the ranks, new interpreters here, do not run again."""
     arguments = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(tiny_checkpoint), how]
-    caller = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    start = subprocess.Popen if how == "exits" else Popen
+    caller = start(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     said, errors = caller.communicate(timeout=120)
     assert caller.returncode == code, errors
     assert len(said.split()) == (0 if how == "loading" else 2)

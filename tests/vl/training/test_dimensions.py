@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ from vl.training.train import Trainer, train
 
 from .conftest import tables
 from .test_context import recorded
-from .test_parallelize import FIGURES, figures
+from .test_parallelize import FIGURES, figures, meet
 
 # Goes on with a run for one step, which is watched and saved.
 SCRIPT = """
@@ -82,11 +79,11 @@ def test_a_composition_goes_on_and_leaves_what_one_process_does(
     shared = {"accumulate": accumulate, "recompute": len(parallel) > 2}
     script = tmp_path / "go_on.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += [str(script), json.dumps([values | {"parallel": parallel, "run": values["run"] | shared}, str(run)])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(vl.__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=250)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    meet(
+        processes,
+        [str(script), json.dumps([values | {"parallel": parallel, "run": values["run"] | shared}, str(run)])],
+        tmp_path,
+    )
     assert load_state(run)[0].step == 2
     train(TrainConfig.of(values), run, device="cpu", resume=True)
 

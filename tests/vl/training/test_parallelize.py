@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from forkserver import run_together
 from safetensors.torch import load_file
 
 import vl
@@ -34,14 +36,34 @@ train(TrainConfig.of(tables), out, resume=resume, device="cpu")
 FIGURES = ("loss", "grad_norm", "dense", "balance", "expert_max", "samples")
 
 
-def processes(count: int, values: dict[str, Any], out: Path, *, resume: bool = False) -> None:
+def processes(count: int, values: dict[str, Any], out: Path, *, resume: bool = False, launcher: bool = False) -> None:
+    """A run over so many processes. `launcher`: started by `torchrun`, and not as it starts them."""
     script = out.parent / "run.py"
     script.write_text(SCRIPT)
+    start = launch if launcher else meet
+    start(count, [str(script), json.dumps([values, str(out), resume])], out.parent)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(vl.__file__).parents[1])}
+
+
+def launch(count: int, command: list[str], folder: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    command = [*launcher, str(script), json.dumps([values, str(out), resume])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(vl.__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
+    done = subprocess.run(
+        [*launcher, *command], capture_output=True, text=True, check=False, env=environment(), timeout=200
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def meet(count: int, command: list[str], folder: Path) -> None:
+    """Processes with the variables by which `torchrun` has them meet, at a store which is here as it is there."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common = environment() | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    environments = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    logs = [folder / f"rank{rank}.log" for rank in range(count)]
+    run_together([[sys.executable, *command]] * count, environments, logs, timeout=200)
 
 
 def figures(out: Path, name: str, kind: str = "train") -> list[float]:
@@ -61,7 +83,7 @@ def test_two_processes_continue_what_one_began(tmp_path: Path) -> None:
     trainer.step = lambda taken: next(steps)(taken)  # type: ignore[method-assign]
     with pytest.raises(StopIteration):
         trainer.run()
-    processes(2, tables(recompute=True), run, resume=True)
+    processes(2, tables(recompute=True), run, resume=True, launcher=True)
 
     assert len(figures(run, "loss")) == 6
     for name in FIGURES:
