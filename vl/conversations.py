@@ -49,8 +49,8 @@ _IMAGE_KEY = re.compile(rf"{_IMAGE_WORD.pattern}|file_?name", re.IGNORECASE)
 _FORMS = 'expected {"messages": [...]}, a list of messages, or {"image": ..., "caption": ...}'
 
 
-def decode_record(line: bytes) -> Any:
-    """A line of JSON. Raises InputError that says what is wrong with it."""
+def decode_record(line: bytes, forms: str = _FORMS) -> Any:
+    """A line of JSON. Raises InputError that says what is wrong with it, and what `forms` it may have."""
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -60,7 +60,7 @@ def decode_record(line: bytes) -> Any:
     except (ValueError, RecursionError) as error:
         raise InputError(f"not usable JSON: {error}") from None
     if not isinstance(record, dict | list):
-        raise InputError(f"a record is an object or a list of messages: {_FORMS}, got {type(record).__name__}")
+        raise InputError(f"a record is an object or a list of messages: {forms}, got {type(record).__name__}")
     return record
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vl.evaluation.niah import Case, Failed, Grid, NeedleFolder, Result, Row
     from vl.model import MiniMaxVL
 
-_LENGTHS, _DEPTHS, _COUNT = "1K,2K,4K,8K", "0,25,50,75,100", 4
+_LENGTHS, _DEPTHS, _DEPTHS_FILES, _COUNT = "1K,2K,4K,8K", "0,25,50,75,100", "25,50,75", 4
 _NEW_TOKENS, _NEW_TOKENS_FILES = 32, 256
 _KINDS = {"text": "needles in text", "pages": "needles on pages", "rounds": "answers of long chats"}
 _LOG_SECONDS = 30.0
@@ -55,7 +55,13 @@ def niah(
         str | None,
         typer.Option(help="Tokens of the prompts that are made, with template and question.", show_default=_LENGTHS),
     ] = None,
-    depths: Annotated[str, typer.Option(help="Where the needles lie, in percent of the haystack.")] = _DEPTHS,
+    depths: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the needles lie, in percent of the haystack.",
+            show_default=f"{_DEPTHS}, for files {_DEPTHS_FILES}",
+        ),
+    ] = None,
     count: Annotated[
         int | None, typer.Option(min=1, help="Prompts of each length and depth.", show_default=str(_COUNT))
     ] = None,
@@ -108,13 +114,13 @@ def niah(
         raise typer.BadParameter("goes with prompts that are made, not with files", param_hint=given[0])
     most = max_new_tokens or (_NEW_TOKENS_FILES if files else _NEW_TOKENS)
     check_options({"max_new_tokens": most}, None)
-    places = _read_depths(depths)
+    places = _read_depths(depths if depths is not None else _DEPTHS_FILES if files else _DEPTHS)
     grid = None
     if not files:
         grid = _grid(_read_lengths(lengths or _LENGTHS), places, count, distractors, haystack, pages, seed)
     cases = [*grid.cases()] if grid else _chats(files or [], places)
     settings = {"model": model, "max_new_tokens": most, "dtype": loading.dtype, "quantization": loading.quantization}
-    settings |= _kind(grid, haystack)
+    settings |= _kind(grid, haystack) if grid else {"kind": "rounds", "sha256": _digests(files or [])}
     folder = None if out is None else NeedleFolder(out, settings, overwrite=overwrite)
     loaded = loading.load(model)
     if grid:
@@ -162,19 +168,30 @@ def _chats(files: list[Path], depths: tuple[float, ...]) -> list[Case | Failed]:
     from vl.errors import InputError
     from vl.evaluation.niah import read_rounds
 
-    cases = [case for file in dict.fromkeys(files) for case in read_rounds(file, depths)]
+    named: dict[str, Path] = {}
+    for file in files:
+        if (other := named.setdefault(file.name, file)) != file:
+            raise InputError(f"{other} and {file} have one name, by which their chats are known: rename one of them")
+    cases = [case for file in named.values() for case in read_rounds(file, depths)]
     if not cases:
         raise InputError(f"{', '.join(map(str, files))}: no records: there should be a line of JSON for each chat")
     return cases
 
 
-def _kind(grid: Grid | None, haystack: list[Path] | None) -> dict[str, Any]:
+def _kind(grid: Grid, haystack: list[Path] | None) -> dict[str, Any]:
     """What the prompts are, as far as their ids do not say."""
-    if grid is None:
-        return {"kind": "rounds"}
-    texts = [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in haystack or []]
-    kind = "pages" if grid.pages else "text"
+    kind, texts = "pages" if grid.pages else "text", [*map(_digest, haystack or [])]
     return {"kind": kind, "distractors": grid.distractors, "haystack": texts or "drawn", "seed": grid.seed}
+
+
+def _digests(files: list[Path]) -> dict[str, str]:
+    """Of the files by their names, which prompts are known by."""
+    return {file.name: _digest(file) for file in files}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()[:16]
 
 
 def _find(

@@ -75,7 +75,7 @@ def _example(record: Any, number: int, folder: Path, metric: str | None) -> Exam
     if references and not any(key in fields for key in TURNS):
         # The form of captions, whose caption is given as an answer that may be a number or several.
         record = {**fields, "answer": references[0]}
-    messages = read_conversation(record, partial(_resolve, folder))
+    messages = read_conversation(record, partial(resolve_image, folder))
     checked = Conversation.of(messages)
     last = checked.messages[-1]
     if last["role"] == "assistant":
@@ -121,7 +121,7 @@ def _id(record: dict[str, Any], number: int) -> str:
     return str(given) if isinstance(given, str | int) else str(number)
 
 
-def _resolve(folder: Path, source: Any) -> ImageSource:
+def resolve_image(folder: Path, source: Any) -> ImageSource:
     """A path as seen from the file's folder; a URL as it is."""
     if not isinstance(source, str):
         raise InputError(f"an image has to be a path or a URL, not {json.dumps(source)[:60]}")

@@ -2,12 +2,12 @@
 
 Example:
 
-    from vl.evaluation.niah import Grid, find_needles, read_rounds
+    from vl.evaluation.niah import ROUND_DEPTHS, Grid, find_needles, read_rounds
 
     grid = Grid(lengths=(1024, 4096), depths=(0, 50, 100))
     result = find_needles(model, grid.cases(), grid.depths)
     print(result.score(), result.cells())                      # all, and by depth and length
-    result = find_needles(model, read_rounds("english_2048.jsonl", (25, 50, 75)), (25, 50, 75))
+    result = find_needles(model, read_rounds("english_2048.jsonl"), ROUND_DEPTHS)
 """
 
 from vl.evaluation.niah.cases import Case, Failed, Grid
@@ -15,11 +15,12 @@ from vl.evaluation.niah.haystack import drawn_hay, file_hay
 from vl.evaluation.niah.heatmap import draw_heat_map
 from vl.evaluation.niah.output import NeedleFolder
 from vl.evaluation.niah.results import Result, Row, short
-from vl.evaluation.niah.rounds import read_rounds
+from vl.evaluation.niah.rounds import ROUND_DEPTHS, read_rounds
 from vl.evaluation.niah.run import check_grid, find_needles
 from vl.evaluation.niah.scoring import repeat_score, value_score
 
 __all__ = [
+    "ROUND_DEPTHS",
     "Case",
     "Failed",
     "Grid",

@@ -29,7 +29,8 @@ class NeedleFolder:
 
     Args:
         path: created when it is missing.
-        settings: what the answers depend on, kept in `settings.json`.
+        settings: what the answers depend on, kept in `settings.json`. A mapping in it may grow: what both have of it
+            has to agree.
         overwrite: start anew, whatever the folder holds.
 
     Raises:
@@ -104,15 +105,23 @@ class NeedleFolder:
             return
         try:
             found = json.loads(path.read_text("utf-8"))
-            differ = [key for key in {**found, **self.settings} if found.get(key) != self.settings.get(key)]
+            for key in {**found, **self.settings}:
+                self.settings[key] = self._agreed(key, found.get(key), self.settings.get(key))
         except (ValueError, TypeError):
             raise ConfigError(f"{path} is not what a test writes: choose another folder, or use --overwrite") from None
-        if differ:
-            key = differ[0]
+
+    def _agreed(self, key: str, found: Any, given: Any) -> Any:
+        """What a folder and its next run say of one thing."""
+        if isinstance(found, dict) and isinstance(given, dict):
+            for name in found.keys() & given.keys():
+                self._agreed(f"{key} of {name}", found[name], given[name])
+            return {**found, **given}
+        if found != given:
             raise ConfigError(
-                f"{self.path} holds answers with {key} {found.get(key)!r}, not {self.settings.get(key)!r}: go on with "
-                "that, choose another folder, or start again with --overwrite"
+                f"{self.path} holds answers with {key} {found!r}, not {given!r}: go on with that, choose another "
+                "folder, or start again with --overwrite"
             )
+        return given
 
     def _read(self) -> int:
         """Fills `done` with the rows there are, the last of each id. Returns where they end: a torn one is left out."""

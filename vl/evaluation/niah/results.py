@@ -11,7 +11,7 @@ class Row:
     """A prompt with the model's answer and its score from 0 to 1, or with the error that cost it.
 
     `length` and `depth` say which cell of the grid it counts for, None for a record that could not be read so far;
-    `tokens` is what the prompt really has.
+    `tokens` is what the prompt really has, `reasoning` what the model thought before the answer, which is not scored.
     """
 
     id: str
@@ -20,6 +20,7 @@ class Row:
     question: str = ""
     reference: str = ""
     tokens: int | None = None
+    reasoning: str | None = None
     answer: str | None = None
     finish_reason: str | None = None
     score: float | None = None

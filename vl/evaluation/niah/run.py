@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,7 +40,7 @@ def find_needles(
     What is wrong with one prompt costs its own row, which then has an error.
 
     Args:
-        cases: `Grid.cases()` or `read_rounds(file, depths)`.
+        cases: `Grid.cases()` or `read_rounds(file, depths)`, of as many files as there are, each with its own name.
         depths: of the result's table, in percent.
         batch_size: prompts that are read at once; the engine's own `max_batch_size` bounds it too.
         settings: goes into the result as it is.
@@ -47,12 +48,15 @@ def find_needles(
         on_row: called with each new row.
 
     Raises:
-        InputError: if `batch_size` is below 1, or no prompt at all could be answered with so many new tokens.
+        InputError: if `batch_size` is below 1, two prompts have one id, or no prompt at all could be answered with so
+            many new tokens.
     """
     cases, earlier = list(cases), done or {}
+    if twice := [id for id, count in Counter(case.id for case in cases).items() if count > 1]:
+        raise InputError(f"two prompts have the id {twice[0]}: give data files names of their own")
     params = SamplingParams(max_new_tokens=max_new_tokens)
     model.engine.check(params)
-    rows = {case.id: earlier[case.id] for case in cases if case.id in earlier}
+    rows = {case.id: _in_cell(earlier[case.id], case) for case in cases if case.id in earlier}
     items = answered(
         model.engine,
         [case for case in cases if case.id not in rows],
@@ -66,6 +70,11 @@ def find_needles(
             if on_row:
                 on_row(item.row)
     return Result(dict(settings or {}), tuple(rows[case.id] for case in cases), depths)
+
+
+def _in_cell(row: Row, case: Case | Failed) -> Row:
+    """An earlier row where the prompt counts now: other depths may be asked for."""
+    return row if isinstance(case, Failed) else replace(row, length=case.length, depth=case.depth)
 
 
 def check_grid(model: MiniMaxVL, grid: Grid, max_new_tokens: int) -> None:
@@ -104,7 +113,9 @@ class _Item:
     def succeed(self, generation: Generation) -> None:
         text = generation.text.strip()
         score = self.score(self.row.reference, text)
-        self._finish(answer=text, finish_reason=generation.finish_reason, score=score)
+        self._finish(
+            reasoning=generation.reasoning or None, answer=text, finish_reason=generation.finish_reason, score=score
+        )
 
     def _finish(self, **outcome: Any) -> None:
         self.inputs = None

@@ -77,6 +77,20 @@ def test_chats_of_files(run: Run, tmp_path: Path) -> None:
     assert "answers of long chats" in out
     assert "2K" in out
     assert "chats.jsonl:2: not JSON" in out
+    out, longer = tmp_path / "out", tmp_path / "longer.jsonl"
+    longer.write_text(json.dumps(record | {"length_class": 4096}) + "\n")
+    assert run(tmp_path / "chats.jsonl", "--max-new-tokens", 2, "--out", out)[0] == 1
+    assert run(longer, "--max-new-tokens", 2, "--out", out)[0] == 0, "files may be added"
+    assert set(json.loads((out / "settings.json").read_text())["sha256"]) == {"chats.jsonl", "longer.jsonl"}
+    longer.write_text(longer.read_text() * 2)
+    code, _, err = run(longer, "--max-new-tokens", 2, "--out", out)
+    assert code == 3
+    assert "holds answers with sha256 of longer.jsonl" in err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "longer.jsonl").write_text("{}")
+    code, _, err = run(longer, tmp_path / "other" / "longer.jsonl")
+    assert code == 3
+    assert "have one name, by which their chats are known: rename one" in err
     (tmp_path / "none.jsonl").write_text("")
     assert "no records" in run(tmp_path / "none.jsonl")[2]
     code, _, err = run(tmp_path / "gone.jsonl")

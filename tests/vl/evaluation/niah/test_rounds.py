@@ -59,15 +59,42 @@ def test_records_are_read_with_their_depth(tmp_path: Path) -> None:
     assert first.score(LABEL, "Kiwi and Fig") == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize(("others", "before"), [(3, (0, 0, 0)), (8, (2, 3, 4)), (40, (10, 19, 28))])
+def test_published_chats_have_the_depths_that_they_were_made_with(
+    tmp_path: Path, others: int, before: tuple[int, int, int]
+) -> None:
+    """As in the published files of 2048 and 10240 tokens: the needle and two more like it, in any order."""
+    records = []
+    for needle in range(3):
+        fillers = [1] * before[0] + [5000] * (others - before[0])  # long rounds after it, as at 2048 tokens
+        record = chat(*fillers, needle=before[needle])
+        like_it = [turn for text in ("1. Plum", "1. Pear") for turn in chat(needle=0, label=text)["messages"][:2]]
+        for place, turns in zip([k for k in range(3) if k != needle], (like_it[:2], like_it[2:]), strict=True):
+            at = 2 * (before[place] + place)
+            record["messages"][at:at] = turns
+        records.append(record)
+    file = write(tmp_path / "published.jsonl", *records, "oops")
+    *cases, failed = read_rounds(file)
+    assert [case.depth for case in cases if isinstance(case, Case)] == [25, 50, 75]
+    assert isinstance(failed, Failed)
+    assert [case.depth for case in read_rounds(file, (0, 100)) if isinstance(case, Case)] == [0, 0, 100]
+    (alone,) = read_rounds(write(tmp_path / "one.jsonl", records[2]))
+    assert isinstance(alone, Case)
+    assert alone.depth == (25 if others < 40 else 50), "of one chat nobody knows: its depth is measured"
+
+
 def test_what_is_wrong_with_a_record_is_its_own(tmp_path: Path) -> None:
     good = chat(10, needle=0)
     bad = (
         ("oops", "not JSON"),
+        ([good], "a chat is an object, not a list: expected {"),
+        ("7", 'expected {"messages": [...], "label": "...", "length_class": 2048}, got int'),
         ({**good, "label": None}, 'no "label"'),
         ({**good, "label": ".\n,"}, 'no "label"'),
         ({**good, "length_class": "2k"}, 'no "length_class"'),
         ({**good, "label": "1. Plum"}, "no answer of the assistant has the label"),
         ({**good, "messages": []}, "message"),
+        ({"label": LABEL, "length_class": 2048}, 'no "messages"'),
         ({**good, "messages": good["messages"][:-1]}, "the last turn has to be the user's question"),
     )
     file = write(tmp_path / "bad.jsonl", good, *(record for record, _ in bad))
@@ -79,6 +106,17 @@ def test_what_is_wrong_with_a_record_is_its_own(tmp_path: Path) -> None:
         assert message in case.error
     with pytest.raises(vl.InputError, match="cannot read"):
         list(read_rounds(tmp_path / "none.jsonl", DEPTHS))
+
+
+def test_images_of_a_chat_are_those_beside_its_file(tmp_path: Path) -> None:
+    """In no published file, but in messages as they are everywhere."""
+    record = chat(needle=0)
+    record["messages"][0]["content"] = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "Name fruits"}]
+    (case,) = read_rounds(write(tmp_path / "chat.jsonl", record))
+    assert isinstance(case, Case)
+    asked: Any = []
+    case.prepare(asked.append)
+    assert asked[0].images == [str(tmp_path / "a.png")]
 
 
 def test_a_model_that_repeats_scores_all_and_one_that_apologises_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,6 +38,15 @@ def test_a_model_that_looks_up_finds_all(reader: MakeReader) -> None:
     assert [row.tokens for row in result.rows] == [row.length for row in result.rows]
     assert max(model.batches) <= 4
     assert tuple(rows) == result.rows, "in order, and each one told"
+
+
+def test_rows_of_earlier_count_where_they_are_asked_for_now(reader: MakeReader) -> None:
+    cases = list(Grid((128,), (25,)).cases())
+    rows = {row.id: row for row in find_needles(reader(look_up), cases, (25,)).rows}
+    moved = [replace(case, depth=0.0) for case in cases]
+    assert find_needles(reader(look_up), moved, (0,), done=rows).cells() == [[1.0]]
+    with pytest.raises(vl.InputError, match="two prompts have the id text-128-25-0: give data files names"):
+        find_needles(reader(look_up), [*cases, *cases], (25,))
 
 
 @pytest.mark.parametrize("answer", ["", "I see no code.", "00000"])
