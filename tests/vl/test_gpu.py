@@ -153,7 +153,7 @@ def test_prompts_go_on_from_what_was_kept(kernel_sized: Callable[..., vl.MiniMax
     assert found.token_ids == expected.token_ids
     assert found.usage.cached_tokens > 0
     assert model.engine.runner is not None
-    kept = [states for place in model.engine.runner.cache._kept.values() for states in place]
+    kept = [states for place in model.engine.runner.cache.places._made.values() for states in place]
     assert kept
     assert all(states.is_pinned() for states in kept)
 
@@ -190,21 +190,27 @@ def test_graphs_follow_the_page_table(
         assert dtype == torch.bfloat16 or ids == expected
 
 
-def test_memory_that_runs_out_ends_one_request(kernel_sized: Callable[..., vl.MiniMaxVL]) -> None:
+def test_memory_that_runs_out_shrinks_passes_or_ends_one_request(kernel_sized: Callable[..., vl.MiniMaxVL]) -> None:
     model = kernel_sized(torch.float32)
     expected = answers(model)
+    long = [[{"role": "user", "content": "word " * 400}]]
+    whole = kernel_sized(torch.float32).generate(long, max_new_tokens=2)[0].token_ids
     with pytest.raises(vl.InputError, match="has room for"):
         model.generate([QUESTIONS[0]], max_new_tokens=10**10)
     forward = model.language_model.forward
+    most = 400
 
     def greedy_for_memory(embeds: torch.Tensor, *rest: object) -> torch.Tensor:
-        if len(embeds) > 400:
+        if len(embeds) > most:
             torch.empty(2**50, dtype=torch.uint8, device=embeds.device)
         return forward(embeds, *rest)
 
     model.language_model.forward = greedy_for_memory  # type: ignore[method-assign]
+    assert model.generate(long, max_new_tokens=2)[0].token_ids == whole
+    most = 0
     with pytest.raises(vl.DeviceError, match="ran out of memory"):
-        model.generate([[{"role": "user", "content": "word " * 400}]], max_new_tokens=2)
+        model.generate([[{"role": "user", "content": "other words"}]], max_new_tokens=2)
+    most = 10**9
     assert answers(model) == expected
 
 
