@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from vl.server.errors import ApiError
+from vl.server.errors import ApiError, told
 
 T = TypeVar("T")
 SECONDS = 60.0  # for a whole body to come
@@ -53,7 +53,7 @@ def parse(body: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise ApiError(400, f"the request is not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise ApiError(400, f"the request must be a JSON object, not {type(found).__name__}")
+        raise ApiError(400, f"the request must be a JSON object, not {told(found)}")
     return found
 
 

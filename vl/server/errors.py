@@ -12,8 +12,30 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from vl.errors import ConfigError, DeviceError, ImageError, InputError
+from vl.server.openai import CHOICES
 
 log = logging.getLogger("vl.server")
+
+_TYPES = {
+    "string_type": "a string",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+}
+"""What pydantic's faults miss."""
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number with a point",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+}
+_OF_A_CHOICE = 2  # parts of its place: the field, and which of the forms that it may have
+_LOOKED_AT = 1000  # items of a list
 
 
 class ApiError(Exception):
@@ -81,9 +103,23 @@ def as_api_error(error: BaseException) -> ApiError:
 
 def _invalid(error: ValidationError) -> ApiError:
     """What a schema says of its first fault."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = [str(part) for part in first["loc"]]
-    name = where[0] if where else None
+    first, *others = error.errors(include_url=False, include_context=False)
+    name = str(first["loc"][0]) if first["loc"] else None
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"{name!r:.100} is not a field that this server knows: leave it out", param=name)
-    return ApiError(400, f"{'.'.join(where) or 'the request'}: {first['msg']}", param=name)
+    if name in CHOICES and len(first["loc"]) > 1:  # of which each had its fault, in words of its own
+        given = next(each["input"] for each in (first, *others) if len(each["loc"]) == _OF_A_CHOICE)
+        return ApiError(400, f"{name} must be {CHOICES[name]}, not {told(given)}", param=name)
+    where = f"{name or 'the request'}{''.join(f'[{part}]' for part in first['loc'][1:])}"
+    if first["type"] == "missing":
+        return ApiError(400, f"{where} is missing", param=name)
+    if expected := _TYPES.get(first["type"]):
+        return ApiError(400, f"{where} must be {expected}, not {told(first['input'])}", param=name)
+    return ApiError(400, f"{where}: {first['msg']}", param=name)
+
+
+def told(value: Any, depth: int = 3) -> str:
+    """What kind of JSON a value is, and a list by what is in it, to so many lists deep."""
+    if isinstance(value, list) and value and depth:
+        return f"a list of {' and '.join(dict.fromkeys(told(item, depth - 1) for item in value[:_LOOKED_AT]))}"
+    return _KINDS.get(type(value), "null")

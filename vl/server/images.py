@@ -11,6 +11,7 @@ from preprocessing.chat import IMAGE_PARTS
 from preprocessing.fetch import fetch
 from vl.errors import ImageError, InputError
 from vl.server.config import ServerConfig
+from vl.server.errors import told
 
 
 def with_images(conversation: Conversation, config: ServerConfig) -> Conversation:
@@ -29,7 +30,7 @@ def with_images(conversation: Conversation, config: ServerConfig) -> Conversatio
 
 def _read(source: Any, label: str, config: ServerConfig) -> bytes:
     if not isinstance(source, str):
-        raise ImageError(f"{label}: give a data URL, such as data:image/png;base64,..., not {type(source).__name__}")
+        raise ImageError(f"{label}: give a data URL, such as data:image/png;base64,..., not {told(source)}")
     scheme = source[:8].lower()
     if scheme.startswith(("http://", "https://")):
         if not config.image_hosts:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from vl.engine import SamplingParams
+from vl.engine.params import MOST_TOP_LOGPROBS
 from vl.errors import InputError
 
 _PARTS = {
@@ -51,6 +52,13 @@ _OBJECTS = {"type": "array", "items": {"type": "object"}}
 Messages = Annotated[list[Any], WithJsonSchema(_MESSAGES)]
 """What they hold is checked by `preprocessing.Conversation`."""
 Tools = Annotated[list[Any], WithJsonSchema(_OBJECTS)]
+
+CHOICES = {
+    "stop": "a string or a list of strings",
+    "tool_choice": "a string or an object",
+    "prompt": "a string, a list of strings, a list of token ids or a list of such lists",
+}
+"""What fields may be that take several forms."""
 
 PLAIN: dict[str, Any] = {
     "min_p": 0,
@@ -216,6 +224,8 @@ class CompletionRequest(Sampled):
     def likelihoods(self) -> dict[str, Any]:
         if self.logprobs is not None and self.echo:
             raise InputError("logprobs are not told of prompts: leave echo out")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_TOP_LOGPROBS:
+            raise InputError(f"logprobs must be a whole number, 0 to {MOST_TOP_LOGPROBS}, not {self.logprobs}")
         return {} if self.logprobs is None else {"logprobs": True, "top_logprobs": self.logprobs}
 
     @property

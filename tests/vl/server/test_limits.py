@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 import pytest
 from PIL import Image
@@ -26,6 +27,7 @@ from preprocessing import allowed
 from vl.engine.runner import Runner
 from vl.server import body as body_module
 from vl.server.errors import ApiError
+from vl.server.openai import CHOICES, ChatRequest, CompletionRequest, TokenizeRequest
 
 from .conftest import Serve, ask, picture, with_image
 
@@ -69,14 +71,19 @@ WRONG: list[tuple[Any, str]] = [
     (ask(max_tokens=None, max_completion_tokens=-1), "max_completion_tokens must be 1 to 2,000 here, not -1"),
     (ask(tools=[{}]), "tool 1 needs a name"),
     (ask(tools=[{"type": "function", "function": {"name": ""}}]), "tool 1 needs a name"),
-    (ask(max_tokens="8"), "max_tokens"),
+    (ask(max_tokens="8"), "^max_tokens must be a whole number, not a string$"),
+    (ask(max_tokens=8.5), "^max_tokens must be a whole number, not a number with a point$"),
     (ask(max_tokens=3, max_completion_tokens=4), "two names of one limit"),
     (ask(temperature=-1), "temperature must be"),
     (b'{"messages": [{"role": "user", "content": "a"}], "temperature": 1e999}', "temperature must be"),
     (ask(top_p=0), "top_p must be"),
     (ask(n=0), "0 answers"),
     (ask(n=9), "9 answers"),
-    (ask(stop=[5]), "stop"),
+    (ask(stop=[5]), "^stop must be a string or a list of strings, not a list of a whole number$"),
+    (ask(tool_choice=[[{}]]), "^tool_choice must be a string or an object, not a list of a list of an object$"),
+    (ask(logit_bias={"5": "x"}), r"^logit_bias\[5\] must be a number, not a string$"),
+    (ask(modalities=["audio"]), r"^modalities\[0\]: "),
+    (b"null", "must be a JSON object, not null"),
     (ask(stop=["a"] * 65), "stop must be at most 64"),
     (ask(seed=2**64), "seed must be"),
     (ask(top_logprobs=3), "top_logprobs"),
@@ -104,7 +111,17 @@ def test_bad_input_names_the_cause(client: TestClient, body: Any, said: str) -> 
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ({}, "prompt"),
+        ({}, "^prompt is missing$"),
+        ({"prompt": [1, "a"]}, "list of such lists, not a list of a whole number and a string$"),
+        ({"prompt": [[1, None]]}, "not a list of a list of a whole number and null$"),
+        (
+            {"prompt": {}},
+            "^prompt must be a string, .* or a list of such lists, not an object$",
+        ),
+        (
+            {"prompt": json.loads("[" * 500 + "]" * 500)},
+            ", not a list of a list of a list of a list$",
+        ),
         ({"prompt": []}, "empty list"),
         ({"prompt": ""}, "the prompt is empty: give at least a token"),
         ({"prompt": "a b " * 10**5}, "a text of 400,000 characters is more than"),
@@ -112,17 +129,28 @@ def test_bad_input_names_the_cause(client: TestClient, body: Any, said: str) -> 
         ({"prompt": [2**70]}, "token ids"),
         ({"prompt": [-5]}, "input_ids holds -5"),
         ({"prompt": [10**6]}, "vocabulary ends at"),
-        ({"prompt": [True]}, "prompt"),
+        ({"prompt": [True]}, "not a list of true or false$"),
         ({"prompt": ["a"] * 9}, "9 answers"),
         ({"prompt": "<image>"}, "placeholders"),
         ({"prompt": "a", "suffix": "b"}, "'suffix' is not a field"),
         ({"prompt": "a", "best_of": 4}, "best_of is not supported"),
         ({"prompt": "a", "logprobs": 3, "echo": True}, "leave echo out"),
-        ({"prompt": "a", "logprobs": 21}, "top_logprobs must be"),
+        ({"prompt": "a", "logprobs": 21}, "^logprobs must be a whole number, 0 to 20, not 21$"),
     ],
 )
 def test_bad_completions_name_the_cause(client: TestClient, body: Any, said: str) -> None:
     refused(client, body, 400, said, COMPLETE)
+
+
+def test_what_may_take_several_forms_has_words_for_them() -> None:
+    """Or else a fault would be told by pydantic's names for these."""
+    several = {
+        name
+        for kind in (ChatRequest, CompletionRequest, TokenizeRequest)
+        for name, field in kind.model_fields.items()
+        if isinstance(field.annotation, UnionType) and len(set(get_args(field.annotation)) - {type(None)}) > 1
+    }
+    assert several == set(CHOICES)
 
 
 def test_half_a_surrogate_pair_can_be_said_back(client: TestClient) -> None:
@@ -179,9 +207,9 @@ def test_the_limit_that_is_named_is_the_one_that_holds(client: TestClient, side:
         ("file://{file}", "expected a data URL"),
         ("~/a.png", "expected a data URL"),
         ("", "expected a data URL"),
-        ({"path": "{file}"}, "not dict"),
-        ([], "not list"),
-        (5, "not int"),
+        ({"path": "{file}"}, "not an object"),
+        ([], "not a list of"),
+        (5, "not a whole number"),
         (
             "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==",
             "data URL",
