@@ -208,7 +208,7 @@ def test_the_limit_that_is_named_is_the_one_that_holds(client: TestClient, side:
         ("~/a.png", "expected a data URL"),
         ("", "expected a data URL"),
         ({"path": "{file}"}, "not an object"),
-        ([], "not a list of"),
+        ([], "not a list"),
         (5, "not a whole number"),
         (
             "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==",
