@@ -20,6 +20,7 @@ from vl.jobs.sources.names import Picture
 from .fakes import read
 
 ray = pytest.importorskip("ray", reason="needs ray[data]")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 SAMPLING: dict[str, Any] = {"max_new_tokens": 4}
 
@@ -73,6 +74,37 @@ def test_rows_are_those_of_one_engine_though_a_worker_is_killed(
         assert caption_images(engines, sources, there, prompt="What?", **SAMPLING).skipped == 13
     caption_images(tiny_model, sources, here, prompt="What?", **SAMPLING)
     assert untimed(there) == untimed(here)
+
+
+def test_forms_templates_and_duplicates_are_those_of_one_engine(
+    archive: Path, tiny_model: vl.MiniMaxVL, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Two prompts of a table's columns, answers held to a schema, an image twice, a row with nothing in a column."""
+    from vl.jobs.ray import RayEngines
+
+    images = [*sorted(archive.glob("*/0[1-5].png")), archive / "shelf1" / "broken.jpg"]
+    kinds = ["cat", "dog", "", "cat", "fox", "cow", "cat"]
+    table = tmp_path / "table.csv"
+    (tmp_path / "again.png").write_bytes(images[0].read_bytes())
+    lines = [f"{path},{kind}\n" for path, kind in zip([*images, "again.png"], kinds, strict=True)]
+    table.write_text("".join(["image,kind\n", *lines]))
+    options: dict[str, Any] = {
+        "prompt": {"short": "Is it a {kind}?", "long": "What does the {kind} do?"},
+        "schema": {"properties": {"n": {"enum": [1, 22]}}, "required": ["n"]},
+        "max_new_tokens": 60,
+    }
+    with RayEngines(tiny_checkpoint, 1) as engines:
+        tally = caption_images(engines, [table], tmp_path / "ray.parquet", **options)
+    caption_images(tiny_model, [table], tmp_path / "here.parquet", **options)
+    there, here = (
+        sorted(parquet.read_table(tmp_path / name).drop(["seconds"]).to_pylist(), key=lambda row: row["image"])
+        for name in ("ray.parquet", "here.parquet")
+    )
+    assert there == here
+    good = [row for row in here if row["error"] is None]
+    assert (tally.captions, tally.errors, len(good)) == (5, 2, 5), [row["error"] for row in here]
+    assert {row[column] for row in good for column in ("short_n", "long_n")} <= {1, 22}
+    assert len({row["digest"] for row in good}) == 4
 
 
 def test_what_is_wrong_is_said(
