@@ -125,7 +125,8 @@ def test_a_bad_image_costs_its_row(run: Run, mixed: Path) -> None:
 
 
 def test_a_list_on_stdin(run: Run, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{images}/red.png\n\n{images}/more\n"))
+    """With the mark that some editors begin with, and empty lines."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"\ufeff{images}/red.png\r\n\r\n{images}/more\n"))
     assert [Path(row["image"]).name for row in run("caption", "-", "--json").rows] == ["red.png", "grey.jpg"]
 
 

@@ -175,9 +175,9 @@ class Run:
 
 
 def stdin_lines() -> Iterator[str]:
-    """Sources listed on stdin, one a line."""
-    for line in sys.stdin:
-        if name := line.rstrip("\r\n"):
+    """Sources listed on stdin, one a line. The mark that some editors put before the first is not part of it."""
+    for number, line in enumerate(sys.stdin):
+        if name := (line if number else line.removeprefix("\ufeff")).rstrip("\r\n"):
             yield name
 
 

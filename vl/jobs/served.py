@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import os
 import random
 import threading
@@ -24,6 +25,7 @@ import httpx
 from PIL import Image
 
 from preprocessing import load_image
+from preprocessing.unicode import well_formed
 from vl.engine import Generation, SamplingParams, Timings, Usage
 from vl.engine.results import FinishReason
 from vl.errors import ConfigError, InputError
@@ -176,7 +178,10 @@ class Served(Elsewhere):
 
     def _only_model(self) -> str:
         answer = self._run(self._ask("GET", "models", None)).result()
-        names = [str(entry.get("id")) for entry in answer.get("data") or [] if isinstance(entry, dict)]
+        listed = answer.get("data") if isinstance(answer, dict) else None
+        names = [
+            str(entry.get("id")) for entry in (listed if isinstance(listed, list) else []) if isinstance(entry, dict)
+        ]
         if len(names) != 1:
             raise ConfigError(f"{self.url} has {', '.join(names) or 'no models'}: say which with --model")
         return names[0]
@@ -185,17 +190,17 @@ class Served(Elsewhere):
         started = time.monotonic()
         answer = await self._ask("POST", "chat/completions", _body(self.name, question, params))
         try:
-            choice, usage = answer["choices"][0], answer.get("usage") or {}
+            choice = answer["choices"][0]
             text = choice["message"]["content"]
             reason = choice.get("finish_reason")
         except (KeyError, IndexError, TypeError, AttributeError):
             raise InputError(f"the server's answer is no chat completion: {str(answer)[:200]}") from None
         if not isinstance(text, str):
             raise InputError(f"the server's answer has no text (finish_reason {reason!r})")
-        counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+        counts = [_count(answer.get("usage"), name) for name in ("prompt_tokens", "completion_tokens")]
         ended: FinishReason = "length" if reason == "length" else "stop"
         spent = Timings(decode=time.monotonic() - started)
-        return Generation(text, [], ended, Usage(counts[0], 0, counts[1]), spent)
+        return Generation(well_formed(text), [], ended, Usage(counts[0], 0, counts[1]), spent)
 
     async def _ask(self, method: str, path: str, body: Any) -> Any:
         """The JSON of an answer. Raises InputError for what is wrong with this request, JobError for all else."""
@@ -205,11 +210,11 @@ class Served(Elsewhere):
             said, after = "", None
             try:
                 response = await self._client.request(method, f"{self.url}/{path}", json=body)
-            except httpx.TransportError as error:
+            except (httpx.TransportError, httpx.DecodingError) as error:
                 said = f"{type(error).__name__}: {error}".rstrip(": ")
             else:
                 if response.is_success:
-                    with suppress(ValueError):
+                    with suppress(ValueError, RecursionError):
                         return response.json()
                     said = f"not JSON but {response.text[:100]!r}"
                 else:
@@ -273,6 +278,12 @@ def _sampling(params: SamplingParams) -> Row:
     return found
 
 
+def _count(usage: Any, name: str) -> int:
+    """Of tokens; 0 from a server that does not say."""
+    said = usage.get(name) if isinstance(usage, dict) else None
+    return said if isinstance(said, int) else 0
+
+
 def base_url(url: str) -> str:
     """Under which a server's paths are. Raises ConfigError if it is no address."""
     parts = urlsplit(url)
@@ -284,7 +295,7 @@ def base_url(url: str) -> str:
 
 def message_of(response: httpx.Response) -> str:
     """What an answer that is an error says."""
-    with suppress(ValueError, AttributeError, KeyError, TypeError):
+    with suppress(ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return str(response.json()["error"]["message"])[:300]
     return response.text[:300] or response.reason_phrase
 
@@ -293,7 +304,7 @@ def retry_after(response: httpx.Response) -> float | None:
     """Seconds that the server asks to wait, which it says as a number or a date."""
     said = response.headers.get("Retry-After", "")
     with suppress(ValueError):
-        return max(float(said), 0.0)
+        return None if math.isnan(seconds := float(said)) else max(seconds, 0.0)
     with suppress(ValueError, TypeError):
         return max((parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds(), 0.0)
     return None

@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import random
+import socket
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pandas
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from vl.errors import InputError
 from vl.jobs import caption_images, expand_sources, source_key
@@ -70,6 +75,40 @@ def test_a_torn_shard_gives_what_is_whole_and_an_error(tmp_path: Path) -> None:
     assert "unpack it" in said["z.tar.gz"]
 
 
+@pytest.mark.parametrize("left", [3 * 1024, 3 * 1024 + 300])
+def test_a_shard_without_its_end_is_torn_wherever_it_was_cut(tmp_path: Path, left: int) -> None:
+    """Between two members, and within a header."""
+    shard = make_shard(tmp_path / "x.tar", {f"{n}.png": png(n) for n in range(1, 5)})
+    shard.write_bytes(shard.read_bytes()[:left])
+    said = captions(tmp_path, shard)
+    assert "stops before its end mark" in said.pop("x.tar/(the rest)")
+    assert [*said] == [f"x.tar/{n}.png" for n in (1, 2, 3)]
+
+
+def test_a_damaged_header_in_a_shard_is_no_end(tmp_path: Path) -> None:
+    shard = make_shard(tmp_path / "x.tar", {f"{n}.png": png(n) for n in range(1, 5)})
+    content = bytearray(shard.read_bytes())
+    content[1024 + 148 : 1024 + 156] = b"damaged!"  # the second member's checksum
+    shard.write_bytes(content)
+    said = captions(tmp_path, shard)
+    assert said.pop("x.tar/1.png") == "1 by 5"
+    assert "damaged at byte 1,024" in said.pop("x.tar/(the rest)")
+    assert not said
+
+
+def test_two_images_of_a_shard_with_one_name(tmp_path: Path) -> None:
+    shard = tmp_path / "x.tar"
+    with tarfile.open(shard, "w") as tar:
+        for content in (png(1), png(2)):
+            entry = tarfile.TarInfo("a.png")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    said = captions(tmp_path, shard)
+    assert said.pop("x.tar/a.png") == "1 by 5"
+    assert "an image before it has this name" in said.pop("x.tar/a.png (at byte 1024)")
+    assert not said
+
+
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     if path.suffix == ".parquet":
         pandas.DataFrame(rows).to_parquet(path)
@@ -124,6 +163,56 @@ def test_damaged_lines_are_rows_of_their_own(tmp_path: Path) -> None:
     assert "holds nothing" in said["t.jsonl:5"]
 
 
+def test_a_damaged_parquet_costs_its_rows(tmp_path: Path) -> None:
+    """One group of rows of three; and a file without its end, where nothing tells how many rows there were."""
+    images = [random.Random(n).randbytes(500) for n in range(6)]
+    table = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"image": images}), table, row_group_size=2, use_dictionary=False)
+    content = bytearray(table.read_bytes())
+    group = parquet.read_metadata(table).row_group(1).column(0)
+    content[group.data_page_offset : group.data_page_offset + 20] = bytes(20)
+    table.write_bytes(content)
+    (tmp_path / "b.parquet").write_bytes(content[:-100])
+    (tmp_path / "c.png").write_bytes(png(3))
+    said = captions(tmp_path, table, tmp_path / "b.parquet", tmp_path / "c.png")
+    assert said.pop("c.png") == "3 by 5", "what comes after it is captioned"
+    assert "cannot be read, nor what follows" in said.pop("b.parquet:1")
+    assert [name for name, text in said.items() if "write the table again" in text] == ["a.parquet:3", "a.parquet:4"]
+    assert [*said] == [f"a.parquet:{n}" for n in range(1, 7)]
+
+
+def test_bytes_of_a_csv_that_are_no_utf8_are_those_of_names(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    (tmp_path / name).write_bytes(png(3))
+    (tmp_path / "b.png").write_bytes(png(4))
+    (tmp_path / "t.csv").write_bytes(b"image,kind\nb.png,x\ncaf\xe9.png,caf\xe9\n")
+    assert captions(tmp_path, tmp_path / "t.csv") == {"b.png": "4 by 5", name: "3 by 5"}
+
+
+def test_two_columns_of_one_name_are_refused_if_they_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image,note,note\na.png,1,2\n")
+    assert len(list(expand_sources([tmp_path / "t.csv"]))) == 1
+    (tmp_path / "t.csv").write_text("image,image\na.png,b.png\n")
+    with pytest.raises(InputError, match="2 columns 'image'"):
+        list(expand_sources([tmp_path / "t.csv"]))
+
+
+def test_a_url_whose_server_is_not_there_is_an_error_of_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ftp's file system looks for its server when it is made."""
+
+    def unknown(*given: Any, **more: Any) -> Any:
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr("ftplib.FTP.connect", unknown)
+    (tmp_path / "x.png").write_bytes(png(3))
+    (tmp_path / "t.csv").write_text("image\nftp://nowhere/a.png\nx.png\n")
+    said = captions(tmp_path, tmp_path / "t.csv")
+    assert "ftp://nowhere/a.png cannot be read: Name or service" in said.pop("t.csv:1")
+    assert said == {"x.png": "3 by 5"}
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_an_imagefolder_is_what_its_metadata_name(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "data"
@@ -138,6 +227,10 @@ def test_an_imagefolder_is_what_its_metadata_name(tmp_path: Path, kind: str) -> 
     assert told == [f"{folder}: passed over 2 files: 1 .{kind}, 1 not in the metadata"]
     write_table(folder / "train" / f"metadata.{kind}", [{"title": "not an imagefolder"}])
     assert len(list(expand_sources([folder]))) == 4
+    if kind == "jsonl":
+        (folder / "train" / "metadata.jsonl").write_text('{"file_name"\n')
+        with pytest.raises(InputError, match=r"metadata\.jsonl: row 1 is not JSON"):
+            list(expand_sources([folder]))
 
 
 def test_globs(tmp_path: Path) -> None:

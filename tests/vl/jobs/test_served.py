@@ -198,6 +198,25 @@ def test_what_is_wrong_with_one_image_is_its_row(server: Any, archive: Path, tmp
     assert "no chat completion" in errors["05"]
 
 
+def test_odd_answers_are_taken_for_what_they_are_or_end_it(server: Any, archive: Path, tmp_path: Path) -> None:
+    """Counts that are none, half a character; and what no parser can read ends the job with a reason."""
+    choice = {"message": {"content": "a\ud800b"}, "finish_reason": None}
+    server.trouble = lambda size: (200, {}, {"choices": [choice], "usage": {"prompt_tokens": "x"}})
+    run(server, archive, tmp_path / "out.jsonl")
+    good = [row for row in read(tmp_path / "out.jsonl") if "error" not in row]
+    assert {(row["caption"], row["prompt_tokens"], row["finish_reason"]) for row in good} == {("a\ufffdb", 0, "stop")}
+    assert len(good) == 12
+    server.trouble = lambda size: (200, {}, b"[" * 100_000)
+    with pytest.raises(JobError, match=r"not JSON but '\[\["):
+        run(server, archive, tmp_path / "deep.jsonl")
+    server.trouble = lambda size: (200, {"Content-Encoding": "gzip"}, b"no gzip")
+    with pytest.raises(JobError, match="at last: DecodingError"):
+        run(server, archive, tmp_path / "gzip.jsonl", patience=0.1)
+    server.trouble = lambda size: (429, {"Retry-After": "nan"}, b"busy")
+    with pytest.raises(JobError, match="at last: 429: busy"):
+        run(server, archive, tmp_path / "nan.jsonl", patience=0.1)
+
+
 def test_a_server_that_stays_away_ends_the_job_and_the_next_run_does_the_rest(
     server: Any, archive: Path, tmp_path: Path
 ) -> None:

@@ -90,7 +90,8 @@ def remote(url: str) -> File:
     """The file or folder behind a URL.
 
     Raises:
-        InputError: if fsspec or the package for that scheme is missing, or if there is no such scheme.
+        InputError: if fsspec or the package for that scheme is missing, there is no such scheme, or a server that has
+            to be reached at once is not.
     """
     try:
         import fsspec
@@ -100,8 +101,8 @@ def remote(url: str) -> File:
         fs, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
         raise InputError(f"{url}: {error}; pip install 'minimax-vl[jobs]' has s3 and http(s)") from None
-    except ValueError as error:
-        raise InputError(f"{url} cannot be read: {error}") from None
+    except Exception as error:  # of the file system, which may look for its server
+        raise InputError(f"{url} cannot be read: {str(error) or type(error).__name__}") from None
     return File(url, fs, path)
 
 

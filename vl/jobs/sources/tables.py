@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any
 
 from preprocessing.sources import kind_of, seen_from
@@ -49,6 +49,9 @@ class Columns:
         if found is None:
             wanted = f"column of images ({', '.join(COLUMNS)})" if self.image is None else f"column {self.image!r}"
             raise InputError(f"{table} has no {wanted}: name one with --column. It has {', '.join(map(repr, had))}")
+        for name in (found, *self.fields):
+            if had.count(name) > 1:
+                raise InputError(f"{table} has {had.count(name)} columns {name!r}: rename all but one")
         for field in self.fields:
             if field not in had:
                 raise InputError(
@@ -99,8 +102,10 @@ def listed(folder: str, files: Iterable[str], columns: Columns) -> list[tuple[st
             continue
         path = os.path.join(folder, name)
         with explained(path), open(path, "rb") as opened:
-            records = _json_records(opened) if name.endswith(".jsonl") else _csv_records(opened)
+            records = _json_records(opened) if name.endswith(".jsonl") else _csv_records(_csv_reader(opened))
             first = next(records, None)
+            if isinstance(first, _Damaged):
+                raise InputError(f"{path}: row 1 {first.cause}: mend the metadata")
             if not isinstance(first, Mapping) or "file_name" not in first:
                 return None
             Columns("file_name", columns.prompts).chosen(first, path)
@@ -135,15 +140,23 @@ def _source(table: File, name: str, value: Any) -> str | Picture:
         return broken(name, str(error))
 
 
-def _records(records: Iterator[Any], table: str, columns: Columns) -> Iterator[tuple[Any, Mapping[str, Any] | None]]:
-    """Values of the images' column, each with its record. The first readable one says which columns there are."""
+def _json(file: Any, table: str, columns: Columns) -> Iterator[tuple[Any, Mapping[str, Any] | None]]:
+    """The first readable record says which columns there are."""
     chosen: str | None = None
-    for record in records:
+    for record in _json_records(file):
         if not isinstance(record, Mapping):
             yield record if isinstance(record, _Damaged) else _Damaged("is not a JSON object"), None
             continue
         chosen = chosen or columns.chosen(record, table)
         yield record.get(chosen), record
+
+
+def _csv(file: Any, table: str, columns: Columns) -> Iterator[tuple[Any, Mapping[str, Any] | None]]:
+    reader = _csv_reader(file)
+    names = reader.fieldnames
+    chosen = columns.chosen(names, table) if names else ""
+    for record in _csv_records(reader):
+        yield (record, None) if isinstance(record, _Damaged) else (record.get(chosen), record)
 
 
 def _json_records(file: Any) -> Iterator[Any]:
@@ -156,12 +169,16 @@ def _json_records(file: Any) -> Iterator[Any]:
             yield _Damaged(f"is not JSON ({error})")
 
 
-def _csv_records(file: Any) -> Iterator[Any]:
-    reader = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""))
+def _csv_reader(file: Any) -> csv.DictReader[str]:
+    """Bytes that are no UTF-8 come as the system has them in names of files, so that an odd name is no end of all."""
+    return csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=""))
+
+
+def _csv_records(reader: csv.DictReader[str]) -> Iterator[Any]:
     while True:
         try:
             row = next(reader, None)
-        except (csv.Error, UnicodeDecodeError) as error:
+        except csv.Error as error:
             yield _Damaged(f"cannot be read, nor what follows ({error})")
             return
         if row is None:
@@ -169,20 +186,31 @@ def _csv_records(file: Any) -> Iterator[Any]:
         yield row
 
 
-def _parquet(file: Any, table: str, columns: Columns) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+def _parquet(file: Any, table: str, columns: Columns) -> Iterator[tuple[Any, Mapping[str, Any] | None]]:
+    """Rows that are damaged are so by groups, and each is one of its own; a file without its end has one."""
     try:
+        import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise InputError(f"{table} needs pyarrow: pip install 'minimax-vl[jobs]'") from None
-    opened = parquet.ParquetFile(file)
+    try:
+        opened = parquet.ParquetFile(file)
+    except pyarrow.ArrowInvalid as error:
+        yield _Damaged(f"cannot be read, nor what follows ({error})"), None
+        return
     chosen = columns.chosen(opened.schema_arrow.names, table)
-    for batch in opened.iter_batches(_ROWS, columns=list(dict.fromkeys([chosen, *columns.fields]))):
-        yield from ((record[chosen], record) for record in batch.to_pylist())
+    wanted = list(dict.fromkeys([chosen, *columns.fields]))
+    for group in range(opened.num_row_groups):
+        left = opened.metadata.row_group(group).num_rows
+        try:
+            for batch in opened.iter_batches(_ROWS, row_groups=[group], columns=wanted):
+                for record in batch.to_pylist():
+                    yield record[chosen], record
+                left -= len(batch)
+        except (pyarrow.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # of the disk or the network, not of what the file holds
+                raise
+            yield from repeat((_Damaged(f"cannot be read ({error}): write the table again"), None), left)
 
 
-_READERS = {
-    ".parquet": _parquet,
-    ".csv": lambda file, table, columns: _records(_csv_records(file), table, columns),
-    ".jsonl": lambda file, table, columns: _records(_json_records(file), table, columns),
-    ".ndjson": lambda file, table, columns: _records(_json_records(file), table, columns),
-}
+_READERS = {".parquet": _parquet, ".csv": _csv, ".jsonl": _json, ".ndjson": _json}
