@@ -10,7 +10,7 @@ from itertools import count, islice
 from multiprocessing import get_all_start_methods
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from preprocessing import Processor
 from vl.training.batch import Batch, encode, join
@@ -90,9 +90,16 @@ def start_method(workers: int) -> str | None:
 
 
 def give_way(worker: int) -> None:
-    """Lets the training process have a CPU whenever it wants one: the GPU waits for it."""
+    """Lets the training process have a CPU whenever it wants one: the GPU waits for it.
+
+    Images are cut by one thread of each worker, as there are about as many workers as CPUs.
+    """
     if hasattr(os, "nice"):
         os.nice(10)
+    info = get_worker_info()
+    source = None if info is None else info.dataset
+    if isinstance(source, BatchSource) and (patcher := source.processor.patcher) is not None:
+        source.processor = replace(source.processor, patcher=replace(patcher, threads=1))
 
 
 def draw_held_out(
