@@ -46,13 +46,15 @@ class Chooser:
         self._mask = Masker()
 
     def __call__(self, logits: Tensor, requests: Sequence[Request]) -> list[Chosen]:
-        """The next token of each request: float32 `[n, vocab]`, of which nothing is written to."""
+        """The next token of each request: float32 `[n, vocab]`, which may be written to."""
         params = [request.params for request in requests]
         # Before anything that waits for the logits: a GPU makes them meanwhile.
         masks = self._mask([(request.form, request.token_ids) for request in requests], logits)
         rows = SamplingRows.of(params, [r.key for r in requests], [r.known for r in requests], logits)
-        tokens = sample(masks.applied(self.adjusted(logits, requests)), rows, max(p.draw for p in params))
         asking = [i for i, p in enumerate(params) if p.logprobs]
+        adjusted = self.adjusted(logits, requests)
+        allowed = masks.applied(adjusted, own=not asking or adjusted is not logits)
+        tokens = sample(allowed, rows, max(p.draw for p in params))
         told = {}
         if asking:
             at = sent(asking, torch.int64, logits.device)

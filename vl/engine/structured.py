@@ -25,6 +25,7 @@ from vl.engine.sampling import sent
 from vl.errors import InputError
 
 _KEPT = 64  # grammars that are ready for the next request, and as many that are known not to be of use
+_SMALL = 2**14  # tokens of a vocabulary: in a smaller one a mask is found sooner than another thread wakes up
 
 
 class Model(Protocol):
@@ -139,13 +140,13 @@ class Masks:
     bits: Tensor
     errors: Mapping[int, str]
 
-    def applied(self, logits: Tensor) -> Tensor:
-        """float32 [n, vocab] with -inf for what may not come."""
+    def applied(self, logits: Tensor, *, own: bool = False) -> Tensor:
+        """float32 [n, vocab] with -inf for what may not come; `own`: they may be written to."""
         if not self.rows:
             return logits
         forbidden = self._forbidden(logits.shape[-1], logits.device)
         if len(self.rows) == len(logits):
-            return logits.masked_fill(forbidden, -torch.inf)
+            return (logits.masked_fill_ if own else logits.masked_fill)(forbidden, -torch.inf)
         at = sent(self.rows, torch.int64, logits.device)
         return logits.index_copy(0, at, logits[at].masked_fill(forbidden, -torch.inf))
 
@@ -160,7 +161,7 @@ class Masks:
 
 
 class Masker:
-    """Makes `Masks`, on as many cores as there are."""
+    """Makes `Masks`, of a large vocabulary on as many cores as there are."""
 
     def __init__(self) -> None:
         self._executor: Any = None
@@ -175,10 +176,12 @@ class Masker:
             assert form is not None
             form.follow(token_ids)
             forms.append(form)
-        if len(forms) == 1:
-            forms[0].matcher.unsafe_compute_mask_ptr(bits.data_ptr(), bits.nbytes)
+        start, size = bits.data_ptr(), 4 * bits.shape[1]
+        if len(forms) == 1 or logits.shape[-1] <= _SMALL:
+            for i, form in enumerate(forms):
+                form.matcher.unsafe_compute_mask_ptr(start + i * size, size)
         elif forms:
             self._executor = self._executor or library().LLExecutor()
             matchers = [(form.matcher, i) for i, form in enumerate(forms)]
-            self._executor.unsafe_compute_mask_ptr(matchers, bits.data_ptr(), bits.nbytes // len(forms), len(forms))
+            self._executor.unsafe_compute_mask_ptr(matchers, start, size, len(forms))
         return Masks(rows, bits, {row: form.error for row, form in zip(rows, forms, strict=True) if form.error})

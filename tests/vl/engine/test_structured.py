@@ -255,11 +255,33 @@ def test_bits_say_what_may_come(vocab: int, rows: tuple[int, ...]) -> None:
     """Of 32 tokens in a word, the first in its lowest bit; the other rows stay as they are."""
     words = torch.randint(-(2**31), 2**31, (len(rows), -(-vocab // 32)), dtype=torch.int32)
     logits = torch.randn(3, vocab)
-    found = structured.Masks(rows, words, {}).applied(logits)
+    masks = structured.Masks(rows, words, {})
+    before = logits.clone()
+    found = masks.applied(logits)
+    assert torch.equal(logits, before)
+    assert torch.equal(masks.applied(before, own=True), found)
     for row, logit in enumerate(logits):
         for token in range(vocab):
             allowed = row not in rows or words[rows.index(row), token // 32].item() >> token % 32 & 1
             assert found[row, token] == (logit[token] if allowed else -torch.inf)
+
+
+def test_masks_are_the_same_from_one_thread_and_from_several(
+    nano: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, logits = nano.processor.tokenizer.encode_plain, torch.zeros(4, nano.config.text.vocab_size)
+    made = FORMS.setdefault("nano", Forms(nano))
+
+    def answers() -> list[tuple[Form | None, list[int]]]:
+        form = made.form({"type": "regex", "pattern": "[a-z]+, [0-9]+"})
+        return [(form, encode("ab")), (None, []), *((made.form({"type": "json_object"}), encode(s)) for s in ("", "{"))]
+
+    alone = Masker()(answers(), logits)
+    monkeypatch.setattr(structured, "_SMALL", 0)
+    together = Masker()(answers(), logits)
+    assert alone.rows == together.rows == [0, 2, 3]
+    assert torch.equal(alone.bits, together.bits)
+    assert len(alone.bits.unique(dim=0)) == 3
 
 
 def test_text_of_any_form_is_no_form() -> None:
