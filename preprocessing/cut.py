@@ -26,6 +26,11 @@ class CutImage:
         self._lock = Lock()
 
     @property
+    def hashed(self) -> bool:
+        """Whether its digest is there."""
+        return self._digest is not None
+
+    @property
     def digest(self) -> bytes:
         """`image_digest`, made once: of several threads that ask, the others wait for the first."""
         with self._lock:

@@ -130,6 +130,17 @@ def test_a_list_on_stdin(run: Run, images: Path, monkeypatch: pytest.MonkeyPatch
     assert [Path(row["image"]).name for row in run("caption", "-", "--json").rows] == ["red.png", "grey.jpg"]
 
 
+def test_processes_for_images_start_before_the_model_is_there(
+    run: Run, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    monkeypatch.setattr("vl.jobs.cutting.default_workers", lambda device: 3 if device.type == "cpu" else 4)
+    monkeypatch.setattr("vl.jobs.cutting.start_ahead", started.append)
+    monkeypatch.setattr("vl.load", lambda *given, **more: pytest.fail("too late") if not started else 1 / 0)
+    assert "ZeroDivisionError" in run("caption", images / "red.png", "--device", "cpu").err
+    assert started == [3]
+
+
 def test_what_a_folder_holds_besides_images_is_said(run: Run, images: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     ran = run("caption", tmp_path)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vl.engine import SamplingParams
     from vl.jobs import Beside, Elsewhere, Prompts, Row, Source, Tally, Tell
     from vl.jobs.sources.passed import Passed
+    from vl.model import MiniMaxVL
 
 STDIN = "-"
 _MANY = 200
@@ -91,7 +92,7 @@ class Run:
                 self.where.opened(self.model, self.loading) as elsewhere,
                 CaptionProgress(self.messages, lambda: len(names)) as progress,
             ):
-                model = elsewhere or self.loading.load(self.model)
+                model = elsewhere or self._loaded()
                 for row in chain.from_iterable(caption_rows(model, names, prompt=self.prompts, **self.options)):
                     tally.count(row)
                     progress.update(tally)
@@ -102,6 +103,14 @@ class Run:
                 self.results.print(caption_table(rows, tuple(self.prompts.values) or self.prompts.columns))
                 self.results.print(summary(tally))
         return tally.errors
+
+    def _loaded(self) -> MiniMaxVL:
+        """The model; the processes that cut images for it start meanwhile."""
+        from vl.jobs.cutting import default_workers, start_ahead
+        from vl.loading import pick_device
+
+        start_ahead(default_workers(pick_device(self.loading.device)))
+        return self.loading.load(self.model)
 
     def settings(self) -> dict[str, Any]:
         """What decides a caption of a model in this process, known before it is loaded."""
@@ -141,7 +150,7 @@ class Run:
                 if first is None:
                     self._report(f"nothing left to do: {plural(rows.rows, 'row')} in {out}")
                     return self._told(rows.failures, out)
-                model = elsewhere or self.loading.load(self.model)
+                model = elsewhere or self._loaded()
                 with CaptionProgress(self.messages, count) as progress:
 
                     def on_row(row: Row, tally: Tally) -> None:

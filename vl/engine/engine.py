@@ -86,7 +86,7 @@ class Engine(Keeping):
             raise InputError(f"n={params.n} answers are for generate, which returns them all: leave n out here")
         self._check_biases(params)
         prompt = inputs if isinstance(inputs, Prompt) else Prompt.of(inputs, self.model.config, self.model.name)
-        if self._marks() or self.config.image_memory:
+        if (self._marks() or self.config.image_memory) and not prompt.hashed:
             # So that they are there, mostly, when a step asks for them.
             self._hashing.submit(getattr, prompt, "digests")
         request = Request(

@@ -94,6 +94,14 @@ class Prompt:
                 self._digests[image] = self._digest(image)
         return [self._digests[image] for image in range(len(self.grids))]
 
+    @property
+    def hashed(self) -> bool:
+        """Whether `digests` costs nothing: each image was cut, and has its own."""
+        if not isinstance(self.tiles, LazyTiles):
+            return not self.grids
+        cut = [self.tiles.cut(image) for image in range(len(self.grids))]
+        return all(image is not None and image.hashed for image in cut)
+
     def _digest(self, image: int) -> bytes:
         if isinstance(self.tiles, LazyTiles):
             if cut := self.tiles.cut(image):

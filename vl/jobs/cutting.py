@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 MOST = 4  # processes, if nothing else is said: an image takes one of them some 20 ms
 _IDLE = 60.0  # seconds without work after which a process ends
+_UNCLAIMED = 1800.0  # the same of one that was started ahead: a large model loads for long
 _PATIENCE = 120.0  # seconds that one may take to start, where that is waited for
 
 Asked = tuple[list[Inputs], Row]
@@ -92,6 +93,27 @@ class Cutters:
 _kept: WeakKeyDictionary[Any, Cutters] = WeakKeyDictionary()
 
 
+_ahead: list[_Started] = []
+
+
+def start_ahead(count: int) -> None:
+    """Start so many processes for the next `Cutters` made: they take seconds, and a model that loads does too."""
+    _ahead.extend(_Started() for _ in range(count))
+
+
+class _Started:
+    """A process that knows of no model yet, and memory for tiles that is open there too.
+
+    Attributes:
+        file: the memory's descriptor; it has no size before it is used.
+    """
+
+    def __init__(self, file: int | None = None) -> None:
+        env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        self.file = _memory() if file is None else file
+        self.child = Child(partial(_work, self.file), env, [self.file])
+
+
 class _Cutter:
     """A process, and the memory in which it gives tiles back; for one thread at a time."""
 
@@ -100,10 +122,12 @@ class _Cutter:
         patcher = self._here.patcher
         most = 1 + max(width * height for width, height in patcher.pinpoints) // patcher.tile**2
         self._shape = (most, 3, patcher.tile, patcher.tile)
-        self._file = _memory(self._shape)
+        started = _ahead.pop() if _ahead else _Started()
+        self._file = started.file
         finalize(self, os.close, self._file)
+        os.ftruncate(self._file, torch.Size(self._shape).numel())
         self._tiles = _mapped(self._file, self._shape)
-        self._start()
+        self._take(started)
 
     def __call__(self, image: str | Picture, texts: Sequence[str]) -> Asked:
         if not self.is_ready():
@@ -115,7 +139,7 @@ class _Cutter:
             except (EOFError, OSError):
                 ending = self._child.ending()
                 self._end()
-                self._start()
+                self._take(_Started(self._file))
                 if not self.is_ready(_PATIENCE):
                     break
             else:
@@ -130,35 +154,31 @@ class _Cutter:
         ids, count, grid, digest, found = said
         return inputs_of(ids, CutImage(self._tiles[:count].clone(), grid, digest), self._here), found
 
-    def _start(self) -> None:
-        env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        self._ready = False
-        self._child = Child(partial(_work, self._file, self._shape), env, [self._file])
+    def _take(self, started: _Started) -> None:
+        self._ready, self._child = False, started.child
         self._end = finalize(self, self._child.close)
 
     def is_ready(self, wait: float = 0.0) -> bool:
         """Whether its process takes images, after so many seconds at most. One that has ended is started again."""
         if self._ready and self._child.process.poll() is not None:  # it had no work for long
             self._end()
-            self._start()
+            self._take(_Started(self._file))
         if not self._ready and self._child.pipe.connection.poll(wait):
             try:
                 self._child.pipe.receive()
-                self._child.pipe.send(self._sent)
+                self._child.pipe.send((self._sent, self._shape))
                 self._ready = True
             except (EOFError, OSError):  # it could not start, and has said why
                 pass
         return self._ready
 
 
-def _memory(shape: Shape) -> int:
+def _memory() -> int:
     """A file descriptor of memory that processes can share: /dev/shm may be too small for it."""
     if hasattr(os, "memfd_create"):
-        file = os.memfd_create("tiles")
-    else:
-        file, path = tempfile.mkstemp()
-        os.unlink(path)
-    os.ftruncate(file, torch.Size(shape).numel())
+        return os.memfd_create("tiles")
+    file, path = tempfile.mkstemp()
+    os.unlink(path)
     return file
 
 
@@ -167,12 +187,15 @@ def _mapped(file: int, shape: Shape) -> Tensor:
     return torch.frombuffer(mmap.mmap(file, torch.Size(shape).numel()), dtype=torch.uint8).view(shape)
 
 
-def _work(file: int, shape: Shape, pipe: Pipe) -> None:
+def _work(file: int, pipe: Pipe) -> None:
     """A process: answers what it is sent until nothing comes."""
     torch.set_num_threads(1)
-    resize_planes(Image.new("RGB", (1000, 1 + UNCOMPILED_PIXELS // 1000)), [(shape[3], shape[2])], 1)  # loads the loops
+    resize_planes(Image.new("RGB", (1000, 1 + UNCOMPILED_PIXELS // 1000)), [(100, 100)], 1)  # loads the loops
     pipe.send(None)  # it is there
-    processor: Processor = pickle.loads(pipe.receive())
+    if not pipe.connection.poll(_UNCLAIMED):
+        return
+    sent, shape = pipe.receive()
+    processor: Processor = pickle.loads(sent)
     assert processor.patcher is not None
     processor = replace(processor, patcher=replace(processor.patcher, threads=1))
     tiles = _mapped(file, shape)

@@ -59,6 +59,20 @@ def test_until_they_have_started_it_is_done_here(archive: Path, tiny_model: vl.M
     assert (made.input_ids.tolist(), made.grids, row) == (expected.input_ids.tolist(), expected.grids, known)
 
 
+def test_one_that_was_started_ahead_is_used(archive: Path, tiny_model: vl.MiniMaxVL) -> None:
+    cutting.start_ahead(1)
+    (started,) = cutting._ahead
+    cutter = Cutters(pickle.dumps(tiny_model.processor), 1)._free.get()
+    assert (cutter._child, cutting._ahead) == (started.child, [])
+    assert cutter.is_ready(120.0)
+    picture = next(iter(sorted(archive.glob("**/[0-9]*.png"))))
+    (made,), _ = cutter(str(picture), ["Colours?"])
+    (expected,), _ = ask_here(tiny_model.processor, str(picture), ["Colours?"])
+    assert torch.equal(made.tiles[:], expected.tiles[:])
+    digests = [each.tiles.cut(0).digest for each in (made, expected)]
+    assert digests[0] == digests[1], "which the engine need not make again"
+
+
 def test_an_image_that_ends_a_process_is_tried_once_more(archive: Path, cutters: Cutters, tmp_path: Path) -> None:
     picture, mark = next(iter(sorted(archive.glob("**/[0-9]*.png")))), tmp_path / "seen"
     code = "__import__('pathlib').Path({!r})"
