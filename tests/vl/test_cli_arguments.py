@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import typer
+from forkserver import run
 from PIL import Image
 
 import preprocessing.processor as processor_module
@@ -252,21 +253,24 @@ def test_where_the_page_cannot_be_served(args: list[str], capsys: pytest.Capture
 # Processes of their own
 
 
-def start(*args: object, model: Path, **options: Any) -> subprocess.CompletedProcess[bytes]:
+def start(*args: object, model: Path, buffered: bool = True, **options: Any) -> subprocess.CompletedProcess[bytes]:
     """`--json` rows, as a table is too short to fill a buffer."""
-    return subprocess.run(
+    begin = subprocess.run if "preexec_fn" in options else run
+    return begin(
         [sys.executable, "-m", "vl.cli", *map(str, args), "--model", str(model), "--max-new-tokens", "2"],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "" if buffered else "1"},
         stderr=subprocess.PIPE,
         **options,
     )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("buffered", [True, False])
 @pytest.mark.parametrize("json_", [True, False])
-def test_standard_output_on_a_full_disk(red: Path, tiny_checkpoint: Path, json_: bool) -> None:
+def test_standard_output_on_a_full_disk(red: Path, tiny_checkpoint: Path, json_: bool, buffered: bool) -> None:
+    args = ["caption", red, *(["--json"] if json_ else [])]
     with open("/dev/full", "wb") as full:
-        ran = start("caption", red, *(["--json"] if json_ else []), model=tiny_checkpoint, stdout=full)
+        ran = start(*args, model=tiny_checkpoint, buffered=buffered, stdout=full)
     assert ran.returncode == 3, ran.stderr
     assert ran.stderr == b"error: writing the output: No space left on device\n"
 

@@ -117,6 +117,8 @@ def explain(error: Exception) -> int:
         return EXIT_UNUSABLE
     if isinstance(error, OSError):  # a full disk, a file that may not be read
         complain(f"{error.filename or 'writing the output'}: {error.strerror or error}")
+        if error.filename is None:
+            _flush()  # an output that cannot be written is told of once
         return EXIT_UNUSABLE
     if isinstance(error, MemoryError):
         complain("there is not enough memory: try a smaller --batch-size or --max-new-tokens")
@@ -146,12 +148,18 @@ def main() -> None:
 
 def _flushed(code: int) -> int:
     """The exit code once the output is written: a disk may be full, a reader may have gone."""
+    error = _flush()
+    if error is None:
+        return code
+    return code or EXIT_NO_READER if isinstance(error, BrokenPipeError) else explain(error)
+
+
+def _flush() -> OSError | None:
+    """Write what is left of the output. If it cannot be, it is dropped, and why is returned."""
     try:
         sys.stdout.flush()
     except OSError as error:
         # Python would try again at its exit, and then complain in words of its own.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            return explain(error)
-        return code or EXIT_NO_READER
-    return code
+        return error
+    return None
