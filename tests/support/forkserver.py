@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import fcntl
 import gc
+import io
 import json
 import os
 import runpy
@@ -34,18 +35,25 @@ IMPORTED = (
     "torch._dynamo",  # which an optimizer's first step imports
     "torch.distributed.fsdp",
     "torch.distributed.tensor",
+    "torch.utils.tensorboard",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.pyplot",
     "vl.cli.app",
     "vl.cli.caption",
     "vl.cli.chat",
     "vl.cli.train",
+    "vl.jobs",
     "vl.loading",
+    "vl.nano.source",
     "vl.ranks.worker",
     "vl.training.train",
 )
 FREE = 200  # numbers of the server's own files start here: a process may ask for any below
 
 
-def run(command: Sequence[str], *, timeout: float | None = None, check: bool = False, **options: Any) -> Any:
+def run(
+    command: Sequence[str], *, timeout: float | None = None, check: bool = False, **options: Any
+) -> subprocess.CompletedProcess[Any]:
     """`subprocess.run`, without `input`."""
     if options.pop("capture_output", False):
         options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -175,6 +183,7 @@ def _can_fork() -> bool:
 
 if __name__ != "__main__":
     Popen: type[subprocess.Popen[Any]] = Forked if _can_fork() else subprocess.Popen
+    forking = types.SimpleNamespace(**vars(subprocess) | {"Popen": Popen, "run": run})  # in the place of `subprocess`
 
 
 # The server
@@ -254,12 +263,12 @@ def _become(request: dict[str, Any], fds: list[int]) -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
-    through = bool(os.environ.get("PYTHONUNBUFFERED"))
+    at_once = bool(os.environ.get("PYTHONUNBUFFERED"))
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         old = getattr(sys, name)
-        new = open(number, old.mode, encoding=old.encoding, errors=old.errors, closefd=False)  # noqa: SIM115
-        if number:
-            new.reconfigure(line_buffering=number == 2 or new.isatty(), write_through=through)
+        file: Any = open(number, "wb" if number else "rb", 0 if number and at_once else -1, closefd=False)  # noqa: SIM115
+        lines = number == 2 or file.isatty()
+        new = io.TextIOWrapper(file, old.encoding, old.errors, line_buffering=lines, write_through=at_once)
         setattr(sys, name, new)
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
 
@@ -267,7 +276,8 @@ def _become(request: dict[str, Any], fds: list[int]) -> None:
 def execute(command: list[str], path: str) -> None:
     """Run what `python` with these arguments would. `path`: PYTHONPATH, in whose order modules are looked for."""
     sys.path[:0] = filter(None, path.split(os.pathsep))
-    how, *rest = command
+    safe = command[0] == "-P"  # no folder is added
+    how, *rest = command[safe:]
     if how == "-c":
         sys.argv = ["-c", *rest[1:]]
         sys.path.insert(0, "")
@@ -279,7 +289,7 @@ def execute(command: list[str], path: str) -> None:
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
         sys.argv = [how, *rest]
-        sys.path.insert(0, str(Path(how).parent))
+        sys.path[:0] = [] if safe else [str(Path(how).parent)]
         runpy.run_path(how, run_name="__main__")
 
 
@@ -290,6 +300,7 @@ if __name__ == "__main__":
             import_module(module)
         except ImportError:  # of an extra that is not there
             traceback.print_exc()
+    import_module("vl.nano.tokenizer").train_tokenizer()  # which is kept: of every recipe that trains from nothing
     gc.freeze()
     asked = serve(_up(socket.socket(fileno=int(sys.argv[1]))))
     if asked is not None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -8,23 +7,28 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from forkserver import Popen
+from forkserver import forking
 
 import vl
 from preprocessing.chat import Conversation
 from preprocessing.images import load_image
+from vl.bench import runner
+from vl.bench.serving import process
 from vl.engine import Engine, SamplingParams
+from vl.jobs import children
 from vl.ranks import processes
+from vl.training import curve
 
 Reply = Callable[[Conversation], str]
 Left = Callable[[vl.MiniMaxVL], dict[str, int]]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _ranks_are_forks() -> Iterator[None]:
-    """The processes of models over several devices, as most of what they cost is to import torch."""
+def _processes_are_forks() -> Iterator[None]:
+    """Those that the project itself starts: most of what they cost here is to import torch."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processes, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": Popen}))
+        for module in (runner, process, children, processes, curve):
+            patch.setattr(module, "subprocess", forking)
         yield
 
 

@@ -7,11 +7,11 @@ import json
 import os
 import pty
 import select
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forkserver import Popen
 from PIL import Image
 
 import vl
@@ -133,7 +133,7 @@ def test_a_failed_turn_does_not_end_the_conversation(
 def test_conversation_in_a_terminal(image: Path, tiny_checkpoint: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "vl.cli", "chat", str(image), "--model", str(tiny_checkpoint)]
-    child = subprocess.Popen(
+    child = Popen(
         [*command, "--max-new-tokens", "5"],
         stdin=theirs,
         stdout=theirs,

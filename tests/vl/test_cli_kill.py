@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forkserver import Popen
 from PIL import Image
 
 import vl
@@ -35,7 +36,7 @@ def arguments(archive: Path, model: Path, out: Path) -> list[str]:
 
 
 def start(args: list[str], *, stdout: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+    return Popen(
         [sys.executable, "-m", "vl.cli", *args],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=stdout,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forkserver import Popen
 from safetensors.torch import load_file, save_file
 
 import vl
@@ -141,7 +142,7 @@ main()
 def test_a_process_that_is_ended_and_run_again(how: signal.Signals, tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "new"
     options = [str(tiny_checkpoint), str(folder), "--quantization", "int8", "--device", "cpu", "--threads", "1"]
-    child = subprocess.Popen(
+    child = Popen(
         [sys.executable, "-c", SLOW, "convert", *options],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forkserver import run
 
 import vl
 from vl.evaluation import Question, Task, evaluate, evaluate_file
@@ -37,7 +37,7 @@ def nano() -> vl.MiniMaxVL:
 
 def test_the_main_job_captions_the_examples_right() -> None:
     command = [sys.executable, "-m", "vl.cli", "caption", str(EXAMPLES), "--json", "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     captions = {Path(row["image"]).stem: row["caption"] for row in rows}

@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forkserver import run
 
 import vl
 from vl.errors import CheckpointError, ConfigError
@@ -304,6 +304,6 @@ def test_a_real_kill(old: Path, tmp_path: Path, new: vl.MiniMaxVL, number: int, 
     new.save(tmp_path / "new")
     before = contents(old)
     command = [sys.executable, "-c", KILL, str(old), str(number), str(tmp_path / "new")]
-    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True)
+    done = run(command, cwd=ROOT, check=False, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert state(old, before, new) == left

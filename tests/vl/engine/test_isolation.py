@@ -14,6 +14,7 @@ from weakref import ref
 import numpy as np
 import pytest
 import torch
+from forkserver import run
 from torch import Tensor
 
 import vl
@@ -343,7 +344,7 @@ print("child", os.wait()[1])
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 def test_a_model_that_a_forked_child_loads_has_threads_of_its_own(tiny_checkpoint: Path) -> None:
-    done = subprocess.run(
+    done = run(
         [sys.executable, "-c", GRANDCHILD, str(tiny_checkpoint)],
         capture_output=True,
         text=True,

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from forkserver import Popen
 
 import vl
 from preprocessing import Conversation
@@ -254,7 +255,7 @@ def test_killed_at_any_time_while_it_reads(
     )
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     for lines in (4, 7):
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env)
+        process = Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env)
         assert process.stdout is not None
         for _ in range(lines):
             process.stdout.readline()
@@ -304,7 +305,7 @@ def test_a_save_waits_for_that_of_another_process(model: vl.MiniMaxVL, tmp_path:
         "sys.stdin.readline()\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline()
         thread = threading.Thread(target=session.save, args=(tmp_path,))

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import jsonschema
 import openai
 import pytest
+from forkserver import Popen
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
@@ -37,7 +38,7 @@ class Served:
     def __init__(self, *options: str) -> None:
         command = [sys.executable, "-m", "vl.cli", "serve", "--port", "0", *options]
         environment = os.environ | {"VL_API_KEYS": KEY, "PYTHONUNBUFFERED": "1"}
-        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        self.process = Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         self.said = ""
         while not (ready := re.search(r"served at (http://127.0.0.1:\d+)/v1", self.said)):

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from forkserver import run
 
 import vl
 from vl.nano.kinds import KINDS
@@ -280,7 +281,7 @@ def test_presets_are_found_by_name() -> None:
 def test_the_command_trains_a_preset_on_the_users_data(start: Path, data: Path, tmp_path: Path) -> None:
     options = ["--init", str(start), "--data", str(data), "--out", str(tmp_path / "run"), "--device", "cpu"]
     command = [sys.executable, "-m", "vl.cli", "train", "align", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "1 for messages" in done.stdout
     assert (tmp_path / "run" / "model" / "config.json").exists()

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from forkserver import run
 
 import vl
 from vl.training.batch import Batch
@@ -130,7 +130,7 @@ def test_config_errors_name_the_file_and_the_cause(tmp_path: Path, text: str, me
 
 def test_the_command_reports_errors_without_a_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vl.cli", "train", str(tmp_path / "none.toml"), "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 3
     assert "none.toml" in done.stderr
     assert "Traceback" not in done.stderr
