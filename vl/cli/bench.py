@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from vl.cli import jobs, load, long, numerics, quality, serving, soak, whole
+from vl.cli import experts, jobs, load, long, numerics, quality, serving, soak, whole
 from vl.cli.console import EXIT_SOME_FAILED, DeviceOption, Quantization, complain, stderr_console, stdout_console
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ app.command("quality")(quality.quality)
 app.command("numerics")(numerics.numerics)
 app.command("whole")(whole.whole)
 app.command("long")(long.long)
+app.command("experts")(experts.experts)
 app.command("load")(load.load)
 app.command("jobs")(jobs.jobs)
 app.command("serve")(serving.serve)
