@@ -47,16 +47,25 @@ def write_file(path: str | os.PathLike[str], contents: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+def locked(folder: Path, *, shared: bool = False, wait: bool = True) -> Iterator[None]:
     """A block that nobody else is in for this folder, in whatever process or thread; but others who share it.
 
     Nobody waits for anybody where a file system has no locks, or the folder is not there.
+
+    Raises:
+        BlockingIOError: if somebody is in it and `wait` is false.
     """
     descriptor = None
     try:
         with contextlib.suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY)
-            fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        if descriptor is not None:
+            try:
+                fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise
+            except OSError:
+                pass
         yield
     finally:
         if descriptor is not None:

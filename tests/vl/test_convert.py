@@ -23,7 +23,7 @@ import vl
 import vl.cli.app as vl_app
 import vl.convert
 from text_backbone.quantization import FORMATS
-from text_backbone.quantization.files import is_quantised
+from text_backbone.quantization.files import packed
 from vl.convert import convert, plan_conversion
 from vl.quantization import stored_to_json
 
@@ -34,7 +34,7 @@ ROOT = Path(vl.__file__).parents[1]
 
 
 def shards(folder: Path) -> dict[str, dict[str, bytes]]:
-    """File -> tensor -> its bytes; a file's metadata are in no order, so that its own bytes vary."""
+    """File -> tensor -> its bytes."""
     files = {path.name: load_file(path) for path in folder.glob("*.safetensors")}
     return {file: {n: t.view(torch.uint8).numpy().tobytes() for n, t in held.items()} for file, held in files.items()}
 
@@ -172,15 +172,75 @@ def test_what_was_not_made_of_these_files_is_made_again(tiny_checkpoint: Path, t
     (folder / "config.json").unlink()
     files = sorted(shards(folder))
     assert sorted(plan_conversion(tiny_checkpoint, folder, "nf4").finished) == files
-    same = {file for file in files if not any(map(is_quantised, shards(tiny_checkpoint)[file]))}
-    assert set(plan_conversion(tiny_checkpoint, folder, "int8").finished) == same < set(files)
     (folder / files[0]).write_bytes((folder / files[0]).read_bytes()[:-8])
-    save_file(load_file(folder / files[1]), folder / files[1])  # of an origin that nobody knows
-    assert sorted(plan_conversion(tiny_checkpoint, folder, "nf4").left) == files[:2]
+    assert sorted(plan_conversion(tiny_checkpoint, folder, "nf4").left) == files[:1]
     other = Path(shutil.copytree(tiny_checkpoint, tmp_path / "other"))
     held = load_file(other / files[2])
     save_file({name: tensor * 2 for name, tensor in held.items()}, other / files[2], metadata={"format": "pt"})
     assert files[2] not in plan_conversion(other, folder, "nf4").finished
+
+
+def test_what_no_such_conversion_wrote_is_left_alone(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = converted(tiny_checkpoint, tmp_path / "new")
+    (folder / "config.json").unlink()
+    plan, held = plan_conversion(tiny_checkpoint, folder, "nf4"), shards(folder)
+    with pytest.raises(vl.CheckpointError, match="unfinished conversion to nf4: finish that, give another folder"):
+        plan_conversion(tiny_checkpoint, folder, "int8")
+    file = folder / max(held)
+    save_file(load_file(file), file)
+    with pytest.raises(vl.CheckpointError, match=rf"{file.name} was not written by a conversion"):
+        plan_conversion(tiny_checkpoint, folder, "nf4")
+    with pytest.raises(vl.CheckpointError, match=rf"{file.name} was not written by a conversion"):
+        convert(plan)
+    assert shards(folder) == held
+
+
+def test_equal_conversions_are_equal_files(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Each was as likely as not to have its metadata in another order."""
+    one, two = (converted(tiny_checkpoint, tmp_path / name) for name in ("one", "two"))
+    files = [path.name for path in one.iterdir()]
+    assert len(files) > 8
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in files)
+
+
+def test_one_conversion_at_a_time(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    first, second = (plan_conversion(tiny_checkpoint, folder, "nf4") for _ in range(2))
+    draft = folder / ".0123456789abcdef.draft"
+    draft.touch()
+
+    def meanwhile(*_: int) -> None:
+        with pytest.raises(vl.CheckpointError, match="is being written by another conversion: wait until it ends"):
+            convert(second)
+
+    convert(first, progress=meanwhile)
+    assert not draft.exists()
+    with pytest.raises(vl.CheckpointError, match="holds a model already"):
+        convert(second)
+    assert vl.load(folder, device="cpu").config.quantization == "nf4"
+
+
+def test_a_source_that_changes(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model")), tmp_path / "new"
+    file = min(source.glob("*.safetensors"))
+    with monkeypatch.context() as patch:
+        patch.setattr(vl.convert, "packed", lambda *args: (file.touch(), packed(*args))[1])
+        with pytest.raises(vl.CheckpointError, match=rf"{file.name} changed while it was read: convert again"):
+            converted(source, folder, threads=1)
+    assert file.name not in shards(folder)
+    plan = plan_conversion(source, folder, "nf4")
+    for part in source.glob("*.safetensors*"):
+        part.unlink()
+    save_file({k: v for path in tiny_checkpoint.glob("*.safetensors") for k, v in load_file(path).items()}, file)
+    whole = file.rename(source / "model.safetensors")
+    with pytest.raises(vl.CheckpointError):
+        convert(plan)
+    (folder / INDEX).touch()  # as a conversion that was killed at its end leaves it
+    (folder / "mine.safetensors").write_bytes(whole.read_bytes())
+    (folder / "torn.safetensors").touch()
+    converted(source, folder)
+    assert {path.name for path in folder.glob("*.safetensors*")} == {whole.name, "mine.safetensors", "torn.safetensors"}
+    assert vl.load(folder, device="cpu").config.quantization == "nf4"
 
 
 def test_values_that_are_not_finite_are_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
