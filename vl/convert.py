@@ -139,8 +139,9 @@ def _run(
     """All that is left, in a folder where nobody else is at work; it is looked at again, for somebody may have been."""
     finished = _finished(conversion.manifest, conversion.target, conversion.format)
     left = tuple(file for file in conversion.left if file not in finished)
-    for draft in conversion.target.glob(".*.draft"):
-        draft.unlink()  # of a conversion that was killed
+    if drafts := list(conversion.target.glob(".*.draft")):  # of a conversion that was killed
+        for draft in (*drafts, *conversion.target.glob(".tmp??????")):  # safetensors' own, beside them
+            draft.unlink()
     done, total = 0, replace(conversion, left=left).bytes_left
     for size in merged(lambda file: _convert_file(conversion, file, device), left, threads):
         done += size
