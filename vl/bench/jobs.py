@@ -30,7 +30,7 @@ _SIZES = ((336, 336), (640, 480), (480, 640), (800, 600), (1024, 768), (1344, 10
 
 @dataclass(frozen=True)
 class JobsFigures:
-    """Images a second, and the part of that time in which the GPU had work; None where there is none to ask.
+    """What was measured.
 
     Attributes:
         alone: the engine, of inputs that are there before the clock starts: before the jobs and once more after them.
@@ -51,9 +51,16 @@ class JobsFigures:
 
 @dataclass(frozen=True)
 class Run:
-    """Images a second, and how busy the GPU was, from 0 to 1."""
+    """One of them.
+
+    Attributes:
+        rate: images a second.
+        cpu: seconds of this process' threads on a core, for an image: on a CPU that others share, what to compare.
+        busy: the part of the time in which the GPU had work; None where there is none to ask.
+    """
 
     rate: float
+    cpu: float
     busy: float | None
 
 
@@ -99,10 +106,10 @@ def _timed(model: vl.MiniMaxVL, images: int, work: Callable[[], int]) -> tuple[R
     with Busy(model.device) as busy:
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)
-        begun = time.perf_counter()
+        begun, cpu = time.perf_counter(), time.process_time()
         found = work()
-        seconds = time.perf_counter() - begun
-    return Run(images / seconds, busy.fraction), found
+        seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+    return Run(images / seconds, cpu / images, busy.fraction), found
 
 
 def _files(folder: Path, count: int, pool: ThreadPoolExecutor) -> list[Path]:

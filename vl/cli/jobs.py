@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from vl.cli.console import DeviceOption, DTypeOption, ModelOption, stdout_console
+
+if TYPE_CHECKING:
+    from vl.bench.jobs import Run
 
 
 def jobs(
@@ -29,15 +32,19 @@ def jobs(
     loaded = vl.load(model, device=device, dtype=dtype, max_batch_size=batch_size)
     found = bench_jobs(loaded, images, batch_size=batch_size, max_new_tokens=max_new_tokens, workers=workers or [])
     title = f"{found.images} images, {found.tokens:.0f} tokens each"
-    table = Table("what", "images/s", "of the engine", "GPU busy", title=title)
+    table = Table("what", "images/s", "of the engine", "CPU ms/image", "GPU busy", title=title)
     for column in table.columns[1:]:
         column.justify = "right"
     for when, run in zip(("before", "after"), found.alone, strict=True):
-        table.add_row(f"engine alone, {when}", f"{run.rate:.2f}", "", _percent(run.busy))
+        table.add_row(f"engine alone, {when}", f"{run.rate:.2f}", "", _cpu(run), _percent(run.busy))
     for count, run in found.jobs.items():
         name = f"job, {count} processes" if count else "job"
-        table.add_row(name, f"{run.rate:.2f}", _percent(run.rate / found.alone_rate), _percent(run.busy))
+        table.add_row(name, f"{run.rate:.2f}", _percent(run.rate / found.alone_rate), _cpu(run), _percent(run.busy))
     stdout_console().print(table)
+
+
+def _cpu(run: Run) -> str:
+    return f"{1000 * run.cpu:,.1f}"
 
 
 def _percent(part: float | None) -> str:

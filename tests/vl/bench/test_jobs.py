@@ -21,6 +21,7 @@ def test_a_job_and_the_engine_alone(tiny_checkpoint: Path) -> None:
     assert min(run.rate for run in found.alone) <= found.alone_rate <= max(run.rate for run in found.alone)
     assert [*found.jobs] == [0], "a model on the CPU has no processes by default"
     assert found.jobs[0].rate > 0
+    assert 0 < found.jobs[0].cpu < 60
     assert model.engine.image_counts == (0, 2 + 2 * 4), "nothing that was kept of an image helped the next run"  # type: ignore[attr-defined]
 
 
