@@ -66,6 +66,12 @@ def test_what_is_the_question(image: Path, arguments: list[str], images: list[st
     assert split_arguments(named(arguments), "Q") == (named(arguments), "Q")
 
 
+@pytest.mark.parametrize("line", [["chat", "-q", ""], ["ask", "nowhere", " "]])
+def test_an_empty_question_is_none(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert vl_app.run(line) == 2
+    assert "the question is empty" in " ".join(capsys.readouterr().err.split())
+
+
 def test_one_question(
     image: Path, tiny_checkpoint: Path, tiny_model: vl.MiniMaxVL, capsys: pytest.CaptureFixture[str]
 ) -> None:

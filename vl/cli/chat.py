@@ -22,6 +22,7 @@ from vl.cli.console import (
     TopKOption,
     TopPOption,
     check_options,
+    check_question,
     complain,
     printable,
     stderr_console,
@@ -66,6 +67,7 @@ def chat(
     argument alone is a question only if it has spaces or ends with a question mark.
     """
     images, asked = split_arguments(arguments or [], question)
+    check_question(asked, images)
     if json and asked is None:
         raise typer.BadParameter("--json needs a question")
     sampling = {

@@ -8,7 +8,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -147,6 +147,12 @@ def check_options(sampling: dict[str, Any], background: str | None) -> SamplingP
     with usage_errors():
         read_background(background)
         return SamplingParams.of(sampling)
+
+
+def check_question(question: str | None, images: Sequence[str] | None) -> None:
+    """Raises BadParameter for a question without text or images; None is no question yet."""
+    if question is not None and not question.strip() and not images:
+        raise typer.BadParameter("the question is empty: say what to ask, or name an image")
 
 
 def stdin_is_terminal() -> bool:

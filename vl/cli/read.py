@@ -19,6 +19,7 @@ from vl.cli.console import (
     TopKOption,
     TopPOption,
     check_options,
+    check_question,
     printable,
     stderr_console,
 )
@@ -90,6 +91,7 @@ def ask(
         "seed": seed,
     }
     check_options(sampling, loading.background)
+    check_question(question, images)
     saved = read_manifest(session)
     opened = [open_image(name, loading.background) for name in images or []]
     loaded = loading.load(saved.name if model is None else model)

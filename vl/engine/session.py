@@ -373,6 +373,8 @@ def conversation_of(source: Source, page_side: int = PAGE_SIDE) -> Conversation:
 
 def _asked(question: str | Messages, images: Sequence[ImageSource]) -> Conversation:
     if isinstance(question, str):
+        if not question.strip() and not len(images):
+            raise InputError("the question is empty: say what to ask, or show an image")
         parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
         return Conversation.of([{"role": "user", "content": [*parts, {"type": "text", "text": question}]}])
     if len(images):

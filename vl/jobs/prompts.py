@@ -68,6 +68,8 @@ class Prompts:
                 raise InputError(f"answers cannot be in a column named {column!r}: {why}")
             if not isinstance(text, str):
                 raise InputError(f"the prompt of column {column!r} must be a text, not {type(text).__name__}")
+            if not text.strip():
+                raise InputError(f"the prompt of column {column!r} is empty: say what to ask, or leave it out")
         found = [match[2] for text in given.values() for match in _BRACES.finditer(text) if match[2]]
         fields = tuple(dict.fromkeys(found))
         return cls(dict(given) if fields else {column: _filled(text, {}) for column, text in given.items()}, fields)

@@ -202,6 +202,8 @@ def test_images_beside_messages_are_refused(model: vl.MiniMaxVL) -> None:
     session = model.read(document())
     with pytest.raises(vl.InputError, match="put them into the messages' parts"):
         session.ask(ask("Hello"), images=["a.png"])
+    with pytest.raises(vl.InputError, match="the question is empty: say what to ask, or show an image"):
+        session.ask(" ")
 
 
 def test_what_several_threads_have_it_remember_is_all_there(model: vl.MiniMaxVL) -> None:

@@ -161,7 +161,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@given(st.text(alphabet='{}":,a1 \n'))
+@pytest.mark.parametrize("prompt", ["", " \n", {"short": "", "long": "Describe it."}])
+def test_an_empty_prompt_asks_nothing(prompt: Any) -> None:
+    with pytest.raises(vl.InputError, match=r"the prompt of column '(caption|short)' is empty: say what to ask"):
+        Prompts.of(prompt)
+
+
+@given(st.text(alphabet='{}":,a1 \n').filter(str.strip))
 def test_braces_that_name_no_column_are_text(text: str) -> None:
     prompts = Prompts.of(text)
     if not prompts.fields and "{{a" not in text:
