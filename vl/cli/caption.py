@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from vl.cli.captioning import STDIN, Run
 from vl.cli.console import (
     EXIT_SOME_FAILED,
-    MaxNewTokensOption,
     ModelOption,
-    SeedOption,
-    TemperatureOption,
-    TopKOption,
-    TopPOption,
     check_options,
     importing,
     stderr_console,
@@ -25,12 +20,14 @@ from vl.cli.console import (
 from vl.cli.dryrun import DryRun, DryRunOption, GpusOption, PriceOption, SampleOption
 from vl.cli.loading import Loading, loading_options
 from vl.cli.report import ReportImagesOption, ReportOption, check_page, write_page
+from vl.cli.sampling import sampling_options
 from vl.cli.where import EngineOption, EnginesOption, KeyOption, PatienceOption, UrlOption, Where
 
 _BESIDE = "Texts beside the images"
 
 
 @loading_options(max_batch_size=8)
+@sampling_options
 def caption(
     sources: Annotated[
         list[str],
@@ -107,11 +104,6 @@ def caption(
     gpus: GpusOption = None,
     price_per_hour: PriceOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON object per image, and nothing else.")] = False,
-    max_new_tokens: MaxNewTokensOption = 256,
-    temperature: TemperatureOption = 0.0,
-    top_p: TopPOption = 1.0,
-    top_k: TopKOption = 0,
-    seed: SeedOption = None,
     engine: EngineOption = "local",
     engines: EnginesOption = None,
     engine_url: UrlOption = None,
@@ -119,6 +111,7 @@ def caption(
     patience: PatienceOption = 900.0,
     *,
     context: typer.Context,
+    sampling: dict[str, Any],
     loading: Loading,
 ) -> None:
     """Caption images: a table for a few, [bold]--out captions.jsonl[/bold] for many.
@@ -152,13 +145,6 @@ def caption(
         from vl.model import DEFAULT_PROMPT
     if column is not None and not any(source == STDIN or is_table(source) for source in sources):
         raise typer.BadParameter("--column goes with a table: .parquet, .csv or .jsonl", param_hint="--column")
-    sampling = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "seed": seed,
-    }
     params = check_options(sampling, loading.background)
     with usage_errors():
         prompts = Prompts.parse(prompt or [DEFAULT_PROMPT])

@@ -15,12 +15,7 @@ from rich.text import Text
 
 from vl.cli.console import (
     EXIT_SOME_FAILED,
-    MaxNewTokensOption,
     ModelOption,
-    SeedOption,
-    TemperatureOption,
-    TopKOption,
-    TopPOption,
     check_options,
     check_question,
     complain,
@@ -30,6 +25,7 @@ from vl.cli.console import (
 )
 from vl.cli.loading import Loading, loading_options
 from vl.cli.progress import ReadingProgress
+from vl.cli.sampling import sampling_options
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,6 +37,7 @@ HELP = "/image PATH adds an image, /reset starts again, /quit (or Ctrl-D) ends"
 
 
 @loading_options()
+@sampling_options
 def chat(
     arguments: Annotated[
         list[str] | None,
@@ -53,12 +50,8 @@ def chat(
     system: Annotated[str | None, typer.Option(help="A system message to begin with.", show_default=False)] = None,
     model: ModelOption = "nano",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object: text, usage, timings.")] = False,
-    max_new_tokens: MaxNewTokensOption = 256,
-    temperature: TemperatureOption = 0.0,
-    top_p: TopPOption = 1.0,
-    top_k: TopKOption = 0,
-    seed: SeedOption = None,
     *,
+    sampling: dict[str, Any],
     loading: Loading,
 ) -> None:
     """Ask about images; without a question, a dialogue.
@@ -70,13 +63,6 @@ def chat(
     check_question(asked, images)
     if json and asked is None:
         raise typer.BadParameter("--json needs a question")
-    sampling = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "seed": seed,
-    }
     check_options(sampling, loading.background)
     # Images first: a wrong path should not wait for the model.
     opened = [open_image(name, loading.background) for name in images]

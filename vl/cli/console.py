@@ -58,13 +58,6 @@ DTypeOption = Annotated[
     DType | None,
     typer.Option(help="How weights are held; by default bfloat16 on a GPU, float32 on a CPU.", show_default=False),
 ]
-MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Tokens generated at most.")]
-TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token; more varies more.")]
-TopPOption = Annotated[
-    float, typer.Option(min=0.0, max=1.0, help="Sample from the most likely tokens of this sum of probabilities.")
-]
-TopKOption = Annotated[int, typer.Option(min=0, help="Sample from this many of the most likely tokens; 0 from all.")]
-SeedOption = Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.", show_default=False)]
 
 
 def stdout_console() -> Console:

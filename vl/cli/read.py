@@ -12,12 +12,7 @@ from rich.text import Text
 
 from vl.cli.chat import open_image, show
 from vl.cli.console import (
-    MaxNewTokensOption,
     ModelOption,
-    SeedOption,
-    TemperatureOption,
-    TopKOption,
-    TopPOption,
     check_options,
     check_question,
     printable,
@@ -25,6 +20,7 @@ from vl.cli.console import (
 )
 from vl.cli.loading import Loading, loading_options
 from vl.cli.progress import ReadingProgress
+from vl.cli.sampling import sampling_options
 
 if TYPE_CHECKING:
     from vl.engine.session import Session
@@ -61,6 +57,7 @@ def read(
 
 
 @loading_options()
+@sampling_options
 def ask(
     session: SessionArgument,
     question: Annotated[str, typer.Argument(help="What to ask about what was read.")],
@@ -72,24 +69,13 @@ def ask(
         typer.Option("--model", "-m", help="As of vl read.", show_default="the one that has read it"),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object: text, usage, timings.")] = False,
-    max_new_tokens: MaxNewTokensOption = 256,
-    temperature: TemperatureOption = 0.0,
-    top_p: TopPOption = 1.0,
-    top_k: TopKOption = 0,
-    seed: SeedOption = None,
     *,
+    sampling: dict[str, Any],
     loading: Loading,
 ) -> None:
     """Ask about what `vl read` has read. The session stays as it is: every question is the first."""
     from vl.engine.session_file import read_manifest
 
-    sampling: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "seed": seed,
-    }
     check_options(sampling, loading.background)
     check_question(question, images)
     saved = read_manifest(session)
