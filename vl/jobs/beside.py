@@ -143,8 +143,8 @@ class Texts:
         """As `RowFile.pending`. Raises InputError for an image that is no file of this machine."""
         return self._rows.pending(self._wanted(sources))
 
-    def append(self, rows: Iterable[Row]) -> None:
-        """As `RowFile.append`, and write the texts. An image whose text is another's too is an error."""
+    def append(self, rows: Iterable[Row]) -> list[Row]:
+        """As `RowFile.append`, and write the texts. An image whose text is another's too, or a folder, is an error."""
         batch = [self._checked(row) for row in rows]
         with self._changing() as db:
             _enter(db, _under_way(db))
@@ -155,23 +155,29 @@ class Texts:
                     intents[id] = self._intent(id, row, coming)
             db.execute("DELETE FROM under_way")
             db.executemany("INSERT INTO under_way VALUES (?, ?, ?, ?, ?)", intents.values())
-        self._rows.append(batch)
+        written = self._rows.append(batch)
         self._apply(intents.values())
+        return written
 
     def _wanted(self, sources: Iterable[Source]) -> Iterator[Source]:
         for source in sources:
-            if self._beside.existing == "skip" and text_of(source).exists():
+            text = text_of(source)
+            if self._beside.existing == "skip" and os.path.exists(text) and not os.path.isdir(text):
                 self._passed += 1
             else:
-                text_of(source)  # raises
                 yield source
 
     def _checked(self, row: Row) -> Row:
-        if "error" in row or (other := _namesake(Path(_local(row["image"])))) is None:
+        if "error" in row:
+            return row
+        if os.path.isdir(text := text_of(row["image"])):
+            told = f"a folder has the name of its text: rename {text}"
+        elif (other := _namesake(Path(_local(row["image"])))) is not None:
+            told = f"its text would be that of {other.name} too: rename one of them"
+        else:
             return row
         rest = {name: value for name, value in row.items() if name not in (*self.prompts.answers, "image")}
-        told = f"{row['image']}: its text would be that of {other.name} too: rename one of them"
-        return {"image": row["image"], "error": told} | rest
+        return {"image": row["image"], "error": f"{row['image']}: {told}"} | rest
 
     def _id(self, row: Row) -> bytes:
         """Equal for rows of which one alone is written."""
@@ -180,14 +186,14 @@ class Texts:
 
     def _intent(self, id: bytes, row: Row, coming: dict[Path, bytes]) -> _Intent:
         path = text_of(row["image"])
-        old = coming.get(path, path.read_bytes() if path.exists() else None)
+        old = coming.get(path, path.read_bytes() if os.path.exists(path) else None)
         coming[path] = self._beside.text([row[column] for column in self.prompts.columns], old)
         return _Intent(json.dumps(row_key(row)), id, os.fsencode(path), _digest(old), coming[path])
 
     def _apply(self, intents: Iterable[_Intent]) -> None:
         for intent in intents:
             path = Path(os.fsdecode(intent.path))
-            old = path.read_bytes() if path.exists() else None
+            old = path.read_bytes() if os.path.exists(path) else None
             if _digest(old) == intent.old and old != intent.text:  # else it is done, or someone has written it since
                 _written(path, intent.text)
 
@@ -238,9 +244,9 @@ def _local(name: str) -> str:
 
 
 def _namesake(image: Path) -> Path | None:
-    """Another image whose text has the same name."""
+    """Another image whose text has the same name. What cannot be asked for, as its name is too long, is not there."""
     names = (image.with_suffix(suffix) for known in IMAGE_SUFFIXES for suffix in (known, known.upper()))
-    return next((other for other in names if other.exists() and not other.samefile(image)), None)
+    return next((other for other in names if os.path.exists(other) and not other.samefile(image)), None)
 
 
 def _digest(content: bytes | None) -> bytes | None:

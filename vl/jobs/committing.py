@@ -16,9 +16,9 @@ UNDER_WAY = 4
 
 
 class Sink(Protocol):
-    """An open output."""
+    """An open output. `append` returns the rows as they are written: what is found wrong then is an error."""
 
-    def append(self, rows: list[Row]) -> None: ...
+    def append(self, rows: list[Row]) -> list[Row]: ...
     def find(self, key: bytes) -> Row | None: ...
 
 
@@ -32,7 +32,7 @@ class Committer:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._pool = ThreadPoolExecutor(1, "vl-rows")
-        self._under_way: deque[tuple[list[Row], Future[None]]] = deque()
+        self._under_way: deque[Future[list[Row]]] = deque()
         self._coming: dict[bytes, Row] = {}  # captions under way, by `answer_key`
         self._failed = False
 
@@ -55,32 +55,34 @@ class Committer:
         for row in batch:
             if "error" not in row and (key := answer_key(row)) is not None:
                 self._coming[key] = row
-        self._under_way.append((batch, self._pool.submit(self._append, batch)))
+        self._under_way.append(self._pool.submit(self._append, batch))
 
     def safe(self, left: int = 0) -> Iterator[list[Row]]:
-        """The batches that are safe since the last call. Waits until at most `left` others are under way.
+        """The batches that are safe since the last call, as they are written.
+
+        Waits until at most `left` others are under way.
 
         Raises:
             JobError: as the output's `append` does; rows of batches that were not yielded are then to be made again.
         """
-        while self._under_way and (len(self._under_way) > left or self._under_way[0][1].done()):
-            batch, future = self._under_way[0]
-            future.result()
+        while self._under_way and (len(self._under_way) > left or self._under_way[0].done()):
+            written = self._under_way[0].result()
             self._under_way.popleft()
-            yield batch
+            yield written
 
     def find(self, key: bytes) -> Row | None:
         """As the output's, of rows that are under way too; in any thread."""
         return self._coming.get(key) or self._sink.find(key)
 
-    def _append(self, batch: list[Row]) -> None:
+    def _append(self, batch: list[Row]) -> list[Row]:
         if self._failed:
-            return
+            return []
         try:
-            self._sink.append(batch)
+            written = self._sink.append(batch)
         except BaseException:
             self._failed = True
             raise
         for row in batch:
             if self._coming.get(key := answer_key(row) or b"") is row:
                 del self._coming[key]
+        return written

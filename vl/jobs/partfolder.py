@@ -47,6 +47,12 @@ class PartFolder(PartSink):
             if self.path.is_dir() and not (self.path / JOURNAL).exists() and any(self.path.iterdir()):
                 raise JobError(f"{self.path} holds files of something else: choose another output folder")
             self.path.mkdir(parents=True, exist_ok=True)
+            for name in sorted(os.listdir(self.path)):
+                if name.startswith("part-") and not name.endswith(self._format.suffix):
+                    raise JobError(
+                        f"{self.path} holds parts of another kind, such as {name}: give it the name back that it had, "
+                        "or choose another output folder"
+                    )
         with contextlib.ExitStack() as opened:
             opened.enter_context(self._journal)
             with self._explained():

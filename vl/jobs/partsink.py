@@ -93,8 +93,9 @@ class PartSink(ABC):
                     self._pictures.expect(key, source)
                 yield source
 
-    def append(self, rows: Iterable[Row]) -> None:
-        """Take rows, which become a part when it is time. Raises JobError, and has then taken none or all of them."""
+    def append(self, rows: Iterable[Row]) -> list[Row]:
+        """Take rows, which become a part when it is time. Returns them as they are taken: one whose image is gone by
+        now is an error. Raises JobError, and has then taken none or all of them."""
         with self._explained():
             self._drop()
             batch = list(rows) if self._pictures is None else self._pictures.fetch(rows, self.prompts.answers)
@@ -107,6 +108,7 @@ class PartSink(ABC):
         if len(self._waiting) >= self.part_rows or time.monotonic() - self._begun > self.part_seconds:
             with self._explained():
                 self._flush()
+        return batch
 
     def _is_done(self, key: str) -> bool:
         if (row := self._waiting.get(key)) is not None:

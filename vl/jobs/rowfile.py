@@ -178,8 +178,8 @@ class RowFile:
                 self.done.add(key)
                 yield source
 
-    def append(self, rows: Iterable[Row]) -> None:
-        """Write rows at the end and force them to disk; all of them or, on an error, none.
+    def append(self, rows: Iterable[Row]) -> list[Row]:
+        """Write rows at the end and force them to disk; all of them or, on an error, none. Returns what is written.
 
         Raises:
             JobError: if the disk is full or the file cannot be written.
@@ -203,6 +203,7 @@ class RowFile:
             self._count(row, self._size)
             self._size += len(line)
         self._superseded = self._superseded or self._retry_errors
+        return batch
 
     def captioned(self, key: str) -> bool:
         """Whether the source with this `row_key` has a row that is no error."""

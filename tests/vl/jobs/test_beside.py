@@ -178,3 +178,18 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
     for source in ("https://x.org/a.png", "data:image/png;base64,AAAA"):
         with pytest.raises(InputError, match="no file of its own on this machine"):
             caption_images(FakeModel(), [source], tmp_path / "new.jsonl", beside=Beside())
+
+
+def test_names_that_leave_no_room_or_are_a_folders_cost_their_row_alone(folder: Path, tmp_path: Path) -> None:
+    """A name of 255 bytes has a text, of as many; a folder in the place of a text is no text."""
+    long = folder / f"{'x' * 251}.png"
+    Image.new("RGB", (9, 5)).save(long)
+    (folder / "3.txt").mkdir()
+    told: list[Any] = []
+    tally = job(folder, tmp_path / "out.jsonl", "skip", on_row=lambda row, tally: told.append(row))
+    assert told == read(tmp_path / "out.jsonl"), "what is found wrong when texts are written is told, too"
+    assert long.with_suffix(".txt").read_bytes() == b"<9 by 5>\n"
+    errors = {Path(row["image"]).name: row["error"] for row in read(tmp_path / "out.jsonl") if "error" in row}
+    assert sorted(errors) == ["3.png", "broken.jpg"]
+    assert "a folder has the name of its text" in errors["3.png"]
+    assert (tally.captions, tally.skipped) == (2, 2)

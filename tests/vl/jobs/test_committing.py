@@ -33,11 +33,11 @@ def test_the_engine_does_not_wait_for_the_disk(archive: Path, tmp_path: Path, mo
     """The first batch is on its way to the disk until the engine has been asked about the next ones."""
     model, real, batches, told = Waiting(), RowFile.append, list[int](), list[str]()
 
-    def append(self: RowFile, rows: Any) -> None:
+    def append(self: RowFile, rows: Any) -> Any:
         if not batches:
             assert all(model.asked.acquire(timeout=PATIENCE) for _ in range(2 * (1 + UNDER_WAY)))
         batches.append(len(rows))
-        real(self, rows)
+        return real(self, rows)
 
     def on_row(row: dict[str, Any], tally: Any) -> None:
         assert threading.current_thread() is threading.main_thread()
@@ -54,11 +54,11 @@ def test_the_engine_does_not_wait_for_the_disk(archive: Path, tmp_path: Path, mo
 def test_after_a_failure_nothing_is_written(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = RowFile.append, list[int]()
 
-    def append(self: RowFile, rows: Any) -> None:
+    def append(self: RowFile, rows: Any) -> Any:
         calls.append(len(rows))
         if len(calls) == 2:
             raise JobError("no room")
-        real(self, rows)
+        return real(self, rows)
 
     with monkeypatch.context() as patch:
         patch.setattr(RowFile, "append", append)
@@ -76,9 +76,10 @@ def test_what_was_taken_is_written_however_often_ctrl_c_is_pressed(tmp_path: Pat
     pressed, done = threading.Event(), list[str]()
 
     class Sink:
-        def append(self, rows: list[dict[str, Any]]) -> None:
+        def append(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             assert pressed.wait(PATIENCE)
             done.append(rows[0]["image"])
+            return rows
 
         def find(self, key: bytes) -> None:
             return None

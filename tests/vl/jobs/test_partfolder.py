@@ -98,6 +98,16 @@ def test_another_prompt_is_refused_and_overwrite_starts_again(archive: Path, tmp
     assert {row["prompt"] for row in parquet(out)} == {"Colours?"}
 
 
+def test_a_folder_that_was_given_the_name_of_another_kind_is_refused(archive: Path, tmp_path: Path) -> None:
+    run(archive, tmp_path / "out.parquet")
+    (tmp_path / "out.parquet").rename(tmp_path / "out.wds")
+    for options in ({}, {"overwrite": True}):
+        with pytest.raises(
+            JobError, match=r"parts of another kind, such as part-00000\.parquet: give it the name back"
+        ):
+            run(archive, tmp_path / "out.wds", **options)
+
+
 def test_foreign_folders_and_other_runs_are_left_alone(archive: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     out.mkdir()
