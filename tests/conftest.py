@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,8 +57,34 @@ CORPUS = (
 )
 
 
+# Of the files that take longest, those with few tests: xdist would begin them last, and a core wait for another's.
+LONG = (
+    "vl/test_nano.py",
+    "vl/training/test_dimensions.py",
+    "vl/training/test_parallelize.py",
+    "demo/test_browser.py",
+    "vl/ranks/test_processes.py",
+    "vl/jobs/test_kill.py",
+    "vl/jobs/test_partfolder.py",
+    "vl/jobs/test_beside.py",
+    "vl/jobs/test_union.py",
+    "vl/training/test_context.py",
+    "vl/test_start.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """xdist takes files in the order that `pytest_collection_modifyitems` gives them."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are skipped, with the reason, where there is none."""
+    """For xdist, long files come first. Tests marked `gpu` are skipped, with the reason, where there is none."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        long = {Path(__file__).parent / name: place for place, name in enumerate(LONG)}
+        tests = Counter(item.path for item in items)
+        items.sort(key=lambda item: (long.get(item.path, len(long)), -tests[item.path], item.path))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
