@@ -88,6 +88,7 @@ def model(build: Callable[..., MiniMaxText], config: Callable[..., TextConfig]) 
 
 @settings(max_examples=30, deadline=None)
 @given(cuts=all_cuts(), ranks=st.integers(1, 4), numbers=st.sampled_from([2**24, 40]))
+@example(cuts=[[13] * 5] * 4, ranks=1, numbers=40)
 @example(cuts=[[4, 1, 1, 1, 1, 1], [1, 1]], ranks=3, numbers=2**24)
 def test_the_same_numbers_come_out(
     model: MiniMaxText, feed: Feed, cuts: list[list[int]], ranks: int, numbers: int
@@ -96,10 +97,12 @@ def test_the_same_numbers_come_out(
     ids = [torch.randint(0, 50, (sum(lengths),)) for lengths in cuts]
     plain = HybridCache(model.config, slots=SLOTS, pages=80, page_size=PAGE, dtype=torch.float64)
 
+    each = -(-80 // ranks)  # pages: four sequences of 65 tokens have room, however few ranks there are
+
     def work(group: Group) -> list[Tensor]:
-        cache = sharded(model.config, group, 20, torch.float64)
+        cache = sharded(model.config, group, each, torch.float64)
         found = feed(model, cache, ids, cuts)
-        assert (cache.free_slots, cache.free_pages) == (SLOTS, 20 * ranks)
+        assert (cache.free_slots, cache.free_pages) == (SLOTS, each * ranks)
         return found
 
     with pytest.MonkeyPatch.context() as patch:
