@@ -26,7 +26,7 @@ from text_backbone.quantization.files import is_quantised, packed
 from vl.config import read_config
 from vl.engine.config import shown, whole
 from vl.errors import CheckpointError, ConfigError
-from vl.files import locked, replace_file, write_file
+from vl.files import drafts, locked, replace_file, write_file
 from vl.hub import FILES, resolve_source
 from vl.loading import pick_device
 from vl.manifest import Header, Layout, Manifest, Problems, expected_shapes, read_header, read_manifest, stored_layout
@@ -139,9 +139,8 @@ def _run(
     """All that is left, in a folder where nobody else is at work; it is looked at again, for somebody may have been."""
     finished = _finished(conversion.manifest, conversion.target, conversion.format)
     left = tuple(file for file in conversion.left if file not in finished)
-    if drafts := list(conversion.target.glob(".*.draft")):  # of a conversion that was killed
-        for draft in (*drafts, *conversion.target.glob(".tmp??????")):  # safetensors' own, beside them
-            draft.unlink()
+    for draft in drafts(conversion.target):
+        draft.unlink()
     done, total = 0, replace(conversion, left=left).bytes_left
     for size in merged(lambda file: _convert_file(conversion, file, device), left, threads):
         done += size

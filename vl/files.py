@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -38,6 +39,12 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             draft.unlink()
         raise
     sync_folder(path.parent)
+
+
+def drafts(folder: Path) -> list[Path]:
+    """What writers that were killed left in a folder: `replace_file`'s drafts and, beside them, safetensors' own."""
+    left = [path for path in folder.glob(".*.draft") if re.fullmatch(r"\.[0-9a-f]{16}\.draft", path.name)]
+    return [*left, *folder.glob(".tmp??????")] if left else []
 
 
 def write_file(path: str | os.PathLike[str], contents: str | bytes) -> None:

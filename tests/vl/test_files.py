@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vl.files import replace_file, write_file
+from vl.files import drafts, replace_file, write_file
 
 
 @pytest.mark.parametrize("contents", ["a line\nünïcödé 漢字\r\n", b"\x00\xff\r\n", ""])
@@ -81,3 +81,12 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     )
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / "file").read_text() == "old"
+
+
+def test_drafts_are_what_killed_writers_left(tmp_path: Path) -> None:
+    """safetensors has a draft of its own beside ours; alone, a file of such a name is somebody else's."""
+    (tmp_path / ".tmpAb12Cd").touch()
+    (tmp_path / ".mine.draft").touch()
+    assert drafts(tmp_path) == []
+    (tmp_path / ".0123456789abcdef.draft").touch()
+    assert {path.name for path in drafts(tmp_path)} == {".0123456789abcdef.draft", ".tmpAb12Cd"}

@@ -29,12 +29,12 @@ from torch import Tensor
 
 from preprocessing.grid import Grid
 from vl.errors import CheckpointError
-from vl.files import locked, replace_file, sync_folder, write_file
+from vl.files import drafts, locked, replace_file, sync_folder, write_file
 
 MANIFEST = "session.json"
 FORMAT = 2  # 1 had no tools
 SHARD_BYTES = 2**29  # of keys and values in a file, about
-_FILES = re.compile(r"(tokens|states|kv)-[0-9a-f]{16}(-\d{5})?\.safetensors|\.[0-9a-f]{16}\.draft")
+_FILES = re.compile(r"(tokens|states|kv)-[0-9a-f]{16}(-\d{5})?\.safetensors")
 
 
 class _Unknown(CheckpointError):
@@ -240,6 +240,6 @@ def _grown(folder: Path, before: Saved, saved: Saved, ids: Tensor) -> bool:
 def _discard(folder: Path, kept: Saved | None) -> None:
     """Remove the files of sessions but those of `kept`."""
     names = kept.names() if kept else set()
-    for path in folder.iterdir():
-        if _FILES.fullmatch(path.name) and path.name not in names:
-            path.unlink(missing_ok=True)
+    unused = [path for path in folder.iterdir() if _FILES.fullmatch(path.name) and path.name not in names]
+    for path in (*unused, *drafts(folder)):
+        path.unlink(missing_ok=True)
