@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 MOST = 4  # processes, if nothing else is said: an image takes one of them some 20 ms
 _IDLE = 60.0  # seconds without work after which a process ends
-_UNCLAIMED = 1800.0  # the same of one that was started ahead: a large model loads for long
 _PATIENCE = 120.0  # seconds that one may take to start, where that is waited for
 
 Asked = tuple[list[Inputs], Row]
@@ -192,9 +191,7 @@ def _work(file: int, pipe: Pipe) -> None:
     torch.set_num_threads(1)
     resize_planes(Image.new("RGB", (1000, 1 + UNCOMPILED_PIXELS // 1000)), [(100, 100)], 1)  # loads the loops
     pipe.send(None)  # it is there
-    if not pipe.connection.poll(_UNCLAIMED):
-        return
-    sent, shape = pipe.receive()
+    sent, shape = pipe.receive()  # however long a model loads
     processor: Processor = pickle.loads(sent)
     assert processor.patcher is not None
     processor = replace(processor, patcher=replace(processor.patcher, threads=1))

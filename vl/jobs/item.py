@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from preprocessing import Inputs, LazyImage, Processor
-from preprocessing.cut import CutImage
+from preprocessing.cut import CutImage, image_digest
 from preprocessing.fetch import MAX_BYTES
 from preprocessing.lazy import LazyTiles
 from preprocessing.sources import open_source
@@ -154,8 +154,8 @@ def ask_here(processor: Processor, source: str | Picture, texts: Sequence[str]) 
     image = {"bytes": source.read(), "path": source.name} if isinstance(source, Picture) else source
     first = ask(image, texts[0])
     grid = first.grids[0]
-    cut, done = Cut((grid.width, grid.height)), CutImage(first.tiles[:], grid)
-    assert done.digest
+    cut, tiles = Cut((grid.width, grid.height)), first.tiles[:]
+    done = CutImage(tiles, grid, image_digest(tiles, grid))
     ids = [first.input_ids, *(ask(cut, text).input_ids for text in texts[1:])]
     size = {"width": grid.width, "height": grid.height, "resolution": list(grid.resolution), "tiles": grid.tiles}
     return inputs_of(ids, done, processor), size | {"prompt_tokens": len(first), "image_tokens": grid.tokens}

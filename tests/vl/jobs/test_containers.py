@@ -164,7 +164,7 @@ def test_damaged_lines_are_rows_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_damaged_parquet_costs_its_rows(tmp_path: Path) -> None:
-    """One group of rows of three; and a file without its end, where nothing tells how many rows there were."""
+    """One group of rows of three; and files whose end is missing or damaged: nothing tells how many rows there were."""
     images = [random.Random(n).randbytes(500) for n in range(6)]
     table = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"image": images}), table, row_group_size=2, use_dictionary=False)
@@ -173,12 +173,23 @@ def test_a_damaged_parquet_costs_its_rows(tmp_path: Path) -> None:
     content[group.data_page_offset : group.data_page_offset + 20] = bytes(20)
     table.write_bytes(content)
     (tmp_path / "b.parquet").write_bytes(content[:-100])
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    (tmp_path / "d.parquet").write_bytes(content[:start] + b"\xff" * 4 + content[start + 4 :])
     (tmp_path / "c.png").write_bytes(png(3))
-    said = captions(tmp_path, table, tmp_path / "b.parquet", tmp_path / "c.png")
+    said = captions(tmp_path, table, tmp_path / "b.parquet", tmp_path / "d.parquet", tmp_path / "c.png")
     assert said.pop("c.png") == "3 by 5", "what comes after it is captioned"
-    assert "cannot be read, nor what follows" in said.pop("b.parquet:1")
+    for name in ("b", "d"):
+        assert "cannot be read, nor what follows" in said.pop(f"{name}.parquet:1")
     assert [name for name, text in said.items() if "write the table again" in text] == ["a.parquet:3", "a.parquet:4"]
     assert [*said] == [f"a.parquet:{n}" for n in range(1, 7)]
+
+
+def test_a_csv_whose_header_cannot_be_read_is_a_row(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"image,{'x' * 200_000}\na.png,1\n")
+    (tmp_path / "x.png").write_bytes(png(3))
+    said = captions(tmp_path, tmp_path / "t.csv", tmp_path / "x.png")
+    assert "cannot be read, nor what follows (field larger than" in said.pop("t.csv:1")
+    assert said == {"x.png": "3 by 5"}
 
 
 def test_bytes_of_a_csv_that_are_no_utf8_are_those_of_names(tmp_path: Path) -> None:

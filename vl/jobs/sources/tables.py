@@ -153,7 +153,11 @@ def _json(file: Any, table: str, columns: Columns) -> Iterator[tuple[Any, Mappin
 
 def _csv(file: Any, table: str, columns: Columns) -> Iterator[tuple[Any, Mapping[str, Any] | None]]:
     reader = _csv_reader(file)
-    names = reader.fieldnames
+    try:
+        names = reader.fieldnames
+    except csv.Error as error:
+        yield _unreadable(error), None
+        return
     chosen = columns.chosen(names, table) if names else ""
     for record in _csv_records(reader):
         yield (record, None) if isinstance(record, _Damaged) else (record.get(chosen), record)
@@ -179,7 +183,7 @@ def _csv_records(reader: csv.DictReader[str]) -> Iterator[Any]:
         try:
             row = next(reader, None)
         except csv.Error as error:
-            yield _Damaged(f"cannot be read, nor what follows ({error})")
+            yield _unreadable(error)
             return
         if row is None:
             return
@@ -195,8 +199,10 @@ def _parquet(file: Any, table: str, columns: Columns) -> Iterator[tuple[Any, Map
         raise InputError(f"{table} needs pyarrow: pip install 'minimax-vl[jobs]'") from None
     try:
         opened = parquet.ParquetFile(file)
-    except pyarrow.ArrowInvalid as error:
-        yield _Damaged(f"cannot be read, nor what follows ({error})"), None
+    except (pyarrow.ArrowException, OSError) as error:
+        if _of_the_disk(error):
+            raise
+        yield _unreadable(error), None
         return
     chosen = columns.chosen(opened.schema_arrow.names, table)
     wanted = list(dict.fromkeys([chosen, *columns.fields]))
@@ -208,9 +214,18 @@ def _parquet(file: Any, table: str, columns: Columns) -> Iterator[tuple[Any, Map
                     yield record[chosen], record
                 left -= len(batch)
         except (pyarrow.ArrowException, OSError) as error:
-            if getattr(error, "errno", None) is not None:  # of the disk or the network, not of what the file holds
+            if _of_the_disk(error):
                 raise
             yield from repeat((_Damaged(f"cannot be read ({error}): write the table again"), None), left)
+
+
+def _of_the_disk(error: Exception) -> bool:
+    """Or of the network, and not of what a file holds: pyarrow has OSErrors of its own."""
+    return getattr(error, "errno", None) is not None
+
+
+def _unreadable(error: Exception) -> _Damaged:
+    return _Damaged(f"cannot be read, nor what follows ({error})")
 
 
 _READERS = {".parquet": _parquet, ".csv": _csv, ".jsonl": _json, ".ndjson": _json}
