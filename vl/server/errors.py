@@ -103,7 +103,7 @@ def as_api_error(error: BaseException) -> ApiError:
 
 def _invalid(error: ValidationError) -> ApiError:
     """What a schema says of its first fault."""
-    first, *others = error.errors(include_url=False, include_context=False)
+    first, *others = error.errors(include_url=False)
     name = str(first["loc"][0]) if first["loc"] else None
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"{name!r:.100} is not a field that this server knows: leave it out", param=name)
@@ -113,6 +113,10 @@ def _invalid(error: ValidationError) -> ApiError:
     where = f"{name or 'the request'}{''.join(f'[{part}]' for part in first['loc'][1:])}"
     if first["type"] == "missing":
         return ApiError(400, f"{where} is missing", param=name)
+    if first["type"] == "literal_error":
+        return ApiError(400, f"{where} must be {first['ctx']['expected']}, not {first['input']!r:.100}", param=name)
+    if first["type"] == "float_type" and type(first["input"]) is int:
+        return ApiError(400, f"{where} is a number of too many digits", param=name)
     if expected := _TYPES.get(first["type"]):
         return ApiError(400, f"{where} must be {expected}, not {told(first['input'])}", param=name)
     return ApiError(400, f"{where}: {first['msg']}", param=name)
