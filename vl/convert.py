@@ -138,10 +138,11 @@ def _run(
 ) -> None:
     """All that is left, in a folder where nobody else is at work; it is looked at again, for somebody may have been."""
     finished = _finished(conversion.manifest, conversion.target, conversion.format)
-    left = tuple(file for file in conversion.left if file not in finished)
+    left = tuple(file for file in conversion.manifest.files if file not in finished)
+    conversion = replace(conversion, finished=finished, left=left)
     for draft in drafts(conversion.target):
-        draft.unlink()
-    done, total = 0, replace(conversion, left=left).bytes_left
+        draft.unlink(missing_ok=True)
+    done, total = 0, conversion.bytes_left
     for size in merged(lambda file: _convert_file(conversion, file, device), left, threads):
         done += size
         if progress is not None:

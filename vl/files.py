@@ -64,15 +64,13 @@ def locked(folder: Path, *, shared: bool = False, wait: bool = True) -> Iterator
     """
     descriptor = None
     try:
-        with contextlib.suppress(OSError):
+        try:
             descriptor = os.open(folder, os.O_RDONLY)
-        if descriptor is not None:
-            try:
-                fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                raise
-            except OSError:
-                pass
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass
         yield
     finally:
         if descriptor is not None:

@@ -221,6 +221,16 @@ def test_one_conversion_at_a_time(tiny_checkpoint: Path, tmp_path: Path) -> None
     assert vl.load(folder, device="cpu").config.quantization == "nf4"
 
 
+def test_what_is_left_is_what_is_not_there_when_it_begins(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = converted(tiny_checkpoint, tmp_path / "new")
+    (folder / "config.json").unlink()
+    held, plan = shards(folder), plan_conversion(tiny_checkpoint, folder, "nf4")
+    assert not plan.left
+    (folder / min(held)).unlink()
+    convert(plan)
+    assert shards(folder) == held
+
+
 def test_a_source_that_changes(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model")), tmp_path / "new"
     file = min(source.glob("*.safetensors"))
