@@ -41,8 +41,9 @@ def experts(
 
     own = local_device(pick_device(device))
     free = torch.cuda.mem_get_info(own)[0] if own.type == "cuda" else 0
-    small = scale == "small" if scale else free < FULL_MEMORY
     world = World.join(own)
+    # All processes measure one size: that which the fullest device holds.
+    small = scale == "small" if scale else world.slowest(FULL_MEMORY - free) > 0
     rows: list[ExpertsRow] = []
 
     def say(what: str) -> None:

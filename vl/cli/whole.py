@@ -47,11 +47,14 @@ def whole(
     from vl.bench.crowd import Crowd
     from vl.bench.whole import bench_whole
     from vl.files import write_file
+    from vl.plan.models import find_config
     from vl.quantization import FORMATS
 
     if quantization not in (*FORMATS, "bf16"):
         choices = ", ".join((*FORMATS, "bf16"))
         raise typer.BadParameter(f"{printable(quantization)}: choose from {choices}", param_hint="--quantization")
+    if quantization == "bf16" and (stored := find_config(model).quantization):
+        raise typer.BadParameter(f"the config of {printable(model)} says {stored}", param_hint="--quantization")
     size = read_size(image)
     figures: list[Figure] = []
     console = stderr_console()

@@ -25,6 +25,7 @@ from vl.engine import Request, Timings
 from vl.errors import ConfigError
 from vl.hub import NANO
 from vl.plan.models import find_config, released
+from vl.quantization import stored_to_json
 
 CPU = torch.device("cpu")
 
@@ -134,6 +135,11 @@ def test_the_command_writes_figures_and_refuses_what_is_not_known(
     command = ["bench", "whole", "--model", "nano", "--device", "cpu", "--devices", "1"]
     assert vl_app.run([*command, "--quantization", "int4"]) == 2
     assert "nf4, bf16" in " ".join(capsys.readouterr().err.split())
+    packed = tmp_path / "config.json"
+    described = json.loads((NANO / "config.json").read_text())
+    packed.write_text(json.dumps(described | {"quantization_config": stored_to_json("int8")}))
+    assert vl_app.run(["bench", "whole", "--model", str(packed), "--quantization", "bf16"]) == 2
+    assert "says int8" in " ".join(capsys.readouterr().err.split())
     monkeypatch.setattr("vl.bench.whole._picture", lambda model, image: iter(()))
     sizes = ["--layers", "1", "--quantization", "bf16", "--prompt", "20", "--batch", "1"]
     assert vl_app.run([*command, *sizes, "--json", str(file)]) == 0
