@@ -89,7 +89,9 @@ def bench_whole(
         placement=placement, device=device, step_timeout=STEP_TIMEOUT, engine=engine,
     )  # fmt: skip
     config = whole.config
-    expected = partial(_planned, config, placed.devices, placed.placement, config.quantization or "bf16", prefill_tokens)
+    expected = partial(
+        _planned, config, placed.devices, placed.placement, config.quantization or "bf16", prefill_tokens
+    )
     try:
         yield Figure("made and loaded", time.perf_counter() - begun, "s")
         if crowd is not None:
