@@ -22,10 +22,9 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 import traceback
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -67,27 +66,6 @@ def run(
     if check:
         done.check_returncode()
     return done
-
-
-def run_together(
-    commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]], logs: Sequence[Path], timeout: float
-) -> None:
-    """Ranks that meet. One that fails, or all if they hang, end the others; then what they wrote is the error."""
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for command, environment, path in zip(commands, environments, logs, strict=True):
-            with path.open("w") as log:
-                processes.append(Popen(command, env=environment, stdout=log, stderr=log))
-        end = time.monotonic() + timeout
-        while any(process.poll() is None for process in processes):
-            if any(process.poll() for process in processes) or time.monotonic() > end:
-                break
-            time.sleep(0.02)
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert all(process.returncode == 0 for process in processes), "\n".join(path.read_text() for path in logs)
 
 
 class Forked(subprocess.Popen[Any]):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from forkserver import run_together
+from meeting import run_together
 
 HERE = Path(__file__).parent
 TIMEOUT = 250  # seconds

@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import meeting
 import pytest
 import torch
-import torch.distributed as dist
-from forkserver import run_together
 from safetensors.torch import load_file
 
 import vl
@@ -57,13 +56,8 @@ def launch(count: int, command: list[str], folder: Path) -> None:
 
 
 def meet(count: int, command: list[str], folder: Path) -> None:
-    """Processes with the variables by which `torchrun` has them meet, at a store which is here as it is there."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    common = environment() | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    environments = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-    logs = [folder / f"rank{rank}.log" for rank in range(count)]
-    run_together([[sys.executable, *command]] * count, environments, logs, timeout=200)
+    """Processes with the variables by which `torchrun` has them meet."""
+    meeting.meet(count, command, environment(), folder, timeout=200)
 
 
 def figures(out: Path, name: str, kind: str = "train") -> list[float]:
