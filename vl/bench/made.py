@@ -61,14 +61,14 @@ def random_whole(
     kinds = config.text.attn_type_list
     if layers is not None and not 1 <= layers <= len(kinds):
         raise ConfigError(f"layers={layers}: {model} has {len(kinds)}")
-    asked = read_devices(devices, placement, device)
-    placed = Placed((pick_device(device),), TENSOR) if asked is None else asked.place(config, quantization, settings)
-    kind = pick_dtype(dtype, placed.devices[0])
     config = replace(
         config,
         text=replace(config.text, attn_type_list=kinds[:layers]),
         quantization=quantization or config.quantization,
     )
+    asked = read_devices(devices, placement, device)
+    placed = Placed((pick_device(device),), TENSOR) if asked is None else asked.place(config, quantization, settings)
+    kind = pick_dtype(dtype, placed.devices[0])
     processor = Processor.load(NANO, patcher_of(config), background=background)
     if spelling:
         processor = replace(processor, tokenizer=spelt_out(processor.tokenizer, config.text.vocab_size))

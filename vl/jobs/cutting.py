@@ -90,8 +90,6 @@ class Cutters:
 
 
 _kept: WeakKeyDictionary[Any, Cutters] = WeakKeyDictionary()
-
-
 _ahead: list[_Started] = []
 
 

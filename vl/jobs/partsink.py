@@ -94,8 +94,13 @@ class PartSink(ABC):
                 yield source
 
     def append(self, rows: Iterable[Row]) -> list[Row]:
-        """Take rows, which become a part when it is time. Returns them as they are taken: one whose image is gone by
-        now is an error. Raises JobError, and has then taken none or all of them."""
+        """Take rows, which become a part when it is time. Returns them as they are taken.
+
+        One whose image is gone by now is an error.
+
+        Raises:
+            JobError: if they cannot be written; none or all of them are taken then.
+        """
         with self._explained():
             self._drop()
             batch = list(rows) if self._pictures is None else self._pictures.fetch(rows, self.prompts.answers)

@@ -97,8 +97,10 @@ def give_way(worker: int) -> None:
     if hasattr(os, "nice"):
         os.nice(10)
     info = get_worker_info()
-    source = None if info is None else info.dataset
-    if isinstance(source, BatchSource) and (patcher := source.processor.patcher) is not None:
+    assert info is not None
+    source = info.dataset
+    assert isinstance(source, BatchSource)
+    if (patcher := source.processor.patcher) is not None:
         source.processor = replace(source.processor, patcher=replace(patcher, threads=1))
 
 

@@ -26,6 +26,7 @@ from vl.errors import ConfigError
 from vl.hub import NANO
 from vl.plan.models import find_config, released
 from vl.quantization import stored_to_json
+from vl.ranks.devices import TENSOR, Placed
 
 CPU = torch.device("cpu")
 
@@ -103,6 +104,18 @@ def test_no_picture_of_a_crowd_is_known_when_it_comes(monkeypatch: pytest.Monkey
     assert crowd.read_alone(model, 2) == 0.75
     crowd.seconds(model, 3)
     assert len({request.prompt.digests[0] for request in asked}) == len(asked) == 2 + 3 + 2
+
+
+def test_devices_are_chosen_for_the_layers_that_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[VLConfig] = []
+
+    def place(config: VLConfig, *_: Any) -> Placed:
+        chosen.append(config)
+        return Placed((CPU,), TENSOR)
+
+    monkeypatch.setattr("vl.bench.made.read_devices", lambda *_: SimpleNamespace(place=place))
+    random_whole("nano", layers=2, devices="auto")
+    assert [len(config.text.attn_type_list) for config in chosen] == [2]
 
 
 def test_every_token_of_a_made_up_model_can_be_spelt() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -9,7 +10,7 @@ from vl.nano.mix import Mix
 from vl.nano.render import render
 from vl.training.batch import IGNORE
 from vl.training.config import EVALUATION_SEED, IMAGE_ID, TrainConfig
-from vl.training.data import DrawnBatches, draw_held_out, load_batches, pack
+from vl.training.data import BatchSource, DrawnBatches, draw_held_out, load_batches, pack
 from vl.training.losses import answer_weights, token_loss
 
 
@@ -69,6 +70,20 @@ def test_workers_give_the_same_batches_in_order(processor: Processor, config: Tr
     for a, b in zip(alone, helped, strict=True):
         assert torch.equal(a.input_ids, b.input_ids)
         assert torch.equal(a.tiles, b.tiles)
+
+
+def test_workers_cut_images_by_one_thread_each(processor: Processor, config: TrainConfig) -> None:
+    class Threads(BatchSource):
+        def __getitem__(self, key: tuple[int, int]) -> Any:
+            assert self.processor.patcher is not None
+            return self.processor.patcher.threads
+
+    assert processor.patcher is not None
+    three = replace(processor, patcher=replace(processor.patcher, threads=3))
+    for workers, threads in ((0, 3), (1, 1)):
+        source = Threads(replace(config.data, workers=workers), three, IMAGE_ID)
+        assert list(load_batches(source, [(0, 0)], pin=False)) == [threads]
+    assert source.processor is three, "the process that trains keeps its own"
 
 
 def test_held_out_pictures_come_from_the_evaluation_seeds(config: TrainConfig, processor: Processor) -> None:
