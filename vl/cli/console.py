@@ -148,5 +148,11 @@ def check_question(question: str | None, images: Sequence[str] | None) -> None:
         raise typer.BadParameter("the question is empty: say what to ask, or name an image")
 
 
+def check_layers(layers: int | None, random_weights: bool) -> None:
+    """Raises BadParameter for layers of a model that has a checkpoint."""
+    if layers is not None and not random_weights:
+        raise typer.BadParameter("of a model with --random-weights; another is served whole", param_hint="--layers")
+
+
 def stdin_is_terminal() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vl.cli.console import (
+    check_layers,
     check_options,
     importing,
     stderr_console,
@@ -76,8 +77,7 @@ def serve(
 ) -> None:
     """Serve a model over HTTP as OpenAI's API does: chat with images, completions, tokens, metrics."""
     check_options({}, loading.background)
-    if not random_weights and layers is not None:
-        raise typer.BadParameter("of a model with --random-weights; another is served whole", param_hint="--layers")
+    check_layers(layers, random_weights)
     if random_weights and loading.spill is not None:
         raise typer.BadParameter("not with --random-weights, which are made on the GPU", param_hint="--spill")
     try:

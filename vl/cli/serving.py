@@ -15,6 +15,7 @@ from vl.cli.console import (
     EXIT_SOME_FAILED,
     check_charts,
     check_folders,
+    check_layers,
     complain,
     plural,
     printable,
@@ -213,11 +214,8 @@ def check_mixture(mixture: Mixture, input_tokens: int | None, records: Path | No
 
 def made_options(random_weights: bool, layers: int | None) -> Sequence[str]:
     """Of `vl serve`, for a model that is made up. Raises BadParameter."""
-    if not random_weights:
-        if layers is not None:
-            raise typer.BadParameter("of a model with --random-weights; another is served whole", param_hint="--layers")
-        return ()
-    return ("--random-weights", *(() if layers is None else ("--layers", str(layers))))
+    check_layers(layers, random_weights)
+    return (*(["--random-weights"] if random_weights else []), *(["--layers", str(layers)] if layers else []))
 
 
 def check_server(url: str | None, loading: Loading, at_once: Sequence[int | None], random: Sequence[str] = ()) -> None:

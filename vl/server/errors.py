@@ -25,7 +25,7 @@ _TYPES = {
     "list_type": "a list",
     "dict_type": "an object",
 }
-"""What pydantic's faults miss."""
+"""What was expected, by pydantic's names of faults."""
 _KINDS = {
     bool: "true or false",
     int: "a whole number",
