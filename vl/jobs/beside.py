@@ -246,7 +246,8 @@ def _local(name: str) -> str:
 def _namesake(image: Path) -> Path | None:
     """Another image whose text has the same name. What cannot be asked for, as its name is too long, is not there."""
     names = (image.with_suffix(suffix) for known in IMAGE_SUFFIXES for suffix in (known, known.upper()))
-    return next((other for other in names if os.path.exists(other) and not other.samefile(image)), None)
+    there = os.path.exists(image)
+    return next((other for other in names if os.path.exists(other) and not (there and other.samefile(image))), None)
 
 
 def _digest(content: bytes | None) -> bytes | None:

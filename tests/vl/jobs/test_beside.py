@@ -145,6 +145,23 @@ def test_two_images_of_one_text_are_errors(folder: Path, tmp_path: Path) -> None
     assert "3" not in texts(folder)
 
 
+def test_an_image_that_is_gone_when_its_text_is_written_costs_its_row_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (9, 5)).save(folder / "3.JPG")
+    append = module.Texts.append
+
+    def late(self: Any, rows: Any) -> Any:
+        (folder / "3.png").unlink(missing_ok=True)
+        return append(self, rows)
+
+    monkeypatch.setattr(module.Texts, "append", late)
+    job(folder, tmp_path / "out.jsonl", "overwrite", batch_size=9)
+    errors = {Path(row["image"]).name for row in read(tmp_path / "out.jsonl") if "error" in row}
+    assert errors == {"3.png", "broken.jpg"}
+    assert texts(folder)["3"] == b"<9 by 5>\n"
+
+
 def test_what_was_written_meanwhile_is_left(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out.jsonl"
 
