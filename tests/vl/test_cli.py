@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -372,3 +373,20 @@ def test_eval(run: Run, tiny_checkpoint: Path) -> None:
     shown = run("eval", "words", "--model", tiny_checkpoint, "--count", 1)
     assert shown.code == 0
     assert "cer" in shown.out
+
+
+def test_a_warning_is_what_it_says_and_not_the_code_that_says_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warn() -> int:
+        warnings.warn("[3] experts are in\x1b[31m host memory", stacklevel=1)
+        warnings.warn("soon gone", FutureWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setattr(vl_app, "run", warn)
+    with warnings.catch_warnings(), pytest.raises(SystemExit):
+        warnings.simplefilter("always")
+        vl_app.main()
+    said = capsys.readouterr().err
+    assert said == "warning: [3] experts are in\\x1b[31m host memory\nwarning (FutureWarning): soon gone\n"

@@ -19,6 +19,7 @@ import os
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Annotated, Any
@@ -136,6 +137,7 @@ def main() -> None:
     ):
         # A caption or file name that is not valid text here must not end the command.
         getattr(stream, "reconfigure", lambda **_: None)(errors=how)
+    warnings.showwarning = _warn
     load_plugins()
     code = _flushed(run())
     if code in (EXIT_INTERRUPTED, EXIT_NO_READER) and any(
@@ -144,6 +146,12 @@ def main() -> None:
         # Threads that read images may be in the middle of a download, and a normal exit would wait for them.
         os._exit(code)
     sys.exit(code)
+
+
+def _warn(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """A warning as a user reads it: what it says, without the line of the code that says it."""
+    kind = "warning" if category is UserWarning else f"warning ({category.__name__})"
+    complain(str(message), kind=kind)
 
 
 def _flushed(code: int) -> int:

@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,7 @@ from vl.engine.identity import Model, differences, identity
 from vl.engine.params import SamplingParams, check_single
 from vl.engine.prefix import Held
 from vl.engine.prompt import Prompt
-from vl.engine.reading import Progress, Reading
+from vl.engine.reading import Progress, Reading, check_progress
 from vl.engine.request import Request
 from vl.engine.results import Generation, Timings
 from vl.engine.session_file import (
@@ -106,7 +106,9 @@ class Session:
         Raises:
             InputError, ImageError: for what cannot be asked; if what was read is lost, as the model has changed since.
         """
-        asked = _asked(question, images)
+        asked = _asked(question, images, progress)
+        if not isinstance(remember, bool):
+            raise InputError(f"remember must be True or False, not {remember!r:.80}")
         with self._turn if remember else nullcontext():  # nothing comes between the question and its answer
             request = self._request(asked, sampling)
             answer = self._engine.run([request], progress)[0].text
@@ -124,17 +126,20 @@ class Session:
         **sampling: Any,
     ) -> Iterator[str]:
         """The answer piece by piece, as it is written; arguments and errors as of `ask`. Bad input raises here."""
-        return self._engine.stream(self._request(_asked(question, images), sampling), progress)
+        return self._engine.stream(self._request(_asked(question, images, progress), sampling), progress)
 
     def generate(
         self, questions: Sequence[str | Messages], *, progress: Progress | None = None, **sampling: Any
     ) -> list[Generation]:
         """Answer many questions at once, each as if it were the only one; arguments and errors as of `ask`."""
-        requests = [self._requests(_asked(question, ()), sampling) for question in questions]
+        if isinstance(questions, str) or not isinstance(questions, Iterable):
+            raise InputError(f"the questions must be a list, not {type(questions).__name__}: ask takes a single one")
+        requests = [self._requests(_asked(question, (), progress), sampling) for question in questions]
         return self._engine.run([request for answers in requests for request in answers], progress)
 
     def add(self, source: Source, *, page_side: int = PAGE_SIDE, progress: Progress | None = None) -> None:
         """Read more: arguments and errors as of `MiniMaxVL.read`. After an error the session is as it was."""
+        check_progress(progress)
         with self._turn:
             self._extend(conversation_of(source, page_side), progress)
 
@@ -242,6 +247,8 @@ def read(
     """As `vl.MiniMaxVL.read`."""
     model.engine.stay_in_process()
     target = None if folder is None else folder_of(folder)
+    if not isinstance(overwrite, bool):
+        raise InputError(f"overwrite must be True or False, not {overwrite!r:.80}")
     if isinstance(save_every, bool) or not isinstance(save_every, int) or save_every < 1:
         raise InputError(f"save_every must be a whole number of tokens of at least 1, not {save_every!r:.80}")
     conversation = conversation_of(source, page_side)
@@ -371,7 +378,10 @@ def conversation_of(source: Source, page_side: int = PAGE_SIDE) -> Conversation:
     return Conversation.of(source)  # type: ignore[arg-type]
 
 
-def _asked(question: str | Messages, images: Sequence[ImageSource]) -> Conversation:
+def _asked(question: str | Messages, images: Sequence[ImageSource], progress: Progress | None) -> Conversation:
+    check_progress(progress)
+    if not isinstance(images, list | tuple):
+        raise InputError(f"images must be a list of images, not {type(images).__name__}: write [image] for one")
     if isinstance(question, str):
         if not question.strip() and not len(images):
             raise InputError("the question is empty: say what to ask, or show an image")

@@ -152,9 +152,9 @@ def _first(count: int, kind: str) -> tuple[torch.device, ...]:
     there = torch.cuda.device_count() if kind == "cuda" else MOST
     if not 1 <= count <= there:
         if kind == "cuda" and count > there:
+            hint = f"devices={there} or 'auto'" if there else "device='cpu' for processes on the CPU"
             raise DeviceError(
-                f"devices={count}, but PyTorch sees {there} GPU{'s' * (there != 1)} on this host: give devices={there} "
-                "or 'auto'" + (", or device='cpu' for processes on the CPU" if not there else "")
+                f"devices={count}, but PyTorch sees {there} GPU{'s' * (there != 1)} on this host: give {hint}"
             )
         hint = "; for the first GPU alone, give device='cuda:0'" if kind == "cuda" and not count else ""
         raise ConfigError(f"devices={count}: a model is put on 1 to {there} devices{hint}")
@@ -185,7 +185,8 @@ def _listed(devices: Sequence[Device]) -> tuple[torch.device, ...]:
             if place.index is None or place in found[:i]:
                 raise ConfigError(f"devices names {place} {'twice' if place.index is not None else 'without a number'}")
             if place.index >= there:
-                raise DeviceError(f"devices names {place}, but PyTorch sees {there} GPUs on this host")
+                hint = "" if there else ": for processes on the CPU, write 'cpu' for each"
+                raise DeviceError(f"devices names {place}, but PyTorch sees {there} GPUs on this host{hint}")
     return tuple(found)
 
 

@@ -31,9 +31,9 @@ from vl.ranks.messages import Exhausted, Hello, Message, Progress, Trouble, enco
 
 # A command of its own rather than multiprocessing's 'spawn', which would run the caller's script again in every rank.
 _COMMAND = """import json, sys
-sys.path[:] = json.loads(sys.argv[3])
+sys.path[:] = json.loads(sys.argv[4])
 from vl.ranks.worker import main
-main(int(sys.argv[1]), int(sys.argv[2]))"""
+main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])"""
 GRACE = 3.0  # seconds in which the ranks that fail with another may say of what, or be seen to be dead
 
 
@@ -120,7 +120,7 @@ class Ranks:
     def _start(self, number: int, device: torch.device, lifeline: int) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            arguments = [str(theirs.fileno()), str(lifeline), json.dumps(sys.path)]
+            arguments = [str(theirs.fileno()), str(lifeline), str(self._held.folder), json.dumps(sys.path)]
             process = subprocess.Popen(
                 [sys.executable, "-c", _COMMAND, *arguments],
                 stdin=subprocess.DEVNULL,

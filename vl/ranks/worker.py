@@ -7,6 +7,7 @@ however that ended.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -31,15 +32,16 @@ APART = frozenset(
 )
 
 
-def main(pipe: int, lifeline: int) -> None:
+def main(pipe: int, lifeline: int, folder: str) -> None:
     """Serve the caller's process.
 
     Args:
         pipe: file descriptor of a socket, for messages.
         lifeline: one of a pipe whose other end the caller's process has open while it lives.
+        folder: where the ranks meet. It goes with the caller's process, which may have been killed.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to act on
-    threading.Thread(target=_end_with_caller, args=(lifeline,), daemon=True).start()
+    threading.Thread(target=_end_with_caller, args=(lifeline, folder), daemon=True).start()
     connection = Connection(pipe)
     hello: Hello = receive(connection)
     number = 0
@@ -63,7 +65,7 @@ def main(pipe: int, lifeline: int) -> None:
             else:
                 answer("done", value)
     except EOFError:
-        return
+        shutil.rmtree(folder, ignore_errors=True)
     except BaseException as error:
         answer("failed", _trouble(error))
     finally:
@@ -98,8 +100,9 @@ def _await(connection: Connection) -> None:
         pass
 
 
-def _end_with_caller(lifeline: int) -> None:
+def _end_with_caller(lifeline: int, folder: str) -> None:
     os.read(lifeline, 1)  # nothing is ever written: it returns when the other end is closed
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 

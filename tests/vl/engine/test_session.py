@@ -206,6 +206,26 @@ def test_images_beside_messages_are_refused(model: vl.MiniMaxVL) -> None:
         session.ask(" ")
 
 
+@pytest.mark.parametrize(
+    ("ask_of", "told"),
+    [
+        (lambda session: session.ask("Hello", images="a.png"), r"images must be a list .* not str: write \[image\]"),
+        (lambda session: session.stream("Hello", images=b"GIF89a"), "images must be a list .* not bytes"),
+        (lambda session: session.ask("Hello", progress=3), "progress=3 cannot be called"),
+        (lambda session: session.stream("Hello", progress=3), "progress=3 cannot be called"),
+        (lambda session: session.generate(["Hello"], progress=3), "progress=3 cannot be called"),
+        (lambda session: session.add(document(), progress=3), "progress=3 cannot be called"),
+        (lambda session: session.ask("Hello", remember="no"), "remember must be True or False, not 'no'"),
+        (lambda session: session.generate("Hello"), "must be a list, not str: ask takes a single one"),
+        (lambda session: session.generate(3), "must be a list, not int"),
+        (lambda session: session._model.read(document(), overwrite="no"), "overwrite must be True or False"),
+    ],
+)
+def test_arguments_of_other_kinds_are_refused(model: vl.MiniMaxVL, ask_of: Callable[[Any], object], told: str) -> None:
+    with model.read(document()) as session, pytest.raises(vl.InputError, match=told):
+        ask_of(session)
+
+
 def test_what_several_threads_have_it_remember_is_all_there(model: vl.MiniMaxVL) -> None:
     session, failed = model.read(document()), []
 

@@ -60,6 +60,21 @@ def test_without_a_gpu_they_are_processes_on_the_cpu(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
+    ("devices", "device", "message"),
+    [
+        (2, "cuda", "devices=2, but PyTorch sees 0 GPUs on this host: give device='cpu' for processes on the CPU"),
+        ([0, 1], None, "devices names cuda:0, but PyTorch sees 0 GPUs on this host: for processes on the CPU, write"),
+    ],
+)
+def test_without_a_gpu_no_number_of_gpus_is_advised(
+    monkeypatch: pytest.MonkeyPatch, devices: Any, device: str | None, message: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(vl.DeviceError, match=f"^{message}"):
+        read_devices(devices, None, device)
+
+
+@pytest.mark.parametrize(
     ("devices", "placement", "device", "error", "message"),
     [
         (5, None, None, vl.DeviceError, "sees 4 GPUs on this host: give devices=4"),
