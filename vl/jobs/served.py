@@ -128,8 +128,9 @@ class Served(Elsewhere):
         """End all that is under way."""
         for future in self._waiting:
             future.cancel()
-        with suppress(Exception):
-            self._run(self._client.aclose()).result(10)
+        for work in (self._client.aclose(), self._loop.shutdown_asyncgens()):  # the latter of answers that broke off
+            with suppress(Exception):
+                self._run(work).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     def settings(self, params: SamplingParams) -> dict[str, Any]:
