@@ -51,6 +51,13 @@ def resolve_source(source: str | os.PathLike[str]) -> Path:
     return _download(source)
 
 
+def lasting_name(source: str) -> str:
+    """What names the same model from another working directory too: a folder by its whole path."""
+    if source == "nano" or not source or not Path(source).expanduser().is_dir():
+        return source
+    return str(Path(source).expanduser().absolute())
+
+
 def _download(repository: str) -> Path:
     # Imported here: a local model needs no HTTP client.
     from huggingface_hub import snapshot_download

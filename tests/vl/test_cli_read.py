@@ -51,6 +51,22 @@ def test_read_and_ask(
     assert told["usage"]["cached_tokens"] > 40
 
 
+@pytest.mark.parametrize("quantised", [True, False])
+def test_the_model_that_has_read_it_is_loaded_as_it_was(
+    notes: Path, tmp_path: Path, tiny_text_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, quantised: bool
+) -> None:
+    """Dtype and quantization need not be given again, and a folder's name holds from anywhere."""
+    monkeypatch.chdir(tiny_text_checkpoint.parent)
+    how = ["--dtype", "bfloat16", *(["--quantization", "int8"] if quantised else [])]
+    name = f"./{tiny_text_checkpoint.name}"
+    assert vl_app.run(["read", str(notes), "--session", str(tmp_path / "s"), "--model", name, *how, *SMALL]) == 0
+    monkeypatch.chdir(tmp_path)
+    ask = ["ask", "s", "Which?", "--max-new-tokens", "1"]
+    assert vl_app.run(ask) == 0
+    assert vl_app.run([*ask, "--dtype", "float32"]) == 3
+    assert vl_app.run([*ask, "--model", str(tiny_text_checkpoint)]) == (3 if quantised else 0)
+
+
 def test_a_session_of_something_else_is_kept(
     notes: Path, tmp_path: Path, tiny_text_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

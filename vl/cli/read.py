@@ -24,6 +24,7 @@ from vl.cli.sampling import sampling_options
 
 if TYPE_CHECKING:
     from vl.engine.session import Session
+    from vl.engine.session_file import Saved
 
 SAVE_EVERY, PAGE_SIDE = 131072, 1344  # those of `vl.MiniMaxVL.read`, which would import torch
 
@@ -80,13 +81,26 @@ def ask(
     check_question(question, images)
     saved = read_manifest(session)
     opened = [open_image(name, loading.background) for name in images or []]
-    loaded = loading.load(saved.name if model is None else model)
+    loaded = _as_saved(loading, saved, named=model is not None).load(saved.name if model is None else model)
     found = loaded.open(session)
     if json:
         print(jsonlib.dumps(report(found, question, opened, sampling), ensure_ascii=False))
         return
     with ReadingProgress(stderr_console()) as progress:
         show(found.stream(question, images=opened, progress=progress, **sampling))
+
+
+def _as_saved(loading: Loading, saved: Saved, *, named: bool) -> Loading:
+    """Dtype and quantization are those of the session unless given: no others open it.
+
+    A model that is `named` may be quantised in its files, so nothing is asked for there.
+    """
+    was: dict[str, Any] = {}  # not the options' own types: `vl.load` says what it does not know
+    if loading.dtype is None:
+        was["dtype"] = saved.model.get("dtype")
+    if loading.quantization is None and not named and saved.model.get("quantization") != "none":
+        was["quantization"] = saved.model.get("quantization")
+    return dataclasses.replace(loading, **was)
 
 
 def report(session: Session, question: str, images: list[Any], sampling: dict[str, Any]) -> dict[str, Any]:

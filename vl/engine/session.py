@@ -40,6 +40,7 @@ from vl.engine.session_file import (
 from vl.engine.session_fill import Stored, undamaged
 from vl.errors import CheckpointError, InputError
 from vl.files import locked
+from vl.hub import lasting_name
 
 SAVE_EVERY = 131072  # tokens between two saves of what is being read
 
@@ -161,7 +162,7 @@ class Session:
         states = engine.states_of(held)
         saved = Saved(
             lineage=self._lineage,
-            name=self._model.name,
+            name=lasting_name(self._model.name),
             model=identity(self._model),
             tokens=held.tokens,
             total=len(self._ids),
