@@ -83,6 +83,24 @@ def test_a_narrow_terminal_gets_whole_words(
     assert re.search(r"^8xH100-80GB  bf16 +tensor .*no room", out, re.M)
 
 
+@pytest.mark.parametrize(
+    ("width", "heads"),
+    [
+        (70, ["machine", "format", "placement", "total", "context", "decode"]),
+        (45, ["machine", "format", "total", "decode"]),
+    ],
+)
+def test_a_narrower_one_gets_fewer_columns_and_whole_numbers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int, heads: list[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, _ = run(capsys, "--gpus", "2xH200")
+    assert code == 0
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= width
+    assert next(line for line in out.splitlines() if line.startswith("machine")).split() == heads
+
+
 def test_json_is_the_documented_schema(capsys: pytest.CaptureFixture[str]) -> None:
     record = as_json(capsys, "--gpus", "2xH200", "--images", 2, "--image-size", "4032x3024", "--context", "2k")
     assert record["schema"] == 3

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 _MANY = 200
+_DETAILS = ("size", "resolution", "tiles", "image tokens")  # columns of a table, if there is room
+_DETAILS_WIDTH, _COLUMN_WIDTH = 55, 12  # what these take in a terminal, and the least for each other column
 
 
 class Run:
@@ -100,7 +102,8 @@ class Run:
                     rows.append(row)
         finally:
             if rows and not self.json:
-                self.results.print(caption_table(rows, tuple(self.prompts.values) or self.prompts.columns))
+                columns = tuple(self.prompts.values) or self.prompts.columns
+                self.results.print(caption_table(rows, columns, self.results.width))
                 self.results.print(summary(tally))
         return tally.errors
 
@@ -190,30 +193,38 @@ def stdin_lines() -> Iterator[str]:
             yield name
 
 
-def caption_table(rows: Iterable[Row], columns: Sequence[str]) -> Table:
-    """The table of `vl caption`: what each image is, how it was cut, what it costs and what the model says."""
-    table = Table("file", "size", "resolution", "tiles", "image tokens", *columns)
-    for column in table.columns[1:5]:
+def caption_table(rows: Iterable[Row], columns: Sequence[str], width: int) -> Table:
+    """The table of `vl caption`: what each image is, how it was cut, what it costs and what the model says.
+
+    In a terminal of few columns (`width`) it is of files and captions alone.
+    """
+    details = _DETAILS if width >= _DETAILS_WIDTH + _COLUMN_WIDTH * (1 + len(columns)) else ()
+    table = Table("file", *details, *columns)
+    first = 1 + len(details)
+    for column in table.columns[1:first]:
         column.justify = "right"
         column.no_wrap = True
     table.columns[0].overflow = "fold"
-    for column in table.columns[5:]:
+    for column in table.columns[first:]:
         column.ratio = 1
     for row in rows:
-        known, cut = row["width"] is not None, row["tiles"] is not None  # a server keeps that to itself
         if "error" not in row:
             said = [Text(printable(_shown(row[column]))) for column in columns]
         else:  # errors name their image, which the first column has already
             said = [Text(printable(row["error"].removeprefix(f"{row['image']}: ")), style="red")]
-        table.add_row(
-            Text(printable(row["image"])),
-            f"{row['width']} x {row['height']}" if known else "",
-            "{} x {}".format(*row["resolution"]) if cut else "",
-            str(row["tiles"]) if cut else "",
-            f"{row['image_tokens']:,}" if cut else "",
-            *said,
-        )
+        table.add_row(Text(printable(row["image"])), *(_details(row) if details else ()), *said)
     return table
+
+
+def _details(row: Row) -> tuple[str, ...]:
+    """What the columns of `_DETAILS` say."""
+    known, cut = row["width"] is not None, row["tiles"] is not None  # a server keeps that to itself
+    return (
+        f"{row['width']} x {row['height']}" if known else "",
+        "{} x {}".format(*row["resolution"]) if cut else "",
+        str(row["tiles"]) if cut else "",
+        f"{row['image_tokens']:,}" if cut else "",
+    )
 
 
 def _shown(value: Any) -> str:

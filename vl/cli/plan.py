@@ -13,11 +13,22 @@ from vl.cli.console import EXIT_UNUSABLE, complain, printable, read_tokens, stdo
 from vl.engine.config import EngineConfig
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from vl.config import VLConfig
     from vl.plan import Machine, Option, Plan, Workload
 
 _SHOWN = 4  # machines of a format, where none was named
 _WIDE = 120  # columns of a terminal that has room for the whole table
+_WORDS = ("machine", "format", "placement", "")  # columns without numbers
+_PARTS = frozenset({"weights", "cache", "other", "host GiB"})
+# What a table is without, from wide terminals to narrow ones.
+_LEFT_OUT = (
+    frozenset({"total"}),
+    _PARTS,
+    _PARTS | {"of", "prefill"},
+    _PARTS | {"of", "prefill", "placement", "context"},
+)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -144,7 +155,7 @@ def _show(name: str, config: VLConfig, plan: Plan, most: int | None) -> None:
         markup=False,
     )
     kept, left = _first_of_each(plan.options, most)
-    console.print(_table(kept, console.width))
+    console.print(_fitting_table(kept, console))
     console.print(
         "GiB of the fullest GPU; other: activations, and what CUDA takes. context: the most tokens of a sequence. "
         "prefill: tokens/s of one prompt of all these tokens, images encoded too; decode: of all sequences together. "
@@ -169,31 +180,44 @@ def _first_of_each(options: tuple[Option, ...], most: int | None) -> tuple[list[
     return kept, len(options) - len(kept)
 
 
-def _table(options: list[Option], width: int) -> Table:
-    """What a GPU's memory is taken by, and the host's, are left out where there is no room for it."""
-    wide = width >= _WIDE
-    table = Table("machine", "format", "placement", box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for column in (*(("weights", "cache", "other") if wide else ("total",)), "of", "context", "prefill", "decode"):
-        table.add_column(column, justify="right")
-    if wide:
-        table.add_column("host GiB", justify="right")
-    table.add_column("")
-    for option in options:
-        memory, speed = option.memory, option.speed
-        parts = (memory.weights, memory.states + memory.kv, memory.activations + memory.overhead)
-        table.add_row(
-            f"{option.machine.count}x{option.machine.gpu.name}",
-            option.format,
-            option.placement,
-            *(_gib(count) for count in (parts if wide else (memory.total,))),
-            _gib(memory.available),
-            _context(option.max_context),
-            *(("-", "-") if speed is None else (_rate(speed.prefill_tokens), _rate(speed.decode_tokens))),
-            *((_gib(memory.host) if memory.host else "-",) if wide else ()),
-            option.problem,
-            style="dim" if option.problem else None,
-        )
+def _fitting_table(options: list[Option], console: Console) -> Table:
+    """With as many columns as there is room for: a number that is cut off would pass for another."""
+    for fewer in _LEFT_OUT if console.width >= _WIDE else _LEFT_OUT[1:]:
+        table = _table(options, fewer)
+        if console.measure(table, options=console.options.update_width(_WIDE)).minimum <= console.width:
+            break
     return table
+
+
+def _table(options: list[Option], left_out: frozenset[str]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    rows = [_cells(option) for option in options]
+    names = [name for name in rows[0] if name not in left_out] if rows else []
+    for name in names:
+        table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=bool(name))
+    for option, row in zip(options, rows, strict=True):
+        table.add_row(*(row[name] for name in names), style="dim" if option.problem else None)
+    return table
+
+
+def _cells(option: Option) -> dict[str, str]:
+    """By the names of their columns."""
+    memory, speed = option.memory, option.speed
+    return {
+        "machine": f"{option.machine.count}x{option.machine.gpu.name}",
+        "format": option.format,
+        "placement": option.placement,
+        "weights": _gib(memory.weights),
+        "cache": _gib(memory.states + memory.kv),
+        "other": _gib(memory.activations + memory.overhead),
+        "total": _gib(memory.total),
+        "of": _gib(memory.available),
+        "context": _context(option.max_context),
+        "prefill": "-" if speed is None else _rate(speed.prefill_tokens),
+        "decode": "-" if speed is None else _rate(speed.decode_tokens),
+        "host GiB": _gib(memory.host) if memory.host else "-",
+        "": option.problem,
+    }
 
 
 def _gib(count: int) -> str:
