@@ -387,9 +387,10 @@ def test_a_warning_is_what_it_says_and_not_the_code_that_says_it(
 
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     monkeypatch.setattr(vl_app, "run", warn)
-    with warnings.catch_warnings(), pytest.raises(SystemExit):
+    with warnings.catch_warnings():
         warnings.simplefilter("always")
-        vl_app.main()
+        with pytest.raises(SystemExit):
+            vl_app.main()
     said = capsys.readouterr().err
     assert said == "warning: [3] experts are in\\x1b[31m host memory\nwarning (FutureWarning): soon gone\n"
 

@@ -64,7 +64,8 @@ class Saved:
 
     Attributes:
         lineage: of all states of one session, which only ever grows.
-        name: of the model, as `vl.load` was given it; a folder by its whole path. `model`: what tells models apart, by the name of each trait.
+        name: of the model, as `vl.load` was given it; a folder by its whole path.
+        model: what tells models apart, by the name of each trait.
         tokens: read so far; `total`: of all that is to be read.
         messages: what was read, and `tools`: the functions described to the model, as `preprocessing.Conversation` has
             them. `images`: those of the messages.
