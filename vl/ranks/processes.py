@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +26,7 @@ from vl import errors
 from vl.engine import EngineConfig
 from vl.errors import DeviceError, Error
 from vl.ranks.interrupts import Interrupts
+from vl.ranks.meeting import remove_meeting
 from vl.ranks.messages import Exhausted, Hello, Message, Progress, Trouble, encode, receive, send
 
 # A command of its own rather than multiprocessing's 'spawn', which would run the caller's script again in every rank.
@@ -313,4 +313,4 @@ def _end(held: _Held, owner: int) -> None:
         with suppress(subprocess.TimeoutExpired):  # in a driver's call, which nothing interrupts: it ends after that
             rank.process.wait(10)
         rank.connection.close()
-    shutil.rmtree(held.folder, ignore_errors=True)
+    remove_meeting(held.folder)

@@ -7,7 +7,6 @@ however that ended.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import threading
 import time
@@ -20,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from vl.errors import Error
+from vl.ranks.meeting import remove_meeting
 from vl.ranks.messages import Exhausted, Hello, Trouble, encode, receive, send
 from vl.ranks.part import Part
 
@@ -65,9 +65,12 @@ def main(pipe: int, lifeline: int, folder: str) -> None:
             else:
                 answer("done", value)
     except EOFError:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_meeting(folder)
     except BaseException as error:
-        answer("failed", _trouble(error))
+        try:
+            answer("failed", _trouble(error))
+        except OSError:  # nobody is there any more
+            remove_meeting(folder)
     finally:
         os._exit(1)  # without waiting for what other ranks, or a GPU, may never do
 
@@ -102,7 +105,7 @@ def _await(connection: Connection) -> None:
 
 def _end_with_caller(lifeline: int, folder: str) -> None:
     os.read(lifeline, 1)  # nothing is ever written: it returns when the other end is closed
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_meeting(folder)
     os._exit(1)
 
 
