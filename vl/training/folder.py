@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
-from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vl.errors import CheckpointError, ConfigError
 from vl.files import write_file
 from vl.training.config import TrainConfig
+from vl.training.corpus import expand
 from vl.training.dimensions import ParallelConfig
 
 RUN = "run.json"
-# What a run writes, beside the curve: without these there is none.
-_FILES = (RUN, "log.jsonl", "skipped.jsonl", "loss.png")
+_LOCK = ".lock"
+# What a run writes beside `RUN`, and a new one deletes.
+_FILES = ("log.jsonl", "skipped.jsonl", "loss.png")
 _FOLDERS = ("checkpoints", "tensorboard", "data", "model", "adapter")
 _RESULTS = ("checkpoints", "log.jsonl", "model", "adapter")  # what would be lost
 # How closely a run is watched and how its work is laid out, but not what comes of it.
@@ -28,43 +30,115 @@ _FREE = {
 }
 
 
+class FolderLock:
+    """Keeps other processes from writing a run to `out`, from `take` to `close` or the end of this process."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._file: IO[bytes] | None = None
+
+    def take(self) -> None:
+        """Take the folder, if it is there and not taken. Raises ConfigError if another process has it."""
+        if self._file or not self.out.is_dir():
+            return
+        try:
+            file = (self.out / _LOCK).open("ab")
+        except OSError:  # nothing can be written there, which is said where something is
+            return
+        try:
+            # POSIX's lock: workers do not inherit it, which outlive a run that is killed by some seconds.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.close()
+            raise ConfigError(
+                f"another process is writing a run to {self.out}: wait for it or stop it, or choose another folder"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        self._file = file
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        if self._file:
+            self._file.close()
+            self._file = None
+
+
 def check_folder(out: Path, config: TrainConfig, processes: int = 1, *, resume: bool, overwrite: bool) -> None:
     """Whether a run may begin in `out`, or go on there. Changes nothing.
 
     Raises:
-        ConfigError: if `out` cannot be a folder, or holds a run and neither resuming nor overwriting is asked for.
+        ConfigError: if a data file is missing, `out` cannot be a folder, or holds a run and neither resuming nor
+            overwriting is asked for; or if a new run would delete there what no run has written, or what it needs.
         CheckpointError: if the run to resume began with another recipe or other data; names the first keys that differ.
     """
     if resume and overwrite:
         raise ConfigError("a run is resumed or overwritten, not both: drop one of the two")
     if any(place.exists() and not place.is_dir() for place in (out, *out.parents)):
         raise ConfigError(f"{out} cannot be a folder, as a file is there: choose another place for the run")
-    found = [name for name in _RESULTS if _holds_something(out / name)]
-    if found and not resume and not overwrite:
+    if resume:
+        if (out / RUN).exists():
+            _compare(_read(out / RUN), _described(config, processes), out)
+        return
+    # Of a folder without a run, whatever bears these names is somebody's own.
+    names = _RESULTS if (out / RUN).exists() else (*_FILES, *_FOLDERS)
+    found = ", ".join(name for name in names if _holds_something(out / name))
+    if found and not (out / RUN).exists():
         raise ConfigError(
-            f"{out} holds a run already ({', '.join(found)}): choose another folder, --resume to go on with it, or "
+            f"{out} holds {found}, and no run that wrote it ({RUN} is missing); a new run would delete it: choose "
+            "another folder"
+        )
+    if found and not overwrite:
+        raise ConfigError(
+            f"{out} holds a run already ({found}): choose another folder, --resume to go on with it, or "
             "--overwrite to delete it and begin anew"
         )
-    if resume and (out / RUN).exists():
-        _compare(_read(out / RUN), _described(config, processes), out)
+    lost = [path for path in _inputs(config) if _is_inside(Path(path), [out / name for name in _FOLDERS])]
+    if lost:
+        raise ConfigError(f"the run needs {lost[0]}, and would begin by deleting it: choose another folder than {out}")
 
 
-def begin_run(out: Path, config: TrainConfig, processes: int = 1) -> None:
-    """Make `out` the folder of a new run: what another left is deleted, and the recipe noted."""
+def begin_run(out: Path, config: TrainConfig, processes: int = 1, lock: FolderLock | None = None) -> None:
+    """Make `out` the folder of a new run: what another left is deleted, and the recipe noted.
+
+    Raises ConfigError if `out` cannot be written, or another process has it.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
+        if lock:
+            lock.take()
         for name in _FILES:
             (out / name).unlink(missing_ok=True)
         for name in _FOLDERS:
             if (out / name).exists():
                 shutil.rmtree(out / name)
+        # Last: without it, what a kill leaves here would be nobody's.
         write_file(out / RUN, json.dumps(_described(config, processes), indent=2) + "\n")
     except OSError as error:
         raise ConfigError(f"no run can be written to {out} ({error.strerror or error}): choose another place") from None
 
 
+def has_only_begun(out: Path) -> bool:
+    """Whether a run was noted in `out` and ended before it had saved anything."""
+    saved = (path for name in ("checkpoints", "model", "adapter") for path in (out / name).glob("*"))
+    return (out / RUN).exists() and all(path.suffix == ".partial" for path in saved)
+
+
 def _holds_something(place: Path) -> bool:
     return any(place.iterdir()) if place.is_dir() else place.exists() and place.stat().st_size > 0
+
+
+def _inputs(config: TrainConfig) -> list[str]:
+    """The files and folders that a run reads, as far as they are there."""
+    return [*map(str, _data_files(config)), *filter(None, [config.run.init])]
+
+
+def _data_files(config: TrainConfig) -> list[Path]:
+    return sorted({*expand(config.data.files), *expand(config.data.held_out)})
+
+
+def _is_inside(path: Path, folders: list[Path]) -> bool:
+    return path.exists() and any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
 
 
 def _described(config: TrainConfig, processes: int) -> dict[str, Any]:
@@ -72,8 +146,7 @@ def _described(config: TrainConfig, processes: int) -> dict[str, Any]:
 
     A step's batches count, not how many processes share them.
     """
-    files = sorted({path for name in (*config.data.files, *config.data.held_out) for path in (glob(name) or [name])})
-    sizes = {path: Path(path).stat().st_size for path in files if Path(path).is_file()}
+    sizes = {str(path): path.stat().st_size for path in _data_files(config)}
     described: dict[str, Any] = json.loads(json.dumps({**asdict(config), "bytes": sizes}, default=list))
     sharers = config.parallel.context * config.parallel.tensor
     described["batches_per_step"] = described["run"].pop("accumulate") * (processes // sharers)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vl.errors import CheckpointError
+from vl.files import sync, sync_folder, write_file
 
 _FOLDER, _TENSORS, _PROGRESS = "checkpoints", "state.safetensors", "progress.json"
 
@@ -31,13 +32,17 @@ class Progress:
 
 
 def save_state(out: Path, progress: Progress, tensors: Mapping[str, Tensor]) -> Path:
-    """Writes a checkpoint under `out` and then removes the older ones; a kill at any time leaves a whole one.
+    """Writes a checkpoint under `out` and then removes the older ones; a kill or a power cut leaves a whole one.
 
     `tensors` is the optimizer's state; torch's random state goes with it.
     """
     home = out / _FOLDER
     home.mkdir(parents=True, exist_ok=True)
     final = home / f"step-{progress.step:08d}"
+    noted = json.dumps(asdict(progress)) + "\n"
+    if final.exists():  # saved again without a step between, as when a run that is over is resumed
+        write_file(final / _PROGRESS, noted)
+        return final
     partial = final.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -47,9 +52,11 @@ def save_state(out: Path, progress: Progress, tensors: Mapping[str, Tensor]) -> 
     save_file(
         {name: t.detach().cpu().contiguous() for name, t in (*tensors.items(), *random.items())}, partial / _TENSORS
     )
-    (partial / _PROGRESS).write_text(json.dumps(asdict(progress)) + "\n", "utf-8")
-    shutil.rmtree(final, ignore_errors=True)
+    (partial / _PROGRESS).write_text(noted, "utf-8")
+    for path in (partial / _TENSORS, partial / _PROGRESS, partial):
+        sync(path)  # on the disk before the older ones go, so that a power cut leaves one too
     os.replace(partial, final)
+    sync_folder(home)
     for old in _checkpoints(out)[:-1]:
         shutil.rmtree(old)
     return final

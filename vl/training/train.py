@@ -24,7 +24,7 @@ from vl.training.corpus import Corpus
 from vl.training.data import BatchSource, DrawnBatches, Key, draw_held_out, load_batches
 from vl.training.dense import PatchHead
 from vl.training.flops import StepFlops, measure_peak
-from vl.training.folder import begin_run, check_folder
+from vl.training.folder import FolderLock, begin_run, check_folder, has_only_begun
 from vl.training.freeze import freeze
 from vl.training.lengths import SKIPPED, measure_records
 from vl.training.lora import load_adapter, new_adapters
@@ -60,7 +60,7 @@ def train(
 
     Args:
         config: the model and the recipe.
-        resume: continue from the newest checkpoint in `out`; by the same steps as if there had been no break.
+        resume: continue from the newest checkpoint in `out`, if there is one, by the steps of a run without a break.
         overwrite: delete the run that `out` holds, which is refused otherwise.
         device: the first GPU where there is one, else the CPU.
         stop_after: minutes after which this part of the run saves a checkpoint and ends, to be resumed later.
@@ -71,7 +71,8 @@ def train(
     Raises:
         CheckpointError: if there is nothing to resume or start from, it is of another model or recipe, or a file
             cannot be written.
-        ConfigError: if the config or its data cannot be trained, or `out` holds another run.
+        ConfigError: if the config or its data cannot be trained, or `out` holds another run, one at work, or what no
+            run has written there.
         DeviceError: if the device is not available.
         TrainingError: if the loss or the gradient is not finite; the model and checkpoint from before stay.
     """
@@ -85,6 +86,7 @@ def train(
     finally:
         torch.set_float32_matmul_precision(precision)
     trainer.world.leave()
+    trainer.lock.close()
     return folder
 
 
@@ -103,6 +105,9 @@ class Trainer:
         self.device = local_device(pick_device(device))
         self.world = World.join(self.device, config.parallel)
         check_folder(out, config, self.world.size, resume=resume, overwrite=overwrite)
+        self.lock = FolderLock(out)
+        if self.world.first:
+            self.lock.take()
         # On CPUs only "medium" is faster, by bfloat16 products; what is bfloat16 already loses little by them.
         on_cpu = self.device.type == "cpu" and config.run.dtype == "bfloat16"
         torch.set_float32_matmul_precision("medium" if on_cpu else "high")
@@ -114,13 +119,13 @@ class Trainer:
         self.flops = StepFlops(self.model)
         self.progress = Progress()
         self.broken = torch.zeros((), dtype=torch.bool, device=self.device)  # whether a step was not finite
-        if resume:
+        if resume and not has_only_begun(out):
             self.progress, tensors = load_state(out)
             self._restore(tensors)
         else:
             self.world.barrier()  # all have looked at the folder before the first one writes to it
             if self.world.first:
-                begin_run(out, config, self.world.size)
+                begin_run(out, config, self.world.size, self.lock)
         self.report = Report(out, resume_step=self.progress.step, active=self.world.first)
         if config.run.compile:
             compile_blocks(self.model)

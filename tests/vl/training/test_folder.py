@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import vl
 from vl.training.batch import Batch
 from vl.training.config import TrainConfig
 from vl.training.folder import begin_run, check_folder
-from vl.training.state import load_state
+from vl.training.state import Progress, load_state, save_state
 from vl.training.train import Trainer, train
 
 from .conftest import losses_of
@@ -33,6 +36,71 @@ def test_a_folder_that_holds_a_run_is_refused_or_overwritten(config: TrainConfig
     assert load_state(tmp_path)[0].step == 2
     assert sorted(losses_of(tmp_path)) == [1, 2]
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_what_no_run_has_written_stays(config: TrainConfig, tmp_path: Path) -> None:
+    talks = tmp_path / "data" / "talks.jsonl"
+    talks.parent.mkdir()
+    talks.write_text('{"caption": "A"}\n')
+    recipe = replace(config, data=replace(config.data, files=(str(talks),), mix={}))
+    for overwrite in (False, True):
+        with pytest.raises(vl.ConfigError, match=r"holds data, and no run that wrote it .*choose another folder"):
+            train(recipe, tmp_path, device="cpu", overwrite=overwrite)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(vl.ConfigError, match=r"the run needs .*talks.jsonl, and would begin by deleting it"):
+        train(recipe, tmp_path, device="cpu", overwrite=True)
+    assert talks.exists()
+
+
+def test_a_folder_is_one_process_s(config: TrainConfig, tmp_path: Path) -> None:
+    begin_run(tmp_path, config)
+    (tmp_path / "log.jsonl").write_text("theirs\n")
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'ab'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout
+        assert other.stdout.readline()
+        for how in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(vl.ConfigError, match="another process is writing a run"):
+                train(config, tmp_path, device="cpu", **how)
+        other.communicate(b"\n")
+    assert (tmp_path / "log.jsonl").read_text() == "theirs\n"
+    train(config, tmp_path, device="cpu", overwrite=True, stop_after=0.0)
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_is_resumed(config: TrainConfig, tmp_path: Path) -> None:
+    begin_run(tmp_path, config)
+    (tmp_path / "log.jsonl").write_text('{"kind": "train", "step": 1, "loss": 9.0}\n')
+    (tmp_path / "checkpoints" / "step-00000001.partial").mkdir(parents=True)
+    short = replace(config, run=replace(config.run, steps=2))
+    with pytest.raises(vl.CheckpointError, match=r"run\.steps was 6 and is 2"):
+        train(short, tmp_path, device="cpu", resume=True)
+    train(config, tmp_path, device="cpu", resume=True)
+    assert sorted(losses_of(tmp_path)) == [1, 2, 3, 4, 5, 6]
+    assert losses_of(tmp_path)[1] != 9.0
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(vl.CheckpointError, match="nothing to resume"):  # and no model is lost
+        train(config, tmp_path, device="cpu", resume=True)
+    assert (tmp_path / "model").exists()
+
+
+def test_a_checkpoint_stays_whole_while_it_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {"a": torch.arange(3.0)}
+    save_state(tmp_path, Progress(step=3, seconds=1.0), tensors)
+
+    def killed(*paths: Any) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(SystemExit):
+        save_state(tmp_path, Progress(step=3, seconds=2.0), tensors)
+    monkeypatch.undo()
+    progress, found = load_state(tmp_path)
+    assert progress.step == 3
+    assert torch.equal(found["a"], tensors["a"])
+    save_state(tmp_path, Progress(step=3, seconds=2.0), tensors)
+    assert load_state(tmp_path)[0].seconds == 2.0
 
 
 @pytest.mark.parametrize("table", ["data", "optimizer", "run"])
