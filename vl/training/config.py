@@ -144,6 +144,7 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         at_least("lora", self, rank=1)
+        above_zero("lora", self, "alpha")
         if isinstance(self.targets, str) or not self.targets or set(self.targets) - set(ADAPTABLE):
             raise ConfigError(f"lora.targets must be a list of some of {', '.join(ADAPTABLE)}")
 
@@ -225,6 +226,11 @@ class TrainConfig:
             raise ConfigError(
                 "run.epochs counts passes over data.files: name some there (or with --data), or use run.steps"
             )
+        for key in ("held_out", "max_tokens"):
+            if getattr(self.data, key) and not self.data.files:
+                raise ConfigError(
+                    f"data.{key} is for records of data.files: name some (or with --data), or leave it out"
+                )
 
     @classmethod
     def read(cls, path: str | Path) -> TrainConfig:
@@ -248,6 +254,7 @@ class TrainConfig:
         except (OSError, ValueError, RecursionError) as error:  # not TOML, not UTF-8, or nested without end
             raise ConfigError(f"cannot read the training config {path}: {error}") from error
         try:
+            _check_tables(tables)
             return cls.of(tables | {name: {**tables.get(name, {}), **values} for name, values in changes.items()})
         except (ConfigError, ValueError, TypeError) as error:
             raise ConfigError(f"{path}: {error}") from error
@@ -258,8 +265,11 @@ class TrainConfig:
         unknown = set(tables) - {f.name for f in fields(cls)}
         if unknown:
             raise ConfigError(f"unknown table {', '.join(sorted(unknown))}")
+        _check_tables(tables)
         text = dict(tables.get("text", {}))
         if "layers" in text:
+            if "attn_type_list" in text:
+                raise ConfigError("text.layers and text.attn_type_list say the same: keep one of them")
             text["attn_type_list"] = hybrid_layers(text.pop("layers"))
         vision = {"text_hidden_size": text.get("hidden_size", TextConfig.hidden_size)} | tables.get("vision", {})
         config = cls(
@@ -306,6 +316,12 @@ def find_recipes() -> dict[str, Path]:
     packages = list_plugins("vl.recipes").values()
     folders = (Path(__file__).parent, *map(find_folder, packages))
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
+
+
+def _check_tables(tables: Mapping[str, Any]) -> None:
+    for name, table in tables.items():
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{name} must be a table with keys of its own: write [{name}] above them, once")
 
 
 def _shape(kind: type[T], values: Mapping[str, Any], table: str) -> T:

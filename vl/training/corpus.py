@@ -83,6 +83,16 @@ def expand(patterns: Sequence[str | os.PathLike[str]]) -> list[Path]:
     return files
 
 
+def check_apart(files: Sequence[str], held_out: Sequence[str]) -> None:
+    """Raises ConfigError if a file is to be learnt from and held out, or is not there."""
+    learnt = {path.resolve() for path in expand(files)}
+    for path in expand(held_out):
+        if path.resolve() in learnt:
+            raise ConfigError(
+                f"{path} is in data.files and in data.held_out, which is never learnt from: drop it in one"
+            )
+
+
 def open_records(path: Path) -> RecordFile:
     """The records of a `.jsonl` or `.tar` file. Raises ConfigError for any other kind."""
     if path.suffix in (".jsonl", ".ndjson"):
@@ -165,6 +175,9 @@ class TarShard:
         if index == len(self.groups):
             raise InputError(self.damage)
         members = self.groups[index]
+        kinds = [member.suffix for member in members]
+        if twice := {kind for kind in kinds if kinds.count(kind) > 1}:
+            raise InputError(f"the record has two .{min(twice)} files: give one of them another name")
         own = [member for member in members if f".{member.suffix}" in (*IMAGE_SUFFIXES, *HEIF_SUFFIXES)]
         images = iter(own)
 
@@ -174,8 +187,13 @@ class TarShard:
                 found = next(images, None)
             else:
                 found = next((m for m in members if source in (m.name, m.name.rpartition("/")[2], m.suffix)), None)
+            if found is None and source is None:
+                raise InputError(
+                    f"the record has {len(own)} images for parts that name none; others, such as 1.second.png, are "
+                    f'named ("image": "second.png"); it has {", ".join(m.name for m in members)}'
+                )
             if found is None:
-                raise InputError(f"the record has no image {source or ''}; it has {', '.join(m.name for m in members)}")
+                raise InputError(f"the record has no image {source}; it has {', '.join(m.name for m in members)}")
             return self._read(found)
 
         text = {member.suffix: member for member in members}

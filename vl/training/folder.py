@@ -13,7 +13,7 @@ from typing import IO, Any
 from vl.errors import CheckpointError, ConfigError
 from vl.files import write_file
 from vl.training.config import TrainConfig
-from vl.training.corpus import expand
+from vl.training.corpus import check_apart, expand
 from vl.training.dimensions import ParallelConfig
 
 RUN = "run.json"
@@ -31,7 +31,7 @@ _FREE = {
 
 
 class FolderLock:
-    """Keeps other processes from writing a run to `out`, from `take` to `close` or the end of this process."""
+    """Keeps other processes from writing a run to `out`, from `take` to the end of a `with` or of this process."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -57,8 +57,10 @@ class FolderLock:
             pass
         self._file = file
 
-    def close(self) -> None:
-        """Let others have the folder."""
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
         if self._file:
             self._file.close()
             self._file = None
@@ -68,12 +70,14 @@ def check_folder(out: Path, config: TrainConfig, processes: int = 1, *, resume: 
     """Whether a run may begin in `out`, or go on there. Changes nothing.
 
     Raises:
-        ConfigError: if a data file is missing, `out` cannot be a folder, or holds a run and neither resuming nor
-            overwriting is asked for; or if a new run would delete there what no run has written, or what it needs.
+        ConfigError: if a data file is missing, or both learnt from and held out; if `out` cannot be a folder, or holds
+            a run and neither resuming nor overwriting is asked for; or if a new run would delete there what no run has
+            written, or what it needs.
         CheckpointError: if the run to resume began with another recipe or other data; names the first keys that differ.
     """
     if resume and overwrite:
         raise ConfigError("a run is resumed or overwritten, not both: drop one of the two")
+    check_apart(config.data.files, config.data.held_out)
     if any(place.exists() and not place.is_dir() for place in (out, *out.parents)):
         raise ConfigError(f"{out} cannot be a folder, as a file is there: choose another place for the run")
     if resume:

@@ -44,6 +44,13 @@ class Lengths:
     skipped: tuple[Skipped, ...]
     causes: dict[Cause, int]
 
+    def summary(self, folder: Path) -> str:
+        """How many records and tokens there are, what is skipped, and that `folder` has the list of it."""
+        causes = "".join(f", {count:,} for {cause}" for cause, count in sorted(self.causes.items()))
+        where = f" (see {folder / SKIPPED})" if causes else ""
+        counts = f"{len(self.lengths):,} records, {int(self.lengths.sum()):,} tokens"
+        return f"{counts}; {len(self.skipped):,} skipped{causes}{where}"
+
 
 def measure_records(
     records: Corpus,

@@ -26,7 +26,7 @@ from vl.training.dense import PatchHead
 from vl.training.flops import StepFlops, measure_peak
 from vl.training.folder import FolderLock, begin_run, check_folder, has_only_begun
 from vl.training.freeze import freeze
-from vl.training.lengths import SKIPPED, measure_records
+from vl.training.lengths import measure_records
 from vl.training.lora import load_adapter, new_adapters
 from vl.training.losses import answer_weights
 from vl.training.meters import Meters
@@ -86,7 +86,6 @@ def train(
     finally:
         torch.set_float32_matmul_precision(precision)
     trainer.world.leave()
-    trainer.lock.close()
     return folder
 
 
@@ -227,6 +226,11 @@ class Trainer:
 
     def run(self, stop_after: float | None = None) -> Path:
         """Trains to the end or for `stop_after` minutes; either way the state and the model are saved."""
+        with self.lock:
+            self._train(stop_after)
+            return self._finish()
+
+    def _train(self, stop_after: float | None) -> None:
         run, progress = self.config.run, self.progress
         data = load_batches(self.source, self.keys(), pin=self.device.type == "cuda")
         begun, before = time.perf_counter(), progress.seconds
@@ -257,7 +261,6 @@ class Trainer:
             self.evaluate()
         self.save()
         self.report.close()
-        return self._finish()
 
     def lr(self) -> float:
         return learning_rate(self.progress.step, self.fraction(self.progress.step), self.config.optimizer)
@@ -388,12 +391,7 @@ class Trainer:
         found = measure_records(records, self.model.processor, self.config.data, folder, self.report.tell)
         if self.world.first:
             self.world.barrier()
-        causes = "".join(f", {count:,} for {cause}" for cause, count in sorted(found.causes.items()))
-        where = f" (see {folder / SKIPPED})" if causes else ""
-        self.report.tell(
-            f"{kind}: {len(records):,} records, {int(found.lengths.sum()):,} tokens; "
-            f"{len(found.skipped):,} skipped{causes}{where}"
-        )
+        self.report.tell(f"{kind}: {found.summary(folder)}")
         if kind == "train":
             self.progress.skipped = max(self.progress.skipped, len(found.skipped))
         return records, found.lengths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -107,7 +108,8 @@ def recorded(tmp_path: Path, **run: Any) -> dict[str, Any]:
             for n in (1, 2, 40)]  # fmt: skip
     path = write_jsonl(tmp_path / "talks.jsonl", [talk("a.png"), *said, talk("a.png", "A long box. " * 9)] * 3)
     values = tables(**run)
-    return values | {"data": {"files": [str(path)], "held_out": [str(path)], "batch_tokens": 300, "workers": 0}}
+    watched = shutil.copy(path, tmp_path / "held-out.jsonl")
+    return values | {"data": {"files": [str(path)], "held_out": [str(watched)], "batch_tokens": 300, "workers": 0}}
 
 
 def test_four_processes_that_share_batches_in_pairs_learn_as_one(tmp_path: Path) -> None:

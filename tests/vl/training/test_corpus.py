@@ -141,6 +141,16 @@ def test_nothing_usable_is_an_error(tmp_path: Path, processor: Processor) -> Non
         measure_records(records, processor, DataConfig(workers=0), tmp_path)
 
 
+def test_images_of_a_shard_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
+    two = json.dumps(talk(None)).encode()
+    write_tar(tmp_path / "a.tar", {"1.json": two, "1.0.png": picture(), "2.PNG": picture(), "2.png": picture()})
+    records = Corpus([tmp_path / "a.tar"])
+    with pytest.raises(vl.InputError, match=r"has 0 images for parts that name none; others, .* are named"):
+        records.messages(0)
+    with pytest.raises(vl.InputError, match=r"two \.png files"):
+        records.messages(1)
+
+
 def test_a_shard_that_was_cut_gives_what_is_whole(tmp_path: Path, processor: Processor) -> None:
     members = {f"{i}.{kind}": picture() if kind == "png" else b"A box." for i in range(4) for kind in ("png", "txt")}
     path = write_tar(tmp_path / "a.tar", members)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from forkserver import run
 
 import vl
 from vl.nano.kinds import KINDS
-from vl.training.config import PARTS, LoRAConfig, TrainConfig, find_recipes
+from vl.training.config import PARTS, DataConfig, LoRAConfig, TrainConfig, find_recipes
 from vl.training.curve import read_log
 from vl.training.state import load_state
 from vl.training.train import Trainer, train
@@ -106,7 +107,8 @@ def test_resuming_a_run_on_records_is_exact(start: Path, data: Path, tmp_path: P
 
 def test_an_epoch_is_every_record_once(start: Path, data: Path, tmp_path: Path) -> None:
     config = recipe(start, data, steps=1000, epochs=1)
-    config = replace(config, data=replace(config.data, held_out=(str(data),)))
+    watched = shutil.copy(data, data.with_name("held-out.jsonl"))
+    config = replace(config, data=replace(config.data, held_out=(str(watched),)))
     train(config, tmp_path / "run", device="cpu")
     log = read_log(tmp_path / "run")
     last = [record for record in log if record["kind"] == "train"][-1]
@@ -224,6 +226,10 @@ def test_rendered_pictures_can_follow_a_checkpoint(start: Path, tmp_path: Path) 
         ({"text": {"num_key_value_heads": 0}}, "num_key_value_heads = 0 must be above 0"),
         ({"vision": {"patch_size": 0}}, "patch_size = 0 must be above 0"),
         ({"lora": {"rank": 0}, "run": {"init": "x"}}, "lora.rank = 0"),
+        ({"lora": {"alpha": 0.0}, "run": {"init": "x"}}, "lora.alpha = 0.0 must be above 0"),
+        ({"text": {"layers": 4}}, "keep one of them"),
+        ({"data": {"held_out": ["a.jsonl"]}}, "data.held_out is for records of data.files"),
+        ({"data": {"max_tokens": 99}}, "data.max_tokens is for records of data.files"),
         ({"lora": {"targets": ["gate"]}, "run": {"init": "x"}}, "lora.targets"),
         ({"lora": {}}, "adapts a checkpoint"),
         ({"lora": {}, "run": {"init": "x", "train": ["text"]}}, "drop run.train"),
@@ -247,6 +253,22 @@ def test_a_recipe_that_cannot_be_read(tmp_path: Path, contents: bytes) -> None:
     path.write_bytes(contents)
     with pytest.raises(vl.ConfigError, match=r"recipe\.toml"):
         TrainConfig.of_file(path, {"run": {"steps": 1}})
+
+
+@pytest.mark.parametrize("table", ["text", "vision", "data", "optimizer", "run", "lora", "parallel"])
+@pytest.mark.parametrize("value", [1, "x", [{}], [], True])
+def test_what_is_no_table_is_named(table: str, value: Any) -> None:
+    with pytest.raises(vl.ConfigError, match=rf"{table} must be a table .*write \[{table}\]"):
+        TrainConfig.of(tables() | {table: value})
+
+
+def test_what_is_held_out_is_not_learnt_from(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text('{"caption": "A"}\n')
+    data = DataConfig(files=(str(tmp_path / "*.jsonl"),), held_out=(str(tmp_path / "run" / ".." / "b.jsonl"),))
+    (tmp_path / "run").mkdir()
+    with pytest.raises(vl.ConfigError, match=r"b\.jsonl is in data\.files and in data\.held_out"):
+        Trainer(TrainConfig(data=data), tmp_path / "run", "cpu")
 
 
 def test_presets_are_found_by_name() -> None:
@@ -288,7 +310,7 @@ def test_the_command_trains_a_preset_on_the_users_data(start: Path, data: Path, 
 
 
 def test_a_preset_alone_says_what_is_missing(tmp_path: Path) -> None:
-    changes = {"run": {"steps": 1, "epochs": None}}
+    changes = {"run": {"steps": 1, "epochs": None}, "data": {"max_tokens": None}}
     with pytest.raises(vl.ConfigError, match=r"--init"):
         Trainer(TrainConfig.of_file("align", changes), tmp_path, "cpu")
     with pytest.raises(vl.ConfigError, match=r"--data"):
