@@ -96,10 +96,10 @@ def check_folders(*paths: Path | None) -> None:
             raise typer.BadParameter(f"there is no folder {printable(str(path.parent))} to write {path.name} into")
 
 
-def check_charts(plot: Path | None) -> None:
+def check_charts(plot: Path | None, option: str = "--plot") -> None:
     """Raises BadParameter for a chart that could not be drawn after minutes of work."""
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise typer.BadParameter("charts need matplotlib: pip install matplotlib", param_hint="--plot")
+        raise typer.BadParameter("charts need matplotlib: pip install matplotlib", param_hint=option)
 
 
 @contextlib.contextmanager

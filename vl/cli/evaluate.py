@@ -18,6 +18,8 @@ from vl.cli.console import (
     EXIT_INTERRUPTED,
     EXIT_SOME_FAILED,
     ModelOption,
+    check_charts,
+    check_folders,
     check_options,
     complain,
     plural,
@@ -112,6 +114,9 @@ def evaluate(
     if overwrite and out is None:
         raise typer.BadParameter("--overwrite goes with --out")
     check_options({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}, loading.background)
+    check_folders(resolution, plot)
+    check_charts(resolution, "--resolution")
+    check_charts(plot)
     batch_size = loading.engine.max_batch_size
     if resolution is not None:
         if names or everything or out or recipe or plot:
@@ -122,6 +127,8 @@ def evaluate(
         _read_by_height(loaded, resolution, _Run(count, batch_size, None, max_new_tokens, None, None))
         return
     jobs = _jobs(names or [], everything, metric)
+    if recipe is not None and all(map(_is_file, jobs)):
+        raise typer.BadParameter("--recipe goes with built-in tasks; a file has its own questions")
     mix = None if recipe is None else _read_mix(recipe)
     folder = None if out is None else OutFolder(out, overwrite=overwrite)
     run = _Run(count, batch_size, metric, max_new_tokens, mix, folder)

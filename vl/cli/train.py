@@ -74,10 +74,13 @@ def train(
 
 def result_line(folder: Path) -> Text:
     """Where the result is and how to use it."""
+    from vl.config import read_config
+
     name = printable(str(folder))
     if (folder / "adapter_config.json").exists():
         return Text(f"adapters in {name}: vl.training.load_adapter(vl.load(MODEL), {name!r})")
-    return Text(f"model in {name}: vl caption --model {name} SRC...")
+    sees = read_config(folder).vision is not None
+    return Text(f"model in {name}: " + (f"vl caption --model {name} SRC..." if sees else f"vl chat --model {name}"))
 
 
 def recipe_table(recipe: TrainConfig) -> Table:
