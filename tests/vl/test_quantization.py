@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -249,7 +250,7 @@ def anonymous():
 vl.threads.MOST = 2  # each holds a few tensors
 folder, source = map(Path, sys.argv[1:])
 small = vl.load(source, device="cpu")
-text = replace(small.config.text, hidden_size=512, intermediate_size=1024)
+text = replace(small.config.text, hidden_size=512, intermediate_size=2560)
 config = VLConfig(text, eos_token_ids=(1,))
 write_config(config, folder)
 small.processor.save(folder)
@@ -280,8 +281,11 @@ print(held, peak - start)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's count of anonymous memory")
 def test_peak_memory_is_the_quantised_model_and_a_few_tensors(tiny_text_checkpoint: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", MEMORY, str(tmp_path), str(tiny_text_checkpoint)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    # What is freed goes back at once, as it does of the released model's larger tensors.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "262144"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     held, peak = map(float, done.stdout.split())
-    assert held > 40
-    assert peak < held + 45, f"{peak:.0f} MiB for a model of {held:.0f}, which has {2 * held:.0f} in 16 bits"
+    assert held > 100
+    assert peak < held + 75, f"{peak:.0f} MiB for a model of {held:.0f}, which has {2 * held:.0f} in 16 bits"
