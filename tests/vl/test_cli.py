@@ -18,11 +18,9 @@ from typing import Any
 import pytest
 import typer
 from PIL import Image
-from rich.console import Console
 
 import vl
 import vl.cli.app as vl_app
-from vl.cli.captioning import caption_table
 from vl.jobs import RowFile, caption_images
 
 ROOT = Path(vl.__file__).parents[1]
@@ -393,14 +391,3 @@ def test_a_warning_is_what_it_says_and_not_the_code_that_says_it(
             vl_app.main()
     said = capsys.readouterr().err
     assert said == "warning: [3] experts are in\\x1b[31m host memory\nwarning (FutureWarning): soon gone\n"
-
-
-@pytest.mark.parametrize(("width", "details"), [(80, True), (50, False)])
-def test_a_narrow_table_is_of_files_and_captions(width: int, details: bool) -> None:
-    row = {"image": "a.png", "width": 600, "height": 578, "resolution": [672, 672], "tiles": 5, "image_tokens": 2830}
-    table = caption_table([row | {"caption": "A red circle."}], ("caption",), width)
-    console = Console(width=width, file=io.StringIO())
-    console.print(table)
-    drawn = console.file.getvalue()
-    assert all(said in drawn for said in ("file", "a.png", "caption", "circle."))
-    assert ("2,830" in drawn) == ("image tokens" in drawn) == details

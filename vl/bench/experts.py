@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from statistics import median
 
 import torch
@@ -17,6 +16,7 @@ from text_backbone.moe import Experts
 from text_backbone.parallel.dispatch import DispatchedExperts
 from text_backbone.parallel.exchange import Lane
 from vl.bench.records import Setting
+from vl.training.dimensions import ParallelConfig
 from vl.training.parallelize import World
 
 FULL_MEMORY = 60e9  # bytes: the weights, their gradients, a part of both, and 32 768 tokens' activations
@@ -41,18 +41,23 @@ def bench_experts(setting: Setting, world: World, say: Callable[[str], object]) 
 
     All processes have to iterate in step. Every one has its own tokens; an uneven router sends most of them to four
     experts that lie together.
+
+    Raises:
+        ConfigError: if the experts cannot be shared out over so many processes.
     """
     hidden, inner, count = (64, 96, 8) if setting.small else (6144, 9216, 32)
     config = TextConfig(hidden_size=hidden, intermediate_size=inner, num_local_experts=count, num_experts_per_tok=2)
+    ways = _ways(config, world.size)
     torch.manual_seed(0)
     whole = Experts(config, device=setting.device, dtype=setting.dtype)
     with torch.no_grad():
         whole.w13.normal_(std=hidden**-0.5)
         whole.w2.normal_(std=inner**-0.5)
     sizes = SMALL if setting.small else TOKENS
-    for name, make in _sharings(whole, world, setting.device):
+    for way in ways:
+        name = _name(way)
         say(name)
-        experts, alone = make(), name == "none"
+        experts, alone = _shared_out(whole, way, setting.device), not way.dispatches
         for tokens in sizes[:1] if alone else sizes:
             for uneven in (False, True):
                 own = tokens if alone else tokens // world.size
@@ -60,17 +65,29 @@ def bench_experts(setting: Setting, world: World, say: Callable[[str], object]) 
         del experts
 
 
-def _sharings(whole: Experts, world: World, device: torch.device) -> Iterator[tuple[str, Callable[[], Experts]]]:
-    yield "none", lambda: whole
-    if world.size == 1:
-        return
-    for name, shape, groups in (
-        (f"expert = {world.size}", (world.size, 1), 1),
-        (f"expert = {world.size}, expert_groups = 2", (world.size, 1), 2),
-        (f"expert_tensor = {world.size}", (1, world.size), 1),
-    ):
-        mesh = init_device_mesh(device.type, shape, mesh_dim_names=("expert", "expert_tensor"))
-        yield name, partial(DispatchedExperts, whole, mesh, groups, Lane(device))
+def _ways(config: TextConfig, processes: int) -> list[ParallelConfig]:
+    """By the keys of a recipe's [parallel]."""
+    ways = [ParallelConfig()]
+    if processes > 1:
+        ways += [ParallelConfig(expert=processes), ParallelConfig(expert_tensor=processes)]
+        if config.num_local_experts >= 2 * processes:
+            ways.insert(2, ParallelConfig(expert=processes, expert_groups=2))
+    for way in ways:
+        way.check_model(config)
+    return ways
+
+
+def _name(way: ParallelConfig) -> str:
+    keys = ("expert", "expert_groups", "expert_tensor")
+    return ", ".join(f"{key} = {getattr(way, key)}" for key in keys if getattr(way, key) > 1) or "none"
+
+
+def _shared_out(whole: Experts, way: ParallelConfig, device: torch.device) -> Experts:
+    if not way.dispatches:
+        return whole
+    sizes = (way.expert, way.expert_tensor)
+    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("expert", "expert_tensor"))
+    return DispatchedExperts(whole, mesh, way.expert_groups, Lane(device))
 
 
 def _measure(experts: Experts, tokens: int, uneven: bool, setting: Setting, world: World) -> tuple[float, float]:

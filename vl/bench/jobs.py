@@ -69,8 +69,8 @@ def bench_jobs(
 ) -> JobsFigures:
     """Caption made-up photographs over and over: their inputs, and their files.
 
-    What the engine kept of them is forgotten before each run, and each is warmed up by other photographs. Processes
-    that cut images have started before their job does.
+    What the engine kept of them is forgotten before each run, and each is warmed up, in its own way, by others.
+    Processes that cut images have started before their job does.
 
     Args:
         workers: of `caption_images`, each in a job of its own; by default what that takes.
@@ -87,7 +87,7 @@ def bench_jobs(
             options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "workers": count}
             return caption_images(model, files, Path(folder) / out, prompt=PROMPT, **options).images
 
-        caption(warm, "warm.jsonl", 0)
+        _alone(model, list(pool.map(partial(_inputs, model), warm)), params)
         inputs = list(pool.map(partial(_inputs, model), files))
         before, tokens = _timed(model, images, lambda: _alone(model, inputs, params))
         jobs = {}

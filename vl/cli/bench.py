@@ -14,7 +14,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from vl.cli import experts, jobs, load, long, numerics, quality, serving, soak, whole
-from vl.cli.console import EXIT_SOME_FAILED, DeviceOption, Quantization, complain, stderr_console, stdout_console
+from vl.cli.console import (
+    EXIT_SOME_FAILED,
+    DeviceOption,
+    FiguresOption,
+    Quantization,
+    ScaleOption,
+    complain,
+    stderr_console,
+    stdout_console,
+)
 
 if TYPE_CHECKING:
     from vl.bench.patcher import PatcherRow
@@ -23,16 +32,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
 
-JsonOption = Annotated[
-    Path | None, typer.Option("--json", help="Also write the figures to this file.", show_default=False)
-]
 PlotOption = Annotated[
     Path | None,
     typer.Option("--plot", help="Also draw charts of time against size into this PNG.", show_default=False),
-]
-ScaleOption = Annotated[
-    Literal["full", "small"] | None,
-    typer.Option(help="Released sizes or scaled ones; by default what the device holds.", show_default=False),
 ]
 OnlyOption = Annotated[
     list[str] | None,
@@ -60,7 +62,7 @@ def _bench() -> None:
 
 @app.command("ops")
 def ops(
-    json: JsonOption = None,
+    json: FiguresOption = None,
     plot: PlotOption = None,
     scale: ScaleOption = None,
     only: OnlyOption = None,
@@ -73,7 +75,7 @@ def ops(
 
 @app.command("model")
 def model(
-    json: JsonOption = None,
+    json: FiguresOption = None,
     plot: PlotOption = None,
     scale: ScaleOption = None,
     only: OnlyOption = None,
@@ -89,7 +91,7 @@ def model(
 
 @app.command("vision")
 def vision(
-    json: JsonOption = None,
+    json: FiguresOption = None,
     plot: PlotOption = None,
     scale: ScaleOption = None,
     only: OnlyOption = None,
@@ -102,7 +104,7 @@ def vision(
 
 @app.command("all")
 def everything(
-    json: JsonOption = None,
+    json: FiguresOption = None,
     plot: PlotOption = None,
     scale: ScaleOption = None,
     quick: QuickOption = False,
@@ -114,7 +116,7 @@ def everything(
 
 
 @app.command("patcher")
-def patcher(repeats: RepeatsOption = 15, json: JsonOption = None) -> None:
+def patcher(repeats: RepeatsOption = 15, json: FiguresOption = None) -> None:
     """Time from an image to its tiles: ours, the recipe done with Pillow, and transformers' processors."""
     if json is not None:
         _writable(json, "--json")

@@ -58,6 +58,14 @@ DTypeOption = Annotated[
     DType | None,
     typer.Option(help="How weights are held; by default bfloat16 on a GPU, float32 on a CPU.", show_default=False),
 ]
+# What measurements have.
+FiguresOption = Annotated[
+    Path | None, typer.Option("--json", help="Also write the figures to this file.", show_default=False)
+]
+ScaleOption = Annotated[
+    Literal["full", "small"] | None,
+    typer.Option(help="Released sizes or scaled ones; by default what the device holds.", show_default=False),
+]
 
 
 def stdout_console() -> Console:

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import json as jsonlib
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
-import typer
 from rich.table import Table
 from rich.text import Text
 
-from vl.cli.console import DeviceOption, printable, stderr_console, stdout_console
+from vl.cli.console import DeviceOption, FiguresOption, ScaleOption, printable, stderr_console, stdout_console
 
 if TYPE_CHECKING:
     from vl.bench.experts import ExpertsRow
 
 
 def experts(
-    scale: Annotated[
-        Literal["full", "small"] | None,
-        typer.Option(help="Released sizes or scaled ones; by default what the device holds.", show_default=False),
-    ] = None,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Also write the figures to this file.", show_default=False)
-    ] = None,
+    scale: ScaleOption = None,
+    json: FiguresOption = None,
     device: DeviceOption = None,
 ) -> None:
     """One layer's experts shared out as in training, with an even router and an uneven one.

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
-from vl.cli.console import DeviceOption, Quantization, printable, stderr_console, stdout_console
+from vl.cli.console import (
+    DeviceOption,
+    FiguresOption,
+    Quantization,
+    ScaleOption,
+    printable,
+    stderr_console,
+    stdout_console,
+)
 from vl.cli.progress import ReadingProgress
 
 if TYPE_CHECKING:
@@ -32,13 +40,8 @@ def long(
     quantization: Annotated[
         Quantization | None, typer.Option(help="Format of the layers' matrices.", show_default="16 bits")
     ] = None,
-    scale: Annotated[
-        Literal["full", "small"] | None,
-        typer.Option(help="Released sizes or scaled ones; by default what the device holds.", show_default=False),
-    ] = None,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Also write the figures to this file.", show_default=False)
-    ] = None,
+    scale: ScaleOption = None,
+    json: FiguresOption = None,
     beside: Annotated[
         Path | None,
         typer.Option("--beside", help="Figures that --json wrote before, to show with these.", show_default=False),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json as jsonlib
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from vl.cli.console import DeviceOption, printable, stderr_console, stdout_console
+from vl.cli.console import DeviceOption, FiguresOption, printable, stderr_console, stdout_console
 
 if TYPE_CHECKING:
     from vl.bench.numerics import Numerics
@@ -26,9 +25,7 @@ def numerics(
         typer.Option(help="Released sizes or scaled ones.", show_default="full on a GPU"),
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt that is read.")] = 4096,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Also write the figures to this file.", show_default=False)
-    ] = None,
+    json: FiguresOption = None,
     device: DeviceOption = None,
 ) -> None:
     """Eight layers with random weights in every format beside 16 bits: divergence, agreement and relative errors."""

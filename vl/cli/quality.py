@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json as jsonlib
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from vl.cli.console import DeviceOption, ModelOption, printable, stderr_console, stdout_console
+from vl.cli.console import DeviceOption, FiguresOption, ModelOption, printable, stderr_console, stdout_console
 
 if TYPE_CHECKING:
     from vl.bench.quality import Quality
@@ -31,9 +30,7 @@ def quality(
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Examples of each task.")] = 100,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples answered at once.")] = 32,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Also write the figures to this file.", show_default=False)
-    ] = None,
+    json: FiguresOption = None,
     device: DeviceOption = None,
 ) -> None:
     """Every format beside the model in float32: divergence of the next token, agreement, and scores."""

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vl.cli.console import (
     EXIT_SOME_FAILED,
+    FiguresOption,
     check_charts,
     check_folders,
     check_layers,
@@ -120,9 +121,7 @@ def serve(
     layers: Annotated[
         int | None, typer.Option(min=1, help="So many of its layers, with --random-weights.", show_default="all")
     ] = None,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Also write the figures to this file.", show_default=False)
-    ] = None,
+    json: FiguresOption = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Also draw latencies into this PNG.", show_default=False)
     ] = None,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json as jsonlib
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from vl.cli.console import DeviceOption, printable, read_size, stderr_console, stdout_console
+from vl.cli.console import DeviceOption, FiguresOption, printable, read_size, stderr_console, stdout_console
 
 if TYPE_CHECKING:
     from vl.bench.whole import Figure
@@ -36,9 +35,7 @@ def whole(
     ] = None,
     output_tokens: Annotated[int, typer.Option(min=2, help="Of each of these answers.")] = 128,
     image: Annotated[str, typer.Option(metavar="WxH", help="Size of the images that are asked about.")] = "1344x1008",
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Also write the figures to this file.", show_default=False)
-    ] = None,
+    json: FiguresOption = None,
     device: DeviceOption = None,
 ) -> None:
     """The whole model, its weights random: load, memory, reading and writing, beside floors and vl plan."""

@@ -6,9 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from meeting import meet
 
+import vl
+from vl.bench.experts import bench_experts
+from vl.bench.records import Setting
 from vl.cli import app as vl_app
+from vl.training.parallelize import World
 
 
 def test_two_processes_share_the_experts_in_every_way(tmp_path: Path) -> None:
@@ -33,3 +38,10 @@ def test_one_process_measures_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert "1 process" in said
     assert "none" in said
     assert "expert_tensor" not in said
+
+
+def test_experts_that_processes_cannot_share_evenly_are_refused() -> None:
+    setting, said = Setting(torch.device("cpu"), small=True, quick=False), list[str]()
+    with pytest.raises(vl.ConfigError, match=r"expert = 3 shares out .* 8 cannot be divided"):
+        list(bench_experts(setting, World(0, 3), said.append))
+    assert not said
