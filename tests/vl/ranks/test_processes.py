@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from endless import endless
 from forkserver import Popen
 from PIL import Image
 
@@ -154,7 +155,7 @@ def test_a_larger_cache_takes_sessions_along(start: START, one: vl.MiniMaxVL, tm
 
 
 def test_a_stream_that_is_left_gives_all_back(split: SplitVL, one: vl.MiniMaxVL) -> None:
-    pieces = split.stream(QUESTIONS[0], max_new_tokens=500, temperature=2.0, seed=3)
+    pieces = split.stream(QUESTIONS[0], **endless(split))
     next(pieces)
     pieces.close()
     engine = split.engine
@@ -196,7 +197,7 @@ def test_ctrl_c_ends_the_answer_and_nothing_else(split: SplitVL, one: vl.MiniMax
         timer = threading.Timer(wait, os.kill, (os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):  # noqa: PT012
             timer.start()
-            split.generate(QUESTIONS * 4, max_new_tokens=2000, temperature=2.0)
+            split.generate(QUESTIONS * 4, **endless(split))
         timer.join()
         assert split.generate(QUESTIONS, **SAMPLING)[2].text == one.generate(QUESTIONS, **SAMPLING)[2].text
 
@@ -240,9 +241,9 @@ def test_a_forked_process_is_refused_and_leaves_the_ranks_alone(split: SplitVL, 
 def test_a_rank_that_is_killed_ends_all_with_one_error(start: START) -> None:
     model = start()
     found = pids(model)
-    pieces = model.stream(QUESTIONS[0], max_new_tokens=5000, temperature=2.0)
+    pieces = model.stream(QUESTIONS[0], **endless(model))
     next(pieces)
-    waiting = ThreadPoolExecutor(1).submit(model.chat, QUESTIONS[1], max_new_tokens=5000, temperature=2.0)
+    waiting = ThreadPoolExecutor(1).submit(model.chat, QUESTIONS[1], **endless(model))
     os.kill(found[1], signal.SIGKILL)
     with pytest.raises(vl.DeviceError, match=r"rank 1 \(cpu\) was killed by SIGKILL"):
         list(pieces)

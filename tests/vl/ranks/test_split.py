@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from endless import endless
 from PIL import Image, ImageDraw
 
 import vl
@@ -235,7 +236,7 @@ def test_a_gpu_s_process_that_is_killed_ends_both() -> None:
 
     model = vl.load("nano", devices=2)
     assert isinstance(model, SplitVL)
-    pieces = model.stream(conversations()[0], max_new_tokens=4000, temperature=2.0)
+    pieces = model.stream(conversations()[0], **endless(model))
     next(pieces)
     os.kill(model._ranks._held.ranks[1].process.pid, signal.SIGKILL)
     with pytest.raises(vl.DeviceError, match=r"rank 1 \(cuda:1\) was killed by SIGKILL"):

@@ -145,6 +145,9 @@ def test_a_bias_reaches_the_model(client: TestClient, model: vl.MiniMaxVL) -> No
 def test_a_client_that_leaves_frees_its_place(
     client: TestClient, model: vl.MiniMaxVL, until_idle: Callable[..., None]
 ) -> None:
-    with client.stream("POST", "/v1/chat/completions", json=ask(stream=True, max_tokens=2000, temperature=1)) as found:
+    never = {str(end): -100 for end in model.end_ids}
+    with client.stream(
+        "POST", "/v1/chat/completions", json=ask(stream=True, max_tokens=2000, logit_bias=never)
+    ) as found:
         next(found.iter_lines())
     until_idle(model)

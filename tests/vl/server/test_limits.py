@@ -314,20 +314,23 @@ def test_keys(serve: Serve) -> None:
 def test_a_full_server_says_when_to_come_again(
     serve: Serve, model: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch, until_idle: Callable[..., None]
 ) -> None:
-    call, full = Runner.__call__, threading.Event()
+    call, full, looked = Runner.__call__, threading.Event(), threading.Event()
 
-    def slow(self: Runner, batch: Any, running: Any) -> Any:
+    def held(self: Runner, batch: Any, running: Any) -> Any:
         if len(running) == 4:
             full.set()
-        time.sleep(0.1)
+            assert looked.wait(60)
+        elif not full.is_set():
+            time.sleep(0.05)  # until all have come
         return call(self, batch, running)
 
-    monkeypatch.setattr(Runner, "__call__", slow)
+    monkeypatch.setattr(Runner, "__call__", held)
     client = serve(max_waiting=0)  # beside the four that run
+    never = {str(end): -100 for end in model.end_ids}
     statuses: list[int] = []
 
     def post() -> None:
-        statuses.append(client.post(CHAT, json=ask(max_tokens=20)).status_code)
+        statuses.append(client.post(CHAT, json=ask(max_tokens=200, logit_bias=never)).status_code)
 
     threads = [threading.Thread(target=post) for _ in range(4)]
     for thread in threads:
@@ -338,6 +341,7 @@ def test_a_full_server_says_when_to_come_again(
     assert 1 <= int(found.headers["Retry-After"]) <= 60
     assert found.json()["error"]["type"] == "rate_limit_error"
     assert client.get("/health").status_code == 200
+    looked.set()
     for thread in threads:
         thread.join()
     assert statuses == [200] * 4
