@@ -32,6 +32,8 @@ def resolve_source(source: str | os.PathLike[str]) -> Path:
                 "`vl train nano --out runs/nano` and use --model runs/nano/model"
             )
         return NANO
+    if source == "":
+        raise CheckpointError("the model's name is empty: give 'nano', a folder (. is the current one), or a hub id")
     try:
         folder = Path(source).expanduser()
         if stat.S_ISDIR(folder.stat().st_mode):

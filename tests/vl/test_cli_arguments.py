@@ -86,6 +86,39 @@ def test_wrong_options(
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        ["convert", "nano", "", "--quantization", "int8"],
+        ["convert", "", "there", "--quantization", "int8"],
+        ["read", "text.txt", "--session", ""],
+        ["ask", "", "Why?"],
+        ["train", "tiny", "--out", ""],
+        ["train", "lora", "--data", "text.txt", "--init", "", "--out", "there"],
+        ["eval", "words", "--out", ""],
+        ["eval", "niah", ""],
+        ["eval", "niah", "--out", ""],
+        ["eval", "niah", "--lengths", ""],
+        ["caption", "text.txt", "--out", "rows.jsonl", "--report", ""],
+        ["report", "rows.jsonl", ""],
+        ["bench", "all", "--json", ""],
+        ["plan", ""],
+        ["chat", "--model", "", "Why?"],
+    ],
+    ids=" ".join,
+)
+def test_nothing_is_named_by_an_empty_argument(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Least of all the current folder, which a path of no characters would be."""
+    (tmp_path / "text.txt").write_text("A text.")
+    monkeypatch.chdir(tmp_path)
+    assert vl_app.run(command) in (2, 3)
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "empty" in said or "'' is not a number of tokens" in said, said
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+@pytest.mark.parametrize(
     ("command", "own"),
     [
         ("caption", {"max_batch_size": 8}),

@@ -21,6 +21,7 @@ from vl.cli.console import (
     Quantization,
     ScaleOption,
     complain,
+    read_path,
     stderr_console,
     stdout_console,
 )
@@ -34,7 +35,13 @@ app = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
 
 PlotOption = Annotated[
     Path | None,
-    typer.Option("--plot", help="Also draw charts of time against size into this PNG.", show_default=False),
+    typer.Option(
+        "--plot",
+        help="Also draw charts of time against size into this PNG.",
+        show_default=False,
+        parser=read_path,
+        metavar="PATH",
+    ),
 ]
 OnlyOption = Annotated[
     list[str] | None,

@@ -48,6 +48,13 @@ def read_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def read_path(text: str) -> Path:
+    """A path as it is written in a command. Raises BadParameter for an empty one: a `Path` of that is this folder."""
+    if not text:
+        raise typer.BadParameter("a path is empty: name a file or folder, or . for the current one")
+    return Path(text)
+
+
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="nano (embedded), a folder in the released layout, or a hub id.")
 ]
@@ -60,7 +67,10 @@ DTypeOption = Annotated[
 ]
 # What measurements have.
 FiguresOption = Annotated[
-    Path | None, typer.Option("--json", help="Also write the figures to this file.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--json", help="Also write the figures to this file.", show_default=False, parser=read_path, metavar="PATH"
+    ),
 ]
 ScaleOption = Annotated[
     Literal["full", "small"] | None,

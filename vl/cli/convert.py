@@ -18,6 +18,7 @@ from vl.cli.console import (
     complain,
     plural,
     printable,
+    read_path,
     stderr_console,
     stdout_console,
 )
@@ -27,7 +28,7 @@ _LOG_SECONDS = 30.0
 
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="nano, a folder in the released layout, or a hub id.")],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="A new folder, or one to go on in.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="A new folder, or one to go on in.", parser=read_path)],
     quantization: Annotated[Quantization, typer.Option(help="The format of the layers' matrices.")],
     device: Annotated[
         str | None, typer.Option(help="Where to quantise; by default the first GPU, else the CPU.", show_default=False)

@@ -24,6 +24,7 @@ from vl.cli.console import (
     complain,
     plural,
     printable,
+    read_path,
     stderr_console,
     stdout_console,
 )
@@ -68,12 +69,19 @@ def evaluate(
     ] = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(metavar="CONFIG.toml", help="Draw what this training recipe draws.", show_default="nano's"),
+        typer.Option(
+            metavar="CONFIG.toml", help="Draw what this training recipe draws.", show_default="nano's", parser=read_path
+        ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Folder for examples.jsonl, scores.json and failures.html.", show_default=False
+            "--out",
+            "-o",
+            help="Folder for examples.jsonl, scores.json and failures.html.",
+            show_default=False,
+            parser=read_path,
+            metavar="PATH",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="With --out: replace an earlier evaluation.")] = False,
@@ -85,6 +93,7 @@ def evaluate(
             metavar="FILE.png",
             help="Instead of tasks: plot how well print of several heights is read, with tiles and from the thumbnail.",
             show_default=False,
+            parser=read_path,
         ),
     ] = None,
     plot: Annotated[
@@ -93,6 +102,7 @@ def evaluate(
             metavar="FILE.png",
             help="Plot how often answers are right against how likely the model held them.",
             show_default=False,
+            parser=read_path,
         ),
     ] = None,
     *,

@@ -15,6 +15,7 @@ from vl.cli.console import (
     Quantization,
     ScaleOption,
     printable,
+    read_path,
     stderr_console,
     stdout_console,
 )
@@ -44,11 +45,23 @@ def long(
     json: FiguresOption = None,
     beside: Annotated[
         Path | None,
-        typer.Option("--beside", help="Figures that --json wrote before, to show with these.", show_default=False),
+        typer.Option(
+            "--beside",
+            help="Figures that --json wrote before, to show with these.",
+            show_default=False,
+            parser=read_path,
+            metavar="PATH",
+        ),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", help="Also draw time and cache against length into this PNG.", show_default=False),
+        typer.Option(
+            "--plot",
+            help="Also draw time and cache against length into this PNG.",
+            show_default=False,
+            parser=read_path,
+            metavar="PATH",
+        ),
     ] = None,
     device: DeviceOption = None,
 ) -> None:

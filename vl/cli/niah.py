@@ -23,6 +23,7 @@ from vl.cli.console import (
     complain,
     plural,
     printable,
+    read_path,
     read_tokens,
     stderr_console,
     stdout_console,
@@ -48,6 +49,7 @@ def niah(
             metavar="DATA.jsonl...",
             help="Long chats in MR-NIAH's layout; without any, prompts are made.",
             show_default=False,
+            parser=read_path,
         ),
     ] = None,
     model: ModelOption = "nano",
@@ -70,7 +72,9 @@ def niah(
     ] = None,
     haystack: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE.txt", help="Hay; may be repeated.", show_default="sentences that are drawn"),
+        typer.Option(
+            metavar="FILE.txt", help="Hay; may be repeated.", show_default="sentences that are drawn", parser=read_path
+        ),
     ] = None,
     pages: Annotated[bool, typer.Option("--pages", help="Print the haystack on page images.")] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the prompts.", show_default="0")] = None,
@@ -87,6 +91,8 @@ def niah(
             "-o",
             help="Folder for rows.jsonl, scores.json and heatmap.png. The same command goes on with what is there.",
             show_default=False,
+            parser=read_path,
+            metavar="PATH",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="With --out: start again.")] = False,
@@ -117,7 +123,9 @@ def niah(
     places = _read_depths(depths if depths is not None else _DEPTHS_FILES if files else _DEPTHS)
     grid = None
     if not files:
-        grid = _grid(_read_lengths(lengths or _LENGTHS), places, count, distractors, haystack, pages, seed)
+        grid = _grid(
+            _read_lengths(_LENGTHS if lengths is None else lengths), places, count, distractors, haystack, pages, seed
+        )
     cases = [*grid.cases()] if grid else _chats(files or [], places)
     settings = {"model": model, "max_new_tokens": most, "dtype": loading.dtype, "quantization": loading.quantization}
     settings |= _kind(grid, haystack) if grid else {"kind": "rounds", "sha256": _digests(files or [])}

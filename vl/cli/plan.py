@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vl.config import VLConfig
     from vl.plan import Machine, Option, Plan, Workload
 
+_IMAGE_SIZE = "1344x1008"
 _SHOWN = 4  # machines of a format, where none was named
 _WIDE = 120  # columns of a terminal that has room for the whole table
 _WORDS = ("machine", "format", "placement", "")  # columns without numbers
@@ -58,7 +59,9 @@ def plan(
     context: TokensOption = "32K",
     batch: Annotated[int, typer.Option(min=1, help="Sequences that run at once.")] = 1,
     images: Annotated[int, typer.Option(min=0, help="Images of each sequence; their tokens are added.")] = 0,
-    image_size: Annotated[str, typer.Option(help="Their width and height in pixels.")] = "1344x1008",
+    image_size: Annotated[
+        str | None, typer.Option(help="Their width and height in pixels.", show_default=_IMAGE_SIZE)
+    ] = None,
     prefill_tokens: Annotated[
         int, typer.Option(min=1, help="Prompt tokens read in a pass.")
     ] = EngineConfig.prefill_tokens,
@@ -88,7 +91,10 @@ def plan(
     from vl.plan.models import find_config
     from vl.plan.record import as_json
 
-    tokens, size, formats = read_tokens(context), _size(image_size), _formats(quantization or [])
+    tokens, formats = read_tokens(context), _formats(quantization or [])
+    size = _size(_IMAGE_SIZE if image_size is None else image_size)
+    if image_size is not None and not images:
+        raise typer.BadParameter("--image-size goes with --images: say how many there are")
     if gpus is None and (gpu_memory, gpu_bandwidth, gpu_bf16) != (None, None, None):
         raise typer.BadParameter("--gpu-memory, --gpu-bandwidth and --gpu-bf16 go with --gpus")
     config = find_config(model)

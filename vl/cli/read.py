@@ -16,6 +16,7 @@ from vl.cli.console import (
     check_options,
     check_question,
     printable,
+    read_path,
     stderr_console,
 )
 from vl.cli.loading import Loading, loading_options
@@ -28,13 +29,18 @@ if TYPE_CHECKING:
 
 SAVE_EVERY, PAGE_SIDE = 131072, 1344  # those of `vl.MiniMaxVL.read`, which would import torch
 
-SessionArgument = Annotated[Path, typer.Argument(metavar="SESSION", help="The folder that vl read wrote.")]
+SessionArgument = Annotated[
+    Path, typer.Argument(metavar="SESSION", help="The folder that vl read wrote.", parser=read_path)
+]
 
 
 @loading_options()
 def read(
     documents: Annotated[list[str], typer.Argument(metavar="DOC...", help="Text files, PDFs and images.")],
-    session: Annotated[Path, typer.Option("--session", "-s", help="The folder to save what was read in.")],
+    session: Annotated[
+        Path,
+        typer.Option("--session", "-s", help="The folder to save what was read in.", parser=read_path, metavar="PATH"),
+    ],
     model: ModelOption = "nano",
     page_side: Annotated[int, typer.Option(min=1, help="Pixels of the longer side of a PDF's pages.")] = PAGE_SIDE,
     save_every: Annotated[int, typer.Option(min=1, help="Tokens between two saves on the way.")] = SAVE_EVERY,

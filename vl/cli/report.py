@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vl.cli.console import check_folders, importing, plural, printable, stdout_console
+from vl.cli.console import (
+    check_folders,
+    importing,
+    plural,
+    printable,
+    read_path,
+    stdout_console,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +28,7 @@ ReportOption = Annotated[
         help="With --out: write a page about all its rows at the end, statistics and a gallery, as vl report does.",
         show_default=False,
         rich_help_panel=_PANEL,
+        parser=read_path,
     ),
 ]
 ReportImagesOption = Annotated[
@@ -39,7 +47,10 @@ ReportImagesOption = Annotated[
 def report(
     out: Annotated[str, typer.Argument(metavar="OUT", help="What vl caption --out has written, or is writing.")],
     page: Annotated[
-        Path, typer.Argument(metavar="[PAGE]", help="The HTML file, replaced if it is there.", show_default=True)
+        Path,
+        typer.Argument(
+            metavar="[PAGE]", help="The HTML file, replaced if it is there.", show_default=True, parser=read_path
+        ),
     ] = Path("report.html"),
     report_images: ReportImagesOption = None,
     column: Annotated[

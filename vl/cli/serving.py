@@ -20,6 +20,7 @@ from vl.cli.console import (
     complain,
     plural,
     printable,
+    read_path,
     read_size,
     stderr_console,
     stdout_console,
@@ -87,7 +88,7 @@ def serve(
     records: Annotated[
         Path | None,
         typer.Option(help="Ask what the records of this JSON Lines file ask.", show_default=False,
-                     rich_help_panel=_ASKED),
+                     rich_help_panel=_ASKED, parser=read_path, metavar="PATH"),
     ] = None,
     extra_body: Annotated[
         str | None,
@@ -123,7 +124,9 @@ def serve(
     ] = None,
     json: FiguresOption = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Also draw latencies into this PNG.", show_default=False)
+        Path | None,
+        typer.Option("--plot", help="Also draw latencies into this PNG.", show_default=False,
+                     parser=read_path, metavar="PATH"),
     ] = None,
     *,
     loading: Loading,

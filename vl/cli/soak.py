@@ -18,6 +18,7 @@ from vl.cli.console import (
     check_folders,
     complain,
     printable,
+    read_path,
     stderr_console,
     stdout_console,
 )
@@ -39,11 +40,24 @@ def soak(
     max_waiting: Annotated[int, typer.Option(min=0, help="Requests beyond --batch-size; more get status 429.")] = 14,
     seed: Annotated[int, typer.Option(help="Of what is asked, and when clients leave.")] = 0,
     json: Annotated[
-        Path | None, typer.Option("--json", help="Also write what came of it to this file.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--json",
+            help="Also write what came of it to this file.",
+            show_default=False,
+            parser=read_path,
+            metavar="PATH",
+        ),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", help="Also draw memory and requests over time into this PNG.", show_default=False),
+        typer.Option(
+            "--plot",
+            help="Also draw memory and requests over time into this PNG.",
+            show_default=False,
+            parser=read_path,
+            metavar="PATH",
+        ),
     ] = None,
     *,
     loading: Loading,

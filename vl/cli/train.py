@@ -10,7 +10,14 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from vl.cli.console import EXIT_INTERRUPTED, DeviceOption, complain, printable, stdout_console
+from vl.cli.console import (
+    EXIT_INTERRUPTED,
+    DeviceOption,
+    complain,
+    printable,
+    read_path,
+    stdout_console,
+)
 
 if TYPE_CHECKING:
     from vl.training import TrainConfig
@@ -26,7 +33,12 @@ def train(
             "recall, recall_softmax.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model, checkpoints and logs.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="Folder for the model, checkpoints and logs.", parser=read_path, metavar="PATH"
+        ),
+    ],
     init: Annotated[
         str | None,
         typer.Option(
@@ -56,7 +68,7 @@ def train(
     from vl.training import TrainConfig, train
 
     changes: dict[str, dict[str, Any]] = {
-        "run": {"init": init} if init else {},
+        "run": {} if init is None else {"init": init},
         "data": {"files": data} if data else {},
     }
     recipe = TrainConfig.of_file(config, {table: values for table, values in changes.items() if values})

@@ -24,6 +24,8 @@ def find_config(model: str) -> VLConfig:
     Raises:
         ConfigError: if there is no such model here, or its config is not one of this family.
     """
+    if not model:
+        raise ConfigError(f"the model's name is empty: give {VISION_MODEL}, {TEXT_MODEL}, nano, a folder or a config")
     folder = Path(model)
     try:
         if folder.is_dir():

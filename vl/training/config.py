@@ -190,6 +190,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.dtype not in ("bfloat16", "float32"):
             raise ConfigError(f"run.dtype {self.dtype!r} must be 'bfloat16' or 'float32'")
+        if self.init == "":
+            raise ConfigError("run.init is empty: name a checkpoint to start from, or leave it out")
         if isinstance(self.train, str) or not self.train:
             raise ConfigError('run.train is a list of what learns: train = ["projector"]')
         at_least("run", self, steps=1, accumulate=1, epochs=1, log_steps=1, max_tiles=1)
