@@ -61,7 +61,8 @@ def read_quantization(value: Any, dtype: torch.dtype) -> str | None:
     """
     if value is None or (isinstance(value, str) and value in FORMATS):
         return value
-    keys = value.to_dict() if callable(getattr(value, "to_dict", None)) else value
+    made = not isinstance(value, type) and callable(getattr(value, "to_dict", None))  # and not the class itself
+    keys = value.to_dict() if made else value
     if not isinstance(keys, Mapping):
         choices = ", ".join(map(repr, FORMATS))
         raise ConfigError(f"quantization={value!r:.200} is not known: use {choices} or None")

@@ -144,10 +144,10 @@ def test_the_engine_is_as_the_options_say(
     loaded: list[vl.MiniMaxVL] = []
     real = vl.load
     monkeypatch.setattr(vl, "load", lambda *args, **options: loaded.append(real(*args, **options)) or loaded[-1])
-    options = ["--batch-size", 3, "--prefill-tokens", 70, "--cache-tokens", 640, "--page-size", 64]
+    options = ["--batch-size", 3, "--prefill-tokens", 70, "--cache-tokens", "1K", "--page-size", 64]
     assert caption(red, "--max-new-tokens", 2, *options, "--host-cache-tokens", 100, model=tiny_checkpoint) == 0
     assert loaded[0].engine.config == EngineConfig(
-        max_batch_size=3, prefill_tokens=70, cache_tokens=640, page_size=64, host_cache_tokens=100
+        max_batch_size=3, prefill_tokens=70, cache_tokens=1024, page_size=64, host_cache_tokens=100
     )
     for option in ("--batch-size", "--max-batch-size", "--prefill-tokens", "--cache-tokens", "--page-size"):
         assert caption(red, option, 0, model=tiny_checkpoint) == 2

@@ -58,6 +58,7 @@ def test_keys_and_values_in_host_memory(capsys: pytest.CaptureFixture[str]) -> N
     assert (far[0]["placement"], far[0]["fits"], far[0]["memory"]["host"]) == ("tensor", True, 20 * 2**30)
     assert as_json(capsys, *asked, "--host-cache-tokens", "512K")["workload"]["host_cache_tokens"] == 2**19
     assert run(capsys, *asked, "--host-cache-tokens", "many")[0] == 2
+    assert as_json(capsys, *asked, "--prefill-tokens", "4K")["workload"]["prefill_tokens"] == 4096
 
 
 def test_the_smallest_machines_come_first(capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,7 +121,11 @@ def test_nothing_fits_is_an_exit_code_and_says_what_would(capsys: pytest.Capture
     code, out, err = run(capsys, "--gpus", "H200", "--quantization", "bf16", "--host-memory", 1)
     assert code == 3
     assert "no room" in out
-    assert "nothing fits on H200: the smallest that works is 2 x H200 with nf4" in err
+    assert "nothing fits on H200: the smallest that works is 8 x H200 with bf16 or 2 x H200 with nf4" in err
+    far = ["--host-cache-tokens", "1M", "--context", "1M", "--host-memory", 1]  # 40 GiB of keys and values
+    code, _, err = run(capsys, "--gpus", "2xH200", *far)
+    assert code == 3
+    assert "nor on any known machine: lower --context or --batch, or allow more --host-memory" in err
 
 
 @pytest.mark.parametrize(
@@ -135,6 +140,9 @@ def test_nothing_fits_is_an_exit_code_and_says_what_would(capsys: pytest.Capture
         (["--context", "0"], "write 32768, 32K or 1M"),
         (["--images", "1", "--image-size", "big"], "write WIDTHxHEIGHT"),
         (["--batch", "0"], "--batch"),
+        (["--prefill-tokens", "0"], "write 32768, 32K or 1M"),
+        (["--host-memory", "inf"], "--host-memory"),
+        (["--image-size", "9x9"], "goes with --images"),
     ],
 )
 def test_usage_errors_say_what_to_write(capsys: pytest.CaptureFixture[str], args: list[str], said: str) -> None:

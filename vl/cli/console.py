@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -32,12 +33,17 @@ DType = Literal["bfloat16", "float16", "float32", "float64"]
 Quantization = Literal["int8", "fp8", "nf4"]
 
 
-def read_tokens(text: str) -> int:
-    """`32768`, `32k`, `1M`: K is 1024 tokens and M 1024 K. Raises BadParameter."""
-    match = re.fullmatch(r"(\d{1,15})([kKmM]?)", text.strip())
-    if not match or not int(match[1]):
+def read_tokens(text: str | int, least: int = 1) -> int:
+    """`32768`, `32k`, `1M`: K is 1024 tokens and M 1024 K; an option's default as it is. Raises BadParameter."""
+    match = re.fullmatch(r"(\d{1,15})([kKmM]?)", str(text).strip())
+    if not match or int(match[1]) < least:
         raise typer.BadParameter(f"{text!r} is not a number of tokens: write 32768, 32K or 1M")
     return int(match[1]) * _UNITS[match[2].lower()]
+
+
+def tokens_option(*names: str, least: int = 1, **more: Any) -> Any:
+    """An option that is a number of tokens, as `read_tokens` reads it."""
+    return typer.Option(*names, parser=partial(read_tokens, least=least), metavar="TOKENS", **more)
 
 
 def read_size(text: str) -> tuple[int, int]:

@@ -12,7 +12,15 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from vl.cli.console import DeviceOption, DTypeOption, Quantization, printable, stderr_console, usage_errors
+from vl.cli.console import (
+    DeviceOption,
+    DTypeOption,
+    Quantization,
+    printable,
+    stderr_console,
+    tokens_option,
+    usage_errors,
+)
 from vl.engine.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -147,7 +155,9 @@ def _engine_options(defaults: dict[str, int]) -> list[inspect.Parameter]:
         if setting.name in _SHORT:
             names.insert(0, _SHORT[setting.name])
         least, help = setting.metadata["least"], setting.metadata["help"]
-        option = typer.Option(*names, min=least, help=help, rich_help_panel="Engine")
+        how: dict[str, Any] = {"help": help, "rich_help_panel": "Engine"}
+        counts_tokens = setting.name.endswith("_tokens")
+        option = tokens_option(*names, least=least, **how) if counts_tokens else typer.Option(*names, min=least, **how)
         made.append(_parameter(setting.name, Annotated[int, option], defaults.get(setting.name, setting.default)))
     return made
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from vl.cli.console import EXIT_UNUSABLE, complain, printable, read_tokens, stdout_console
+from vl.cli.console import EXIT_UNUSABLE, complain, printable, stdout_console, tokens_option
 from vl.engine.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vl.config import VLConfig
     from vl.plan import Machine, Option, Plan, Workload
 
+_MOST_GIB = 2**20
 _IMAGE_SIZE = "1344x1008"
 _SHOWN = 4  # machines of a format, where none was named
 _WIDE = 120  # columns of a terminal that has room for the whole table
@@ -47,7 +48,7 @@ QuantizationOption = Annotated[
     list[str] | None,
     typer.Option(help="Only this format: bf16, int8, fp8 or nf4; may be repeated.", show_default=False),
 ]
-TokensOption = Annotated[str, typer.Option("--context", help="Tokens of each sequence: 32768, 32K, 1M.")]
+TokensOption = Annotated[int, tokens_option("--context", help="Tokens of each sequence: 32768, 32K, 1M.")]
 
 
 def plan(
@@ -56,25 +57,25 @@ def plan(
     ] = "MiniMax-VL-01",
     gpus: GpusOption = None,
     quantization: QuantizationOption = None,
-    context: TokensOption = "32K",
+    context: TokensOption = 32768,
     batch: Annotated[int, typer.Option(min=1, help="Sequences that run at once.")] = 1,
     images: Annotated[int, typer.Option(min=0, help="Images of each sequence; their tokens are added.")] = 0,
     image_size: Annotated[
         str | None, typer.Option(help="Their width and height in pixels.", show_default=_IMAGE_SIZE)
     ] = None,
-    prefill_tokens: Annotated[
-        int, typer.Option(min=1, help="Prompt tokens read in a pass.")
-    ] = EngineConfig.prefill_tokens,
+    prefill_tokens: Annotated[int, tokens_option(help="Prompt tokens read in a pass.")] = EngineConfig.prefill_tokens,
     host_memory: Annotated[
         float | None,
         typer.Option(
-            min=0, help="GiB of the host's memory that experts, keys and values may take.", show_default=False
+            min=0,
+            max=_MOST_GIB,
+            help="GiB of the host's memory that experts, keys and values may take.",
+            show_default=False,
         ),
     ] = None,
     host_cache_tokens: Annotated[
-        str | None,
-        typer.Option(help="Tokens, of all sequences, with keys and values in host memory: 32K.", show_default=False),
-    ] = None,
+        int, tokens_option(least=0, help="Tokens, of all sequences, with keys and values in host memory.")
+    ] = EngineConfig.host_cache_tokens,
     gpu_memory: Annotated[
         float | None, typer.Option(help="GiB of a GPU, instead of what is known.", show_default=False)
     ] = None,
@@ -91,7 +92,7 @@ def plan(
     from vl.plan.models import find_config
     from vl.plan.record import as_json
 
-    tokens, formats = read_tokens(context), _formats(quantization or [])
+    formats = _formats(quantization or [])
     size = _size(_IMAGE_SIZE if image_size is None else image_size)
     if image_size is not None and not images:
         raise typer.BadParameter("--image-size goes with --images: say how many there are")
@@ -99,8 +100,7 @@ def plan(
         raise typer.BadParameter("--gpu-memory, --gpu-bandwidth and --gpu-bf16 go with --gpus")
     config = find_config(model)
     cost = image_cost(config, *size) if images else (0, 0)
-    far = 0 if host_cache_tokens is None else read_tokens(host_cache_tokens)
-    work = Workload(tokens, batch, images, *cost, prefill_tokens=prefill_tokens, host_cache_tokens=far)
+    work = Workload(context, batch, images, *cost, prefill_tokens=prefill_tokens, host_cache_tokens=host_cache_tokens)
     host = None if host_memory is None else int(host_memory * 2**30)
     if gpus is None:
         found = smallest(config, work, formats, host)
@@ -111,7 +111,7 @@ def plan(
     else:
         _show(model, config, found, _SHOWN if gpus is None and not quantization else None)
     if found.best is None:
-        complain(_nothing_fits(config, gpus, work))
+        complain(_nothing_fits(config, gpus, work, formats, host))
         raise typer.Exit(EXIT_UNUSABLE)
 
 
@@ -137,15 +137,18 @@ def _machine(text: str, memory: float | None, bandwidth: float | None, bf16: flo
         raise typer.BadParameter(str(error), param_hint="--gpus") from None
 
 
-def _nothing_fits(config: VLConfig, gpus: str | None, work: Workload) -> str:
+def _nothing_fits(config: VLConfig, gpus: str | None, work: Workload, formats: list[str], host: int | None) -> str:
+    """What would do: in the formats that were asked for, and in any."""
     from vl.plan import smallest
 
     if gpus is None:
         return "no known machine holds this: lower --context or --batch"
-    best = smallest(config, work).best
-    if best is None:
-        return f"nothing fits on {gpus}, nor on any known machine: lower --context or --batch"
-    return f"nothing fits on {gpus}: the smallest that works is {best.machine.name} with {best.format}"
+    found = [option for names in (formats, []) if (option := smallest(config, work, names, host).best)]
+    works = dict.fromkeys(f"{option.machine.name} with {option.format}" for option in found)
+    if not works:
+        more = "" if host is None else ", or allow more --host-memory"
+        return f"nothing fits on {gpus}, nor on any known machine: lower --context or --batch{more}"
+    return f"nothing fits on {gpus}: the smallest that works is {' or '.join(works)}"
 
 
 def _show(name: str, config: VLConfig, plan: Plan, most: int | None) -> None:
