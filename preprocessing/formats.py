@@ -38,6 +38,16 @@ HEIF_SUFFIXES = frozenset((".heic", ".heif", ".hif"))
 PLUGIN = "pip install pillow-heif"
 
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    **{b"BZh%d1AY&SY" % level: "bzip2" for level in range(1, 10)},
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"PK\x03\x04": "zip",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"Rar!\x1a\x07": "rar",
+}
 _AVIF_BRANDS = (b"avif", b"avis")
 
 
@@ -98,6 +108,11 @@ def begins_as_image(prefix: bytes) -> bool:
     return _brand(prefix) is not None or any(_accepts(name, prefix) for name in Image.ID)
 
 
+def compression_of(prefix: bytes) -> str | None:
+    """By what a file is compressed that begins so, such as gzip; None if by nothing that is known."""
+    return next((kind for beginning, kind in _COMPRESSED.items() if prefix.startswith(beginning)), None)
+
+
 def _accepts(name: str, prefix: bytes) -> bool:
     """Whether a file that begins with `prefix` claims to be of a format that Pillow knows."""
     _, accept = Image.OPEN[name]
@@ -116,9 +131,17 @@ def _why_not(file: IO[bytes]) -> str:
     brand = _brand(prefix)
     if brand is not None and brand not in Image.OPEN:
         return f"{brand} images need a plugin: {PLUGIN if brand == 'HEIF' else 'pip install --upgrade pillow'}"
+    if (kind := compression_of(prefix)) is not None:
+        return f"not an image but compressed, by {kind}: unpack it"
     for name in Image.ID:
         if name not in FORMATS and _accepts(name, prefix):
             return refusal(name)
+    for name in Image.ID:
+        if name in FORMATS and _accepts(name, prefix):
+            return (
+                f"begins as {name} does, but is damaged, cut off or of a kind that Pillow cannot read; download it "
+                "again, or convert it to PNG, JPEG or WebP"
+            )
     return "not an image, or a format that Pillow cannot read; convert it to PNG, JPEG or WebP"
 
 

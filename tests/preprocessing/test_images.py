@@ -205,6 +205,8 @@ def bomb(width: int, height: int) -> bytes:
 BAD_FILES = [
     ("empty.png", b"", "empty"),
     ("notes.txt", b"hello", "not an image"),
+    ("photos.png", b"PK\x03\x04" + bytes(99), "compressed, by zip: unpack it"),
+    ("head.jpg", encoded(RGB, "JPEG")[:20], "begins as JPEG does, but is damaged, cut off"),
     ("cut.png", PNG[: len(PNG) // 2], "truncated or damaged PNG"),
     ("cut.jpg", encoded(RGB.resize((400, 400)), "JPEG")[:900], "truncated or damaged JPEG"),
     ("cut.gif", encoded(RGB, "GIF")[:-99], "truncated or damaged GIF"),

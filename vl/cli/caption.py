@@ -151,7 +151,7 @@ def caption(
     with usage_errors():
         prompts = Prompts.parse(prompt or [DEFAULT_PROMPT])
         if schema is not None:
-            prompts = prompts.held_to(Schema.of(schema))
+            prompts = prompts.held_to(Schema.of(schema, held_here=engine_url is None))
         if out is not None:
             check_output(out, images=not no_images)
     run = Run(

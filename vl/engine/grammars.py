@@ -17,6 +17,7 @@ from typing import Any
 from vl.engine.making import NotNow
 from vl.errors import ConfigError, InputError
 
+_NOT_HELD = "response_format cannot be held to"
 _SHORT = 4096  # characters of JSON, in which nothing is deep or large
 _SECONDS = 10.0  # for a trial
 _TRIALS = threading.BoundedSemaphore(2)  # at a time
@@ -55,9 +56,9 @@ def matcher(tokens: Any, response_format: Mapping[str, Any]) -> Any:
     try:
         found = made(tokens, _grammar(made, response_format), log_level=0)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"response_format cannot be held to: {first_line(str(error))}") from None
+        raise InputError(f"{_NOT_HELD}: {first_line(str(error))}") from None
     if found.is_error():
-        raise InputError(f"response_format cannot be held to: {first_line(found.get_error())}")
+        raise InputError(f"{_NOT_HELD}: {first_line(found.get_error())}")
     return found
 
 
@@ -88,13 +89,11 @@ def try_apart(response_format: str) -> None:
     try:
         done = subprocess.run(command, input=response_format.encode(), capture_output=True, timeout=_SECONDS)
     except subprocess.TimeoutExpired:
-        raise InputError(
-            f"response_format cannot be held to: it takes longer than {_SECONDS:g} s to prepare; make it smaller"
-        ) from None
+        raise InputError(f"{_NOT_HELD}: it takes longer than {_SECONDS:g} s to prepare; make it smaller") from None
     finally:
         _TRIALS.release()
     if done.returncode:
-        raise InputError("response_format cannot be held to: it is too large or too deep; make it smaller")
+        raise InputError(f"{_NOT_HELD}: it is too large or too deep; make it smaller")
 
 
 class _Bytes:
@@ -106,6 +105,31 @@ class _Bytes:
 
     def __call__(self, text: bytes) -> list[int]:
         return list(text)
+
+
+def check_held(response_format: Mapping[str, Any], name: str) -> None:
+    """Whether answers can be held to a form, found without a model: before one is loaded.
+
+    Args:
+        response_format: as `SamplingParams` has checked it.
+        name: what its giver knows it by, for the message.
+
+    Raises:
+        InputError: if it is no schema, expression or grammar, or one that cannot be held to.
+        ConfigError: if llguidance is not installed.
+    """
+    try:
+        try_apart(json.dumps(response_format))
+        matcher(_byte_tokens(), response_format)
+    except InputError as error:
+        why = str(error).replace(_NOT_HELD, "answers cannot be held to it")
+        raise InputError(f"{name}: {why}: say it in another way, or leave it out") from None
+
+
+def _byte_tokens() -> Any:
+    """A vocabulary, as llguidance has it, for what does not depend on one."""
+    made = library()
+    return made.LLTokenizer(made.TokenizerWrapper(_Bytes()), n_vocab=257, eos_token=[256])
 
 
 def trial() -> None:
@@ -120,8 +144,7 @@ def trial() -> None:
     response_format = json.loads(sys.stdin.buffer.read())
 
     def work() -> None:
-        made = library()
-        tokens = made.LLTokenizer(made.TokenizerWrapper(_Bytes()), n_vocab=257, eos_token=[256])
+        tokens = _byte_tokens()
         with suppress(InputError):
             matcher(tokens, response_format).compute_bitmask()
 

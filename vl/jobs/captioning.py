@@ -120,7 +120,7 @@ def caption_images(
     """
     params, prompts = params_of(sampling), Prompts.of(prompt)
     if schema is not None:
-        prompts = prompts.held_to(Schema.of(schema))
+        prompts = prompts.held_to(Schema.of(schema, held_here=not isinstance(model, Elsewhere) or model.holds_forms))
     prompts.hold(params)  # raises
     settings = settings_of_model(model, params)
     with open_rows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from vl.engine import SamplingParams
 from vl.jobs.rowfile import Row
@@ -16,9 +16,11 @@ class Elsewhere(ABC):
 
     Attributes:
         name: what rows call the model.
+        holds_forms: whether engines of this project hold answers to schemas there.
     """
 
     name: str
+    holds_forms: ClassVar[bool] = True
 
     @abstractmethod
     def settings(self, params: SamplingParams) -> dict[str, Any]:

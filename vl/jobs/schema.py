@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from preprocessing.unicode import well_formed
+from vl.engine.grammars import check_held
 from vl.errors import ConfigError, InputError
 
 _LARGEST = 2**63  # beyond it no column of whole numbers goes
@@ -31,20 +32,26 @@ class Schema:
     text: str
 
     @classmethod
-    def of(cls, given: SchemaSource) -> Schema:
+    def of(cls, given: SchemaSource, *, held_here: bool = False) -> Schema:
         """From a schema or a file of one.
+
+        Args:
+            held_here: whether engines of this project will hold answers to it, and not a server, of which it is not
+                known what it can.
 
         Raises:
             InputError: if it is no JSON schema of an object with properties, or one that allows others besides, or it
-                refers to something outside of it.
-            ConfigError: if the package that checks answers is missing.
+                refers to something outside of it; or `held_here` and it cannot be held to.
+            ConfigError: if the package that checks answers, or that which holds them, is missing.
         """
+        name = os.fspath(given) if isinstance(given, str | os.PathLike) else "schema"
         if isinstance(given, Schema):
-            return given
-        if isinstance(given, str | os.PathLike):
-            name = os.fspath(given)
-            return cls._checked(_read(Path(given)), name)
-        return cls._checked(given, "schema")
+            schema = given
+        else:
+            schema = cls._checked(_read(Path(given)) if isinstance(given, str | os.PathLike) else given, name)
+        if held_here:
+            check_held(schema.response_format, name)
+        return schema
 
     @classmethod
     def _checked(cls, body: object, name: str) -> Schema:

@@ -99,6 +99,8 @@ class Served(Elsewhere):
         JobError: if the server cannot be reached.
     """
 
+    holds_forms = False
+
     def __init__(
         self, url: str, model: str | None = None, *, key: str | None = None, patience: float = PATIENCE
     ) -> None:

@@ -148,6 +148,17 @@ class Server:
     def _heard(self, path: str, status: int) -> None:
         self._metrics.answered(path if path in self._paths else "other", status)
 
+    async def _not_here(self, http: Request, error: Exception) -> Response:
+        """What the framework refuses: a path that is not there, or not for this method."""
+        assert isinstance(error, HTTPException)
+        path, headers = http.url.path, error.headers
+        said = str(error.detail)
+        if error.status_code == 404:
+            said = f"there is no {path:.100} here: ask {', '.join(sorted(self._paths))}"
+        elif error.status_code == 405:
+            said = f"{path:.100} does not take {http.method:.20}: use {(headers or {}).get('Allow', 'another method')}"
+        return response(ApiError(error.status_code, said, headers=headers))
+
     # The application
 
     def _make_app(self) -> FastAPI:
@@ -175,8 +186,9 @@ class Server:
         for path, get in gets.items():
             app.add_api_route(path, get, methods=["GET"])
             app.add_api_route(path, get, methods=["HEAD"], include_in_schema=False)
-        for error in (ApiError, Error, ValidationError, HTTPException, ClientDisconnect, Exception):
+        for error in (ApiError, Error, ValidationError, ClientDisconnect, Exception):
             app.add_exception_handler(error, _explain)
+        app.add_exception_handler(HTTPException, self._not_here)
         self._paths = frozenset((*posts, *gets, "/openapi.json"))
         return app
 

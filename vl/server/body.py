@@ -23,6 +23,9 @@ async def read_body(request: Request, most: int) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, "send JSON, with the header Content-Type: application/json")
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        raise ApiError(415, f"a body in {coding!r:.40} is not read: send it as it is, without Content-Encoding")
     parts: list[bytes] = []
     size = 0
     try:

@@ -9,7 +9,6 @@ from typing import Any
 
 from fastapi import Response
 from pydantic import ValidationError
-from starlette.exceptions import HTTPException
 
 from vl.errors import ConfigError, DeviceError, ImageError, InputError
 from vl.server.openai import CHOICES
@@ -95,8 +94,6 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(400, str(error))
     if isinstance(error, DeviceError):
         return ApiError(503, str(error), code="device_error")
-    if isinstance(error, HTTPException):
-        return ApiError(error.status_code, str(error.detail), headers=error.headers)
     log.error("a request failed", exc_info=error)
     return ApiError(500, f"the server failed on this request ({type(error).__name__}): its log says more")
 

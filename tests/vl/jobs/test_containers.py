@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import os
 import random
 import socket
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +77,33 @@ def test_a_torn_shard_gives_what_is_whole_and_an_error(tmp_path: Path) -> None:
     said = captions(tmp_path, tmp_path / "y.tar", tmp_path / "z.tar.gz")
     assert "not a whole tar file" in said["y.tar/(the rest)"]
     assert "unpack it" in said["z.tar.gz"]
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("name", ["x.tar", "x.csv", "x.jsonl", "x.parquet"])
+def test_compressed_shards_and_tables_are_named_as_such(
+    tmp_path: Path, name: str, pack: Callable[[bytes], bytes]
+) -> None:
+    """By their content, whatever they are called, and by their names."""
+    suffix = {gzip.compress: ".gz", bz2.compress: ".bz2", lzma.compress: ".xz"}[pack]
+    for path in (tmp_path / name, tmp_path / f"{name}{suffix}"):
+        path.write_bytes(pack(b"image\nA picture that is not there.png\n" * 50))
+    said = captions(tmp_path, tmp_path / "x.*", prompt="Name it.")
+    assert sorted(said) == [name, f"{name}{suffix}"]
+    assert all("is compressed" in why and "unpack it" in why for why in said.values())
+
+
+def test_a_compressed_table_is_one_error_where_prompts_name_columns(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(gzip.compress(b"image,kind\na.png,cat\n"))
+    assert "by gzip" in captions(tmp_path, tmp_path / "x.csv", prompt="Name this {kind}.")["x.csv"]
+
+
+def test_text_that_is_no_table_here_says_how_to_make_it_one(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"image": "a.png"}\n', "utf-16")
+    (tmp_path / "y.csv").write_text("image;kind\na.png;cat\n")
+    assert "UTF-16: save it in UTF-8" in captions(tmp_path, tmp_path / "x.jsonl")["x.jsonl"]
+    with pytest.raises(InputError, match="parted by ';', and a CSV file's are by commas"):
+        captions(tmp_path, tmp_path / "y.csv")
 
 
 @pytest.mark.parametrize("left", [3 * 1024, 3 * 1024 + 300])

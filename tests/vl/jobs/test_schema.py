@@ -204,6 +204,11 @@ def test_names_that_rows_have(tmp_path: Path) -> None:
         ('{"properties": {"a": {"$ref": "https://x.org/a.json"}}}', "refers to 'https://x.org/a.json'"),
         ('{"properties": {"seconds": {}}}', "'seconds' cannot be a column"),
         ("[" * 100_000, "is not JSON"),
+        ('{"properties": {"a": {"not": {}}}, "required": ["a"]}', r"schema.json: answers cannot be held to it: .*not"),
+        (
+            '{"properties": {"a": {"type": "integer", "minimum": 2, "maximum": 1}}, "required": ["a"]}',
+            "held to it: Unsatisfiable",
+        ),
         (None, "cannot be read"),
     ],
 )

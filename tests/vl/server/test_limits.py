@@ -164,7 +164,12 @@ def test_other_models_and_paths_are_not_found(client: TestClient) -> None:
     assert found.json()["error"]["code"] == "model_not_found"
     for path in ("/v1/models/gpt", "/v1/nothing", "/docs"):
         assert client.get(path).status_code == 404
-    assert client.get(CHAT).status_code == 405
+    told = client.post("/v1/embeddings", json={}).json()["error"]["message"]
+    assert "no /v1/embeddings here" in told
+    assert CHAT in told
+    wrong = client.get(CHAT)
+    assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST")
+    assert f"{CHAT} does not take GET: use POST" in wrong.json()["error"]["message"]
     assert client.get("/v1/models/other").json()["id"] == "other"
 
 
@@ -172,6 +177,7 @@ def test_only_json_is_read(client: TestClient) -> None:
     """A page of another site can have a browser send text, and nothing else, without asking."""
     refused(client, ask(), 415, "Content-Type", **{"Content-Type": "text/plain"})
     refused(client, ask(), 415, "Content-Type", **{"Content-Type": ""})
+    refused(client, ask(), 415, "without Content-Encoding", **{"Content-Encoding": "gzip"})
 
 
 def test_a_body_has_its_limit(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

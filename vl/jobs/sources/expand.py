@@ -11,9 +11,10 @@ from pathlib import Path
 from preprocessing.sources import kind_of, local_path
 from vl.errors import InputError
 from vl.jobs.prompts import Prompts
-from vl.jobs.sources.files import File, below, explained, is_remote, matches, remote, suffix_of
+from vl.jobs.sources.files import File, below, explained, file_of, is_remote, matches, remote, suffix_of
 from vl.jobs.sources.folders import walk_folder
 from vl.jobs.sources.names import Asked, Source, broken, source_key
+from vl.jobs.sources.packed import PACKED, unpacked_name
 from vl.jobs.sources.passed import Passed
 from vl.jobs.sources.shards import shard_images
 from vl.jobs.sources.tables import TABLE_SUFFIXES, Columns, table_images
@@ -121,8 +122,9 @@ def _contents(file: File, passed: Passed, columns: Columns) -> Iterator[Source]:
     elif suffix == ".tar":
         yield from shard_images(file, passed)
     else:
-        yield broken(file.name, "is compressed: unpack it to .tar, in which images can be read one by one")
+        yield broken(file.name, PACKED)
 
 
 def _is_container(name: str) -> bool:
-    return suffix_of(name) in (".tar", *TABLE_SUFFIXES) or name.lower().endswith((".tar.gz", ".tgz", ".tar.zst"))
+    """Whether a source of this name is looked into: it holds images, or would if it were unpacked."""
+    return suffix_of(unpacked_name(file_of(name))) in (".tar", *TABLE_SUFFIXES)

@@ -74,15 +74,16 @@ def is_remote(name: str) -> bool:
 
 def suffix_of(name: str) -> str:
     """The suffix of a file's name in lower case; of an http(s) URL without its query."""
-    return os.path.splitext(_file_of(name))[1].lower()
+    return os.path.splitext(file_of(name))[1].lower()
 
 
 def beside(name: str, relative: str) -> str:
     """The URL of a file that the file at the URL `name` names by a relative path."""
-    return f"{_file_of(name).rpartition('/')[0]}/{relative}"
+    return f"{file_of(name).rpartition('/')[0]}/{relative}"
 
 
-def _file_of(name: str) -> str:
+def file_of(name: str) -> str:
+    """The name of a file; of an http(s) URL without its query."""
     return urlsplit(name)._replace(query="", fragment="").geturl() if name[:4].lower() == "http" else name
 
 

@@ -9,6 +9,7 @@ from typing import IO
 
 from vl.jobs.sources.files import File, explained
 from vl.jobs.sources.names import Picture, broken
+from vl.jobs.sources.packed import why_not_read
 from vl.jobs.sources.passed import Passed
 
 
@@ -16,13 +17,16 @@ def shard_images(file: File, passed: Passed) -> Iterator[Picture]:
     """The images of a `.tar` file in its order, named like `cats.tar/000/7.jpg`.
 
     Only headers are read here; an image's bytes are read when it is due. What is missing at the end of a torn file is
-    one row with an error, and so is a second image of the same name.
+    one row with an error, and so are a second image of the same name and a file that is compressed.
 
     Raises:
         InputError: if the file cannot be opened.
     """
     names: set[str] = set()
     with explained(file.name), file.open() as opened:
+        if (cause := why_not_read(opened)) is not None:
+            yield broken(file.name, cause)
+            return
         try:
             with tarfile.open(fileobj=opened, mode="r:") as tar:
                 for entry in tar:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any
@@ -16,6 +16,7 @@ from vl.errors import InputError
 from vl.jobs.prompts import Empty, Prompts
 from vl.jobs.sources.files import File, beside, explained, is_remote, remote, suffix_of
 from vl.jobs.sources.names import Asked, Picture, Source, broken, held, source_key
+from vl.jobs.sources.packed import why_not_read
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
 COLUMNS = ("image", "image_path", "path", "file_name", "filename", "file", "url", "image_url", "bytes")
@@ -48,7 +49,7 @@ class Columns:
         found = next((name for name in known if name in had), None)
         if found is None:
             wanted = f"column of images ({', '.join(COLUMNS)})" if self.image is None else f"column {self.image!r}"
-            raise InputError(f"{table} has no {wanted}: name one with --column. It has {', '.join(map(repr, had))}")
+            raise InputError(f"{table} has no {wanted}: name one with --column. {_has(had)}")
         for name in (found, *self.fields):
             if had.count(name) > 1:
                 raise InputError(f"{table} has {had.count(name)} columns {name!r}: rename all but one")
@@ -56,7 +57,7 @@ class Columns:
             if field not in had:
                 raise InputError(
                     f"{table} has no column {field!r}, which the prompt names: write {{{{{field}}}}} for the text "
-                    f"{{{field}}}. It has {', '.join(map(repr, had))}"
+                    f"{{{field}}}. {_has(had)}"
                 )
         return found
 
@@ -70,6 +71,13 @@ class Columns:
             return Asked(broken(source_key(source), str(error)), None)
 
 
+def _has(names: Sequence[str]) -> str:
+    """Which columns a table has, and why that may be but one."""
+    alone = len(names) == 1 and next((mark for mark in ";\t|" if mark in names[0]), None)
+    hint = f": they are parted by {alone!r}, and a CSV file's are by commas" if alone else ""
+    return f"It has {', '.join(map(repr, names))}{hint}"
+
+
 class _Damaged:
     """A row that cannot be read, and why."""
 
@@ -81,12 +89,16 @@ def table_images(file: File, columns: Columns) -> Iterator[Source]:
     """The images of a table, row by row.
 
     A relative path counts from the table's own folder. An image that is in the table itself is named after its row,
-    from 1, as in `cats.parquet:7`. A row that cannot be read or has no image will be an error of its own.
+    from 1, as in `cats.parquet:7`. A row that cannot be read or has no image will be an error of its own, and so will
+    a file that is compressed.
 
     Raises:
         InputError: if the file cannot be opened, or lacks a column.
     """
     with explained(file.name), file.open() as opened:
+        if (cause := why_not_read(opened)) is not None:
+            yield columns.asked(broken(file.name, cause), None)
+            return
         for number, (value, record) in enumerate(_READERS[suffix_of(file.name)](opened, file.name, columns), 1):
             yield columns.asked(_source(file, f"{file.name}:{number}", value), record)
 
