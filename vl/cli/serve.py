@@ -130,9 +130,13 @@ def _random(model: str, layers: int | None, loading: Loading) -> MiniMaxVL:
 
 
 def _keys(given: list[str] | None) -> tuple[str, ...]:
-    """Keys of the command line, where other users of the machine may see them, or else of the environment."""
-    keys = tuple(given or _split(os.environ.get(KEYS)))
-    if not all(keys):
+    """Keys of the command line, where other users of the machine may see them, and of the environment."""
+    said = os.environ.get(KEYS)
+    here = _split(said)
+    if said is not None and not here:  # of a secret that is missing: nobody meant to let everybody in
+        raise typer.BadParameter(f"{KEYS} is set and holds no key: give it some, with commas, or unset it")
+    keys = (*(given or ()), *here)
+    if not all(key.strip() for key in keys):
         raise typer.BadParameter("an API key is empty", param_hint="--api-key")
     return keys
 

@@ -55,7 +55,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    server = Served("nano", "--quiet")
+    server = Served("nano", "--quiet", "--api-key", "second")
     yield server
     assert server.end() == 0
 
@@ -199,6 +199,17 @@ def test_errors_are_those_that_the_client_knows(served: Served) -> None:
         )
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{served.url}/v1", api_key="another", max_retries=0).models.list()
+    openai.OpenAI(base_url=f"{served.url}/v1", api_key="second", max_retries=0).models.list()  # of the command line
+
+
+@pytest.mark.parametrize(("options", "there"), [([], ""), ([], " , "), (["--api-key", " "], "one")])
+def test_keys_that_are_none_do_not_open_the_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], there: str
+) -> None:
+    """As VL_API_KEYS is where a secret is missing."""
+    monkeypatch.setenv("VL_API_KEYS", there)
+    assert run(["serve", "no-such-model", *options]) == 2
+    assert re.search("holds no key|an API key is empty", " ".join(capsys.readouterr().err.split()))
 
 
 def test_langchain(served: Served, caption: str) -> None:
