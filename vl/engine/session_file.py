@@ -13,6 +13,7 @@ where they are.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -32,7 +33,7 @@ from vl.errors import CheckpointError
 from vl.files import drafts, locked, replace_file, sync_folder, write_file
 
 MANIFEST = "session.json"
-FORMAT = 2  # 1 had no tools
+FORMAT = 3  # 1 had no tools, 2 no digest
 SHARD_BYTES = 2**29  # of keys and values in a file, about
 _FILES = re.compile(r"(tokens|states|kv)-[0-9a-f]{16}(-\d{5})?\.safetensors")
 
@@ -105,6 +106,8 @@ def read_manifest(folder: Path) -> Saved:
                 f"{path} has format {contents['format']!r:.40}, and this version of minimax-vl reads 1 to {FORMAT}: "
                 "open it with the version that has saved it, or a newer one, or give another folder"
             )
+        if (contents["format"] == FORMAT or "digest" in contents) and contents.pop("digest") != _digest(contents):
+            raise ValueError("it is not what was written")
         given = {f.name: contents[f.name] for f in fields(Saved)}
         given["shards"] = [Shard(**shard) for shard in given["shards"]]
         given["images"] = [SavedImage(image["digest"], Grid(**image["grid"])) for image in given["images"]]
@@ -168,13 +171,19 @@ def write_session(
             _write(folder / new.ids, {"input_ids": ids})
             _write(folder / new.states, states)
             sync_folder(folder)
-            write_file(folder / MANIFEST, json.dumps({"format": FORMAT} | asdict(new), ensure_ascii=True) + "\n")
+            contents = json.loads(json.dumps({"format": FORMAT} | asdict(new)))  # as it will be read
+            write_file(folder / MANIFEST, json.dumps(contents | {"digest": _digest(contents)}) + "\n")
             _discard(folder, new)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"no session can be saved in {folder!s:.200} ({error}): check free space and permissions"
         ) from error
     return new
+
+
+def _digest(contents: Mapping[str, Any]) -> str:
+    """Of what `session.json` says: a word of it that was changed would be read as another one."""
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -119,9 +119,22 @@ def cut(name: str) -> Callable[[Path], None]:
 
 
 def alter(**changes: Any) -> Callable[[Path], None]:
+    """As a version wrote it that knew no digest."""
+
     def apply(folder: Path) -> None:
         path = folder / MANIFEST
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        contents = json.loads(path.read_text()) | {"format": 2} | changes
+        del contents["digest"]
+        path.write_text(json.dumps(contents))
+
+    return apply
+
+
+def reword(old: str, new: str) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        before = (folder / MANIFEST).read_text()
+        assert old in before
+        (folder / MANIFEST).write_text(before.replace(old, new, 1))
 
     return apply
 
@@ -130,10 +143,13 @@ def alter(**changes: Any) -> Callable[[Path], None]:
     ("damage", "told"),
     [
         (remove, "holds no session"),
+        (reword('"content"', '"cantent"'), r"is damaged \(.*not what was written"),
+        (reword('"format": 3', '"format": 2'), r"is damaged \(.*not what was written"),
+        (reword('"digest"', '"dagest"'), "is damaged"),
         (cut(MANIFEST), "is damaged"),
         (cut("kv-*"), "is damaged"),
         (cut("states-*"), "is damaged"),
-        (alter(format=3), "has format 3, and this version of minimax-vl reads 1 to 2"),
+        (alter(format=4), "has format 4, and this version of minimax-vl reads 1 to 3"),
         (alter(format="2"), "has format '2', and this version"),
         (alter(tokens=5), "do not make up 5 tokens"),
         (alter(states="tokens-0.safetensors"), "lacks tokens-0"),
@@ -337,6 +353,7 @@ def test_functions_described_to_the_model_are_of_the_session(model: vl.MiniMaxVL
     path = tmp_path / MANIFEST
     saved = json.loads(path.read_text())
     assert saved.pop("tools") == [tool]
+    del saved["digest"]
     path.write_text(json.dumps(saved | {"format": 1}))  # as earlier versions wrote it, which knew no tools
     assert model.open(tmp_path).ask("Hello", **NEW) == model.chat([*document(), *ask("Hello")], **NEW)
 
@@ -350,7 +367,7 @@ def test_a_session_of_a_later_version_is_not_replaced(model: vl.MiniMaxVL, tmp_p
     alter(format=9)(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for door in (lambda: session.save(tmp_path), lambda: model.read(document(), folder=tmp_path, overwrite=True)):
-        with pytest.raises(vl.CheckpointError, match="has format 9, and this version of minimax-vl reads 1 to 2"):
+        with pytest.raises(vl.CheckpointError, match="has format 9, and this version of minimax-vl reads 1 to 3"):
             door()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
