@@ -95,7 +95,7 @@ def open_source(source: ImageSource, label: str) -> Iterator[IO[bytes]]:
         if kind == "base64":
             yield BytesIO(_from_base64(source, label))
         elif source[:5].lower() == "file:":
-            with _open_path(_from_file_url(source, label), label) as file:
+            with _open_path(from_file_url(source, label), label) as file:
                 yield file
         else:
             yield BytesIO(fetch.fetch(source, label))
@@ -157,8 +157,8 @@ def _from_base64(text: str, label: str) -> bytes:
     return content
 
 
-def _from_file_url(url: str, label: str) -> str:
-    """The path of `file:///path` or `file://localhost/path`; `?` and `#` belong to it."""
+def from_file_url(url: str, label: str) -> str:
+    """The path of `file:///path` or `file://localhost/path`; `?` and `#` belong to it. Raises ImageError."""
     rest = url[5:]
     host, path = "", rest
     if rest.startswith("//"):

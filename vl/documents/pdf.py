@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import math
+import re
 import threading
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 from PIL import Image
 
@@ -21,12 +24,18 @@ _PDFIUM = threading.RLock()  # it may be used by one thread at a time, whatever 
 
 
 def begins_as_pdf(head: bytes) -> bool:
-    """Whether a file that begins so is a PDF; readers let other bytes stand before its mark."""
-    return b"%PDF-" in head[:1024]
+    """Whether a file that begins so is a PDF.
+
+    Readers let other bytes stand before its mark. A text may speak of it, so there the mark begins a line, or follows
+    what is no text.
+    """
+    return re.search(rb"(?:\A|[^\t\x20-\x7e])%PDF-", head[:1024]) is not None
 
 
 class _Pdf:
-    """An open document."""
+    """An open document, until nobody has it, or Python ends: pdfium complains of those that it has to close itself."""
+
+    _all: ClassVar[WeakSet[_Pdf]] = WeakSet()
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,8 +49,17 @@ class _Pdf:
                 self.pages = len(self._document)
             except self._pdfium.PdfiumError as error:
                 raise InputError(f"{path}: {_why(error, path)}") from None
+        self._all.add(self)
+
+    @classmethod
+    def close_all(cls) -> None:
+        for pdf in list(cls._all):
+            pdf.close()
 
     def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
         document = getattr(self, "_document", None)
         if document is not None:
             with _PDFIUM:
@@ -100,9 +118,12 @@ def open_pdf(path: Path, side: int = PAGE_SIDE) -> list[PdfPage]:
 
 def _import_pdfium(path: Path) -> Any:
     try:
-        return import_module("pypdfium2")
+        pdfium = import_module("pypdfium2")
     except ImportError:
         raise InputError(f"{path} is a PDF, which needs pypdfium2: pip install 'minimax-vl[documents]'") from None
+    atexit.unregister(_Pdf.close_all)
+    atexit.register(_Pdf.close_all)  # after pdfium's own, which then comes later
+    return pdfium
 
 
 def _why(error: Exception, path: Path) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from preprocessing.errors import InputError
+from preprocessing.errors import ImageError, InputError
 from preprocessing.fetch import is_url
 from preprocessing.formats import begins_as_image
-from preprocessing.sources import local_path
+from preprocessing.sources import from_file_url, local_path
 from vl.documents.pdf import PAGE_SIDE, begins_as_pdf, open_pdf
 from vl.documents.text import read_text
 
@@ -36,7 +36,12 @@ def read_documents(documents: Sequence[Document], *, page_side: int = PAGE_SIDE)
 
 def _path(document: Document) -> Path:
     path = local_path(document)
-    if isinstance(path, str) and is_url(path):
+    if path[:5].lower() == "file:":
+        try:
+            return Path(from_file_url(path, f"{path:.200}"))
+        except ImageError as error:
+            raise InputError(str(error)) from None
+    if is_url(path):
         raise InputError(f"{path:.200} is a URL, and documents are read from files: download it first")
     return Path(path)
 

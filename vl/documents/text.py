@@ -32,10 +32,13 @@ def read_text(path: Path) -> str:
     try:
         text = contents.decode(encoding)
     except UnicodeDecodeError as error:
+        fix = "if it is text in another encoding, convert it: iconv -f LATIN1 -t UTF-8, for one"
+        if encoding not in ("utf-8", "utf-8-sig"):  # which it says of itself
+            fix = "it is damaged: write it anew"
         line = contents.count(b"\n", 0, error.start) + 1
         raise InputError(
             f"{path}, line {line}: not {encoding.upper().removesuffix('-SIG')} (byte {contents[error.start]:#04x}, "
-            f"{error.reason}); if it is text in another encoding, convert it: iconv -f LATIN1 -t UTF-8, for one"
+            f"{error.reason}); {fix}"
         ) from None
     if not text.strip():
         raise InputError(f"{path} holds nothing but white space: there is nothing to read in it")

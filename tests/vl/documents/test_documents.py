@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forkserver import run
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -90,6 +91,8 @@ def test_equal_digests_say_equal_pixels(tmp_path: Path) -> None:
         (codecs.BOM_UTF16_LE + b"a", "line 1: not UTF-16"),
         (b"PK\x03\x04\x00\x00word", "no text, PDF or image"),
         (b"%PDF-1.7\nbroken", "no PDF that can be read"),
+        (b"HTTP/1.1 200 OK\r\n%PDF-1.7\nbroken", "no PDF that can be read"),
+        (codecs.BOM_UTF8 + b"%PDF-1.7\nbroken", "no PDF that can be read"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, contents: bytes, told: str) -> None:
@@ -97,6 +100,23 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, contents: bytes, told: str
     path.write_bytes(contents)
     with pytest.raises(vl.InputError, match=rf"{path}.*{told}"):
         read_documents([path])
+
+
+def test_a_text_that_speaks_of_pdfs_is_text(tmp_path: Path) -> None:
+    path = tmp_path / "a report.txt"
+    path.write_text("What a file begins with: %PDF-1.7, for one.")
+    for named in (path, path.as_uri()):  # which has %20 for the space
+        assert read_documents([named])[0]["content"][1]["text"] == path.read_text()
+    with pytest.raises(vl.InputError, match="not of 'elsewhere'"):
+        read_documents(["file://elsewhere/report.txt"])
+
+
+def test_pdfium_has_nothing_to_say_when_python_ends(tmp_path: Path) -> None:
+    """It complains of a document that it has to close itself."""
+    path = write_pdf(tmp_path / "a.pdf", [A4])
+    code = f"from vl.documents import read_documents; kept = read_documents([{str(path)!r}]); print(len(kept))"
+    done = run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("1\n", "")
 
 
 @pytest.mark.parametrize("name", ["nowhere.txt", "a\0b"])
