@@ -43,7 +43,10 @@ def fitted(value: Any, field: pyarrow.Field) -> Any:
 
 
 def restored(value: Any, field: pyarrow.Field) -> Any:
-    """The value that `fitted` was given; of an object with what it left out as None."""
+    """The value that `fitted` was given; of an object with what it left out as None.
+
+    Columns of numbers are float64: whole numbers beyond 2^53 are rounded there, as by most readers of JSON.
+    """
     return json.loads(value) if value is not None and _is_json(field) else value
 
 
