@@ -1,4 +1,4 @@
-"""Text as the tokenizer takes it: whole characters only."""
+"""Text that is not all characters: as the tokenizer takes it, and as bytes."""
 
 from __future__ import annotations
 
@@ -15,3 +15,11 @@ def well_formed(text: str) -> str:
     if not _SURROGATE.search(text):
         return str(text)
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def name_bytes(name: str) -> bytes:
+    """A name as bytes: a file's own, UTF-8 or not. Half a surrogate pair that is no byte, as JSON may have, stays."""
+    try:
+        return name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "surrogatepass")

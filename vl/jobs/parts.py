@@ -13,6 +13,7 @@ from typing import IO, Protocol
 
 from PIL import Image
 
+from preprocessing.unicode import name_bytes
 from vl.jobs.duplicates import answer_key
 from vl.jobs.prompts import CAPTION
 from vl.jobs.rowfile import Row, encode_row
@@ -60,7 +61,7 @@ class Format(Protocol):
 
 def id_of(key: str) -> bytes:
     """What stands for a source in 16 bytes: the BLAKE2b digest of its `work_key`. `id` has it in hexadecimal."""
-    return blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+    return blake2b(name_bytes(key), digest_size=16).digest()
 
 
 class JsonLines:

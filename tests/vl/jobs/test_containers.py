@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import bz2
 import csv
 import gzip
@@ -185,13 +186,14 @@ def test_a_table_of_bytes(tmp_path: Path) -> None:
 
 def test_damaged_lines_are_rows_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(png(3))
-    (tmp_path / "t.jsonl").write_text('{"path": "x.png"}\n{"path"\n\n[1]\n{"path": 7}\n{"other": 1}\n')
+    (tmp_path / "t.jsonl").write_text('{"path": "x.png"}\n{"path"\n\n[1]\n{"path": 7}\n{"other": 1}\n' + "[" * 10**5)
     said = captions(tmp_path, tmp_path / "t.jsonl")
     assert said["x.png"] == "3 by 5"
     assert "is not JSON" in said["t.jsonl:2"]
     assert "not a JSON object" in said["t.jsonl:3"]
     assert "holds int" in said["t.jsonl:4"]
     assert "holds nothing" in said["t.jsonl:5"]
+    assert "nested too deeply" in said["t.jsonl:6"]
 
 
 def test_a_damaged_parquet_costs_its_rows(tmp_path: Path) -> None:
@@ -215,10 +217,31 @@ def test_a_damaged_parquet_costs_its_rows(tmp_path: Path) -> None:
     assert [*said] == [f"a.parquet:{n}" for n in range(1, 7)]
 
 
-def test_a_csv_whose_header_cannot_be_read_is_a_row(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text(f"image,{'x' * 200_000}\na.png,1\n")
+def test_images_as_base64_in_a_csv(tmp_path: Path) -> None:
+    """A field is longer than what Python reads by default."""
+    file = io.BytesIO()
+    Image.frombytes("RGB", (200, 200), random.Random(0).randbytes(120_000)).save(file, "PNG")
+    text = base64.b64encode(file.getvalue()).decode()
+    (tmp_path / "t.csv").write_text(f'image\n{text}\n"data:image/png;base64,{text}"\n')
+    assert list(captions(tmp_path, tmp_path / "t.csv").values()) == ["200 by 200"] * 2
+
+
+@pytest.mark.parametrize("out", ["out.jsonl", "out.parquet", "out.wds"])
+def test_half_a_surrogate_pair_in_a_table_is_a_row(tmp_path: Path, out: str) -> None:
+    """JSON can spell it, and no file has it in its name."""
+    (tmp_path / "t.jsonl").write_text('{"path": "\\ud800.png"}\n{"path": "data:image/png,\\udfff%s"}\n' % ("x" * 300))
+    tally = caption_images(FakeModel(), [tmp_path / "t.jsonl"], tmp_path / out)
+    assert (tally.captions, tally.errors) == (0, 2)
+    assert caption_images(FakeModel(), [tmp_path / "t.jsonl"], tmp_path / out).skipped == 2
+
+
+def test_a_csv_whose_header_cannot_be_read_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vl.jobs.sources.tables.MAX_BYTES", 1000)
+    (tmp_path / "t.csv").write_text(f"image,{'x' * 3000}\na.png,1\n")
     (tmp_path / "x.png").write_bytes(png(3))
+    before = csv.field_size_limit(2000)
     said = captions(tmp_path, tmp_path / "t.csv", tmp_path / "x.png")
+    csv.field_size_limit(before)
     assert "cannot be read, nor what follows (field larger than" in said.pop("t.csv:1")
     assert said == {"x.png": "3 by 5"}
 

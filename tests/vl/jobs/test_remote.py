@@ -60,21 +60,25 @@ def test_a_web_server(tmp_path: Path) -> None:
     files.mkdir()
     (files / "2.png").write_bytes(png(2))
     make_shard(files / "x.tar", {"3.png": png(3)})
-    write_table(files / "t.csv", [{"path": "2.png"}, {"path": "gone.png"}])
+    (files / "deep").mkdir()
+    paths = ("../2.png", "/4.png", "./../../../gone.png")  # nothing is above the root, another server least
+    write_table(files / "deep" / "t.csv", [{"path": path} for path in paths])
+    (files / "4.png").write_bytes(png(4))
     write_table(files / "t.parquet", [{"bytes": png(5)}])
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(files))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        sources = [f"{url}/t.csv", f"{url}/t.parquet?download=1", f"{url}/x.tar"]
+        sources = [f"{url}/deep/t.csv", f"{url}/t.parquet?download=1", f"{url}/x.tar"]
         caption_images(FakeModel(), sources, tmp_path / "out.jsonl")
         server.shutdown()
     rows = {row["image"].removeprefix(f"{url}/"): row for row in read(tmp_path / "out.jsonl")}
     assert rows["2.png"]["caption"] == "2 by 5"
+    assert rows["4.png"]["caption"] == "4 by 5"
     assert "404" in rows["gone.png"]["error"]
     assert rows["t.parquet?download=1:1"]["caption"] == "5 by 5"
     assert "whole files only" in rows["x.tar/3.png"]["error"]
-    assert len(rows) == 4
+    assert len(rows) == 5
 
 
 def test_file_urls(tmp_path: Path) -> None:

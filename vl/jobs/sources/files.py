@@ -78,8 +78,16 @@ def suffix_of(name: str) -> str:
 
 
 def beside(name: str, relative: str) -> str:
-    """The URL of a file that the file at the URL `name` names by a relative path."""
-    return f"{file_of(name).rpartition('/')[0]}/{relative}"
+    """The URL of a file that the file at the URL `name` names by a path: seen from its folder, or from the root."""
+    scheme, _, rest = file_of(name).partition("://")
+    host, *folders = rest.split("/")[:-1]
+    steps = [] if relative.startswith("/") else folders
+    for step in relative.removeprefix("/").split("/"):
+        if step == "..":
+            steps = steps[:-1]
+        elif step != ".":
+            steps = [*steps, step]
+    return "/".join((f"{scheme}://{host}", *steps))
 
 
 def file_of(name: str) -> str:

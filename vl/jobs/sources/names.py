@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from preprocessing.sources import kind_of
+from preprocessing.unicode import name_bytes
 from vl.errors import InputError
 
 _LONGEST_NAME = 255
@@ -73,7 +74,7 @@ def source_key(source: Source) -> str:
     kind = kind_of(source)
     if kind == "path" or (kind == "url" and not is_data):
         return source
-    digest = hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()
+    digest = hashlib.sha256(name_bytes(source)).hexdigest()
     start = source[:100].partition(",")[0] if is_data else "base64"
     return f"{start},sha256:{digest}"
 

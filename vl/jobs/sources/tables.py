@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any
 
+from preprocessing.fetch import MAX_BYTES
 from preprocessing.sources import kind_of, seen_from
 from vl.errors import InputError
 from vl.jobs.prompts import Empty, Prompts
@@ -183,10 +184,13 @@ def _json_records(file: Any) -> Iterator[Any]:
             yield json.loads(line)
         except ValueError as error:
             yield _Damaged(f"is not JSON ({error})")
+        except RecursionError:
+            yield _Damaged("is not JSON that can be read: it is nested too deeply")
 
 
 def _csv_reader(file: Any) -> csv.DictReader[str]:
     """Bytes that are no UTF-8 come as the system has them in names of files, so that an odd name is no end of all."""
+    csv.field_size_limit(max(csv.field_size_limit(), 2 * MAX_BYTES))  # of the process; an image may be there as base64
     return csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=""))
 
 
