@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,13 +64,27 @@ def render(seed: int, index: int, mix: Mix | None = None) -> Sample:
     name = _draw_kind(rng, mix)
     kind = KINDS[name]
     image, facts = kind.draw(rng, mix)
-    asked = kind.ask and mix.questions and rng.random() < mix.questions
-    first = _ask(rng, mix, kind, facts) if asked else _describe(rng, kind, facts)
+    first = _first_turn(rng, mix, kind, facts)
     boxes = facts.boxes
     if image is not None and mix.damaged and rng.random() < mix.damaged:
         image, boxes = damage(rng, image, boxes)
     later = _later_turns(rng, mix, kind, facts, first) if mix.turns > 1 else ()
     return Sample(image, name, first.prompt, first.answer, first.metric, facts, boxes, later, first.thought)
+
+
+def ask_again(sample: Sample, seed: tuple[int, ...], mix: Mix) -> Sample:
+    """The same picture with another conversation, drawn from `seed` as the first was from the sample's own."""
+    rng, kind, facts = np.random.default_rng(seed), KINDS[sample.kind], sample.facts
+    first = _first_turn(rng, mix, kind, facts)
+    later = _later_turns(rng, mix, kind, facts, first) if mix.turns > 1 else ()
+    return replace(
+        sample, prompt=first.prompt, answer=first.answer, metric=first.metric, thought=first.thought, later=later
+    )
+
+
+def _first_turn(rng: np.random.Generator, mix: Mix, kind: Kind, facts: Any) -> Asked:
+    asked = kind.ask and mix.questions and rng.random() < mix.questions
+    return _ask(rng, mix, kind, facts) if asked else _describe(rng, kind, facts)
 
 
 def _ask(rng: np.random.Generator, mix: Mix, kind: Kind, facts: Any) -> Asked:

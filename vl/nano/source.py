@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from vl.nano.mix import SMALL, Mix
 from vl.nano.patches import CLASSES
-from vl.nano.render import Sample, render
+from vl.nano.render import Sample, ask_again, render
 from vl.nano.tokenizer import train_tokenizer
 from vl.training.config import EVALUATION_SEED
 
@@ -31,6 +31,9 @@ class NanoSource:
 
     def draw(self, seed: int, index: int, stage: int) -> Sample:
         return render(seed, index, self.mixes[stage])
+
+    def ask_again(self, sample: Sample, seed: int, index: int, time: int, stage: int) -> Sample:
+        return ask_again(sample, (seed, index, time), self.mixes[stage])
 
     def draw_held_out(self, kind: str, index: int) -> Sample:
         return render(EVALUATION_SEED, index, self.mixes[-1].only(kind))

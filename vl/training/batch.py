@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from preprocessing import Grid, Inputs, Processor
-from preprocessing.chat import Messages
+from preprocessing.chat import Conversation, Messages
 from text_backbone import Packed
 from text_backbone.parallel import ContextShard
 from vl.training.dense import supervised
@@ -110,7 +110,7 @@ class Encoded:
         return len(self.inputs)
 
 
-def encode(messages: Messages, processor: Processor, kind: str) -> Encoded:
+def encode(messages: Messages | Conversation, processor: Processor, kind: str) -> Encoded:
     """A conversation as a sequence to learn from. Raises what `Processor.training` raises."""
     inputs, learnt = processor.training(messages)
     # Position t predicts token t + 1.
@@ -118,15 +118,22 @@ def encode(messages: Messages, processor: Processor, kind: str) -> Encoded:
     return Encoded(inputs, torch.cat((following, following.new_tensor([IGNORE]))), kind)
 
 
-def join(sequences: Iterable[Encoded], image_token: int | None, skipped: Iterable[Skipped] = ()) -> Batch:
-    """Lays sequences, one at least, end to end."""
+def join(
+    sequences: Iterable[Encoded],
+    image_token: int | None,
+    skipped: Iterable[Skipped] = (),
+    shown: Batch | None = None,
+) -> Batch:
+    """Lays sequences, one at least, end to end.
+
+    Of an earlier batch with the same images, `shown`, the tiles and what their patches show are shared.
+    """
     sequences = list(sequences)
     ids = torch.cat([sequence.inputs.input_ids for sequence in sequences])
     labels = torch.cat([sequence.labels for sequence in sequences])
-    tiles = [tile for sequence in sequences for tile in sequence.inputs.tiles[:]]  # uint8 [3, S, S] each
-    shown = [sequence.patch_labels.flatten() for sequence in sequences if sequence.patch_labels is not None]
-    patch_labels = torch.cat(shown) if shown else None
-    points = None if patch_labels is None else supervised(patch_labels)
+    tiles, points, patch_labels = (
+        _stack(sequences) if shown is None else (shown.tiles, shown.patch_points, shown.patch_labels)
+    )
     scored = (labels != IGNORE).nonzero().flatten()
     # Tokens of one answer follow each other, so their position less their rank is the same.
     _, answer, counts = (scored - torch.arange(len(scored))).unique_consecutive(return_inverse=True, return_counts=True)
@@ -137,12 +144,24 @@ def join(sequences: Iterable[Encoded], image_token: int | None, skipped: Iterabl
         scored=scored,
         answer_lengths=counts[answer],
         image_rows=places.nonzero().flatten(),
-        # In a worker this writes straight to the memory that the training process shares.
-        tiles=default_collate(tiles) if tiles else sequences[0].inputs.tiles[:],
+        tiles=tiles,
         patch_points=points,
-        patch_labels=None if patch_labels is None else patch_labels[points],
+        patch_labels=patch_labels,
         grids=tuple(grid for sequence in sequences for grid in sequence.inputs.grids),
         lengths=tuple(len(sequence) for sequence in sequences),
         kinds=tuple(sequence.kind for sequence in sequences),
         skipped=tuple(skipped),
     )
+
+
+def _stack(sequences: list[Encoded]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The tiles of all sequences, the points of their patches to learn from, and what these show, as in `Batch`."""
+    tiles = [tile for sequence in sequences for tile in sequence.inputs.tiles[:]]  # uint8 [3, S, S] each
+    # In a worker this writes straight to the memory that the training process shares.
+    stacked = default_collate(tiles) if tiles else sequences[0].inputs.tiles[:]
+    labels = [sequence.patch_labels.flatten() for sequence in sequences if sequence.patch_labels is not None]
+    if not labels:
+        return stacked, None, None
+    patches = torch.cat(labels)
+    points = supervised(patches)
+    return stacked, points, patches[points]

@@ -49,6 +49,8 @@ class DataConfig:
         easy_share: for this first part of the run, pictures have few objects or words, to learn to look at all.
         small_share: for this first part, only canvases that fit one tile are drawn, the cheap ones to learn on.
         batch_tokens: a batch takes pictures until it has at least so many tokens, or records of at most so many.
+        reuse: batches in a row that show the same pictures of a source, each with conversations of its own; drawing
+            pictures takes most of a worker's time.
         workers: processes that render and preprocess; None for one per spare CPU, 0 for none.
     """
 
@@ -58,6 +60,7 @@ class DataConfig:
     easy_share: float = 0.0
     small_share: float = 0.0
     batch_tokens: int = 131072
+    reuse: int = 1
     workers: int | None = None
     files: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
@@ -66,7 +69,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         if isinstance(self.files, str) or isinstance(self.held_out, str):
             raise ConfigError('data.files and data.held_out are lists: files = ["my.jsonl"]')
-        at_least("data", self, batch_tokens=1, max_tokens=1, workers=0)
+        at_least("data", self, batch_tokens=1, reuse=1, max_tokens=1, workers=0)
+        if self.reuse > 1 and self.files:
+            raise ConfigError(
+                f"data.reuse = {self.reuse} is for pictures of a source, and data.files are read: drop it"
+            )
         share("data", self, "easy_share", "small_share")
         if not 0 <= self.seed < EVALUATION_SEED:
             raise ConfigError(f"data.seed {self.seed} must be in 0..{EVALUATION_SEED - 1}: the rest is for evaluation")
@@ -78,7 +85,13 @@ class DataConfig:
 
     def open_source(self) -> DataSource:
         """The source that `source` names, of what `mix` says. Raises ConfigError if that cannot be made."""
-        return find_plugin("vl.sources", self.source)(self.mix)
+        source: DataSource = find_plugin("vl.sources", self.source)(self.mix)
+        if self.reuse > 1 and not hasattr(source, "ask_again"):
+            raise ConfigError(
+                f"data.reuse = {self.reuse} wants other conversations about the same pictures, and the source "
+                f"{self.source!r} makes none (it has no ask_again): set it to 1"
+            )
+        return source
 
     def stage(self, fraction: float) -> int:
         """The stage after a fraction of the run: 0 small and easy, 1 small, 2 everything."""

@@ -6,13 +6,18 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import count, islice
+from itertools import chain, count, groupby, islice
 from multiprocessing import get_all_start_methods
+from typing import Any
 
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from preprocessing import Processor
+from preprocessing import Grid, Processor, load_image
+from preprocessing.chat import Conversation
+from preprocessing.lazy import LazyImage
+from preprocessing.sources import ImageSource
 from vl.training.batch import Batch, encode, join
 from vl.training.config import DataConfig
 from vl.training.source import DataSource, Sample
@@ -37,16 +42,54 @@ class BatchSource(Dataset[Batch]):
 
 
 class DrawnBatches(BatchSource):
-    """Samples of a data source, made on demand, without end; every batch has samples of its own."""
+    """Samples of a data source, made on demand, without end; every batch has samples of its own.
+
+    With `config.reuse`, so many batches in a row have the same images, of which the last drawn are kept: batches that
+    are asked for in another order, or by several processes, are the same, but are drawn anew.
+    """
 
     def __init__(self, config: DataConfig, processor: Processor, image_token: int | None, source: DataSource) -> None:
         super().__init__(config, processor, image_token)
         self.source = source
+        self._kept: tuple[Key, list[Sample], Batch] | None = None  # what was drawn last
 
     def __getitem__(self, key: Key) -> Batch:
         number, stage = key
-        samples = (self.source.draw(self.config.seed, number * _STRIDE + i, stage) for i in count())
-        return pack(samples, self.processor, self.image_token, self.config.batch_tokens)
+        drawn, time = divmod(number, self.config.reuse)
+        if self._kept is None or self._kept[0] != (drawn, stage):
+            self._kept = None  # its memory is free while others are drawn
+            samples: list[Sample] = []
+            batch = pack(self._draw(drawn, stage, samples), self.processor, self.image_token, self.config.batch_tokens)
+            self._kept = ((drawn, stage), samples, batch) if self.config.reuse > 1 else None
+        else:
+            _, samples, batch = self._kept
+        return self._ask_again(samples, batch, drawn, time, stage) if time else batch
+
+    def _draw(self, drawn: int, stage: int, samples: list[Sample]) -> Iterator[Sample]:
+        """The samples of a batch, which are also added to `samples`."""
+        for index in count(drawn * _STRIDE):
+            samples.append(self.source.draw(self.config.seed, index, stage))
+            yield samples[-1]
+
+    def _ask_again(self, samples: list[Sample], batch: Batch, drawn: int, time: int, stage: int) -> Batch:
+        """A batch of other conversations about the images of these samples, as they were packed."""
+        source: Any = self.source
+        sequences, grids = [], iter(batch.grids)
+        for index, sample in enumerate(samples, drawn * _STRIDE):
+            talk = Conversation.of(source.ask_again(sample, self.config.seed, index, time, stage).messages)
+            shown: list[ImageSource] = [_Shown(image, next(grids)) for image in talk.images]
+            sequences.append(encode(replace(talk, images=shown), self.processor, sample.kind))
+        return join(sequences, self.image_token, shown=batch)
+
+
+class _Shown(LazyImage):
+    """An image whose tiles are there already: the text around it is all that is wanted."""
+
+    def __init__(self, image: ImageSource, grid: Grid) -> None:
+        self.image, self.size = image, (grid.width, grid.height)
+
+    def make(self) -> Image.Image:
+        return load_image(self.image)
 
 
 def pack(
@@ -67,13 +110,17 @@ def pack(
 
 
 def load_batches(source: BatchSource, keys: Iterable[Key], *, pin: bool) -> Iterator[Batch]:
-    """The batches of `keys` in order, made ahead by worker processes; `keys` is read as far ahead as they are."""
+    """The batches of `keys` in order, made ahead by worker processes; `keys` is read as far ahead as they are.
+
+    Those of the same images are made by the same worker.
+    """
     workers, ahead = _prefetch(source.config, source.processor)
     # The tokenizer's own threads do not survive the fork into workers, and it warns unless told so before.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    tasks = groupby(keys, lambda key: key[0] // source.config.reuse)
     loader = DataLoader(
-        source,
-        sampler=keys,
+        _Tasks(source),
+        sampler=(list(task) for _, task in tasks),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=ahead if workers else None,
@@ -81,7 +128,17 @@ def load_batches(source: BatchSource, keys: Iterable[Key], *, pin: bool) -> Iter
         worker_init_fn=give_way,
         multiprocessing_context=start_method(workers),
     )
-    return iter(loader)
+    return chain.from_iterable(loader)
+
+
+class _Tasks(Dataset[list[Batch]]):
+    """What a worker makes at a time: the batches of some keys."""
+
+    def __init__(self, source: BatchSource) -> None:
+        self.source = source
+
+    def __getitem__(self, keys: list[Key]) -> list[Batch]:
+        return [self.source[key] for key in keys]
 
 
 def start_method(workers: int) -> str | None:
@@ -98,8 +155,8 @@ def give_way(worker: int) -> None:
         os.nice(10)
     info = get_worker_info()
     assert info is not None
-    source = info.dataset
-    assert isinstance(source, BatchSource)
+    assert isinstance(info.dataset, _Tasks)
+    source = info.dataset.source
     if (patcher := source.processor.patcher) is not None:
         source.processor = replace(source.processor, patcher=replace(patcher, threads=1))
 

@@ -37,6 +37,9 @@ class DataSource(Protocol):
 
     A source may have `reasons`: whether assistants' messages have `reasoning_content`, so that a model without them is
     given the tokens and the template for it.
+
+    It may have `ask_again(sample, seed, index, time, stage)`, which `data.reuse` needs: another conversation, the
+    `time`th after the first, about the image of `sample`, which is what `draw(seed, index, stage)` gives.
     """
 
     kinds: tuple[str, ...]

@@ -3,14 +3,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 
 from preprocessing import Processor
+from vl.errors import ConfigError
 from vl.nano.mix import Mix
 from vl.nano.render import render
 from vl.training.batch import IGNORE
-from vl.training.config import EVALUATION_SEED, IMAGE_ID, TrainConfig
-from vl.training.data import BatchSource, DrawnBatches, draw_held_out, load_batches, pack
+from vl.training.config import EVALUATION_SEED, IMAGE_ID, DataConfig, TrainConfig
+from vl.training.data import _STRIDE, BatchSource, DrawnBatches, draw_held_out, load_batches, pack
 from vl.training.losses import answer_weights, token_loss
 
 
@@ -116,3 +118,41 @@ def test_reductions_share_the_loss_between_answers() -> None:
         loss = token_loss(logits, labels, answer_weights(lengths, reduction))
         torch.testing.assert_close(loss, shares[0] * short + shares[1] * long)
     torch.testing.assert_close(token_loss(logits, labels), each.mean())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_are_shown_again_with_other_questions(processor: Processor, config: TrainConfig, workers: int) -> None:
+    mix = dict(config.data.mix) | {"scenes": 0.7, "nothing": 0.2, "absent": 0.5, "questions": 0.8, "turns": 3}
+    data = replace(config.data, reuse=3, workers=workers, mix=mix)
+    keys = [(number, 2) for number in range(6)]
+    batches = list(load_batches(DrawnBatches(data, processor, IMAGE_ID, data.open_source()), keys, pin=False))
+    drawn = [(replace(data, reuse=1).open_source().draw(1, n * _STRIDE, 2)) for n in range(2)]
+    for number, batch in enumerate(batches):
+        first = batches[number // 3 * 3]
+        assert torch.equal(batch.tiles, first.tiles)
+        assert (batch.grids, batch.kinds) == (first.grids, first.kinds)
+        assert batch.patch_labels is not None
+        assert torch.equal(batch.patch_labels, first.patch_labels)
+        assert len(batch.image_rows) == sum(grid.tokens for grid in batch.grids)
+        # The first sequence is what is drawn first, and its conversation what is asked of it at this time.
+        sample = drawn[number // 3]
+        if number % 3:
+            sample = data.open_source().ask_again(sample, 1, number // 3 * _STRIDE, number % 3, 2)
+        inputs, _ = processor.training(sample.messages)
+        assert torch.equal(batch.input_ids[: batch.lengths[0]], inputs.input_ids)
+    texts = [tuple(batch.input_ids.tolist()) for batch in batches]
+    assert len(set(texts)) == 6
+    # A run that is resumed in the middle of the pictures' turns sees the same.
+    later = load_batches(DrawnBatches(data, processor, IMAGE_ID, data.open_source()), keys[2:4], pin=False)
+    for again, batch in zip(later, batches[2:4], strict=True):
+        assert torch.equal(again.input_ids, batch.input_ids)
+        assert torch.equal(again.tiles, batch.tiles)
+
+
+def test_pictures_are_not_shown_again_where_nothing_else_is_asked_of_them() -> None:
+    with pytest.raises(ConfigError, match="'recall' makes none"):
+        DataConfig(source="recall", reuse=2).open_source()
+    with pytest.raises(ConfigError, match=r"data\.files are read"):
+        DataConfig(files=("a.jsonl",), reuse=2)
+    with pytest.raises(ConfigError, match=r"data\.reuse = 0 must be at least 1"):
+        DataConfig(reuse=0)
