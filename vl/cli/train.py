@@ -18,6 +18,7 @@ from vl.cli.console import (
     read_path,
     stdout_console,
 )
+from vl.cli.torchrun import told_once
 
 if TYPE_CHECKING:
     from vl.training import TrainConfig
@@ -65,22 +66,38 @@ def train(
 
     Under torchrun, the parameters are sharded over its processes: torchrun --nproc-per-node 8 -m vl.cli train ...
     """
+    with told_once():
+        _train(config, out, init, data, resume, overwrite, device, stop_after)
+
+
+def _train(
+    config: str,
+    out: Path,
+    init: str | None,
+    data: list[str] | None,
+    resume: bool,
+    overwrite: bool,
+    device: str | None,
+    stop_after: float | None,
+) -> None:
     from vl.training import TrainConfig, train
 
+    first = os.environ.get("RANK", "0") == "0"
     changes: dict[str, dict[str, Any]] = {
         "run": {} if init is None else {"init": init},
         "data": {"files": data} if data else {},
     }
     recipe = TrainConfig.of_file(config, {table: values for table, values in changes.items() if values})
     console = stdout_console()
-    if os.environ.get("RANK", "0") == "0":
+    if first:
         console.print(recipe_table(recipe))
     try:
         folder = train(recipe, out, resume=resume, overwrite=overwrite, device=device, stop_after=stop_after)
     except KeyboardInterrupt:
-        complain("--resume continues from the newest checkpoint", kind="interrupted")
+        if first:
+            complain("--resume continues from the newest checkpoint", kind="interrupted")
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    if os.environ.get("RANK", "0") == "0":
+    if first:
         console.print(result_line(folder))
 
 

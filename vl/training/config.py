@@ -270,7 +270,14 @@ class TrainConfig:
             raise ConfigError(f"cannot read the training config {path}: {error}") from error
         try:
             _check_tables(tables)
-            return cls.of(tables | {name: {**tables.get(name, {}), **values} for name, values in changes.items()})
+            merged = tables | {name: {**tables.get(name, {}), **values} for name, values in changes.items()}
+            if changes.get("data", {}).get("files"):  # which take the place of the recipe's source
+                idle = _idle(merged)
+                merged |= {
+                    name: {key: value for key, value in merged[name].items() if (name, key) not in idle}
+                    for name in {name for name, _ in idle}
+                }
+            return cls.of(merged)
         except (ConfigError, ValueError, TypeError) as error:
             raise ConfigError(f"{path}: {error}") from error
 
@@ -296,6 +303,9 @@ class TrainConfig:
             lora=build_table(LoRAConfig, tables["lora"], "lora") if "lora" in tables else None,
             parallel=build_table(ParallelConfig, tables.get("parallel", {}), "parallel"),
         )
+        if idle := _idle(tables):
+            (name, key), why = next(iter(idle.items()))
+            raise ConfigError(f"{name}.{key} makes no difference {why}: leave one of the two out")
         if config.data.mix and not config.data.files:
             config.data.open_source()  # so that what is wrong in the mix is said now
         return config
@@ -331,6 +341,19 @@ def find_recipes() -> dict[str, Path]:
     packages = list_plugins("vl.recipes").values()
     folders = (Path(__file__).parent, *map(find_folder, packages))
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
+
+
+def _idle(tables: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+    """What a recipe says and nothing would obey, by table and key, and beside what."""
+    found: dict[tuple[str, str], str] = {}
+    data, run, optimizer = (tables.get(name, {}) for name in ("data", "run", "optimizer"))
+    if data.get("files"):
+        of_a_source = [("data", "easy_share"), ("data", "small_share"), ("optimizer", "dense"), ("run", "eval_samples")]
+        of_a_source += [("data", "source"), ("data", "mix")] if run.get("init") else []  # else they make a vocabulary
+        found |= dict.fromkeys(of_a_source, "beside data.files, as it is for what a source makes")
+    if optimizer.get("schedule", OptimizerConfig.schedule) != "wsd":
+        found["optimizer", "decay_share"] = 'without schedule = "wsd"'
+    return {(name, key): why for (name, key), why in found.items() if tables.get(name, {}).get(key)}
 
 
 def _check_tables(tables: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tarfile
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from glob import glob, has_magic
 from itertools import accumulate
 from pathlib import Path
@@ -13,10 +13,14 @@ from typing import Any, NamedTuple, Protocol
 
 from preprocessing import IMAGE_SUFFIXES
 from preprocessing.chat import Messages
+from preprocessing.errors import brief
 from preprocessing.formats import HEIF_SUFFIXES
 from preprocessing.sources import ImageSource, seen_from
-from vl.conversations import decode_record, read_conversation
+from vl.conversations import TURNS, FindImage, decode_record, read_conversation
 from vl.errors import ConfigError, InputError
+
+_WEIGHTS = ("weight", "loss_weight")  # of a record, or of a turn (OpenAI)
+_LEARNT = ("loss", "train", "training", "trainable")  # whether a turn is learnt (ms-swift, Axolotl)
 
 
 class RecordFile(Protocol):
@@ -124,7 +128,7 @@ class JsonlFile:
 
     def messages(self, index: int) -> Messages:
         _, start, size = self.places[index]
-        return read_conversation(decode_record(_bytes(self.path, start, size)), self._find_image)
+        return _learnt(decode_record(_bytes(self.path, start, size)), self._find_image)
 
     def _find_image(self, source: Any) -> ImageSource:
         if source is None:
@@ -198,7 +202,7 @@ class TarShard:
 
         text = {member.suffix: member for member in members}
         if "json" in text:
-            return read_conversation(decode_record(self._read(text["json"])), find_image, inside=len(own))
+            return _learnt(decode_record(self._read(text["json"])), find_image, inside=len(own))
         if "txt" in text:
             caption = self._read(text["txt"]).decode("utf-8", "replace").strip()
             return read_conversation({"caption": caption}, find_image, inside=max(1, len(own)))
@@ -206,6 +210,19 @@ class TarShard:
 
     def _read(self, member: Member) -> bytes:
         return _bytes(self.path, member.start, member.size)
+
+
+def _learnt(record: Any, find_image: FindImage, *, inside: int = 0) -> Messages:
+    """`read_conversation` of a record that is learnt from, all that the assistant says in it alike."""
+    turns = record if isinstance(record, list) else next((record[key] for key in TURNS if record.get(key)), [])
+    for given in (record, *(turns if isinstance(turns, list) else ())):
+        for key in _WEIGHTS if given is record else (*_WEIGHTS, *_LEARNT):
+            if isinstance(given, Mapping) and given.get(key) not in (None, 1):  # 1.0 and true are
+                raise InputError(
+                    f'"{key}": {brief(given[key])} is not obeyed, as all that the assistant says is learnt alike: drop '
+                    "the key or the record"
+                )
+    return read_conversation(record, find_image, inside=inside)
 
 
 def _members(path: Path) -> Iterator[Member]:

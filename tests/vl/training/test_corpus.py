@@ -104,6 +104,23 @@ BAD: list[tuple[Any, str, str]] = [
 ]
 
 
+@pytest.mark.parametrize("key", ["weight", "train", "loss"])
+def test_turns_that_are_not_to_be_learnt_are_not(tmp_path: Path, key: str) -> None:
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "Yes.", key: 1}]
+    records = [
+        {"messages": turns},
+        turns,
+        {"messages": [turns[0], turns[1] | {key: 0}]},
+        [turns[0], turns[1] | {key: 0}],
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    file = Corpus([tmp_path / "a.jsonl"])
+    assert [len(file.messages(i)) for i in range(2)] == [2, 2]
+    for i in range(2, 4):
+        with pytest.raises(vl.InputError, match=f'"{key}": 0 is not obeyed'):
+            file.messages(i)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_records_are_counted_with_their_cause(tmp_path: Path, processor: Processor, workers: int) -> None:
     (tmp_path / "a.png").write_bytes(picture())

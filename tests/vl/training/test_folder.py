@@ -15,7 +15,7 @@ import torch
 
 import vl
 from vl.training.batch import Batch
-from vl.training.config import TrainConfig
+from vl.training.config import DataConfig, TrainConfig
 from vl.training.folder import begin_run, check_folder
 from vl.training.state import Progress, load_state, save_state
 from vl.training.train import Trainer, train
@@ -168,6 +168,13 @@ WRONG = {
     "width": ({"text": {"hidden_size": -4}}, r"text\.hidden_size = -4 must be above 0"),
     "share": ({"data": {"easy_share": 1.5}}, r"data\.easy_share = 1\.5 must be between 0 and 1"),
     "files": ({"data": {"files": [3]}}, r"data\.files = \[3\] must be a list, each a text"),
+    "mix": (
+        {"data": {"files": ["a.jsonl"], "mix": {"words": 1.0}}, "run": {"init": "nano"}},
+        r"data\.mix makes no difference beside data\.files",
+    ),
+    "curriculum": ({"data": {"files": ["a.jsonl"], "small_share": 0.5}}, r"data\.small_share makes no difference"),
+    "dense": ({"data": {"files": ["a.jsonl"]}, "optimizer": {"dense": 1.0}}, r"optimizer\.dense makes no difference"),
+    "decay": ({"optimizer": {"decay_share": 0.1}}, r'optimizer\.decay_share makes no difference without schedule = "w'),
 }
 
 
@@ -175,6 +182,13 @@ WRONG = {
 def test_wrong_values_are_named_by_their_keys(tables: dict[str, Any], message: str) -> None:
     with pytest.raises(vl.ConfigError, match=message):
         TrainConfig.of(tables)
+
+
+def test_files_that_are_named_beside_a_recipe_take_its_sources_place(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[data]\nsource = "nano"\neasy_share = 0.5\nsmall_share = 0.5\n[data.mix]\nwords = 1.0\n')
+    config = TrainConfig.of_file(recipe, {"data": {"files": ["a.jsonl"]}, "run": {"init": "nano"}})
+    assert config.data == DataConfig(files=("a.jsonl",))
 
 
 def test_a_device_that_is_not_there(config: TrainConfig, tmp_path: Path) -> None:
