@@ -193,10 +193,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return attr not in _REFUSED and super().is_safe_attribute(obj, attr, value)
 
 
-def render_bounded(template: Template, names: Mapping[str, Any]) -> str:
-    """The text of a template of a `Sandbox`. Raises TemplateLimit, and whatever the template raises."""
+def render_bounded(template: Template, names: Mapping[str, Any], pieces: list[str] | None = None) -> str:
+    """The text of a template of a `Sandbox`, whose pieces are added to a list as they are written, if one is given.
+
+    Raises TemplateLimit, and whatever the template raises.
+    """
+    pieces = [] if pieces is None else pieces
     with Budget(dict(names)).spent_here() as budget:
-        pieces = []
         for piece in template.generate(names):
             budget.step()
             budget.spend(len(piece))

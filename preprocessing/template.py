@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -75,7 +76,8 @@ class ChatTemplate:
         try:
             with Budget(self.source).spent_here():
                 self._template = environment.from_string(self.source)
-            self._words = _find_words(environment.parse(self.source))
+            tree = environment.parse(self.source)
+            self._words, self._apart = _find_words(tree), _writes_apart(tree)
         except TemplateSyntaxError as error:
             raise InputError(f"{name}, line {error.lineno}: {error.message}; fix the template") from None
         except Exception as error:  # nested too deeply for Python
@@ -153,7 +155,7 @@ class ChatTemplate:
         """
         conversation = Conversation.of(messages)
         end = self.special_tokens.get("eos_token", END_OF_TURN)
-        whole = self.render(conversation, add_generation_prompt=False, preserve_thinking=True)
+        whole, prompt_before = self._prompts(conversation)
         segments: list[tuple[str, bool]] = []
         done = 0
         for i, message in enumerate(conversation.messages):
@@ -162,7 +164,7 @@ class ChatTemplate:
             if any(part["type"] != "text" for part in message["content"]):
                 raise InputError(f"message {i + 1}: an assistant message to learn from must be text only")
             answer = self._adapt(message)["content"][0]["text"] + end
-            prompt = self._render(conversation.messages[:i], True, conversation.tools, preserve_thinking=True)
+            prompt = prompt_before(i)
             thought = message.get("reasoning_content", "")
             before, found, _ = whole[len(prompt) :].partition(answer)
             if thought not in before or (thought and not found):
@@ -184,6 +186,20 @@ class ChatTemplate:
             raise InputError("no assistant message to learn from; add one after the user's")
         return [*segments, (whole[done:], False)]
 
+    def _prompts(self, conversation: Conversation) -> tuple[str, Callable[[int], str]]:
+        """The conversation as it is learnt from, and a function that gives the prompt before message i of it."""
+        messages, tools = conversation.messages, conversation.tools
+        adapted = tools or any(message["role"] in RESULT_ROLES or "tool_calls" in message for message in messages)
+        if self._apart and not adapted:
+            # One rendering instead of one for every turn, each with all turns before it.
+            watched = _Watched(messages)
+            text = self._render(watched, True, [], preserve_thinking=True)
+            starts = watched.starts()
+            if self._render([], False, [], preserve_thinking=True) == text[: starts[0]]:
+                return text[: starts[-1]], lambda i: text[: starts[i]] + text[starts[-1] :]
+        whole = self.render(conversation, add_generation_prompt=False, preserve_thinking=True)
+        return whole, lambda i: self._render(messages[:i], True, tools, preserve_thinking=True)
+
     def begun(self, conversation: Conversation) -> list[str]:
         """The prompt before the last message, which is the assistant's, and that message's text: it is to go on there.
 
@@ -203,8 +219,9 @@ class ChatTemplate:
         tools: list[dict[str, Any]],
         preserve_thinking: bool = False,
     ) -> str:
+        pieces = messages.pieces if isinstance(messages, _Watched) else None
         names = {
-            "messages": [self._adapt(message) for message in messages],
+            "messages": [self._adapt(message) for message in messages] if pieces is None else messages,
             "tools": tools or None,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
@@ -212,7 +229,7 @@ class ChatTemplate:
         }
         # A template is a checkpoint's code: whatever it raises is a fault of the checkpoint or of the messages.
         try:
-            return render_bounded(self._template, {**self.special_tokens, **names})
+            return render_bounded(self._template, {**self.special_tokens, **names}, pieces)
         except TemplateLimit as limit:
             raise InputError(f"{self.name} {limit}: mend it, or use the default template") from None
         except Exception as error:
@@ -247,6 +264,44 @@ class ChatTemplate:
                 "this checkpoint's chat template leaves out what functions gave back (messages of the role function "
                 "or tool); give it in a user's message, or use the default template"
             )
+
+
+class _Watched(list[dict[str, Any]]):
+    """Messages, all of them known to the template, that note how much was written when a loop came to each.
+
+    `pieces` is where the text has to go as it is written.
+    """
+
+    def __init__(self, messages: Iterable[dict[str, Any]]) -> None:
+        super().__init__(messages)
+        self.pieces: list[str] = []
+        self._reached: list[int] = []
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self._reached = []  # of the last loop: the sandbox goes through them first
+        for message in super().__iter__():
+            self._reached.append(len(self.pieces))
+            yield message
+        self._reached.append(len(self.pieces))
+
+    def starts(self) -> list[int]:
+        """Where the text of each message begins, in characters, and where that of the last one ends."""
+        ends = [0, *accumulate(map(len, self.pieces))]
+        return [ends[reached] for reached in self._reached]
+
+
+def _writes_apart(tree: nodes.Template) -> bool:
+    """Whether a template goes through the messages once, in a loop that writes each whatever the others are."""
+    loops = [node for node in tree.body if isinstance(node, nodes.For) and _is_messages(node.iter)]
+    plain = [loop for loop in loops if not (loop.test or loop.else_ or loop.recursive)]
+    names = [node.name for node in tree.find_all(nodes.Name)]
+    stateful = {"loop", "namespace", "cycler", "joiner", "self"}.intersection(names)
+    kinds = (nodes.NSRef, nodes.Macro, nodes.CallBlock, nodes.Block, nodes.Extends, nodes.Include, nodes.Break)
+    return len(plain) == names.count("messages") == 1 and not stateful and next(tree.find_all(kinds), None) is None
+
+
+def _is_messages(node: nodes.Node) -> bool:
+    return isinstance(node, nodes.Name) and node.name == "messages"
 
 
 def _find_words(tree: nodes.Template) -> set[str]:

@@ -301,3 +301,44 @@ def test_segments_that_cannot_be_told(source: str) -> None:
         ChatTemplate(source + "{# add_generation_prompt #}").segments(talk)
     with pytest.raises(InputError, match=r"message 1: .*text only"):
         ChatTemplate().segments([{"role": "assistant", "content": [IMAGE]}])
+
+
+def _looped(before: str = "", over: str = "messages", after: str = "") -> str:
+    """A template of a loop over messages, with something before or after what it writes of each."""
+    turn = "{{ '<beginning_of_sentence>' + m['role'] + '\n' + m['content'][0]['text'] }}"
+    begin = "{% if add_generation_prompt %}{{ '<beginning_of_sentence>assistant\n' }}{% endif %}"
+    return f"{{% for m in {over} %}}{before}{turn}{after}{{{{ '<end_of_sentence>\n' }}}}{{% endfor %}}{begin}"
+
+
+@pytest.mark.parametrize(
+    ("source", "apart"),
+    [
+        (DEFAULT_TEMPLATE, True),
+        ("{{ 'head ' }}" + _looped(), True),
+        ("{% set n = 2 %}" + _looped("{% set n = n + 1 %}{{ n }}"), True),
+        (_looped() + "{% if not add_generation_prompt %} {% endif %}", True),
+        (_looped("{{ loop.index }}"), False),
+        ("{% set n = namespace(i=0) %}" + _looped("{% set n.i = n.i + 1 %}{{ n.i }}"), False),
+        ("{{ messages|length }}" + _looped(), False),
+        (_looped(over="messages|reverse"), False),
+        (_looped("{% if m['content'][0]['text'] == 'c' %}{% break %}{% endif %}"), False),
+        (_looped(over="messages if m['role']"), False),
+        (_looped(after="!"), True),
+    ],
+)
+def test_prompts_in_segments_are_those_of_generation(source: str, apart: bool) -> None:
+    """However they are found: messages that are written apart in one rendering of all."""
+    template = ChatTemplate(source)
+    assert template._apart is apart
+    said = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 3, "abcdef", strict=True)]
+    whole = template.render(said, False)
+    asked = [template.render(said[:i], True) for i in (1, 3, 5)]
+    if not all(whole.startswith(f"{prompt}{answer}<end") for prompt, answer in zip(asked, "bdf", strict=True)):
+        with pytest.raises(InputError, match="cannot be found in it"):
+            template.segments(said)
+        return
+    segments = template.segments(said)
+    texts = [text for text, _ in segments]
+    assert ["".join(texts[:i]) for i in (1, 3, 5)] == asked
+    assert "".join(texts) == whole
+    assert [text for text, learnt in segments if learnt] == [f"{answer}<end_of_sentence>" for answer in "bdf"]
