@@ -8,6 +8,7 @@ becomes: the encoder crops by it and the prompt's placeholder expands by it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -89,12 +90,17 @@ class Patcher:
         sizes = [(self.tile, self.tile), (right - left, bottom - top)]
         thumbnail, resized = resize_planes(image, sizes, self.threads)
         width, height = grid.resolution
-        canvas = np.zeros((3, height, width), np.uint8)
-        canvas[:, top:bottom, left:right] = resized
-
-        tiles = torch.empty(grid.tiles, 3, self.tile, self.tile, dtype=torch.uint8)
-        tiles[0] = torch.from_numpy(thumbnail)
-        cut = torch.from_numpy(canvas).view(3, grid.tile_rows, self.tile, grid.tile_cols, self.tile)
-        # [3, tile_rows, y, tile_cols, x] -> [tile_rows, tile_cols, 3, y, x]
-        tiles[1:].view(grid.tile_rows, grid.tile_cols, 3, self.tile, self.tile).copy_(cut.permute(1, 3, 0, 2, 4))
-        return tiles, grid
+        tiles = np.empty((grid.tiles, 3, self.tile, self.tile), np.uint8)
+        tiles[0] = thumbnail
+        starts = product(range(0, height, self.tile), range(0, width, self.tile))
+        for cut, (y, x) in zip(tiles[1:], starts, strict=True):
+            # The part of this tile that the image covers, in the canvas's pixels.
+            up = max(y, top)
+            first = max(x, left)
+            down, last = max(up, min(y + self.tile, bottom)), max(first, min(x + self.tile, right))
+            if (down - up, last - first) != (self.tile, self.tile):
+                cut.fill(0)
+            cut[:, up - y : down - y, first - x : last - x] = resized[
+                :, up - top : down - top, first - left : last - left
+            ]
+        return torch.from_numpy(tiles), grid

@@ -52,7 +52,8 @@ def _by_patch(labels: np.ndarray, patches: int) -> np.ndarray:
 def _label_map(boxes: Boxes, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """int64 [len(y), len(x)]: the class of the box that holds each point; both axes ascend."""
     labels = np.zeros((len(y), len(x)), np.int64)
-    for name, (left, top, right, bottom) in boxes:
-        (x0, x1), (y0, y1) = np.searchsorted(x, (left, right)), np.searchsorted(y, (top, bottom))
+    edges = np.array([box for _, box in boxes]).reshape(-1, 2, 2)  # [boxes, ends, axes]
+    across, down = np.searchsorted(x, edges[..., 0]).tolist(), np.searchsorted(y, edges[..., 1]).tolist()
+    for (name, _), (x0, x1), (y0, y1) in zip(boxes, across, down, strict=True):
         labels[y0:y1, x0:x1] = CLASSES[name]
     return labels

@@ -230,13 +230,14 @@ class Background:
         x, y = np.arange(width, dtype=np.float32)[None, :], np.arange(height, dtype=np.float32)[:, None]
         angle = np.radians(self.angle)
         u = (np.cos(angle) * x + np.sin(angle) * y) / self.pitch
-        v = (np.cos(angle) * y - np.sin(angle) * x) / self.pitch
+        v = (np.cos(angle) * y - np.sin(angle) * x) / self.pitch if self.texture != "stripes" else u
+        # What `% 1` gives, in a tenth of its time.
+        u -= np.floor(u)
         if self.texture == "stripes":
-            second = u % 1 < 0.5
-        elif self.texture == "checks":
-            second = (u % 1 < 0.5) ^ (v % 1 < 0.5)
+            second = u < 0.5
         else:
-            second = (u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.09
+            v -= np.floor(v)
+            second = (u < 0.5) ^ (v < 0.5) if self.texture == "checks" else (u - 0.5) ** 2 + (v - 0.5) ** 2 < 0.09
         image = Image.new("RGB", (width, height), self.start)
         image.paste(self.end, mask=Image.fromarray(second.astype(np.uint8) * 255))
         return image
