@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +21,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 
 from text_backbone.parallel import context_parallel, expert_parallel, tensor_parallel
 from text_backbone.parallel.cuts import Cut
+from vl.errors import TrainingError
 from vl.model import MiniMaxVL
 from vl.training.context import Context
 from vl.training.dimensions import ParallelConfig
@@ -107,6 +110,20 @@ class World:
         agreed = torch.tensor(value, dtype=torch.float64)
         dist.all_reduce(agreed, how)
         return float(agreed)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A block in which processes talk to each other. Raises TrainingError where another could not be talked to."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):  # gloo has no class of its own for it
+            raise
+        raise TrainingError(
+            "another process of this run has ended or does not answer, and this one cannot go on without it: what that "
+            "said is above, or how it ended in torchrun's report; --resume goes on from the newest checkpoint"
+        ) from error
 
 
 def local_device(device: torch.device) -> torch.device:

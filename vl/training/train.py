@@ -31,7 +31,7 @@ from vl.training.lora import load_adapter, new_adapters
 from vl.training.losses import answer_weights
 from vl.training.meters import Meters
 from vl.training.optim import MasterOptimizer, learning_rate
-from vl.training.parallelize import World, join_context, local_device, parallelize
+from vl.training.parallelize import World, join_context, local_device, parallelize, together
 from vl.training.recompute import recompute_layers
 from vl.training.report import Report
 from vl.training.shards import Shards, local
@@ -74,15 +74,16 @@ def train(
         ConfigError: if the config or its data cannot be trained, or `out` holds another run, one at work, or what no
             run has written there.
         DeviceError: if the device is not available.
-        TrainingError: if the loss or the gradient is not finite; the model and checkpoint from before stay.
+        TrainingError: if loss or gradient is not finite, or another process has gone; what was saved before stays.
     """
     precision = torch.get_float32_matmul_precision()  # of the caller's products; a trainer sets its own
     try:
-        trainer = Trainer(config, Path(out), device, resume, overwrite)
-        try:
-            folder = trainer.run(stop_after)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"the run cannot be written to {out} ({error}): make room, then --resume") from error
+        with together():
+            trainer = Trainer(config, Path(out), device, resume, overwrite)
+            try:
+                folder = trainer.run(stop_after)
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{out} cannot be written ({error}): make room, then --resume") from error
     finally:
         torch.set_float32_matmul_precision(precision)
     trainer.world.leave()

@@ -17,7 +17,7 @@ import vl
 from vl.training.config import TrainConfig
 from vl.training.curve import read_log
 from vl.training.lora import WEIGHTS
-from vl.training.parallelize import World
+from vl.training.parallelize import World, together
 from vl.training.shards import Shards, local
 from vl.training.state import load_state
 from vl.training.train import Trainer, train
@@ -31,6 +31,24 @@ from vl.training.config import TrainConfig
 from vl.training.train import train
 tables, out, resume = json.loads(sys.argv[1])
 train(TrainConfig.of(tables), out, resume=resume, device="cpu")
+"""
+LEFT = """
+import os
+import torch.distributed as dist
+import vl
+from vl.training.parallelize import together
+dist.init_process_group("gloo")
+dist.barrier()
+if dist.get_rank():
+    os._exit(0)
+try:
+    with together():
+        dist.barrier()
+except vl.TrainingError as error:
+    assert "another process of this run has ended" in str(error)
+else:
+    raise AssertionError
+os._exit(0)
 """
 FIGURES = ("loss", "grad_norm", "dense", "balance", "expert_max", "samples")
 
@@ -134,3 +152,10 @@ def test_muon_refuses_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(World, "join", lambda device, parallel: two)
     with pytest.raises(vl.ConfigError, match="whole matrices"):
         Trainer(TrainConfig.of(values), tmp_path, "cpu")
+
+
+def test_a_process_that_is_left_alone_says_so(tmp_path: Path) -> None:
+    (tmp_path / "left.py").write_text(LEFT)
+    meet(2, [str(tmp_path / "left.py")], tmp_path)
+    with pytest.raises(RuntimeError, match="another matter"), together():
+        raise RuntimeError("another matter")
