@@ -105,6 +105,8 @@ def niah(
     A sentence with a code is hidden in text, or on page images, and asked for. The score is the share that is found.
     """
     from vl.evaluation.niah import NeedleFolder, check_grid
+    from vl.fingerprint import fingerprint
+    from vl.hub import resolve_source
 
     if overwrite and out is None:
         raise typer.BadParameter("--overwrite goes with --out")
@@ -127,7 +129,8 @@ def niah(
             _read_lengths(_LENGTHS if lengths is None else lengths), places, count, distractors, haystack, pages, seed
         )
     cases = [*grid.cases()] if grid else _chats(files or [], places)
-    settings = {"model": model, "max_new_tokens": most, "dtype": loading.dtype, "quantization": loading.quantization}
+    settings = {"model": model, "weights": fingerprint(resolve_source(model)), "max_new_tokens": most}
+    settings |= {"dtype": loading.dtype, "quantization": loading.quantization}
     settings |= _kind(grid, haystack) if grid else {"kind": "rounds", "sha256": _digests(files or [])}
     folder = None if out is None else NeedleFolder(out, settings, overwrite=overwrite)
     loaded = loading.load(model)

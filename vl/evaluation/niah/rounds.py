@@ -12,6 +12,7 @@ from typing import Any
 
 from preprocessing import Inputs, Processor
 from preprocessing.chat import Conversation
+from preprocessing.errors import brief
 from vl.conversations import decode_record, read_conversation
 from vl.errors import InputError
 from vl.evaluation.datafile import read_lines, resolve_image
@@ -94,9 +95,9 @@ def _chat(record: Any, place: str, folder: Path) -> _Chat:
         raise InputError(f"a chat is an object, not a {type(record).__name__}: {_FORM}")
     label, length = record.get("label"), record.get("length_class")
     if not isinstance(label, str) or not label_parts(label):
-        raise InputError('the record has no "label": the text of the answer that is to be repeated')
+        raise InputError(f'"label" is {brief(label)}: it has to be the text of the answer that is to be repeated')
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-        raise InputError('the record has no "length_class": about how many tokens the chat has, a whole number')
+        raise InputError(f'"length_class" is {brief(length)}: it has to be about how many tokens the chat has, as 2048')
     if "messages" not in record:
         raise InputError('the record has no "messages": the turns of the chat, each with "role" and "content"')
     chat = Conversation.of(read_conversation({"messages": record["messages"]}, partial(resolve_image, folder)))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import vl.cli.app as vl_app
 from vl.evaluation.niah import run as niah_run
@@ -51,6 +53,22 @@ def test_a_table_and_a_folder_that_goes_on(run: Run, tmp_path: Path, monkeypatch
     assert code == 3
     assert "holds answers with seed 0, not 1" in err
     assert run(*SMALL, "--out", out, "--seed", 1, "--overwrite")[0] == 0
+
+
+def test_answers_of_other_weights_are_not_taken_for_the_models(
+    run: Run, tmp_path: Path, tiny_text_checkpoint: Path
+) -> None:
+    """A model that was trained again into its folder has the same name."""
+    model = shutil.copytree(tiny_text_checkpoint, tmp_path / "model")
+    asked = ["--model", model, "--out", tmp_path / "out", "--lengths", 256, *SMALL[2:]]
+    assert run(*asked)[0] == 0
+    shard = next(model.glob("*-00001-of-*"))
+    tensors = {name: tensor * 1.5 for name, tensor in load_file(shard).items()}
+    save_file(tensors, shard, metadata={"format": "pt"})
+    code, _, err = run(*asked)
+    assert code == 3
+    assert "holds answers with weights" in err
+    assert run(*asked, "--overwrite")[0] == 0
 
 
 def test_json_is_all_there_is(run: Run) -> None:
