@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -153,6 +154,7 @@ def give_way(worker: int) -> None:
     """
     if hasattr(os, "nice"):
         os.nice(10)
+    gc.freeze()  # what was loaded before the fork is not gone through for garbage, nor copied for that
     info = get_worker_info()
     assert info is not None
     assert isinstance(info.dataset, _Tasks)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vl.nano.pictures.canvas import RGB, Box, Boxes, Tones
 from vl.nano.pictures.labels import write_number
-from vl.nano.pictures.pen import Type
+from vl.nano.pictures.pen import ThinType, Type
 
 KINDS = ("bar chart", "horizontal bar chart", "line chart", "pie chart")
 
@@ -139,6 +139,12 @@ class Look:
     @property
     def size(self) -> int:
         return self.type.size
+
+    @property
+    def thin(self) -> Look:
+        """The same with texts that take no room along their lines."""
+        own, title = (ThinType(kind.face, kind.size) for kind in (self.type, self.title_type))
+        return replace(self, type=own, title_type=title)
 
     @property
     def margin(self) -> float:

@@ -50,6 +50,9 @@ def draw_chart(
             ease = 1 - attempt / (_ATTEMPTS - 1)
             facts = _draw_contents(rng, kind, width, height, ease, fonts.part)
             look = _draw_look(rng, facts, pick(rng, faces), ease, plotted=plotted)
+            # Most layouts have no room whatever their texts, which take longer to measure than all else.
+            if not _lay_out(facts, look.thin):
+                continue
             if (placed := _lay_out(facts, look)) and (filled := _fill(rng, *placed)):
                 image, boxes = paint_chart(*filled, plotted=plotted)
                 return image, replace(filled[0], boxes=boxes)

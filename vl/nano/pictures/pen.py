@@ -73,6 +73,13 @@ class Type:
         return [(c, (x0, upper, x1, lower)) for c, (x0, x1) in zip(text, edges, strict=True) if c != " "]
 
 
+class ThinType(Type):
+    """A type whose letters take no room, and are not measured: what does not fit in it does not fit in any."""
+
+    def width(self, text: str) -> float:
+        return 0.0
+
+
 def smallest_size(least: int, width: int, height: int) -> int:
     """The smallest legible type on a canvas, in pixels per em: at least `least`."""
     return max(least, round(_MIN_SHARE * max(width, height)))

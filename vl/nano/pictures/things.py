@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 from numpy.random import Generator
 from PIL import Image, ImageOps
@@ -234,6 +234,7 @@ def _paint(rng: Generator, image: Image.Image, what: Cutout, disc: Disc) -> Show
     return Shown(what.thing, what.source, disc.position(*image.size), ink)
 
 
+@lru_cache(maxsize=1 << 16)  # of every two
 def _is_also(thing: Thing, other: Thing) -> bool:
     """Whether who sees the first could say that the other is there."""
     one, asked = thing.name, other.name
