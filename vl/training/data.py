@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from preprocessing import Grid, Processor, load_image
@@ -132,14 +133,29 @@ def load_batches(source: BatchSource, keys: Iterable[Key], *, pin: bool) -> Iter
     return chain.from_iterable(loader)
 
 
-class _Tasks(Dataset[list[Batch]]):
+class Made(list[Batch]):
+    """Batches that were made together, which may share tensors."""
+
+    def pin_memory(self) -> Made:
+        """All of them in pinned memory, every tensor once; the data loader calls it in a thread of its own."""
+        pinned: dict[int, Tensor] = {}
+
+        def pin(tensor: Tensor) -> Tensor:
+            if id(tensor) not in pinned:
+                pinned[id(tensor)] = tensor.pin_memory()
+            return pinned[id(tensor)]
+
+        return Made(batch.map(pin) for batch in self)
+
+
+class _Tasks(Dataset[Made]):
     """What a worker makes at a time: the batches of some keys."""
 
     def __init__(self, source: BatchSource) -> None:
         self.source = source
 
-    def __getitem__(self, keys: list[Key]) -> list[Batch]:
-        return [self.source[key] for key in keys]
+    def __getitem__(self, keys: list[Key]) -> Made:
+        return Made(self.source[key] for key in keys)
 
 
 def start_method(workers: int) -> str | None:

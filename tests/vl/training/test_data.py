@@ -12,7 +12,7 @@ from vl.nano.mix import Mix
 from vl.nano.render import render
 from vl.training.batch import IGNORE
 from vl.training.config import EVALUATION_SEED, IMAGE_ID, DataConfig, TrainConfig
-from vl.training.data import _STRIDE, BatchSource, DrawnBatches, draw_held_out, load_batches, pack
+from vl.training.data import _STRIDE, BatchSource, DrawnBatches, Made, draw_held_out, load_batches, pack
 from vl.training.losses import answer_weights, token_loss
 
 
@@ -156,3 +156,24 @@ def test_pictures_are_not_shown_again_where_nothing_else_is_asked_of_them() -> N
         DataConfig(files=("a.jsonl",), reuse=2)
     with pytest.raises(ConfigError, match=r"data\.reuse = 0 must be at least 1"):
         DataConfig(reuse=0)
+
+
+def test_what_batches_share_is_pinned_once(
+    processor: Processor, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = replace(config.data, reuse=2)
+    drawn = DrawnBatches(data, processor, IMAGE_ID, data.open_source())
+    made = Made([drawn[0, 2], drawn[1, 2]])
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    first, second = made.pin_memory()
+    assert first.tiles is second.tiles is not made[0].tiles
+    assert torch.equal(first.tiles, made[0].tiles)
+    assert torch.equal(second.input_ids, made[1].input_ids)
+    # Tiles and what the patches show are those of both; text and all that follows from it is each one's own.
+    assert len(pinned) == 3 + 2 * 5
