@@ -9,12 +9,16 @@ from vl.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """How a matrix [rows, columns] is stored: bytes of a value, scales of its block included, of a row, and once."""
+    """How a matrix [rows, columns] is stored: bytes of a value, scales of its block included, of a row, and once.
+
+    `block`: so many columns are quantised together, and a part of a matrix has whole ones.
+    """
 
     name: str
     value: float
     row: float = 0
     once: float = 0
+    block: int = 1
 
     def bytes(self, rows: int, columns: int) -> float:
         return rows * (columns * self.value + self.row) + self.once
@@ -25,7 +29,7 @@ INT8 = Storage("int8", 1, row=4)  # a float32 scale per output channel
 FP8 = Storage("fp8", 1, row=4)  # e4m3, scaled likewise
 # Blocks of 64 values with a scale of eight bits, and of those blocks of 256 with a float32 one: 4.127 bits a value. The
 # scales' mean is stored beside them.
-NF4 = Storage("nf4", 1 / 2 + 1 / 64 + 4 / (64 * 256), once=4)
+NF4 = Storage("nf4", 1 / 2 + 1 / 64 + 4 / (64 * 256), once=4, block=64)
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,7 +130,7 @@ def consider(placement: Placement, form: Format, machine: Machine, work: Workloa
     """Memory, context and speed of one placement."""
     gpu = machine.gpu
     memory, spilled = _memory(placement, form, machine, work)
-    problem = _problem(form, gpu, memory, machine)
+    problem = _problem(placement, form, memory, machine)
     speed = None if problem else Estimate(placement, form, gpu, spilled, near=_near(work)).speed(work)
     return Option(
         machine=machine,
@@ -144,9 +144,11 @@ def consider(placement: Placement, form: Format, machine: Machine, work: Workloa
     )
 
 
-def _problem(form: Format, gpu: Gpu, memory: Memory, machine: Machine) -> str:
-    if form.name == "fp8" and gpu.fp8 is None:
-        return f"{gpu.name} has no FP8"
+def _problem(placement: Placement, form: Format, memory: Memory, machine: Machine) -> str:
+    if form.name == "fp8" and machine.gpu.fp8 is None:
+        return f"{machine.gpu.name} has no FP8"
+    if not all(share.consists_of(form.experts.block) for share in placement.shares):
+        return f"cuts blocks of {form.experts.block}"
     if not memory.fits:
         return NO_ROOM
     if machine.host_memory is not None and memory.host > machine.host_memory:

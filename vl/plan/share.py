@@ -20,10 +20,18 @@ class Share:
         text: its part of every layer that it has; `vocab_size`, of which it has rows of the embeddings and of the
             output head, and the other sizes are its own.
         vision: the tower, if it has it.
+        cut: whether it has parts of the layers' matrices, and not whole ones.
     """
 
     text: TextConfig
     vision: VisionConfig | None = None
+    cut: bool = False
+
+    def consists_of(self, block: int) -> bool:
+        """Whether its parts of matrices, if they are parts, consist of whole blocks of so many columns."""
+        text = self.text
+        columns = (text.hidden_size, text.num_attention_heads * text.head_dim, text.intermediate_size)
+        return not self.cut or all(count % block == 0 for count in columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +69,7 @@ def by_tensor(config: VLConfig, gpus: int) -> Placement | None:
         intermediate_size=text.intermediate_size // gpus,
         vocab_size=-(-text.vocab_size // gpus),
     )
-    return Placement(TENSOR, gpus, (Share(part, vision=config.vision),))
+    return Placement(TENSOR, gpus, (Share(part, vision=config.vision, cut=True),))
 
 
 def by_layers(config: VLConfig, gpus: int) -> Placement | None:

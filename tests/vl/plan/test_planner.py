@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import vl
+from text_backbone import released_shapes
 from text_backbone.config import TextConfig, hybrid_layers
 from text_backbone.packed import Packed
-from text_backbone.parallel import Collectives, split_backbone
+from text_backbone.parallel import Collectives, Layout, split_backbone
+from text_backbone.quantization import Quantized
+from text_backbone.quantization.files import is_quantised
 from vl.config import VLConfig
 from vl.plan import FORMATS, Machine, Option, Workload, describe_gpu, find_gpu, image_cost, known_gpus, plan, smallest
 from vl.plan.efficiency import MESSAGES
@@ -345,3 +348,29 @@ def test_a_described_gpu_is_planned_for(vl01: VLConfig) -> None:
 def test_bad_input_is_a_config_error(vl01: VLConfig, make: Callable[[VLConfig], object], said: str) -> None:
     with pytest.raises(vl.ConfigError, match=said):
         make(vl01)
+
+
+@pytest.mark.parametrize("wide", [128, 192, 96])
+@pytest.mark.parametrize("head_dim", [16, 32])
+def test_what_loading_would_refuse_does_not_fit(wide: int, head_dim: int) -> None:
+    """Parts of matrices in NF4 have whole blocks."""
+    text = TextConfig(
+        hidden_size=128, num_attention_heads=4, num_key_value_heads=4, head_dim=head_dim, intermediate_size=wide,
+        rotary_dim=8, vocab_size=100, num_local_experts=2, attn_type_list=(0, 1),
+    )  # fmt: skip
+    for form in FORMATS:
+        option = by_kind(VLConfig(text), Machine(find_gpu("H200"), 2), Workload(), form)[TENSOR]
+        assert option.fits == (form == "bf16" or _can_be_cut(text, form)), (form, option.problem)
+
+
+def _can_be_cut(text: TextConfig, form: str) -> bool:
+    layout = Layout(text, "tensor", 0, 2)
+    try:
+        for name, shape in released_shapes(layout.local):
+            if is_quantised(name):
+                part = layout.part(name, shape)
+                assert part is not None
+                Quantized(form, (), *part.shape, device="meta", dtype=torch.bfloat16, part=part)
+    except ValueError:
+        return False
+    return True
