@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 _PORTS = (80, 443)
+_PATTERN = re.compile(r"(\*\.)?[\w-]+(\.[\w-]+)*(:\d{1,5})?")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -39,6 +41,11 @@ class Allowed:
         for address in addresses:
             if not is_public(address):
                 raise ForbiddenError(f"{host!r:.100} has an address that is not public; send it as a data URL")
+
+
+def names_hosts(pattern: str) -> bool:
+    """Whether a pattern is one of those that `Allowed.hosts` may have: another would match nothing, ever."""
+    return _PATTERN.fullmatch(pattern) is not None
 
 
 def _matches(name: str, port: int, pattern: str) -> bool:

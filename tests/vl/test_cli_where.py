@@ -84,3 +84,8 @@ def test_what_does_not_go_together(
 ) -> None:
     assert caption(archive, tmp_path / "out.jsonl", *options) == 2
     assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_no_images_without_shards_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert vl_app.run(["caption", "a.png", "--no-images"]) == 2
+    assert "goes with --out captions.wds" in " ".join(capsys.readouterr().err.replace("│", " ").split())

@@ -129,6 +129,8 @@ def caption(
         )
     if not beside and (existing is not None or prefix or suffix or separator != " "):
         raise typer.BadParameter("--existing, --prefix, --suffix and --separator go with --beside")
+    if out is None and no_images:
+        raise typer.BadParameter("--no-images goes with --out captions.wds, whose shards have images")
     if out is None and report is not None:
         raise typer.BadParameter("--report goes with --out, whose rows it shows; vl report OUT does it later")
     if report is None and report_images is not None:

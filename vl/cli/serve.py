@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +12,7 @@ from vl.cli.console import (
     check_options,
     importing,
     stderr_console,
+    usage_errors,
 )
 from vl.cli.loading import Loading, loading_options
 from vl.heaps import bound_arenas
@@ -87,18 +87,19 @@ def serve(
             from vl.server.running import serve as run
     except ModuleNotFoundError as error:
         raise typer.BadParameter(f"{error.name} is not installed: pip install 'minimax-vl[serve]'") from None
-    config = ServerConfig(
-        names=tuple(name or [Path(model).name]),
-        api_keys=_keys(api_key),
-        max_waiting=max_waiting,
-        max_body=max_body * MIB,
-        max_images=max_images,
-        max_pixels=max_megapixels * 10**6,
-        max_tokens=max_tokens or loading.engine.cache_tokens + loading.engine.host_cache_tokens,
-        max_new_tokens=max_new_tokens,
-        max_answers=max_answers,
-        image_hosts=_split(allow_image_hosts),
-    )
+    with usage_errors():
+        config = ServerConfig(
+            names=tuple(name or [os.path.basename(os.path.abspath(model))]),
+            api_keys=_keys(api_key),
+            max_waiting=max_waiting,
+            max_body=max_body * MIB,
+            max_images=max_images,
+            max_pixels=max_megapixels * 10**6,
+            max_tokens=max_tokens or loading.engine.cache_tokens + loading.engine.host_cache_tokens,
+            max_new_tokens=max_new_tokens,
+            max_answers=max_answers,
+            image_hosts=_split(allow_image_hosts),
+        )
     bound_arenas()
     bound = bind(host, port)  # before the model: a port that is taken should not wait for it
     loaded = _random(model, layers, loading) if random_weights else loading.load(model, warm_up=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from preprocessing.allowed import names_hosts
+from vl.errors import InputError
+
 MIB = 2**20
 
 
@@ -36,3 +39,14 @@ class ServerConfig:
     image_hosts: tuple[str, ...] = ()
     image_bytes: int = 20 * MIB
     image_seconds: float = 20.0
+
+    def __post_init__(self) -> None:
+        """Raises InputError for names and hosts that no request could have."""
+        if not self.names or not all(name.strip() for name in self.names):
+            raise InputError("the model's name is empty: give it one, which requests call it by")
+        for host in self.image_hosts:
+            if not names_hosts(host):
+                raise InputError(
+                    f"{host!r} is no host to fetch images from: write images.example.com, images.example.com:8080 or "
+                    "*.example.com, without a scheme or path"
+                )

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import jsonschema
@@ -241,6 +242,25 @@ def test_an_address_that_cannot_be_had(served: Served, capsys: pytest.CaptureFix
     assert run(["serve", "nano", "--port", port]) == 3
     assert f"cannot listen on 127.0.0.1, port {port}" in capsys.readouterr().err
     assert run(["serve", "nano", "--host", "no.such.host.example"]) == 3
+
+
+@pytest.mark.parametrize("host", ["http://a.com", "a.com/b", "me@a.com", "a.com:http", "*.*.com", "a b", "[::1]", "*"])
+def test_hosts_that_no_url_has_are_refused(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", "no-such-model", "--allow-image-hosts", f"images.example.com:8080,{host}"]) == 2
+    assert "is no host to fetch images from" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_a_model_is_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By its folder's name, `.` too; and never by nothing."""
+    names: list[tuple[str, ...]] = []
+    monkeypatch.setattr("vl.server.running.Server", lambda _, config: names.append(config.names))
+    monkeypatch.setattr("vl.server.running.serve", lambda _, bound, **__: bound.close())
+    monkeypatch.setattr("vl.cli.loading.Loading.load", lambda *_, **__: SimpleNamespace(close=lambda: None))
+    monkeypatch.chdir(tmp_path)
+    for model, *options in (["."], ["./"], ["org/model"], ["x", "--name", "a", "--name", "b"]):
+        assert run(["serve", model, "--port", "0", *options]) == 0
+    assert names == [(tmp_path.name,), (tmp_path.name,), ("model",), ("a", "b")]
+    assert run(["serve", "x", "--port", "0", "--name", " "]) == 2
 
 
 def test_a_model_of_random_weights(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
