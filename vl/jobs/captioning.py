@@ -16,6 +16,7 @@ import torch
 
 from preprocessing.alpha import Background, read_background
 from vl.engine import SamplingParams
+from vl.engine.config import whole
 from vl.errors import InputError
 from vl.jobs.beside import Beside, Texts, record_of
 from vl.jobs.committing import UNDER_WAY, Committer
@@ -29,7 +30,7 @@ from vl.jobs.pipeline import answered
 from vl.jobs.prompts import Prompt, Prompts
 from vl.jobs.rowfile import JobError, Row, RowFile
 from vl.jobs.schema import Schema, SchemaSource
-from vl.jobs.sources import Source, expand_sources
+from vl.jobs.sources import Source, expand_sources, several
 from vl.model import DEFAULT_PROMPT
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ OnRow = Callable[[Row, Tally], None]
 
 def caption_images(
     model: MiniMaxVL | Elsewhere,
-    sources: Iterable[str | os.PathLike[str]],
+    sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
     prompt: Prompt = DEFAULT_PROMPT,
@@ -96,7 +97,7 @@ def caption_images(
 
     Args:
         model: from `vl.load`, with a vision encoder; or what captions elsewhere: `Engines`, `RayEngines`, `Served`.
-        sources: files, folders, globs, tar shards, tables and URLs; may be a generator of any length.
+        sources: files, folders, globs, tar shards, tables and URLs, or one of them; may be a generator of any length.
         out: the `.jsonl` file, or the `.parquet` folder of part files, created or continued.
         prompt: what to ask about each image, or several prompts by the column of their answers. A table's columns may
             be in it, as in "Describe this {category}": see `Prompts`.
@@ -118,6 +119,12 @@ def caption_images(
         JobError: if `out` cannot be used, or holds rows that were made with another model, prompt or setting.
         InputError: if the model takes no images, `sampling` is out of range, or a prompt or the schema cannot be used.
     """
+    if isinstance(model, str | os.PathLike):
+        raise InputError(f"model must be a model, not the name of one: vl.load({os.fspath(model)!r})")
+    if beside is not None and not isinstance(beside, Beside):
+        raise InputError(f"beside must be such as vl.jobs.Beside('append'), not {beside!r:.80}")
+    if not isinstance(out, str | os.PathLike):
+        raise InputError(f"out must be a path such as captions.jsonl, not {type(out).__name__}")
     params, prompts = params_of(sampling), Prompts.of(prompt)
     if schema is not None:
         prompts = prompts.held_to(Schema.of(schema, held_here=not isinstance(model, Elsewhere) or model.holds_forms))
@@ -195,7 +202,7 @@ def write_rows(
 
 def caption_rows(
     model: MiniMaxVL | Elsewhere,
-    sources: Iterable[Source],
+    sources: str | Iterable[Source],
     *,
     prompt: Prompt = DEFAULT_PROMPT,
     batch_size: int = 8,
@@ -221,11 +228,11 @@ def caption_rows(
         InputError: at once if the model takes no images, or `sampling` or a prompt cannot be used. A bad image never
             raises.
     """
-    params, prompts = params_of(sampling), Prompts.of(prompt)
+    params, prompts, sources = params_of(sampling), Prompts.of(prompt), several(sources)
     if isinstance(model, Elsewhere):
         return model.rows(sources, prompt=prompts, batch_size=batch_size, workers=workers, **sampling)
-    if workers is not None and workers < 0:
-        raise InputError(f"workers must be at least 0, not {workers}")
+    if workers is not None and ((given := whole(workers)) is None or given < 0):
+        raise InputError(f"workers must be a whole number, at least 0, not {workers!r:.80}")
     if model.config.vision is None:
         raise InputError(f"{model.name} is a text-only checkpoint and cannot caption: use one with a vision encoder")
     held = prompts.hold(params)

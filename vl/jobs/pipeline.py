@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 from vl.engine import Generation, SamplingParams
+from vl.engine.config import whole
 from vl.errors import Error, InputError
 
 _WAITING = 1000  # results that are kept at most because an earlier source is not ready
@@ -81,8 +82,8 @@ def answered(
     Raises:
         InputError: if `batch_size` is below 1. Errors of single items that are a `vl.Error` are theirs; others end it.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, not {batch_size}")
+    if (size := whole(batch_size)) is None or size < 1:
+        raise InputError(f"batch_size must be a whole number, at least 1, not {batch_size!r:.80}")
     return _answered(engine, sources, prepare, params, batch_size, workers)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -154,3 +155,31 @@ def test_unusable_models_and_options_are_errors_of_the_job(archive: Path, tmp_pa
         run(archive, tmp_path / "out.jsonl", n=2)
     with pytest.raises(InputError, match="batch_size"):
         run(archive, tmp_path / "out.jsonl", batch_size=0)
+
+
+def test_a_single_source_stands_by_itself(archive: Path, tmp_path: Path) -> None:
+    """The letters of its name are no sources, "/" least of all, which is a folder of much."""
+    for n, source in enumerate((archive, f"{archive}/")):
+        assert caption_images(FakeModel(), source, tmp_path / f"{n}.jsonl").images == 13
+    (first, *_) = expand_sources(archive)
+    assert [row["image"] for rows in caption_rows(FakeModel(), str(first)) for row in rows] == [first]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sources": [5]}, "a source must be a path, URL or pattern, not int"),
+        ({"sources": [b"a.png"]}, "not bytes: images that are in memory"),
+        ({"sources": ["a.png", None]}, "not NoneType"),
+        ({"model": "nano"}, r"not the name of one: vl.load\('nano'\)"),
+        ({"out": None}, "out must be a path"),
+        ({"beside": "append"}, "vl.jobs.Beside"),
+        ({"batch_size": "8"}, "batch_size must be a whole number, at least 1, not '8'"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number"),
+        ({"workers": "all"}, "workers must be a whole number"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_named(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"model": FakeModel(), "sources": [], "out": tmp_path / "out.jsonl"} | wrong
+    with pytest.raises(InputError, match=message):
+        caption_images(**arguments)

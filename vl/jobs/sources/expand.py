@@ -7,6 +7,7 @@ import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 from glob import glob, has_magic
 from pathlib import Path
+from typing import Any
 
 from preprocessing.sources import kind_of, local_path
 from vl.errors import InputError
@@ -23,7 +24,7 @@ Tell = Callable[[str], None]
 
 
 def expand_sources(
-    sources: Iterable[str | os.PathLike[str]],
+    sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     tell: Tell | None = None,
     *,
     column: str | None = None,
@@ -41,18 +42,24 @@ def expand_sources(
     - All of these may be behind a URL that fsspec knows, such as `s3://bucket/photos/`; over http(s), files only.
 
     Args:
+        sources: several, or one.
         tell: hears after each source of the files that were passed over in it, if any: how many of each suffix.
         column: where the tables have their images; by default the first of `COLUMNS` that they have.
         prompts: may name columns; each image is then `Asked` with its own.
         total: to which all files that were passed over are added.
 
     Raises:
-        InputError: if a table lacks a column, an image is of no table and prompts name columns, or a URL's package is
-            missing.
+        InputError: if a source is no name, a table lacks a column, an image is of no table and prompts name columns, or
+            a URL's package is missing.
     """
     columns = Columns(column, prompts)
-    for source in sources:
-        name = os.fspath(source)
+    for source in several(sources):
+        name = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+        if not isinstance(name, str):
+            raise InputError(
+                f"a source must be a path, URL or pattern, not {type(source).__name__}: images that are in memory are "
+                "for model.caption, or for a Parquet table's column of bytes"
+            )
         passed = Passed()
         for found in _expand(name, passed, columns):
             if columns.fields and not isinstance(found, Asked):
@@ -66,6 +73,11 @@ def expand_sources(
             total.update(passed)
         if tell is not None and passed:
             tell(f"{name}: passed over {passed}")
+
+
+def several(sources: str | os.PathLike[str] | Iterable[Any]) -> Iterable[Any]:
+    """Sources, of which a single one may stand by itself: its letters are no sources."""
+    return [sources] if isinstance(sources, str | os.PathLike) else sources
 
 
 def is_table(name: str) -> bool:
