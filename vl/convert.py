@@ -23,13 +23,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from text_backbone.quantization.files import is_quantised, packed
+from text_backbone.quantization.finite import check
 from vl.config import read_config
 from vl.engine.config import shown, whole
 from vl.errors import CheckpointError, ConfigError
 from vl.files import drafts, locked, replace_file, write_file
 from vl.hub import FILES, resolve_source
-from vl.loading import pick_device
-from vl.manifest import Header, Layout, Manifest, Problems, expected_shapes, read_header, read_manifest, stored_layout
+from vl.loading import open_folder, pick_device
+from vl.manifest import Header, Layout, Manifest, Problems, read_header, stored_layout
 from vl.quantization import FORMATS, stored_to_json
 from vl.reading import Buffer, read_tensors
 from vl.saving import CONFIG, INDEX, target_path
@@ -67,7 +68,8 @@ def plan_conversion(source: str | os.PathLike[str], target: str | os.PathLike[st
         quantization: "int8", "fp8" or "nf4".
 
     Raises:
-        CheckpointError, ConfigError: if the source is not a checkpoint that can be converted, or the target is taken.
+        CheckpointError, ConfigError, InputError: if the source is not a checkpoint that can be loaded and converted, or
+            the target is taken.
     """
     if quantization not in FORMATS:
         raise ConfigError(f"quantization={quantization!r:.100} is not known: use {', '.join(map(repr, FORMATS))}")
@@ -75,7 +77,7 @@ def plan_conversion(source: str | os.PathLike[str], target: str | os.PathLike[st
     config, place = read_config(folder), target_path(target)
     if config.quantization is not None:
         raise ConfigError(f"{folder} is quantised to {config.quantization} already: convert the released bf16 weights")
-    manifest = read_manifest(folder, expected_shapes(config))
+    manifest = open_folder(folder, config).manifest  # what could not be loaded is not converted either
     try:
         for header in manifest.files.values():
             _layout(header, quantization)  # says whether there is one
@@ -156,15 +158,16 @@ def _convert_file(conversion: Conversion, file: str, device: torch.device) -> It
     origin = _origin(manifest.folder / file)
     tensors: dict[str, Tensor] = {}
     for name, tensor in read_tensors(manifest.folder / file, manifest.files[file], Buffer()):
-        if is_quantised(name):
-            try:
+        try:
+            if is_quantised(name):
                 parts = packed(tensor.to(device), conversion.format)
-            except ValueError as error:
-                problems.add(str(error), "values", name)
-                problems.check()
-            tensors |= {name + suffix: part.cpu() for suffix, part in parts.items()}
-        else:
-            tensors[name] = tensor.clone()  # the buffer is used again
+                tensors |= {name + suffix: part.cpu() for suffix, part in parts.items()}
+            else:
+                check(tensor)
+                tensors[name] = tensor.clone()  # the buffer is used again
+        except ValueError as error:
+            problems.add(str(error), "values", name)
+            problems.check()
         yield tensor.nbytes
     if _origin(manifest.folder / file) != origin:
         raise CheckpointError(f"{manifest.folder / file} changed while it was read: convert again when it is whole")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ import vl
 import vl.cli.app as vl_app
 import vl.convert
 from text_backbone.quantization import FORMATS
-from text_backbone.quantization.files import packed
+from text_backbone.quantization.files import is_quantised, packed
 from vl.convert import convert, plan_conversion
 from vl.quantization import stored_to_json
 
@@ -64,6 +65,8 @@ def test_it_is_what_loading_would_make_of_it(
     for path in source.glob("*.json"):
         if path.name not in ("config.json", INDEX):
             assert (folder / path.name).read_bytes() == path.read_bytes()
+    before, after = ({n: t for file in shards(place).values() for n, t in file.items()} for place in (source, folder))
+    assert all(after[name] == held for name, held in before.items() if not is_quantised(name)), "as they were, to a bit"
     read = sum(t.nbytes for file in source.glob("*.safetensors") for t in load_file(file).values())
     assert calls[-1] == (read, read)
     assert calls == sorted(calls)
@@ -254,14 +257,16 @@ def test_a_source_that_changes(tiny_checkpoint: Path, tmp_path: Path, monkeypatc
     assert vl.load(folder, device="cpu").config.quantization == "nf4"
 
 
-def test_values_that_are_not_finite_are_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("matrix", ["layers.3.self_attn.qkv_proj", "embed_tokens"])
+def test_values_that_are_not_finite_are_named(tiny_checkpoint: Path, tmp_path: Path, matrix: str) -> None:
+    """Also of what is not quantised: nothing would load it."""
     source = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
-    name = "language_model.model.layers.3.self_attn.qkv_proj.weight"
+    name = f"language_model.model.{matrix}.weight"
     file = source / json.loads((source / INDEX).read_text())["weight_map"][name]
     held = load_file(file)
     held[name][0, 0] = float("inf")
     save_file(held, file)
-    with pytest.raises(vl.CheckpointError, match=r"NaN or infinite values.*layers\.3\.self_attn\.qkv_proj"):
+    with pytest.raises(vl.CheckpointError, match=rf"NaN or infinite values.*{re.escape(matrix)}"):
         converted(source, tmp_path / "new")
     assert not (tmp_path / "new" / "config.json").exists()
     assert file.name not in shards(tmp_path / "new")
@@ -279,6 +284,11 @@ def test_what_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
         plan_conversion(tiny_checkpoint, tmp_path / "again", "int4")
     with pytest.raises(vl.CheckpointError, match="there is no folder"):
         plan_conversion(tmp_path / "nothing", tmp_path / "again", "nf4")
+    source = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+    (source / "tokenizer.json").unlink()
+    with pytest.raises(vl.InputError, match=r"tokenizer\.json: no such file"):
+        plan_conversion(source, tmp_path / "again", "nf4")
+    assert not (tmp_path / "again").exists()
     (tmp_path / "file").touch()
     with pytest.raises(vl.CheckpointError, match=r"file cannot be written"):
         plan_conversion(tiny_checkpoint, tmp_path / "file", "nf4")
