@@ -46,6 +46,7 @@ _TIMEOUT = httpx.Timeout(600.0, connect=30.0)
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
 _PASSING = (408, 425, 429, 500, 502, 503, 504)  # said of the moment, not of the request
 _OF_THE_REQUEST = (400, 413, 415, 422)
+_FORM = "response_format"  # in a request, and in what servers say of one that they cannot do
 _CRASHES = 5  # 500s for the same request, until they are said of it
 _NOT_SENT = ("max_new_tokens", "temperature", "priority")  # under these names, or at all
 _SENT_AS_THEY_ARE = {"JPEG": "jpeg", "PNG": "png", "WEBP": "webp"}
@@ -224,6 +225,11 @@ class Served(Elsewhere):
                     said = f"{response.status_code}: {message_of(response)}"
                     after = retry_after(response)
                 crashes += response.status_code == 500
+                if response.status_code in _OF_THE_REQUEST and _FORM in (body or ()) and _FORM in response.text:
+                    raise JobError(
+                        f"{self.url} cannot hold answers to the schema, whatever the image: {said}. Say it in another "
+                        "way, or leave it out"
+                    )
                 if response.status_code in _OF_THE_REQUEST or crashes == _CRASHES:
                     raise InputError(f"the server refused it with {said}")
                 if response.status_code not in _PASSING:

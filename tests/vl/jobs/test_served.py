@@ -260,6 +260,16 @@ def test_formats_that_servers_may_not_know_go_as_png(server: Any, tmp_path: Path
     assert sorted(kinds) == ["jpeg", "png", "png", "png", "webp"]
 
 
+def test_a_schema_that_the_server_cannot_do_ends_the_job(server: Server, archive: Path, tmp_path: Path) -> None:
+    """It would be every row's error; and it is the server's to say, not this project's engine's."""
+    server.trouble = lambda size: (400, {}, {"error": {"message": "no look-around", "param": "response_format"}})
+    schema = {"properties": {"a": {"type": "string", "pattern": "(?=b)b"}}, "required": ["a"]}
+    with pytest.raises(JobError, match=r"cannot hold answers to the schema.*no look-around"):
+        run(server, archive, tmp_path / "out.jsonl", schema=schema)
+    server.trouble = lambda size: (400, {}, {"error": {"message": "no picture", "param": "messages"}})
+    assert run(server, archive, tmp_path / "out.jsonl", schema=schema).captions == 0
+
+
 def test_a_schema_is_sent_and_answers_are_held_to_it(server: Server, archive: Path, tmp_path: Path) -> None:
     """Some servers pass over `response_format`: what is not of the schema is an error."""
 
