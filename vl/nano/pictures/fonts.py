@@ -97,10 +97,25 @@ def open_face(face: Face, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(face.path, size, layout_engine=ImageFont.Layout.BASIC)
 
 
-@lru_cache(maxsize=1 << 17)
-def advance(font: ImageFont.FreeTypeFont, letter: str) -> float:
-    """A letter's width in pixels. At the very size: hinted advances do not grow in proportion."""
-    return font.getlength(letter)
+class _Advances(dict[str, float]):
+    """Letters' widths in pixels, measured when they are asked for the first time."""
+
+    def __init__(self, face: Face, size: int) -> None:
+        super().__init__()
+        self.face, self.size = face, size
+
+    def __missing__(self, letter: str) -> float:
+        width = self[letter] = open_face(self.face, self.size).getlength(letter)
+        return width
+
+
+@lru_cache(maxsize=4096)
+def advances(face: Face, size: int) -> dict[str, float]:
+    """The width of every letter of a face in pixels, at the very size: hinted ones do not grow in proportion.
+
+    Most of the time of measuring is the letters' that are new, so more are kept than fonts are open (per process).
+    """
+    return _Advances(face, size)
 
 
 def _in_folder(folder: str | None) -> Iterator[Path]:

@@ -11,10 +11,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from vl.nano.pictures.canvas import RGB
-from vl.nano.pictures.fonts import Face, advance, open_face
+from vl.nano.pictures.fonts import Face, advances, open_face
 
 _UNIT = 64  # of FreeType: parts of a pixel
 
@@ -42,8 +42,8 @@ def draw_line(draw: ImageDraw.ImageDraw, text: str, face: Face, size: int, ink: 
     """
     if not text or left < 0 or base < 0 or _has_kerning(face.path):
         return False
-    font = open_face(face, size)
-    glyphs = [_glyph(font, letter) for letter in text]
+    known = _glyphs(face, size)
+    glyphs = [known[letter] for letter in text]
     pens = [0, *np.cumsum([glyph.advance for glyph in glyphs]).tolist()]
     least = min(glyph.least + _pixel(pen) for glyph, pen in zip(glyphs, pens, strict=False))
     # The beginning is rounded as Pillow does it, in single precision and about the corner of its own picture.
@@ -64,17 +64,30 @@ def draw_line(draw: ImageDraw.ImageDraw, text: str, face: Face, size: int, ink: 
     return True
 
 
-@lru_cache(maxsize=2048)
-def _glyph(font: ImageFont.FreeTypeFont, letter: str) -> Glyph:
-    """Drawn by Pillow (cached per process)."""
-    mask, (left, top) = font.getmask2(letter, "L", anchor="ls")
-    picture = Image.new("L", mask.size)
-    picture.im.paste(mask, (0, 0, *mask.size))
-    wide = round(_UNIT * advance(font, letter))
-    box = picture.getbbox()
-    if box is None:
-        return Glyph(None, 0, 0, left, -top, wide)
-    return Glyph(picture.crop(box), left + box[0], top + box[1], left, -top, wide)
+class _Glyphs(dict[str, Glyph]):
+    """The letters of a face at a size, drawn by Pillow when they are asked for the first time."""
+
+    def __init__(self, face: Face, size: int) -> None:
+        super().__init__()
+        self.face, self.size = face, size
+
+    def __missing__(self, letter: str) -> Glyph:
+        mask, (left, top) = open_face(self.face, self.size).getmask2(letter, "L", anchor="ls")
+        picture = Image.new("L", mask.size)
+        picture.im.paste(mask, (0, 0, *mask.size))
+        wide = round(_UNIT * advances(self.face, self.size)[letter])
+        if box := picture.getbbox():
+            glyph = Glyph(picture.crop(box), left + box[0], top + box[1], left, -top, wide)
+        else:
+            glyph = Glyph(None, 0, 0, left, -top, wide)
+        self[letter] = glyph
+        return glyph
+
+
+@lru_cache(maxsize=64)
+def _glyphs(face: Face, size: int) -> dict[str, Glyph]:
+    """For a few pictures: the next one has another face or size."""
+    return _Glyphs(face, size)
 
 
 @lru_cache(maxsize=2048)

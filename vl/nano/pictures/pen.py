@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 from PIL import Image, ImageDraw, ImageFont
 
 from vl.nano.pictures.canvas import RGB, Box, NamedBox
-from vl.nano.pictures.fonts import Face, advance, open_face
+from vl.nano.pictures.fonts import Face, advances, open_face
 from vl.nano.pictures.glyphs import draw_line
 
 _MIN_SHARE = 0.012  # of the longer side: the largest canvases are shrunk before they are seen
@@ -41,8 +41,7 @@ class Type:
         return self.font.getmetrics()[0]
 
     def width(self, text: str) -> float:
-        font = self.font
-        return sum(advance(font, letter) for letter in text)
+        return sum(map(advances(self.face, self.size).__getitem__, text))
 
     def widest(self, texts: Sequence[str]) -> float:
         return max(map(self.width, texts))
@@ -68,8 +67,8 @@ class Type:
     def letters(self, text: str, left: float, baseline: float, stretch: float = 1.0) -> list[NamedBox]:
         """Where each character but the spaces comes to lie in a line, `stretch` times as wide as its advance."""
         upper, lower = baseline - _CAPITALS * self.size, baseline + _DESCENDERS * self.size
-        font = self.font
-        edges = pairwise(accumulate((stretch * advance(font, letter) for letter in text), initial=left))
+        widths = map(advances(self.face, self.size).__getitem__, text)
+        edges = pairwise(accumulate((stretch * width for width in widths), initial=left))
         return [(c, (x0, upper, x1, lower)) for c, (x0, x1) in zip(text, edges, strict=True) if c != " "]
 
 
