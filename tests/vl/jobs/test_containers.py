@@ -128,6 +128,40 @@ def test_a_damaged_header_in_a_shard_is_no_end(tmp_path: Path) -> None:
     assert not said
 
 
+def test_links_in_a_shard_are_the_files_that_they_lead_to(tmp_path: Path) -> None:
+    """As tar itself writes a folder with two names of one file; none is dropped without a word."""
+    shard = tmp_path / "x.tar"
+    with tarfile.open(shard, "w") as tar:
+        for name, kind, target in (
+            ("./blobs/1", tarfile.REGTYPE, ""),
+            ("a/hard.png", tarfile.LNKTYPE, "blobs/1"),
+            ("a/soft.png", tarfile.SYMTYPE, "../blobs/1"),
+            ("a/both.png", tarfile.SYMTYPE, "soft.png"),
+            ("a/lost.png", tarfile.SYMTYPE, "/elsewhere.png"),
+            ("a/pipe.png", tarfile.FIFOTYPE, ""),
+            ("a/folder.png", tarfile.DIRTYPE, ""),
+        ):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = kind, target
+            entry.size = 0 if kind != tarfile.REGTYPE else len(png(3))
+            tar.addfile(entry, io.BytesIO(png(3)))
+    told: list[str] = []
+    assert len(list(expand_sources([shard], told.append))) == 4
+    assert told == [f"{shard}: passed over 2 files: 1 not a file, 1 without a suffix"]
+    said = captions(tmp_path, shard)
+    assert "links to '/elsewhere.png', which is no file before it" in said.pop("x.tar/a/lost.png")
+    assert said == {f"x.tar/a/{name}.png": "3 by 5" for name in ("hard", "soft", "both")}
+
+
+def test_a_shard_behind_a_shard_in_one_file_is_not_dropped_without_a_word(tmp_path: Path) -> None:
+    one, two = (make_shard(tmp_path / f"{n}.tar", {f"{n}.png": png(n)}).read_bytes() for n in (1, 2))
+    (tmp_path / "x.tar").write_bytes(one + two)
+    (tmp_path / "y.tar").write_bytes(one + bytes(50_000))
+    said = captions(tmp_path, tmp_path / "x.tar", tmp_path / "y.tar")
+    assert "follows its end mark" in said.pop("x.tar/(the rest)")
+    assert said == {"x.tar/1.png": "1 by 5", "y.tar/1.png": "1 by 5"}
+
+
 def test_two_images_of_a_shard_with_one_name(tmp_path: Path) -> None:
     shard = tmp_path / "x.tar"
     with tarfile.open(shard, "w") as tar:
