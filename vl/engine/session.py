@@ -33,6 +33,7 @@ from vl.engine.session_file import (
     Saved,
     SavedImage,
     folder_of,
+    make_folder,
     read_manifest,
     read_tensors,
     write_session,
@@ -247,7 +248,6 @@ def read(
 ) -> Session:
     """As `vl.MiniMaxVL.read`."""
     model.engine.stay_in_process()
-    target = None if folder is None else folder_of(folder)
     if not isinstance(overwrite, bool):
         raise InputError(f"overwrite must be True or False, not {overwrite!r:.80}")
     if isinstance(save_every, bool) or not isinstance(save_every, int) or save_every < 1:
@@ -255,6 +255,7 @@ def read(
     conversation = conversation_of(source, page_side)
     if conversation.tools:  # a template that would not take them with a question is refused now
         model.processor.continuation(conversation, [{"role": "user", "content": ""}])
+    target = None if folder is None else make_folder(folder)
     inputs = model.processor(replace(conversation, tools=[]), add_generation_prompt=False)  # they go with each question
     whole = Prompt.of(inputs, model.config, model.name)
     images = _images(whole)

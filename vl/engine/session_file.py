@@ -13,6 +13,7 @@ where they are.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -91,9 +92,28 @@ class Saved:
 
 def folder_of(folder: object) -> Path:
     """Where a session is saved. Raises CheckpointError if that is no path."""
-    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
-        raise CheckpointError(f"a session is saved in a folder: give its path, not {folder!r:.100}")
-    return Path(os.fspath(folder)).expanduser().absolute()  # ranks may read it, from where they were started
+    try:
+        if isinstance(folder, str | os.PathLike) and os.fspath(folder) and "\0" not in os.fspath(folder):
+            return Path(folder).expanduser().absolute()  # ranks may read it, from where they were started
+    except (TypeError, RuntimeError):  # a path of bytes, no such user
+        pass
+    raise CheckpointError(f"a session is saved in a folder: give its path, not {folder!r:.100}")
+
+
+def make_folder(folder: object) -> Path:
+    """`folder_of`, for what is yet to be read and then to be saved there: makes it, and is the first to complain."""
+    place = folder_of(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        if not os.access(place, os.W_OK) and not (place / MANIFEST).exists():  # all may be read already
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise _unwritable(place, error) from error
+    return place
+
+
+def _unwritable(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"no session can be saved in {folder!s:.200} ({error}): check free space and permissions")
 
 
 def read_manifest(folder: Path) -> Saved:
@@ -175,9 +195,7 @@ def write_session(
             write_file(folder / MANIFEST, json.dumps(contents | {"digest": _digest(contents)}) + "\n")
             _discard(folder, new)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"no session can be saved in {folder!s:.200} ({error}): check free space and permissions"
-        ) from error
+        raise _unwritable(folder, error) from error
     return new
 
 

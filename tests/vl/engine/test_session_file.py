@@ -180,7 +180,11 @@ def test_a_folder_that_cannot_be_written_is_named(model: vl.MiniMaxVL, tmp_path:
     session = model.read(document())
     with pytest.raises(vl.CheckpointError, match="no session can be saved in"):
         session.save(tmp_path / "file")
-    for nothing in ("", 3):
+    asked: list[vl.Reading] = []
+    with pytest.raises(vl.CheckpointError, match="no session can be saved in"):
+        model.read(document(), folder=tmp_path / "file", progress=asked.append)
+    assert not asked, "it is said before anything is read"
+    for nothing in ("", 3, "a\0b", "~no-such-user-here/x"):
         with pytest.raises(vl.CheckpointError, match="a session is saved in a folder"):
             session.save(nothing)  # type: ignore[arg-type]
 
