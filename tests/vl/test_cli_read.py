@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,23 @@ def test_a_session_of_something_else_is_kept(
     assert (tmp_path / "s" / "session.json").read_bytes() != before
 
 
+def test_a_model_that_was_moved_can_be_named(
+    notes: Path, tmp_path: Path, tiny_text_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(tiny_text_checkpoint, tmp_path / "model")
+    assert vl_app.run(["read", str(notes), "--session", str(tmp_path / "s"), "--model", str(model), *SMALL]) == 0
+    moved = model.rename(tmp_path / "moved")
+    ask = ["ask", str(tmp_path / "s"), "Which?", "--max-new-tokens", "1"]
+    assert vl_app.run(ask) == 2
+    assert "not there any more: say where that model is" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert vl_app.run([*ask, "--model", str(moved)]) == 0
+
+
 @pytest.mark.parametrize(
     ("command", "told"),
     [
         (["read", "nowhere.txt", "--session", "s"], "nowhere.txt: cannot be read"),
+        (["read", __file__, "--session", __file__], "no session can be saved in"),
         (["ask", "nowhere", "What?"], "nowhere holds no session"),
     ],
 )

@@ -53,9 +53,11 @@ def read(
     It is saved on the way, too. After an interruption, the same command goes on from there.
     """
     from vl.documents import read_documents
+    from vl.engine.session_file import make_folder
 
     check_options({}, loading.background)
     messages = read_documents(documents, page_side=page_side)  # a wrong path should not wait for the model
+    make_folder(session)  # nor should one that cannot be written
     loaded = loading.load(model)
     with ReadingProgress(stderr_console()) as progress:
         result = loaded.read(messages, progress=progress, folder=session, save_every=save_every, overwrite=overwrite)
@@ -86,6 +88,12 @@ def ask(
     check_options(sampling, loading.background)
     check_question(question, images)
     saved = read_manifest(session)
+    if model is None and Path(saved.name).is_absolute() and not Path(saved.name).exists():
+        raise typer.BadParameter(
+            f"{printable(str(session))} was read by {printable(saved.name)}, which is not there any more: say where "
+            "that model is",
+            param_hint="--model",
+        )
     opened = [open_image(name, loading.background) for name in images or []]
     loaded = _as_saved(loading, saved, named=model is not None).load(saved.name if model is None else model)
     found = loaded.open(session)
