@@ -46,7 +46,12 @@ def _data(url: str, label: str) -> bytes:
         raise ImageError(f"{label}: no comma in the data URL; expected data:image/png;base64,...")
     if len(payload) > 2 * MAX_BYTES:
         raise _too_large(label, MAX_BYTES)
-    content = urllib.parse.unquote_to_bytes(payload)
+    try:
+        content = urllib.parse.unquote_to_bytes(payload)
+    except UnicodeEncodeError:
+        raise ImageError(
+            f"{label}: the data URL has half a surrogate pair in it, which is no text; send base64"
+        ) from None
     if not header.lower().endswith(";base64"):
         return content
     try:

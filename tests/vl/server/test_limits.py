@@ -225,6 +225,7 @@ def test_the_limit_that_is_named_is_the_one_that_holds(client: TestClient, side:
         ("data:image/png;base64,", "empty"),
         ("data:image/png", "no comma"),
         ("data:image/svg+xml,<svg/>", "not an image"),
+        ("data:image/png;base64,\ud800", "half a surrogate pair"),
         ("http://127.0.0.1/a.png", "fetches no images"),
         ("https://example.com/a.png", "fetches no images"),
         ("ftp://example.com/a.png", "expected a data URL"),
