@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from tokenizers import AddedToken
 
@@ -87,10 +88,11 @@ class StandIns:
             return None
         texts = [*written, *others]
         used = set().union(*texts) | {chr(int(code, 16)) for text in texts for code in _ESCAPE.findall(text)}
-        free = [character for character in map(chr, _PRIVATE) if character not in used]
+        unused = (character for character in map(chr, _PRIVATE) if character not in used)
+        free = list(islice(unused, len(needed)))
         if len(free) < len(needed):
             raise InputError("the messages have every private-use character (U+E000 to U+F8FF): take some out")
-        return cls(tuple(zip(needed, free, strict=False)))
+        return cls(tuple(zip(needed, free, strict=True)))
 
     def hide(self, text: str) -> str:
         """`text` with its characters replaced by their stand-ins."""
