@@ -63,3 +63,15 @@ class Watch:
         seconds = time.perf_counter() - self._begun
         found = sum(request.cached_tokens or 0 for request in self._requests)  # not read: kept from earlier prompts
         self._progress(Reading(tokens, self._total, seconds, max(0, tokens - found) / seconds))
+
+
+def told_of_all(progress: Progress, total: int, known: int) -> Progress:
+    """Tells of all that is read, of which `known` tokens were known, whatever requests it takes."""
+    begun = time.perf_counter()
+
+    def tell(reading: Reading) -> None:
+        seconds = time.perf_counter() - begun
+        tokens = max(known, reading.tokens)  # a request that gave way to others begins again, behind what is known
+        progress(Reading(tokens, total, seconds, (tokens - known) / seconds))
+
+    return tell

@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,7 @@ from vl.engine.identity import Model, differences, identity
 from vl.engine.params import SamplingParams, check_single
 from vl.engine.prefix import Held
 from vl.engine.prompt import Prompt
-from vl.engine.reading import Progress, Reading, check_progress
+from vl.engine.reading import Progress, check_progress, told_of_all
 from vl.engine.request import Request
 from vl.engine.results import Generation, Timings
 from vl.engine.session_file import (
@@ -33,6 +33,7 @@ from vl.engine.session_file import (
     Saved,
     SavedImage,
     folder_of,
+    lineages_in,
     make_folder,
     read_manifest,
     read_tensors,
@@ -159,7 +160,10 @@ class Session:
         Raises:
             CheckpointError: if the folder cannot be written; what was in it is as it was.
         """
-        target, engine, held = folder_of(folder), self._engine, self._held
+        return self._save(folder_of(folder), None)
+
+    def _save(self, target: Path, instead_of: Collection[str] | None) -> Path:
+        engine, held = self._engine, self._held
         states = engine.states_of(held)
         saved = Saved(
             lineage=self._lineage,
@@ -175,7 +179,7 @@ class Session:
         layers = text.num_hidden_layers - len(states)
         token = 2 * layers * text.num_key_value_heads * text.head_dim * self._model.dtype.itemsize
         each = 1 << (SHARD_BYTES // token).bit_length() - 1 if 0 < token <= SHARD_BYTES else len(self._ids)
-        write_session(target, saved, self._ids, states, partial(engine.stretch_of, held), each)
+        write_session(target, saved, self._ids, states, partial(engine.stretch_of, held), each, instead_of)
         return target
 
     def close(self) -> None:
@@ -259,13 +263,12 @@ def read(
     inputs = model.processor(replace(conversation, tools=[]), add_generation_prompt=False)  # they go with each question
     whole = Prompt.of(inputs, model.config, model.name)
     images = _images(whole)
-    session = None
-    if target is not None and not overwrite:
-        with locked(target, shared=True):
-            session = _begun(model, target, whole, images, conversation.tools)
     if target is None:
         held = _read_on(model.engine, whole, None, (len(whole),), progress, None)
         return Session(model, conversation, whole.input_ids, images, held, secrets.token_hex(8))
+    with locked(target, shared=True):
+        session = None if overwrite else _begun(model, target, whole, images, conversation.tools)
+        there = lineages_in(target)
     if session is not None and session.tokens == session.total:
         return session
     lineage = secrets.token_hex(8) if session is None else session._lineage
@@ -275,13 +278,12 @@ def read(
         session = session or Session(model, conversation, whole.input_ids, images, held, lineage)
         if session._held is not held:
             session._hold(held)
-        session.save(target)
+        session._save(target, {lineage, *there})
 
     after = None if session is None else session._held
     first = 0 if after is None else after.tokens
-    _read_on(
-        model.engine, whole, after, (*range(first + save_every, len(whole), save_every), len(whole)), progress, save
-    )
+    stops = (*range(first + save_every, len(whole), save_every), len(whole))
+    _read_on(model.engine, whole, after, stops, progress, save)
     assert session is not None
     return session
 
@@ -335,7 +337,7 @@ def _read_on(
     reached: Callable[[Held], None] | None,
 ) -> Held:
     """Read a prompt, of which `after` is read, up to each of `stops`; `reached` is told what is held then."""
-    told = None if progress is None else _told(progress, len(whole), after.tokens if after else 0)
+    told = None if progress is None else told_of_all(progress, len(whole), after.tokens if after else 0)
     held = after
     for stop in stops:
         request = engine.prepare(whole.until(stop), SamplingParams(max_new_tokens=1), after=held, hold=True)
@@ -353,18 +355,6 @@ def _read_on(
             engine.let_go(before)
     assert held is not None
     return held
-
-
-def _told(progress: Progress, total: int, known: int) -> Progress:
-    """Tells of all that is read, of which `known` tokens were known, whatever requests it takes."""
-    begun = time.perf_counter()
-
-    def tell(reading: Reading) -> None:
-        seconds = time.perf_counter() - begun
-        tokens = max(known, reading.tokens)  # a request that gave way to others begins again, behind what is known
-        progress(Reading(tokens, total, seconds, (tokens - known) / seconds))
-
-    return tell
 
 
 def conversation_of(source: Source, page_side: int = PAGE_SIDE) -> Conversation:

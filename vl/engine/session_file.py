@@ -19,7 +19,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,7 @@ def write_session(
     states: Mapping[str, Tensor],
     stretch: Callable[[int, int], Mapping[str, Tensor]],
     tokens_a_shard: int,
+    instead_of: Collection[str] | None = None,
 ) -> Saved:
     """Write a session, of which `saved` names no files yet, in the place of one that is there.
 
@@ -161,6 +162,7 @@ def write_session(
         ids: int64 [tokens].
         states: by name, on the host.
         stretch: the keys and values of the tokens between two numbers by name, on the host.
+        instead_of: lineages of the sessions that it may replace; None for any.
 
     Another save into the folder ends first, whichever process or thread does it.
 
@@ -172,6 +174,11 @@ def write_session(
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
             before = _known(folder)
+            if before and instead_of is not None and before.lineage not in instead_of:
+                raise CheckpointError(
+                    f"{folder} holds another session now, which was saved there meanwhile: give another folder, or "
+                    "overwrite it"
+                )
             _discard(folder, before)
             mark = secrets.token_hex(8)
             there = (
@@ -252,6 +259,12 @@ def _known(folder: Path) -> Saved | None:
         raise
     except CheckpointError:  # what is damaged is replaced
         return None
+
+
+def lineages_in(folder: Path) -> set[str]:
+    """Of the session that is in the folder, if one is. Raises CheckpointError if it is of a later version."""
+    known = _known(folder)
+    return {known.lineage} if known else set()
 
 
 def _grown(folder: Path, before: Saved, saved: Saved, ids: Tensor) -> bool:

@@ -16,7 +16,7 @@ from PIL import Image
 
 import vl
 from vl.engine import Engine
-from vl.engine.session import _told
+from vl.engine.reading import told_of_all
 
 from .sessions import NEW, QUESTIONS, SMALL, TEXT, answers, ask, document, load, used_pages
 
@@ -108,7 +108,7 @@ def test_a_session_that_was_closed_takes_no_room(tiny_text_checkpoint: Path, mon
 
 def test_what_is_told_of_reading_never_goes_back_behind_what_was_known() -> None:
     told: list[vl.Reading] = []
-    tell = _told(told.append, 100, 60)
+    tell = told_of_all(told.append, 100, 60)
     for tokens in (80, 0, 60, 100):  # at 0 the request has given way to others
         tell(vl.Reading(tokens, 100, 1.0, 1.0))
     assert [reading.tokens for reading in told] == [80, 60, 60, 100]

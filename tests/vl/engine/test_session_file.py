@@ -376,6 +376,19 @@ def test_a_session_of_a_later_version_is_not_replaced(model: vl.MiniMaxVL, tmp_p
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_read_replaces_no_session_that_came_meanwhile(model: vl.MiniMaxVL, tmp_path: Path, overwrite: bool) -> None:
+    """Two reads that begin at once, each into a folder where it saw nothing of the other."""
+    if overwrite:
+        model.read(document("Older."), folder=tmp_path)
+    other = model.read(document("Else."))
+    with pytest.raises(vl.CheckpointError, match="holds another session now, which was saved there meanwhile"):
+        model.read(document(), folder=tmp_path, overwrite=overwrite, progress=lambda _: other.save(tmp_path) and None)
+    assert model.open(tmp_path).ask("Hello", **NEW) == other.ask("Hello", **NEW)
+    other.save(tmp_path)  # who asks for it by name replaces what is there
+    model.read(document(), folder=tmp_path, overwrite=True)
+
+
 def test_a_save_opened_twice_keeps_apart_what_each_has_read_since(model: vl.MiniMaxVL, tmp_path: Path) -> None:
     model.read(document(), folder=tmp_path)
     first, second = model.open(tmp_path), model.open(tmp_path)
