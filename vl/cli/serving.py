@@ -251,7 +251,8 @@ def show(found: Sequence[tuple[str, Figures]]) -> None:
         for line in notes(figures):
             console.print(line, markup=False)
         for cause, count in figures.failed.items():
-            complain(f"{plural(count, 'request')} of {name}, {figures.what}: {cause}", kind="failed")
+            said = f": {message}" if (message := figures.said[cause]) else ""
+            complain(f"{plural(count, 'request')} of {name}, {figures.what}: {cause}{said}", kind="failed")
     wholes = [(name, figures) for name, figures in found if figures.what == "all"]
     first = wholes[0][1].requests_per_second
     for name, figures in wholes[1:]:

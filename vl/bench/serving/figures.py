@@ -66,6 +66,7 @@ class Figures:
             their pieces are counted.
         held_back: seconds for which requests waited here for a place, on average.
         latencies: by the names of `LATENCIES`; None where no answer has such a time.
+        said: what the server said of the first that failed, by cause.
     """
 
     what: str
@@ -80,6 +81,7 @@ class Figures:
     uncounted: int
     held_back: float
     latencies: dict[str, Spread | None]
+    said: dict[str, str]
 
     @classmethod
     def of(cls, what: str, sent: Sequence[Sent], seconds: float, limits: Limits | None = None) -> Figures:
@@ -102,6 +104,7 @@ class Figures:
                 "tpot": Spread.of([time for answer in answers if (time := tpot(answer)) is not None]),
                 "e2el": Spread.of([answer.ended - answer.sent for answer in answers]),
             },
+            {each.answer.failure: each.answer.message for each in reversed(sent) if each.answer.failure},
         )
 
     @property

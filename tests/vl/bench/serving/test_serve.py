@@ -162,7 +162,8 @@ def test_failures_are_counted_by_cause(
     scripted.status, scripted.said = status, answer
     code, found = scripted_bench(scripted, tmp_path)
     assert (code, found["completed"], found["failures"]) == (1, 0, {cause: 3})
-    assert f"failed: 3 requests of all at once, all: {cause}" in said(capsys)
+    told = answer["error"]["message"] if isinstance(answer, dict) and answer else ""
+    assert f"failed: 3 requests of all at once, all: {cause}{told and ': '}{told}" in said(capsys)
 
 
 def test_servers_that_cannot_be_asked(scripted: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
