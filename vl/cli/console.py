@@ -9,7 +9,6 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -43,7 +42,11 @@ def read_tokens(text: str | int, least: int = 1) -> int:
 
 def tokens_option(*names: str, least: int = 1, **more: Any) -> Any:
     """An option that is a number of tokens, as `read_tokens` reads it."""
-    return typer.Option(*names, parser=partial(read_tokens, least=least), metavar="TOKENS", **more)
+
+    def tokens(text: str) -> int:  # older versions of Typer want a name
+        return read_tokens(text, least)
+
+    return typer.Option(*names, parser=tokens, metavar="TOKENS", **more)
 
 
 def read_size(text: str) -> tuple[int, int]:

@@ -10,11 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from vl.cli.console import DeviceOption, FiguresOption, ScaleOption, printable, stderr_console, stdout_console
+from vl.cli.torchrun import told_once
 
 if TYPE_CHECKING:
     from vl.bench.experts import ExpertsRow
 
 
+@told_once()
 def experts(
     scale: ScaleOption = None,
     json: FiguresOption = None,
