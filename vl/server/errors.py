@@ -11,7 +11,7 @@ from fastapi import Response
 from pydantic import ValidationError
 
 from vl.errors import ConfigError, DeviceError, ImageError, InputError
-from vl.server.openai import CHOICES
+from vl.server.openai import CHOICES, FIELDS
 
 log = logging.getLogger("vl.server")
 
@@ -91,11 +91,17 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, ValidationError):
         return _invalid(error)
     if isinstance(error, InputError | ImageError | ConfigError):  # the last for what is not installed here
-        return ApiError(400, str(error))
+        return ApiError(400, str(error), param=_field_of(str(error)))
     if isinstance(error, DeviceError):
         return ApiError(503, str(error), code="device_error")
     log.error("a request failed", exc_info=error)
     return ApiError(500, f"the server failed on this request ({type(error).__name__}): its log says more")
+
+
+def _field_of(message: str) -> str | None:
+    """The field of a request with whose name a message begins, as those of the engine about its settings do."""
+    name = message.partition(" ")[0].rstrip(":")
+    return name if name in FIELDS else None
 
 
 def _invalid(error: ValidationError) -> ApiError:

@@ -244,3 +244,7 @@ class TokenizeRequest(ModelRequest):
     prompt: str | None = None
     messages: Messages | None = None
     tools: Tools | None = None
+
+
+FIELDS = frozenset(name for kind in (ChatRequest, CompletionRequest, TokenizeRequest) for name in kind.model_fields)
+"""Of all requests, by name."""

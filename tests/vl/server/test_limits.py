@@ -173,6 +173,13 @@ def test_other_models_and_paths_are_not_found(client: TestClient) -> None:
     assert client.get("/v1/models/other").json()["id"] == "other"
 
 
+def test_an_error_about_a_setting_names_its_field(client: TestClient) -> None:
+    """As OpenAI's do, for programs, also where the engine finds it."""
+    for field, value in (("temperature", -1), ("top_p", 2), ("seed", 2**70), ("response_format", {"type": "xml"})):
+        found = refused(client, ask(**{field: value}), 400, field)
+        assert found.json()["error"]["param"] == field
+
+
 def test_only_json_is_read(client: TestClient) -> None:
     """A page of another site can have a browser send text, and nothing else, without asking."""
     refused(client, ask(), 415, "Content-Type", **{"Content-Type": "text/plain"})
