@@ -104,7 +104,8 @@ class Session:
             images: that are shown with a question that is text.
             remember: have the session go on from this question and its answer. By default it stays as it is, and every
                 question is the first.
-            progress, sampling: those of `MiniMaxVL.generate`.
+            progress: that of `MiniMaxVL.generate`.
+            sampling: those of `MiniMaxVL.generate`.
 
         Raises:
             InputError, ImageError: for what cannot be asked; if what was read is lost, as the model has changed since.

@@ -77,7 +77,8 @@ def dequantize(
         scales: uint8 [..., blocks], indices into `scale_map`.
         nested: float32 [..., blocks / 256]; offset: float32 [...]. The scale of block b is
             `scale_map[scales[b]] * nested[b // 256] + offset`.
-        first, stride: as of `block_scales`.
+        first: as of `block_scales`.
+        stride: as of `block_scales`.
     """
     values = F.embedding(codes.int(), pairs(codes.device)).flatten(-2)  # [..., rows * columns]
     steps = block_scales(scales, nested, offset, columns, first, stride)
@@ -91,8 +92,9 @@ def block_scales(
     """float32 [..., blocks], the scale of every block.
 
     Args:
-        columns, first, stride: of a part of a matrix, its columns, the number of its first block in the whole, and the
-            blocks in a row of the whole. Block j of row r is then number `first + r * stride + j`. Without a stride
+        columns: of a part of a matrix.
+        first: the number of the part's first block in the whole.
+        stride: blocks in a row of the whole: block j of row r is number `first + r * stride + j`. Without a stride
             blocks have the numbers that they have here.
     """
     count = scales.shape[-1]

@@ -39,7 +39,10 @@ def gated_part(x: Tensor, gate: Tensor, weight: Tensor, rank: int, ranks: int, r
     """The columns that one of several ranks has of a `gated_norm`, not yet divided by the root mean square of all.
 
     Args:
-        x, gate: [tokens, n], this rank's columns. weight: [n].
+        x: [tokens, n], this rank's columns.
+        gate: the same of the gate.
+        weight: [n], the same of the weight.
+        rank: which columns these are, of `ranks`.
         room: columns of a message that are left to be written, before the squares.
 
     Returns:

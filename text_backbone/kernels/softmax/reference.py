@@ -94,7 +94,10 @@ def partial_backward(
 
     Args:
         grad: [L, heads, d], of the output.
-        q, k, v, past: as of `partial_attention`.
+        q: as of `partial_attention`.
+        k: as of that.
+        v: as of that.
+        past: as of that.
         out: [L, heads, d], attention to all keys.
         logs: [heads, L], the logs of the denominators over all keys.
 
