@@ -348,7 +348,7 @@ def _idle(tables: Mapping[str, Any]) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
     data, run, optimizer = (tables.get(name, {}) for name in ("data", "run", "optimizer"))
     if data.get("files"):
-        of_a_source = [("data", "easy_share"), ("data", "small_share"), ("optimizer", "dense")]
+        of_a_source = [("data", "easy_share"), ("data", "small_share"), ("data", "reuse"), ("optimizer", "dense")]
         of_a_source += [("data", "source"), ("data", "mix")] if run.get("init") else []  # else they make a vocabulary
         found |= dict.fromkeys(of_a_source, "beside data.files, as it is for what a source makes")
     if optimizer.get("schedule", OptimizerConfig.schedule) != "wsd":
