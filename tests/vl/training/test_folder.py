@@ -186,7 +186,8 @@ def test_wrong_values_are_named_by_their_keys(tables: dict[str, Any], message: s
 
 def test_files_that_are_named_beside_a_recipe_take_its_sources_place(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('[data]\nsource = "nano"\nreuse = 2\neasy_share = 0.5\nsmall_share = 0.5\n[data.mix]\nwords = 1.0\n')
+    shares = "easy_share = 0.5\nsmall_share = 0.5\nreuse = 2"
+    recipe.write_text(f'[data]\nsource = "nano"\n{shares}\n[data.mix]\nwords = 1.0\n')
     config = TrainConfig.of_file(recipe, {"data": {"files": ["a.jsonl"]}, "run": {"init": "nano"}})
     assert config.data == DataConfig(files=("a.jsonl",))
 
