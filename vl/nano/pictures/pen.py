@@ -10,11 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vl.nano.pictures.canvas import RGB, Box, NamedBox
 from vl.nano.pictures.fonts import Face, advances, open_face
-from vl.nano.pictures.glyphs import draw_line
 
 _MIN_SHARE = 0.012  # of the longer side: the largest canvases are shrunk before they are seen
 _CAPITALS, _DESCENDERS = 0.75, 0.2  # how far letters reach above and below the baseline, in ems
-_FEW = 64  # so many letters of a picture are printed sooner than each of them is drawn by itself
 _MIDDLE = 0.35  # from the baseline up to the middle of digits and capitals, in ems
 
 
@@ -94,9 +92,7 @@ class Pen:
 
     def print(self, text: str, kind: Type, ink: RGB, left: float, baseline: float) -> None:
         """Prints a line that begins at `left` on its baseline."""
-        few = len(self.boxes) + len(text) < _FEW
-        if few or not draw_line(self.draw, text, kind.face, kind.size, ink, left, baseline):
-            self.draw.text((left, baseline), text, fill=ink, font=kind.font, anchor="ls")
+        self.draw.text((left, baseline), text, fill=ink, font=kind.font, anchor="ls")
         self.boxes += kind.letters(text, left, baseline)
 
     def write(self, text: str, kind: Type, ink: RGB, x: float, y: float, align: float = 0.0) -> None:
