@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -53,6 +55,9 @@ class Plan:
 def plan_packing(grids: Sequence[Grid], patches: int) -> Plan:
     """Plan the packing of the images of a batch, tiles and tokens in the order of `grids`.
 
+    By NumPy, in one thread: where other processes have the CPUs, as in training, PyTorch's threads wait for each
+    other at every one of these small steps, longer than the GPU takes for the batch.
+
     Args:
         grids: one per image.
         patches: patches along one side of a tile.
@@ -60,7 +65,7 @@ def plan_packing(grids: Sequence[Grid], patches: int) -> Plan:
     Raises:
         ValueError: if a grid's window leaves its map, or its counts contradict each other.
     """
-    plans: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # a batch repeats a few shapes
+    plans: dict[tuple[int, ...], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}  # a batch repeats a few shapes
     sources, targets = [], []
     first_feature = first_token = 0
     for index, grid in enumerate(grids):
@@ -75,21 +80,22 @@ def plan_packing(grids: Sequence[Grid], patches: int) -> Plan:
         first_token += grid.tokens
     if not sources:
         return Plan(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), 0)
-    return Plan(torch.cat(sources), torch.cat(targets), first_token)
+    source, target = np.concatenate(sources), np.concatenate(targets)
+    return Plan(torch.from_numpy(source), torch.from_numpy(target), first_token)
 
 
 def _image_plan(
     tile_rows: int, tile_cols: int, top: int, left: int, rows: int, cols: int, patches: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """One image's `source` and `target` int64 [kept], counted from its first feature and its first token."""
     # Row and column in the window of each feature in its order, [tile_rows, tile_cols, patches, patches] broadcast.
-    y = torch.arange(tile_rows * patches).view(-1, 1, patches, 1) - top
-    x = torch.arange(tile_cols * patches).view(1, -1, 1, patches) - left
+    y = np.arange(tile_rows * patches).reshape(-1, 1, patches, 1) - top
+    x = np.arange(tile_cols * patches).reshape(1, -1, 1, patches) - left
     kept = (y >= 0) & (y < rows) & (x >= 0) & (x < cols)
-    thumbnail = torch.arange(patches**2)
-    source = patches**2 + kept.flatten().nonzero().flatten()
+    thumbnail = np.arange(patches**2)
+    source = patches**2 + kept.ravel().nonzero()[0]
     target = (patches**2 + y * (cols + 1) + x)[kept]
-    return torch.cat((thumbnail, source)), torch.cat((thumbnail, target))
+    return np.concatenate((thumbnail, source)), np.concatenate((thumbnail, target))
 
 
 def check_grid(grid: Grid, patches: int, index: int) -> None:
