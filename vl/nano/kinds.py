@@ -131,6 +131,8 @@ def _emoji(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
         grounds=mix.grounds,
         photos=mix.photos,
         part=mix.faces,
+        photo_share=mix.photo_share,
+        varied=mix.varied,
     )
 
 
@@ -149,7 +151,15 @@ def _tables(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
 
 
 def _nothing(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image | None, Facts]:
-    return draw_nothing(rng, mix.sizes, photos=mix.photos, part=mix.faces, absent=mix.absent)
+    return draw_nothing(
+        rng,
+        mix.sizes,
+        photos=mix.photos,
+        part=mix.faces,
+        photo_share=mix.photo_share,
+        varied=mix.varied,
+        absent=mix.absent,
+    )
 
 
 def _things(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, ThingFacts]:
@@ -161,6 +171,8 @@ def _things(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, ThingFacts
         grounds=mix.grounds,
         photos=mix.photos,
         part=mix.faces,
+        photo_share=mix.photo_share,
+        varied=mix.varied,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from vl.errors import ConfigError
 from vl.nano.pictures.canvas import COLOURS, SizeRange
 from vl.nano.pictures.fonts import FACES, Fonts
+from vl.nano.pictures.photographs import SHARE
 from vl.nano.pictures.scenes import MAX_OBJECTS, SHAPES
 from vl.nano.pictures.words import MAX_WORDS
 
@@ -40,6 +41,9 @@ class Mix:
         grounds: the share of pictures of emoji whose ground is a picture of nothing: clouds, hills, a photograph.
         absent: of the pictures of nothing, the share that are not there, so that the model says it sees none.
         photos: a folder with photographs, parts of which are pictures of nothing that the model knows.
+        photo_share: the share of pictures of nothing, and of such grounds, that are photographs, where a folder is named.
+        varied: the share of things, and of parts of photographs, that are made others: in other colours, bent,
+            outlined, partly hidden, close up. Tasks of evaluation draw none of them.
         cutouts: a folder with the pictures of things, which `vl.nano.prepare_things` makes.
         faces: "all", "learnt" or "held-out": the faces to print in, the texts and the phrasings of questions. The
             embedded model learns from the second and is tested on the third.
@@ -70,6 +74,8 @@ class Mix:
     grounds: float = 0.0
     absent: float = 0.0
     photos: str | None = None
+    photo_share: float = SHARE
+    varied: float = 0.0
     cutouts: str | None = None
     faces: str = "all"
     max_objects: int = MAX_OBJECTS
@@ -82,7 +88,7 @@ class Mix:
         weights = self.weights.values()
         if min(weights) < 0 or not sum(weights):
             raise ConfigError(f"data.mix needs a positive frequency for at least one of {', '.join(KIND_NAMES)}")
-        shares = ("questions", "scratch", "damaged", "textures", "odd", "grounds", "absent")
+        shares = ("questions", "scratch", "damaged", "textures", "odd", "grounds", "absent", "photo_share", "varied")
         if not all(0 <= getattr(self, share) <= 1 for share in shares):
             raise ConfigError(f"data.mix.{', '.join(shares[:-1])} and {shares[-1]} are shares, from 0 to 1")
         if self.turns < 1:

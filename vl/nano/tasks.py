@@ -21,6 +21,7 @@ from vl.nano.pictures.charts import draw_chart
 from vl.nano.pictures.emoji import ask_emoji, draw_emoji
 from vl.nano.pictures.nothing import SORTS, ask_nothing, describe_nothing, draw_nothing, draw_photograph
 from vl.nano.pictures.pages import ask_page, draw_pages
+from vl.nano.pictures.photographs import SHARE
 from vl.nano.pictures.questions import Asked
 from vl.nano.pictures.relations import ask_scene
 from vl.nano.pictures.table_questions import ask_table
@@ -185,7 +186,8 @@ def _question(image: Image.Image | None, prompt: str, answer: str) -> Question:
 
 
 def _draw_question(draw: Draw, index: int, mix: Mix | None) -> Question:
-    return draw(index, mix or HELD_OUT)
+    # However pictures are varied to learn from them: scores stay comparable.
+    return draw(index, replace(mix, varied=0.0, photo_share=SHARE) if mix else HELD_OUT)
 
 
 TASKS: dict[str, Task] = {

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from vl.nano.pictures.canvas import RGB, Background, Box, Boxes, SizeRange, draw_size, inner, pick
 from vl.nano.pictures.emoji_faces import Emoji, EmojiFace, Glyph, draw_glyph, emoji_list, find_emoji_faces
 from vl.nano.pictures.nothing import draw_nothing
+from vl.nano.pictures.photographs import SHARE
 from vl.nano.pictures.placing import Disc, place_in_cells
 from vl.nano.pictures.questions import Asked, Questions, listed, looked, numbered, sorts
 from vl.nano.pictures.scenes import COUNTS
@@ -77,11 +78,13 @@ def draw_emoji(
     grounds: float = 0.0,
     photos: str | None = None,
     part: str = "all",
+    photo_share: float = SHARE,
+    varied: float = 0.0,
 ) -> tuple[Image.Image, EmojiFacts]:
     """Draws 1 to `max_emoji` emoji that do not overlap, each in its own cell of the 3 x 3 grid.
 
-    The share `grounds` of them lie on a picture of nothing, in their own colours; see `draw_nothing`, also for `photos`
-    and `part`.
+    The share `grounds` of them lie on a picture of nothing, in their own colours; see `draw_nothing`, also for
+    `photos`, `part`, `photo_share` and `varied`.
 
     Raises:
         ConfigError: as `find_emoji_faces`, of which `fonts` is the folder.
@@ -100,7 +103,8 @@ def draw_emoji(
     width, height = max(width, room), max(height, room)
     image = background.paint(width, height, rng)
     if busy:
-        ground, _ = draw_nothing(rng, (SizeRange(_SMALL_GROUND, _SMALL_GROUND, 1.0),), photos=photos, part=part)
+        square = (SizeRange(_SMALL_GROUND, _SMALL_GROUND, 1.0),)
+        ground, _ = draw_nothing(rng, square, photos=photos, part=part, photo_share=photo_share, varied=varied)
         assert ground is not None
         image = ground.resize((width, height), Image.Resampling.BICUBIC)
     largest = _LARGEST[min(len(chosen), len(_LARGEST)) - 1] * min(width, height)

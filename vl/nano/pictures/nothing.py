@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
 
 from vl.errors import ConfigError
 from vl.nano.pictures.canvas import COLOURS, Background, Boxes, SizeRange, draw_size, hsv, pick
-from vl.nano.pictures.cutouts import WHOLE, thing_list
-from vl.nano.pictures.english import belongs
+from vl.nano.pictures.photographs import SHARE, part_of_photo
 from vl.nano.pictures.questions import Asked, Questions, topics
 from vl.nano.pictures.scenes import SHAPES, article
 
@@ -26,7 +23,6 @@ NOTHING = "I see nothing here that I know."
 NO_IMAGE = "I see no image."
 _ASPECT = 2.2
 _SMALL = 336  # px: these pictures are made no larger, and enlarged
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 _Paint = Callable[[Generator, int, int], Image.Image]
 
@@ -52,12 +48,14 @@ def draw_nothing(
     sorts: Sequence[str] = (),
     photos: str | None = None,
     part: str = "all",
+    photo_share: float = SHARE,
+    varied: float = 0.0,
     absent: float = 0.0,
 ) -> tuple[Image.Image | None, NothingFacts]:
     """Draws a picture of one of `sorts`, any of `SORTS` if none is named; no picture at all in the share `absent`.
 
-    Where `photos` names a folder, one picture in three is a part of one in it, of those of a `part` (see
-    `english.belongs`) by their names, but for those that show one of the things, by their names as well.
+    Where `photos` names a folder, the share `photo_share` of them are parts of one in it; see `part_of_photo`, also for
+    `part` and `varied`.
 
     Raises:
         ConfigError: when the folder has no photographs of that part.
@@ -65,10 +63,8 @@ def draw_nothing(
     if absent and rng.random() < absent:
         return None, NothingFacts(0, 0, "absent")
     width, height = draw_size(sizes, _ASPECT, rng)
-    if photos and not sorts and rng.random() < 1 / 3:
-        return crop_photo(rng, width, height, pick(rng, _open_photos(photos, part))), NothingFacts(
-            width, height, "photo"
-        )
+    if photos and not sorts and rng.random() < photo_share:
+        return part_of_photo(rng, width, height, photos, part, varied), NothingFacts(width, height, "photo")
     sort = pick(rng, sorts or tuple(SORTS))
     scale = min(1.0, _SMALL / max(width, height))
     small = SORTS[sort](rng, max(8, round(width * scale)), max(8, round(height * scale)))
@@ -87,7 +83,7 @@ def draw_photograph(
     if photos is None:
         raise ConfigError("photographs come from a folder that data.mix.photos names: give a recipe that does")
     width, height = draw_size(sizes, _ASPECT, rng)
-    return crop_photo(rng, width, height, pick(rng, _open_photos(photos, part))), NothingFacts(width, height, "photo")
+    return part_of_photo(rng, width, height, photos, part), NothingFacts(width, height, "photo")
 
 
 def describe_nothing(facts: NothingFacts) -> str:
@@ -249,42 +245,3 @@ def _coloured(rng: Generator, values: np.ndarray) -> np.ndarray:
     palette = np.array([_colour(rng) for _ in range(int(rng.integers(3, 7)))], float)
     at = np.linspace(0, 1, len(palette))
     return np.stack([np.interp(values, at, palette[:, channel]) for channel in range(3)], axis=-1)
-
-
-@lru_cache(maxsize=4)
-def _open_photos(folder: str, part: str) -> tuple[Image.Image, ...]:
-    paths = [path for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in _SUFFIXES and not _named(path)]
-    found = [Image.open(path).convert("RGB") for path in paths if belongs(path.name, part)]
-    if not found:
-        which = "" if part == "all" else f" of the {part} part"
-        raise ConfigError(f"data.mix.photos {folder!r} holds no pictures{which} ({', '.join(_SUFFIXES)})")
-    return tuple(found)
-
-
-def _named(path: Path) -> bool:
-    """Whether a photograph is one of a thing that has a name: it is in the list of things, or called by one."""
-    stem = path.stem.lower()
-    return stem in _photographed() or "".join(filter(str.isalpha, stem)) in {thing.name for thing in thing_list()}
-
-
-@lru_cache(maxsize=1)
-def _photographed() -> frozenset[str]:
-    pictures = (picture for thing in thing_list() for picture in thing.pictures)
-    return frozenset(one.removeprefix(f"{WHOLE}:").lower() for one in pictures if one.startswith(f"{WHOLE}:"))
-
-
-def crop_photo(rng: Generator, width: int, height: int, photo: Image.Image, least: float = 0.5) -> Image.Image:
-    """A part of a photograph, of these sides in proportion, perhaps mirrored, lighter or greyer.
-
-    It is `least` as long as the longest part that there is, or longer.
-    """
-    scale = min(photo.width / width, photo.height / height) * float(rng.uniform(least, 1.0))
-    wide, high = width * scale, height * scale
-    left, top = rng.random() * (photo.width - wide), rng.random() * (photo.height - high)
-    box = (left, top, left + wide, top + high)
-    image = photo.resize((width, height), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
-    image = ImageOps.mirror(image) if rng.random() < 0.5 else image
-    if rng.random() < 0.2:
-        image = image.convert("L").convert("RGB")
-    gain = float(rng.uniform(0.8, 1.2))
-    return image.point([min(255, round(value * gain)) for value in range(256)] * 3)

@@ -14,9 +14,11 @@ from PIL import Image, ImageOps
 
 from vl.nano.pictures.canvas import Background, Box, Boxes, SizeRange, draw_size, inner, pick
 from vl.nano.pictures.cutouts import Cutout, Thing, find_cutouts, open_cutout, thing_list
-from vl.nano.pictures.nothing import crop_photo, draw_nothing
+from vl.nano.pictures.nothing import draw_nothing
+from vl.nano.pictures.photographs import SHARE, crop_photo
 from vl.nano.pictures.placing import Disc, place_in_cells
 from vl.nano.pictures.questions import Asked, Questions, listed, sorts
+from vl.nano.pictures.variety import vary_cutout, vary_photo
 
 MAX_THINGS = 3
 _ALONE = 0.7  # of the pictures, those of one thing
@@ -25,6 +27,12 @@ _MIN_SIZE, _MIN_SHARE = 32, 0.12  # px, of the longer side
 _TURN, _TURNED = 15.0, 0.4  # degrees
 _ASPECT, _SMALL_GROUND = 2.2, 336
 _VISIBLE, _MIN_CONTRAST = 0.6, 90.0  # this share of a thing stands out from the backdrop by so much
+# What its colour tells from others.
+_COLOURED_KINDS = ("fruit", "vegetable", "food", "plant")
+_COLOURED = (
+    *("taxi", "fire engine", "police car", "ambulance", "chick", "dove", "fire", "panda", "zebra", "tiger", "leopard"),
+    *("globe", "basketball"),
+)
 # What one could be called by the other's name: neither is said to be absent where the other is.
 _ALIKE = tuple(
     frozenset(names.split(", "))
@@ -140,10 +148,13 @@ def draw_things(
     grounds: float = 0.0,
     photos: str | None = None,
     part: str = "all",
+    photo_share: float = SHARE,
+    varied: float = 0.0,
 ) -> tuple[Image.Image, ThingFacts]:
     """Draws 1 to `max_things` different things of a folder, of the pictures of a `part`; see `find_cutouts`.
 
-    The share `grounds` of them lie on a picture of nothing; see `draw_nothing`, also for `photos`.
+    The share `grounds` of them lie on a picture of nothing; see `draw_nothing`, also for `photos` and `photo_share`.
+    The share `varied` of the things, and of the photographs, are made others: see `variety`.
 
     Raises:
         ConfigError: as `find_cutouts`.
@@ -151,12 +162,16 @@ def draw_things(
     chosen = _choose(rng, folder, part, 1 if rng.random() < _ALONE else int(rng.integers(1, max_things + 1)))
     width, height = draw_size(sizes, _ASPECT, rng)
     if chosen[0].whole:
-        image = crop_photo(rng, width, height, chosen[0].image.convert("RGB"), 0.8)
+        take = vary_photo if varied and rng.random() < varied else crop_photo
+        image = take(rng, width, height, chosen[0].image.convert("RGB"), 0.8)
         box = (0.2 * width, 0.2 * height, 0.8 * width, 0.8 * height)
         return image, ThingFacts(width, height, (Shown(chosen[0].thing, chosen[0].source, "in the center", box),))
     width, height = max(width, 3 * _MIN_SIZE), max(height, 3 * _MIN_SIZE)
+    if varied:
+        chosen = [_varied(rng, one) if rng.random() < varied else one for one in chosen]
     if grounds and rng.random() < grounds:
-        ground, _ = draw_nothing(rng, (SizeRange(_SMALL_GROUND, _SMALL_GROUND, 1.0),), photos=photos, part=part)
+        square = (SizeRange(_SMALL_GROUND, _SMALL_GROUND, 1.0),)
+        ground, _ = draw_nothing(rng, square, photos=photos, part=part, photo_share=photo_share, varied=varied)
         assert ground is not None
         image = ground.resize((width, height), Image.Resampling.BICUBIC)
     else:
@@ -188,6 +203,11 @@ def _choose(rng: Generator, folder: str | None, part: str, count: int) -> list[C
             return chosen or [cutout]
         chosen.append(cutout)
     return chosen
+
+
+def _varied(rng: Generator, one: Cutout) -> Cutout:
+    keep = one.thing.kind in _COLOURED_KINDS or one.thing.name in _COLOURED
+    return one._replace(image=vary_cutout(rng, one.image, keep))
 
 
 def _backdrop(rng: Generator, chosen: Sequence[Cutout], textures: float) -> Background:
