@@ -41,7 +41,7 @@ class Mix:
         grounds: the share of pictures of emoji whose ground is a picture of nothing: clouds, hills, a photograph.
         absent: of the pictures of nothing, the share that are not there, so that the model says it sees none.
         photos: a folder with photographs, parts of which are pictures of nothing that the model knows.
-        photo_share: the share of pictures of nothing, and of such grounds, that are photographs, where a folder is named.
+        photo_share: the share of pictures of nothing, and of such grounds, that are photographs, where there are any.
         varied: the share of things, and of parts of photographs, that are made others: in other colours, bent,
             outlined, partly hidden, close up. Tasks of evaluation draw none of them.
         cutouts: a folder with the pictures of things, which `vl.nano.prepare_things` makes.
