@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -292,5 +293,7 @@ def _joined(parts: list[Tensor | LazyImage | CutImage], grids: list[Grid], patch
     made = [part for part in parts if isinstance(part, Tensor)]
     if len(made) < len(parts):
         return LazyTiles(parts, grids, patcher)
-    empty = torch.empty(0, 3, patcher.tile, patcher.tile, dtype=torch.uint8)
-    return made[0] if len(made) == 1 else torch.cat([empty, *made])
+    if not made:
+        return torch.empty(0, 3, patcher.tile, patcher.tile, dtype=torch.uint8)
+    # NumPy copies in one thread: PyTorch's wait for each other at every image where the CPUs are taken.
+    return made[0] if len(made) == 1 else torch.from_numpy(np.concatenate([tiles.numpy() for tiles in made]))

@@ -80,13 +80,13 @@ class VisionEncoder(nn.Module):
         tokens = self.image_newline.expand(plan.tokens, -1).clone()  # [T, text_hidden]
         starts = torch.arange(0, tiles.shape[0] + max_tiles, max_tiles) * patches
         cuts = torch.searchsorted(plan.source, starts).tolist()
+        source, target = _sent(plan.source, device), _sent(plan.target, device)
         for i, batch in enumerate(tiles.split(max_tiles) if len(grids) else ()):
             kept = slice(cuts[i], cuts[i + 1])
             features = self.features(batch.to(device, non_blocking=True), replay).flatten(0, 1)  # [n * patches, hidden]
-            source = _sent(plan.source[kept] - i * max_tiles * patches, device)
-            target = _sent(plan.target[kept], device)
             # Cropping first spares the projector the padding.
-            tokens.index_copy_(0, target, self.projector(features[source]).to(tokens.dtype))
+            cropped = features[source[kept] - i * max_tiles * patches]
+            tokens.index_copy_(0, target[kept], self.projector(cropped).to(tokens.dtype))
         return tokens
 
     def features(self, tiles: Tensor, replay: Replay | None = None) -> Tensor:
@@ -118,8 +118,15 @@ def _allocate(root: nn.Module, device: torch.device) -> None:
 
 
 def _sent(index: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device; from pinned memory, or the host would wait for all that the GPU has yet to do."""
-    return (index.pin_memory() if device.type == "cuda" else index).to(device, non_blocking=True)
+    """A copy on the device; from pinned memory, or the host would wait for all that the GPU has yet to do.
+
+    NumPy fills that in one thread, see `plan_packing`.
+    """
+    if device.type == "cuda":
+        pinned = torch.empty(index.shape, dtype=index.dtype, pin_memory=True)
+        pinned.numpy()[:] = index.numpy()
+        index = pinned
+    return index.to(device, non_blocking=True)
 
 
 def build_vit(config: VisionConfig, dtype: torch.dtype | None = None) -> VisionTransformer:

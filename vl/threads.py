@@ -1,10 +1,11 @@
-"""Several files worked on at once."""
+"""Several files worked on at once, and work that is better done by one thread."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from queue import SimpleQueue
 from threading import Event
 from typing import Any, TypeVar
@@ -54,3 +55,18 @@ def merged(work: Callable[[T], Iterator[R]], items: Sequence[T], threads: int | 
                     yield result
         finally:
             stopped.set()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch's operations on the CPU are done by the thread that asks for them, until the end.
+
+    For small ones while other processes have the CPUs: its threads wait for each other after every operation on more
+    than 32,768 elements, up to a time slice of the others, which is hundreds of times the operation itself.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

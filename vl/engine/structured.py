@@ -169,7 +169,8 @@ class Masker:
     def __call__(self, answers: Sequence[tuple[Form | None, Sequence[int]]], logits: Tensor) -> Masks:
         """For answers and what is written of each; `logits` says for how many tokens, and is not waited for."""
         rows = [i for i, (form, _) in enumerate(answers) if form is not None]
-        bits = torch.zeros(len(rows), -(-logits.shape[-1] // 32), dtype=torch.int32, pin_memory=logits.is_cuda)
+        bits = torch.empty(len(rows), -(-logits.shape[-1] // 32), dtype=torch.int32, pin_memory=logits.is_cuda)
+        bits.numpy().fill(0)  # in one thread: PyTorch's would wait for each other where the CPUs are taken
         forms = []
         for row in rows:
             form, token_ids = answers[row]

@@ -149,7 +149,9 @@ class _Cutter:
         if isinstance(said, Exception):
             raise said
         ids, count, grid, digest, found = said
-        return inputs_of(ids, CutImage(self._tiles[:count].clone(), grid, digest), self._here), found
+        # NumPy copies in one thread, which is all that a job's other processes leave.
+        tiles = torch.from_numpy(self._tiles[:count].numpy().copy())
+        return inputs_of(ids, CutImage(tiles, grid, digest), self._here), found
 
     def _take(self, started: _Started) -> None:
         self._ready, self._child = False, started.child

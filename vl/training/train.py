@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from vl.errors import CheckpointError, ConfigError, TrainingError
 from vl.loading import first_line, pick_device
 from vl.model import MiniMaxVL
+from vl.threads import one_thread
 from vl.training.batch import Batch
 from vl.training.batching import Batching, RecordBatches, read_held_out
 from vl.training.build import build_model
@@ -228,7 +230,9 @@ class Trainer:
     def run(self, stop_after: float | None = None) -> Path:
         """Trains to the end or for `stop_after` minutes; either way the state and the model are saved."""
         with self.lock:
-            self._train(stop_after)
+            # What the GPU leaves to the host is small, and the data loader's workers have the other CPUs.
+            with one_thread() if self.device.type == "cuda" else nullcontext():
+                self._train(stop_after)
             return self._finish()
 
     def _train(self, stop_after: float | None) -> None:
