@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from vl.training.config import OptimizerConfig
 from vl.training.muon import Muon
-from vl.training.shards import Shards, local
+from vl.training.shards import Shards, local, on_host
 
 # Embeddings in all but name: a decay to zero has no meaning for them.
 _UNDECAYED = ("embed_tokens.weight", "pos_embed", "cls_token", "image_newline")
@@ -80,15 +80,16 @@ class MasterOptimizer:
         torch._foreach_copy_([local(param) for param in self.params], self.masters)
         return norm
 
-    def state(self) -> dict[str, Tensor]:
-        """Every tensor that the next step depends on, by parameter name; shards are gathered, on every process."""
-        tensors = {}
+    def state(self, keep: bool = True) -> dict[str, Tensor]:
+        """Every tensor that the next step depends on, by parameter name, on the host; see `on_host`."""
+        return on_host(self._wholes(), keep)
+
+    def _wholes(self) -> Iterator[tuple[str, Tensor]]:
+        """Shards are gathered, by all processes together."""
         for name, param, master in zip(self.names, self.params, self.masters, strict=True):
-            tensors[f"{name}/master"] = self.shards.gather(name, master, param)
-            for key, value in self.adamw.state.get(master, {}).items():
-                tensors[f"{name}/{key}"] = value if key == "step" else self.shards.gather(name, value, param)
-        tensors |= {f"{name}/momentum": momentum for name, momentum in self.momenta.items()}
-        return tensors
+            for key, value in {"master": master, **self.adamw.state.get(master, {})}.items():
+                yield f"{name}/{key}", value if key == "step" else self.shards.gather(name, value, param)
+        yield from ((f"{name}/momentum", momentum) for name, momentum in self.momenta.items())
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from text_backbone.parallel import context_parallel, expert_parallel, tensor_parallel
 from text_backbone.parallel.cuts import Cut
@@ -186,6 +186,19 @@ def parallelize(
     names = (name for name, _ in root.named_parameters() if ".block_sparse_moe.experts." in name)
     scales = dict.fromkeys(names, parallel.tensor / shared)
     return Shards(world.size, {prefix + name: cut for name, cut in cuts.items()}, scales)
+
+
+@contextmanager
+def gathered(root: nn.Module) -> Iterator[None]:
+    """A block in which what `root` gathers for a whole step, such as the ViT, can be called by itself."""
+    if not isinstance(root, FSDPModule):
+        yield
+        return
+    root.unshard()
+    try:
+        yield
+    finally:
+        root.reshard()
 
 
 def _mesh(device: torch.device, **sizes: int) -> DeviceMesh:

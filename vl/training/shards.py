@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch.distributed as dist
@@ -15,6 +15,19 @@ from text_backbone.parallel.cuts import Cut, part_of, whole_of
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def on_host(wholes: Iterable[tuple[str, Tensor]], keep: bool) -> dict[str, Tensor]:
+    """Tensors, by name, that are gathered from all processes one after the other: no device has room for all.
+
+    `keep`: False for a process that has only to help, and gets none.
+    """
+    kept = {}
+    for name, whole in wholes:
+        if keep:
+            kept[name] = whole.cpu()
+        del whole  # before the next one comes
+    return kept
 
 
 @dataclass(frozen=True)

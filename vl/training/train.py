@@ -33,10 +33,10 @@ from vl.training.lora import load_adapter, new_adapters
 from vl.training.losses import answer_weights
 from vl.training.meters import Meters
 from vl.training.optim import MasterOptimizer, learning_rate
-from vl.training.parallelize import World, join_context, local_device, parallelize, together
+from vl.training.parallelize import World, gathered, join_context, local_device, parallelize, together
 from vl.training.recompute import recompute_layers
 from vl.training.report import Report
-from vl.training.shards import Shards, local
+from vl.training.shards import Shards, local, on_host
 from vl.training.state import Progress, load_state, save_state
 from vl.training.step import Learner, StepLosses, add_losses, score
 
@@ -130,7 +130,8 @@ class Trainer:
                 begin_run(out, config, self.world.size, self.lock)
         self.report = Report(out, resume_step=self.progress.step, active=self.world.first)
         if config.run.compile:
-            compile_blocks(self.model)
+            with gathered(self.learner):
+                compile_blocks(self.model)
         if config.run.recompute:
             recompute_layers(self.model)
         peak = config.run.peak_tflops
@@ -316,7 +317,7 @@ class Trainer:
             TrainingError: if a step since the last one was not finite; nothing is written then.
         """
         self._check_finite()
-        state = self.optimizer.state()
+        state = self.optimizer.state(keep=self.world.first)
         if self.world.first:
             save_state(self.out, self.progress, state)
         adapters = self.learner.adapters
@@ -348,13 +349,14 @@ class Trainer:
         return self.out / MODEL
 
     def _whole_weights(self, prefix: str) -> dict[str, Tensor]:
-        """Parameters of a part of the learner by their names in it, gathered from all processes."""
+        """Parameters of a part of the learner by their names in it, gathered from all processes for the first."""
         shards = self.optimizer.shards
-        return {
-            name.removeprefix(prefix): shards.gather(name, local(parameter.detach()), parameter.detach())
+        wholes = (
+            (name.removeprefix(prefix), shards.gather(name, local(parameter.detach()), parameter.detach()))
             for name, parameter in self.learner.named_parameters()
             if name.startswith(prefix)
-        }
+        )
+        return on_host(wholes, keep=self.world.first)
 
     def _save_model(self, weights: dict[str, Tensor], folder: Path, adapter: Path | None = None) -> None:
         """Writes the first process's weights in the released layout, in bfloat16."""

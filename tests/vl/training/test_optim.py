@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from vl.training.config import OptimizerConfig
 from vl.training.losses import balance_loss, load_spread
 from vl.training.optim import MasterOptimizer, learning_rate
+from vl.training.shards import Shards
 
 
 def test_schedule_warms_up_and_falls_to_the_end() -> None:
@@ -111,6 +113,24 @@ def test_wsd_is_level_and_then_falls_in_a_line() -> None:
     assert [learning_rate(100, p, config) for p in (0.1, 0.5, 0.75)] == pytest.approx([1.0, 1.0, 1.0])
     assert learning_rate(100, 0.875, config) == pytest.approx(0.6)
     assert learning_rate(100, 1.0, config) == pytest.approx(0.2)
+
+
+def test_a_process_that_only_helps_to_save_has_one_gathered_tensor_at_a_time() -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    class Gathering(Shards):
+        def gather(self, name: str, part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+            assert not any(whole() is not None for whole in made)
+            whole = part.clone()
+            made.append(weakref.ref(whole))
+            return whole
+
+    model = Toy(torch.float32)
+    optimizer = MasterOptimizer(model, OptimizerConfig(), Gathering())
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step(0.1)
+    assert optimizer.state(keep=False) == {}
+    assert len(made) == 9  # of three parameters
 
 
 def test_frozen_parameters_have_no_state() -> None:

@@ -11,13 +11,18 @@ from typing import Any
 import meeting
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 import vl
 from vl.training.config import TrainConfig
 from vl.training.curve import read_log
 from vl.training.lora import WEIGHTS
-from vl.training.parallelize import World, together
+from vl.training.parallelize import World, gathered, together
 from vl.training.shards import Shards, local
 from vl.training.state import load_state
 from vl.training.train import Trainer, train
@@ -143,6 +148,21 @@ def test_alone_nothing_is_sharded() -> None:
     shards = Shards()
     assert local(tensor) is shards.gather("a", tensor, tensor) is shards.shard("a", tensor, tensor) is tensor
     assert world.mean(tensor) is tensor
+
+
+def test_what_is_gathered_for_a_step_can_be_called_by_itself() -> None:
+    """As when the ViT's blocks are compiled."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        root = nn.Sequential(nn.LayerNorm(4))
+        with gathered(root):
+            assert root(torch.ones(4)).shape == (4,)
+        fully_shard(root, mesh=init_device_mesh("cpu", (1,)))
+        with gathered(root):
+            assert not isinstance(root[0](torch.ones(4)), DTensor)
+        assert isinstance(root[0].weight, DTensor)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_muon_refuses_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
