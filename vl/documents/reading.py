@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from preprocessing.errors import ImageError, InputError
 from preprocessing.fetch import is_url
-from preprocessing.formats import begins_as_image
+from preprocessing.formats import begins_as_image, open_encoded
 from preprocessing.sources import from_file_url, local_path
 from vl.documents.pdf import PAGE_SIDE, begins_as_pdf, open_pdf
 from vl.documents.text import read_text
 
 _HEAD = 4096  # bytes by which a file is told
+_NEW_SUBFILE_TYPE = 254  # TIFF's tag, of which bit 0 says that an image is a smaller copy of another
 
 Document = str | os.PathLike[str]
 
@@ -54,6 +56,7 @@ def _message(path: Path, page_side: int) -> dict[str, Any]:
         for page in pages:
             parts += [_text(f"Page {page.number}:\n"), _image(page), _text("\n")]
     elif begins_as_image(head):
+        _check_pages(path)
         parts = [_text(f"{path.name}\n"), _image(path)]
     else:
         parts = [_text(f"{path.name}\n\n"), _text(read_text(path))]
@@ -74,6 +77,28 @@ def _head(path: Path) -> bytes:
     if not head:
         raise InputError(f"{path} is empty: there is nothing to read in it")
     return head
+
+
+def _check_pages(path: Path) -> None:
+    """Raises InputError if an image is the first of several pages: the others would not be read, and nobody told.
+
+    An animation's pictures and a photograph's previews are no pages.
+    """
+    pages = 1
+    with suppress(Exception), path.open("rb") as file:  # what is damaged is refused where its pixels are read
+        image: Any = open_encoded(file, path.name)
+        if image.format == "TIFF" and image.n_frames > 1:
+            pages = sum(not _is_preview(image, number) for number in range(image.n_frames))
+    if pages > 1:
+        raise InputError(
+            f"{path} has {pages} pages, of which an image is the first alone: make a PDF of it (tiff2pdf -o out.pdf "
+            "in.tif, for one), or name a file for each page"
+        )
+
+
+def _is_preview(image: Any, number: int) -> bool:
+    image.seek(number)
+    return bool(image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 1)
 
 
 def _text(text: str) -> dict[str, Any]:

@@ -102,6 +102,20 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, contents: bytes, told: str
         read_documents([path])
 
 
+def test_an_image_of_several_pages_is_refused(tmp_path: Path) -> None:
+    """Of which a smaller copy is none, nor is a picture of an animation."""
+    page, other = Image.new("L", (8, 6)), Image.new("L", (8, 6), 255)
+    page.save(tmp_path / "scan.tif", save_all=True, append_images=[other, page])
+    with pytest.raises(vl.InputError, match=r"scan\.tif has 3 pages, .* the first alone: make a PDF"):
+        read_documents([tmp_path / "scan.tif"])
+    other.encoderinfo = {"tiffinfo": {254: 1}}
+    page.save(tmp_path / "preview.tif", save_all=True, append_images=[other])
+    page.save(tmp_path / "film.gif", save_all=True, append_images=[other])
+    for name in ("preview.tif", "film.gif"):
+        assert Image.open(tmp_path / name).n_frames == 2  # type: ignore[attr-defined]
+        assert texts(read_documents([tmp_path / name])[0]) == f"{name}\n<image>"
+
+
 def test_a_text_that_speaks_of_pdfs_is_text(tmp_path: Path) -> None:
     path = tmp_path / "a report.txt"
     path.write_text("What a file begins with: %PDF-1.7, for one.")
