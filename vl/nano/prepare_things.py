@@ -1,7 +1,8 @@
 """Makes the folder of pictures of things (`data.mix.cutouts`) from collections that packages bring.
 
     python -m vl.nano.prepare_things cutouts --icons node_modules/@iconify-json \\
-        --stamps /usr/share/tuxpaint/stamps --clipart /usr/share/openclipart/png --photos photos
+        --stamps /usr/share/tuxpaint/stamps --clipart /usr/share/openclipart/png \\
+        --gcompris /usr/share/gcompris-qt/rcc --photos photos
 
 docs/training.md says what to install and docs/nano.md under which licences they are; `--names` prints the names alone.
 Drawings are cropped to their ink and scaled to 112 px, photographs to 256 px: WebP, 2 KB each.
@@ -17,11 +18,14 @@ from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from PIL import Image
 
 from vl.errors import ConfigError
+from vl.nano.pictures.canvas import hsv
 from vl.nano.pictures.cutouts import WHOLE, path_of, thing_list
+from vl.nano.qt_resources import read_resources
 
 # Names of the collections in `things.txt`, and of the packages in the scope @iconify-json.
 _ICONS = {
@@ -31,31 +35,48 @@ _ICONS = {
     "emojione1": "emojione-v1",
     "fxemoji": "fxemoji",
     "noto1": "noto-v1",
+    "fluent3d": "fluent-emoji",
+    "streamline": "streamline-emojis",
+    "iconpark": "icon-park",
+    "game": "game-icons",
+    "mdi": "mdi",
+    "ph": "ph",
 }
+_INKS = ("currentColor", "#2F88FF")  # of icons that have no colours of their own: each gets some, by its name
 _SIDE, _PHOTO_SIDE, _DRAWN = 112, 256, 224  # px; icons are drawn larger and scaled
 _QUALITY = 50
 _ALPHA_STEPS = 3  # so many shades of transparency, and none: more take half of the file
 
 
 def prepare(
-    out: Path, icons: Path | None, stamps: Path | None, clipart: Path | None, photos: Path | None
+    out: Path,
+    icons: Path | None = None,
+    stamps: Path | None = None,
+    clipart: Path | None = None,
+    photos: Path | None = None,
+    gcompris: Path | None = None,
 ) -> Counter[str]:
     """Writes all pictures of the list that the collections have; returns how many were written and missing of each.
 
     Raises:
-        ConfigError: without the package resvg-py, if there are icons to draw.
+        ConfigError: without the package resvg-py, if there are icons to draw; as `read_resources`.
     """
-    folders = {"stamps": stamps, "clipart": clipart, WHOLE: photos}
+    folders = {"stamps": stamps, "clipart": clipart, "photos": photos}
     counts: Counter[str] = Counter()
     for picture in dict.fromkeys(picture for thing in thing_list() for picture in thing.pictures):
         collection, item = picture.split(":", 1)
-        image = _draw_icon(icons, collection, item) if collection in _ICONS else _find(folders[collection], item)
+        if collection in _ICONS:
+            image = _draw_icon(icons, collection, item)
+        elif collection.startswith("gcompris"):
+            image = _find_in_gcompris(gcompris, item, ".webp" if collection in WHOLE else ".svg")
+        else:
+            image = _find(folders[collection], item)
         if image is None:
             counts[f"{collection} missing"] += 1
             continue
         file = out / path_of(picture)
         file.parent.mkdir(parents=True, exist_ok=True)
-        small = _scaled(image.convert("RGB"), _PHOTO_SIDE) if collection == WHOLE else _cut_out(image)
+        small = _scaled(image.convert("RGB"), _PHOTO_SIDE) if collection in WHOLE else _cut_out(image)
         small.save(file, quality=_QUALITY, method=6)
         counts[collection] += 1
     return counts
@@ -85,7 +106,24 @@ def _find(folder: Path | None, item: str) -> Image.Image | None:
     return None
 
 
-@lru_cache(maxsize=8)
+def _find_in_gcompris(folder: Path | None, item: str, usual: str) -> Image.Image | None:
+    """A picture of an activity, whose resources are a file: a photograph or one drawn in pixels, or in SVG."""
+    activity, _, rest = item.partition("/")
+    path = Path(str(folder), f"{activity}.rcc")
+    files = _resources(path) if folder and path.is_file() else {}
+    for suffix in (usual, ".webp"):
+        content = files.get(f"gcompris/src/activities/{activity}/resource/{rest}{suffix}")
+        if content is not None:
+            return _draw(content.decode()) if suffix == ".svg" else Image.open(io.BytesIO(content)).convert("RGBA")
+    return None
+
+
+@lru_cache(maxsize=16)
+def _resources(path: Path) -> dict[str, bytes]:
+    return dict(read_resources(path))
+
+
+@lru_cache(maxsize=16)
 def _icon_set(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
@@ -100,8 +138,15 @@ def _draw_icon(folder: Path | None, collection: str, name: str) -> Image.Image |
     )
     return _draw(
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="{left} {top} {wide} {high}" width="{wide}" height="{high}">{icon["body"]}</svg>'
+        f'viewBox="{left} {top} {wide} {high}" width="{wide}" height="{high}">{_inked(icon["body"], name)}</svg>'
     )
+
+
+def _inked(body: str, name: str) -> str:
+    for number, ink in enumerate(_INKS):
+        hue, light = divmod(crc32(f"{name} {number}".encode()), 60)
+        body = body.replace(ink, "#{:02x}{:02x}{:02x}".format(*hsv(hue % 360, 0.3 + light / 100, 0.4 + light / 100)))
+    return body
 
 
 def _draw(text: str) -> Image.Image | None:
@@ -119,7 +164,7 @@ def _draw(text: str) -> Image.Image | None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", nargs="?", type=Path, help="the folder to write")
-    for name in ("icons", "stamps", "clipart", "photos"):
+    for name in ("icons", "stamps", "clipart", "photos", "gcompris"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--names", action="store_true", help="print the names of the things, by kind, and exit")
     options = parser.parse_args()
@@ -130,7 +175,7 @@ def main() -> int:
         return 0
     if options.out is None:
         parser.error("name the folder to write, or use --names")
-    counts = prepare(options.out, options.icons, options.stamps, options.clipart, options.photos)
+    counts = prepare(options.out, options.icons, options.stamps, options.clipart, options.photos, options.gcompris)
     for what, count in sorted(counts.items()):
         print(f"{what}: {count}")
     return 0

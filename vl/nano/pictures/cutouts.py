@@ -20,18 +20,26 @@ from PIL import Image
 from vl.errors import ConfigError
 from vl.nano.pictures.canvas import RGB
 
-WHOLE = "photos"
-"""The collection of photographs that are shown whole; of the others things are cut out."""
-_REDRAWN = {"emojione1": "emojione"}  # the same hand, some years before
-_ONE_HAND = {"openmoji", "fluent", "emojione", "fxemoji", "noto1"}
+WHOLE = ("photos", "gcompris-photos")
+"""The collections of photographs, which are shown whole; of the others things are cut out."""
+_REDRAWN = {"emojione1": "emojione", "fluent3d": "fluent"}  # the same hand, some years before, or shaded
+_ONE_HAND = {
+    *("openmoji", "fluent", "emojione", "fxemoji", "noto1"),
+    *("streamline", "iconpark", "game", "mdi", "ph"),
+}
+_BY_FOLDER = "gcompris"  # a collection in which each folder is of one hand
 
 
 class Thing(NamedTuple):
-    """A thing: how a sentence names it ("a cat"), what it is ("animal"), and its pictures ("collection:item")."""
+    """A thing: how a sentence names it ("a cat"), what it is ("animal"), and its pictures ("collection:item").
+
+    The last `added` pictures were added when it was settled which of the others are held out.
+    """
 
     phrase: str
     kind: str
     pictures: tuple[str, ...]
+    added: int = 0
 
     @property
     def name(self) -> str:
@@ -47,7 +55,7 @@ class Cutout(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        return self.source.startswith(f"{WHOLE}:")
+        return self.source.split(":", 1)[0] in WHOLE
 
     @property
     def colours(self) -> tuple[RGB, ...]:
@@ -60,7 +68,10 @@ def thing_list() -> tuple[Thing, ...]:
     """The things of `things.txt`, by their names."""
     text = resources.files("vl.nano.pictures").joinpath("things.txt").read_text("utf-8")
     rows = (line.split("\t") for line in text.splitlines() if not line.startswith("#"))
-    return tuple(Thing(phrase, kind, tuple(pictures.split())) for phrase, kind, pictures in rows)
+    return tuple(
+        Thing(phrase, kind, tuple(" ".join((first, *later)).split()), len(" ".join(later).split()))
+        for phrase, kind, first, *later in rows
+    )
 
 
 def path_of(picture: str) -> str:
@@ -70,15 +81,17 @@ def path_of(picture: str) -> str:
 
 @lru_cache(maxsize=1024)
 def held_out_pictures(thing: Thing) -> frozenset[str]:
-    """About a third of a thing's pictures: those that are kept for testing."""
-    hands: dict[str, list[str]] = {}
-    for picture in thing.pictures:
-        hands.setdefault(_hand(picture), []).append(picture)
+    """About a third of a thing's pictures: those that are kept for testing. What is added changes no other's part."""
     kept: list[str] = []
-    for hand in sorted(hands, key=lambda hand: crc32(f"{thing.name} {hand}".encode())):
-        if 3 * len(kept) + 1 >= len(thing.pictures):
-            break
-        kept += hands[hand]
+    sides: dict[str, bool] = {}  # by hand: whether it is kept
+    settled = len(thing.pictures) - thing.added
+    for pictures, total in ((thing.pictures[:settled], settled), (thing.pictures[settled:], len(thing.pictures))):
+        hands: dict[str, list[str]] = {}
+        for picture in pictures:
+            hands.setdefault(_hand(picture), []).append(picture)
+        for hand in sorted(hands, key=lambda hand: crc32(f"{thing.name} {hand}".encode())):
+            if sides.setdefault(hand, 3 * len(kept) + 1 < total):
+                kept += hands[hand]
     return frozenset(kept)
 
 
@@ -116,6 +129,8 @@ def open_cutout(folder: str, thing: Thing, picture: str) -> Cutout:
 def _hand(picture: str) -> str:
     collection = picture.split(":", 1)[0]
     collection = _REDRAWN.get(collection, collection)
+    if collection == _BY_FOLDER:
+        return picture.rpartition("/")[0]
     return collection if collection in _ONE_HAND else picture
 
 

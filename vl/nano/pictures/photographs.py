@@ -74,4 +74,5 @@ def _named(path: Path) -> bool:
 @lru_cache(maxsize=1)
 def _photographed() -> frozenset[str]:
     pictures = (picture for thing in thing_list() for picture in thing.pictures)
-    return frozenset(one.removeprefix(f"{WHOLE}:").lower() for one in pictures if one.startswith(f"{WHOLE}:"))
+    named = (one.split(":", 1) for one in pictures)
+    return frozenset(item.rpartition("/")[2].lower() for collection, item in named if collection in WHOLE)

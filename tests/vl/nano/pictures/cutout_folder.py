@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from vl.nano.pictures.cutouts import path_of, thing_list
+from vl.nano.pictures.cutouts import WHOLE, path_of, thing_list
 
 
 def colour_of(index: int) -> tuple[int, int, int]:
@@ -22,7 +22,7 @@ def make_cutouts(folder: Path, things: int | None = None) -> str:
             file = folder / path_of(picture)
             file.parent.mkdir(parents=True, exist_ok=True)
             image = Image.new("RGBA", (40, 30), (0, 0, 0, 0))
-            if picture.startswith("photos:"):
+            if picture.split(":")[0] in WHOLE:
                 image = Image.new("RGB", (96, 64), colour_of(index))
             else:
                 ImageDraw.Draw(image).rectangle((0, 0, 39, 29), fill=(*colour_of(index), 255))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 import vl
+from vl.nano import prepare_things
 from vl.nano.kinds import KINDS
 from vl.nano.mix import SMALL, Mix
 from vl.nano.pictures import cutouts, things
@@ -54,6 +57,18 @@ def test_a_third_is_held_out_and_no_hand_is_on_both_sides() -> None:
     assert hands >= cutouts._ONE_HAND, "each hand is held out for some things"
 
 
+def test_what_is_added_leaves_every_other_picture_where_it_was() -> None:
+    total = held = 0
+    for thing in thing_list():
+        settled = thing.pictures[: len(thing.pictures) - thing.added]
+        before = held_out_pictures(thing._replace(pictures=settled, added=0))
+        after = held_out_pictures(thing)
+        assert before == after & set(settled), thing.name
+        total, held = total + thing.added, held + len(after - before)
+    assert total > 900
+    assert 0.25 < held / total < 0.4
+
+
 @pytest.mark.parametrize("part", ["learnt", "held-out"])
 def test_pictures_show_what_is_named(folder: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(things, "_TURNED", 0.0)
@@ -69,7 +84,7 @@ def test_pictures_show_what_is_named(folder: str, part: str, monkeypatch: pytest
             left, top, right, bottom = item.ink
             assert 0 <= left < right <= image.width
             assert 0 <= top < bottom <= image.height
-            if not item.source.startswith("photos:"):
+            if item.source.split(":")[0] not in cutouts.WHOLE:
                 seen = np.array(image.getpixel((round((left + right) / 2), round((top + bottom) / 2))), int)
                 assert np.abs(seen - colour_of(PLACES[item.thing])).max() < 12, item
     assert 70 < alone < 110
@@ -128,12 +143,40 @@ def test_the_folder_is_made_from_collections(tmp_path: Path) -> None:
     image = Image.new("RGBA", (400, 300), (0, 0, 0, 0))
     image.paste((200, 30, 30, 255), (100, 50, 300, 150))
     image.save(source)
-    counts = prepare(tmp_path / "out", None, tmp_path / "stamps", None, None)
+    counts = prepare(tmp_path / "out", stamps=tmp_path / "stamps")
     assert counts["stamps"] == 1
     assert counts["clipart missing"] > 100
     with Image.open(tmp_path / "out" / path_of(stamp)) as small:
         assert small.size == (112, 56)
         assert np.abs(np.array(small.convert("RGB").getpixel((50, 30)), int) - (200, 30, 30)).max() < 12
+
+
+def test_icons_without_colours_get_some_and_gcompris_resources_are_opened(tmp_path: Path) -> None:
+    pytest.importorskip("resvg_py")
+    square = {"body": '<path fill="currentColor" d="M0 0h24v24H0z"/>', "width": 24, "height": 24}
+    icons = tmp_path / "icons" / "mdi" / "icons.json"
+    icons.parent.mkdir(parents=True)
+    icons.write_text(json.dumps({"icons": {"cat": square, "dog": square}}))
+    (tmp_path / "gcompris").mkdir()
+    photo = io.BytesIO()
+    Image.new("RGB", (300, 200), (20, 200, 90)).save(photo, "WEBP", lossless=True)
+    (tmp_path / "gcompris" / "erase.rcc").write_bytes(b"")
+    found = {"gcompris/src/activities/erase/resource/kitten.webp": photo.getvalue()}
+    prepare_things._resources.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare_things, "read_resources", lambda path: found.items())
+        counts = prepare(tmp_path / "out", icons=tmp_path / "icons", gcompris=tmp_path / "gcompris")
+    prepare_things._resources.cache_clear()
+    assert (counts["mdi"], counts["gcompris-photos"]) == (2, 1)
+    colours = set()
+    for name in ("cat", "dog"):
+        with Image.open(tmp_path / "out" / "mdi" / f"{name}.webp") as icon:
+            colours.add(icon.convert("RGB").getpixel((50, 50)))
+    assert len(colours) == 2
+    assert (0, 0, 0) not in colours
+    with Image.open(tmp_path / "out" / "gcompris-photos" / "erase" / "kitten.webp") as small:
+        assert small.mode == "RGB"
+        assert small.size == (256, 171)
 
 
 def test_names_are_printed() -> None:
