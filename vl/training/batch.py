@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from preprocessing import Grid, Inputs, Processor
 from preprocessing.chat import Conversation, Messages
@@ -157,12 +156,10 @@ def join(
 
 def _stack(sequences: list[Encoded]) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The tiles of all sequences, the points of their patches to learn from, and what these show, as in `Batch`."""
-    tiles = [tile for sequence in sequences for tile in sequence.inputs.tiles[:]]  # uint8 [3, S, S] each
-    # In a worker this writes straight to the memory that the training process shares.
-    stacked = default_collate(tiles) if tiles else sequences[0].inputs.tiles[:]
+    tiles = torch.cat([sequence.inputs.tiles[:] for sequence in sequences])
     labels = [sequence.patch_labels.flatten() for sequence in sequences if sequence.patch_labels is not None]
     if not labels:
-        return stacked, None, None
+        return tiles, None, None
     patches = torch.cat(labels)
     points = supervised(patches)
-    return stacked, points, patches[points]
+    return tiles, points, patches[points]

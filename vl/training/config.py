@@ -51,7 +51,7 @@ class DataConfig:
         batch_tokens: a batch takes pictures until it has at least so many tokens, or records of at most so many.
         reuse: batches in a row that show the same pictures of a source, each with conversations of its own; drawing
             pictures takes most of a worker's time.
-        workers: processes that render and preprocess; None for one per spare CPU, 0 for none.
+        workers: processes that render and preprocess, as far as memory goes; None for one per spare CPU, 0 for none.
     """
 
     seed: int = 0

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain, count, groupby, islice
 from multiprocessing import get_all_start_methods
@@ -13,21 +12,23 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from preprocessing import Grid, Processor, load_image
 from preprocessing.chat import Conversation
 from preprocessing.lazy import LazyImage
 from preprocessing.sources import ImageSource
+from vl.engine.memory import HOST, free
 from vl.training.batch import Batch, encode, join
 from vl.training.config import DataConfig
+from vl.training.made import Made
 from vl.training.source import DataSource, Sample
 
 # Samples that a batch may draw; batches get disjoint ranges of the stream, so any one can be rendered on its own.
 _STRIDE = 1 << 20
 _AHEAD = 3
-_SHARED_MEMORY = "/dev/shm"
+_OWN = 2  # batches for which a worker has memory besides: it draws one, and lays the same end to end
+_USABLE = 0.5  # of the host's free memory
 
 Key = tuple[int, int]
 """(number of the batch in the whole run, over all processes; stage of `DataConfig.stage`)."""
@@ -111,12 +112,15 @@ def pack(
     return join(sequences, image_token)
 
 
-def load_batches(source: BatchSource, keys: Iterable[Key], *, pin: bool) -> Iterator[Batch]:
+def load_batches(
+    source: BatchSource, keys: Iterable[Key], *, pin: bool, tell: Callable[[str], None] = lambda text: None
+) -> Iterator[Batch]:
     """The batches of `keys` in order, made ahead by worker processes; `keys` is read as far ahead as they are.
 
-    Those of the same images are made by the same worker.
+    Those of the same images are made by the same worker. `tell` gets a line on how many workers there are.
     """
-    workers, ahead = _prefetch(source.config, source.processor)
+    workers, ahead, why = _prefetch(source.config, source.processor)
+    tell(f"batches are made by {_counted(workers)}{why}")
     # The tokenizer's own threads do not survive the fork into workers, and it warns unless told so before.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     tasks = groupby(keys, lambda key: key[0] // source.config.reuse)
@@ -131,21 +135,6 @@ def load_batches(source: BatchSource, keys: Iterable[Key], *, pin: bool) -> Iter
         multiprocessing_context=start_method(workers),
     )
     return chain.from_iterable(loader)
-
-
-class Made(list[Batch]):
-    """Batches that were made together, which may share tensors."""
-
-    def pin_memory(self) -> Made:
-        """All of them in pinned memory, every tensor once; the data loader calls it in a thread of its own."""
-        pinned: dict[int, Tensor] = {}
-
-        def pin(tensor: Tensor) -> Tensor:
-            if id(tensor) not in pinned:
-                pinned[id(tensor)] = tensor.pin_memory()
-            return pinned[id(tensor)]
-
-        return Made(batch.map(pin) for batch in self)
 
 
 class _Tasks(Dataset[Made]):
@@ -194,14 +183,29 @@ def count_spare_cpus() -> int:
     return max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
 
 
-def _prefetch(config: DataConfig, processor: Processor) -> tuple[int, int]:
-    """Worker processes and the batches each prepares ahead, as many as shared memory has room for."""
-    workers = count_spare_cpus() if config.workers is None else config.workers
-    if not os.path.isdir(_SHARED_MEMORY) or processor.patcher is None:
-        return workers, _AHEAD
-    side, patch = processor.patcher.tile, processor.patcher.patch
-    # A tile makes about as many tokens as it has patches.
-    batch_bytes = config.batch_tokens * 3 * side**2 // (side // patch) ** 2
-    room = int(0.7 * shutil.disk_usage(_SHARED_MEMORY).free / batch_bytes)
-    workers = min(workers, max(1, room))
-    return workers, max(1, min(_AHEAD, room // max(1, workers)))
+def _counted(workers: int) -> str:
+    if not workers:
+        return "the process that trains"
+    return "1 process of its own" if workers == 1 else f"{workers} processes of their own"
+
+
+def _prefetch(config: DataConfig, processor: Processor) -> tuple[int, int, str]:
+    """Worker processes and the batches each prepares ahead, as many as there is memory for; and why not more."""
+    wanted = count_spare_cpus() if config.workers is None else config.workers
+    available = free(HOST)
+    if not wanted or available is None or processor.patcher is None:
+        return wanted, _AHEAD, ""
+    # A tile makes about as many tokens as it has patches, which have three bytes a pixel.
+    batch_bytes = config.batch_tokens * 3 * processor.patcher.patch**2
+    # Where several processes train, each has its share.
+    room = int(_USABLE * available / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) / batch_bytes)
+    workers = min(wanted, max(1, room // (_OWN + 1)))
+    why = (
+        ""
+        if workers == wanted
+        else (
+            f" and not by {wanted}: {available / 1e9:.0f} GB of memory are free, and a batch of data.batch_tokens = "
+            f"{config.batch_tokens} takes {batch_bytes / 1e9:.2g} GB"
+        )
+    )
+    return workers, max(1, min(_AHEAD, room // workers - _OWN)), why

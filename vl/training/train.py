@@ -238,7 +238,7 @@ class Trainer:
 
     def _train(self, stop_after: float | None) -> None:
         run, progress = self.config.run, self.progress
-        data = load_batches(self.source, self.keys(), pin=self.device.type == "cuda")
+        data = load_batches(self.source, self.keys(), pin=self.device.type == "cuda", tell=self.report.tell)
         begun, before = time.perf_counter(), progress.seconds
         saved = evaluated = before
         window = Meters(self.world, self.peak)

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import vl.training.data
 from preprocessing import Processor
 from vl.errors import ConfigError
 from vl.nano.mix import Mix
 from vl.nano.render import render
 from vl.training.batch import IGNORE
 from vl.training.config import EVALUATION_SEED, IMAGE_ID, DataConfig, TrainConfig
-from vl.training.data import _STRIDE, BatchSource, DrawnBatches, Made, draw_held_out, load_batches, pack
+from vl.training.data import _STRIDE, BatchSource, DrawnBatches, draw_held_out, load_batches, pack
 from vl.training.losses import answer_weights, token_loss
+from vl.training.made import Made
 
 
 def test_labels_are_the_assistants_words_and_end(config: TrainConfig, processor: Processor) -> None:
@@ -72,6 +76,40 @@ def test_workers_give_the_same_batches_in_order(processor: Processor, config: Tr
     for a, b in zip(alone, helped, strict=True):
         assert torch.equal(a.input_ids, b.input_ids)
         assert torch.equal(a.tiles, b.tiles)
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="elsewhere it is PyTorch's")
+def test_batches_of_workers_take_no_room_in_dev_shm(processor: Processor, config: TrainConfig) -> None:
+    data = replace(config.data, reuse=2, workers=1)
+    made = load_batches(DrawnBatches(data, processor, IMAGE_ID, data.open_source()), [(0, 2), (1, 2)], pin=False)
+    batches = list(made)
+    names = {
+        line.split(maxsplit=5)[5]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if any(
+            int(line.split("-")[0], 16) <= batch.tiles.data_ptr() < int(line.split("-")[1].split()[0], 16)
+            for batch in batches
+        )
+    }
+    assert names == {"/memfd:batches (deleted)"}
+    assert batches[0].tiles.data_ptr() == batches[1].tiles.data_ptr(), "what they share came once"
+    batches[0].labels[0] = 7  # and is their own
+    assert batches[1].labels[0] != 7
+
+
+@pytest.mark.parametrize(("gigabytes", "workers"), [(100, 2), (1, 1), (0.001, 1)])
+def test_there_are_as_many_workers_as_memory_has_room_for_and_the_log_says_so(
+    processor: Processor, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, gigabytes: float, workers: int
+) -> None:
+    monkeypatch.setattr(vl.training.data, "free", lambda device: int(gigabytes * 1e9))
+    assert processor.patcher is not None
+    # A batch of a tenth of a GB.
+    data = replace(config.data, workers=2, batch_tokens=10**8 // (3 * processor.patcher.patch**2))
+    told: list[str] = []
+    load_batches(DrawnBatches(data, processor, IMAGE_ID, data.open_source()), [], pin=False, tell=told.append)
+    (line,) = told
+    assert line.startswith(f"batches are made by {workers} process")
+    assert ("memory" in line) == (workers < 2)
 
 
 def test_workers_cut_images_by_one_thread_each(processor: Processor, config: TrainConfig) -> None:
