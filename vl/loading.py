@@ -28,6 +28,7 @@ from vl.quantization import Quantization, read_quantization
 from vl.ranks.devices import TENSOR, Devices, Placed, exact_device, read_devices, read_timeout
 from vl.ranks.model import SplitVL
 from vl.ranks.processes import Ranks
+from vl.room import check_host
 from vl.spill import Spill, place_experts, read_spill
 
 _LARGE = 1_000_000_000  # parameters
@@ -99,13 +100,13 @@ def load(
     place = placed.devices[0]
     if device is None and len(placed.devices) == 1 and place.type == "cpu":
         warn_of_slowness(name, config)
-    slots = None
+    slots, format = None, config.quantization or stored_as
     if spilling is not None:
-        format = config.quantization or stored_as
         spilled = place_experts(spilling, config, placed, name=name, format=format, dtype=kind, engine=settings)
         if spilled is not None:
             warnings.warn(spilled.note, stacklevel=2)
             slots = spilled.slots
+    check_host(config, placed, name=name, format=format, dtype=kind)
     if len(placed.devices) > 1:
         split = load_split(
             folder,
