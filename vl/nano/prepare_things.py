@@ -68,15 +68,15 @@ def prepare(
         if collection in _ICONS:
             image = _draw_icon(icons, collection, item)
         elif collection.startswith("gcompris"):
-            image = _find_in_gcompris(gcompris, item, ".webp" if collection in WHOLE else ".svg")
+            image = find_in_gcompris(gcompris, item, ".webp" if collection in WHOLE else ".svg")
         else:
-            image = _find(folders[collection], item)
+            image = find_picture(folders[collection], item)
         if image is None:
             counts[f"{collection} missing"] += 1
             continue
         file = out / path_of(picture)
         file.parent.mkdir(parents=True, exist_ok=True)
-        small = _scaled(image.convert("RGB"), _PHOTO_SIDE) if collection in WHOLE else _cut_out(image)
+        small = scaled(image.convert("RGB"), _PHOTO_SIDE) if collection in WHOLE else _cut_out(image)
         small.save(file, quality=_QUALITY, method=6)
         counts[collection] += 1
     return counts
@@ -85,19 +85,19 @@ def prepare(
 def _cut_out(image: Image.Image) -> Image.Image:
     """The ink alone, at most `_SIDE` px long, with few shades of transparency."""
     ink = image.getchannel("A").point(lambda value: 255 * (value > 24)).getbbox()
-    small = _scaled(image.crop(ink), _SIDE)
+    small = scaled(image.crop(ink), _SIDE)
     step = 255 / _ALPHA_STEPS
     small.putalpha(small.getchannel("A").point(lambda value: round(round(value / step) * step)))
     return small
 
 
-def _scaled(image: Image.Image, side: int) -> Image.Image:
+def scaled(image: Image.Image, side: int) -> Image.Image:
     scale = min(1.0, side / max(image.size))
     wide, high = (max(1, round(edge * scale)) for edge in image.size)
     return image.resize((wide, high), Image.Resampling.LANCZOS)
 
 
-def _find(folder: Path | None, item: str) -> Image.Image | None:
+def find_picture(folder: Path | None, item: str) -> Image.Image | None:
     """The picture of a file of any of the formats."""
     for suffix in (".png", ".jpg", ".svg") if folder else ():
         path = Path(str(folder), f"{item}{suffix}")
@@ -106,7 +106,7 @@ def _find(folder: Path | None, item: str) -> Image.Image | None:
     return None
 
 
-def _find_in_gcompris(folder: Path | None, item: str, usual: str) -> Image.Image | None:
+def find_in_gcompris(folder: Path | None, item: str, usual: str) -> Image.Image | None:
     """A picture of an activity, whose resources are a file: a photograph or one drawn in pixels, or in SVG."""
     activity, _, rest = item.partition("/")
     path = Path(str(folder), f"{activity}.rcc")
