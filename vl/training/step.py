@@ -122,21 +122,24 @@ class Learner(nn.Module):
                 load * batch_share,
             )
         total = tokens + balance * even + dense * patches
-        if isinstance(self, FSDPModule) and not batch.grids:
-            total = total + self._no_gradient()
+        if isinstance(self, FSDPModule):
+            total = total + self._no_gradient(batch)
         return StepLosses(total, tokens, even, patches, load)
 
     def scored_logits(self, batch: Batch, *, max_tiles: int) -> Tensor:
         """float32 [m, vocab]: the logits at the batch's scored positions."""
         return scored_logits(self.model, batch, max_tiles=max_tiles)
 
-    def _no_gradient(self) -> Tensor:
-        """0, with a gradient of 0 for the vision encoder and the adapters, some of which are the projector's.
+    def _no_gradient(self, batch: Batch) -> Tensor:
+        """0, with a gradient of 0 for what a batch without images has no use of.
 
-        Without images they would have none, and processes must all reduce the same gradients.
+        Those are the vision encoder, the adapters, some of which are the projector's, and the head of dense
+        supervision. They would have no gradient, and processes must all reduce the same gradients.
         """
-        parts = [part for part in (self.model.vision, self.adapters) if part is not None]
-        learnt = [p.sum() for part in parts for p in part.parameters() if p.requires_grad]
+        unused = [] if batch.grids else [self.model.vision, self.adapters]
+        if batch.patch_points is None:
+            unused.append(self.head)
+        learnt = [p.sum() for part in unused if part for p in part.parameters() if p.requires_grad]
         return 0.0 * torch.stack(learnt).sum() if learnt else torch.zeros((), device=self.model.device)
 
 

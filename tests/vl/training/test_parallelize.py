@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -150,19 +151,37 @@ def test_alone_nothing_is_sharded() -> None:
     assert world.mean(tensor) is tensor
 
 
-def test_what_is_gathered_for_a_step_can_be_called_by_itself() -> None:
-    """As when the ViT's blocks are compiled."""
+@pytest.fixture
+def alone() -> Iterator[DeviceMesh]:
+    """A mesh of this process."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        root = nn.Sequential(nn.LayerNorm(4))
-        with gathered(root):
-            assert root(torch.ones(4)).shape == (4,)
-        fully_shard(root, mesh=init_device_mesh("cpu", (1,)))
-        with gathered(root):
-            assert not isinstance(root[0](torch.ones(4)), DTensor)
-        assert isinstance(root[0].weight, DTensor)
-    finally:
-        dist.destroy_process_group()
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_what_is_gathered_for_a_step_can_be_called_by_itself(alone: DeviceMesh) -> None:
+    """As when the ViT's blocks are compiled."""
+    root = nn.Sequential(nn.LayerNorm(4))
+    with gathered(root):
+        assert root(torch.ones(4)).shape == (4,)
+    fully_shard(root, mesh=alone)
+    with gathered(root):
+        assert not isinstance(root[0](torch.ones(4)), DTensor)
+    assert isinstance(root[0].weight, DTensor)
+
+
+@pytest.mark.parametrize("kind", ["words", "nothing"])
+def test_all_that_learns_has_a_gradient_of_any_batch(alone: DeviceMesh, tmp_path: Path, kind: str) -> None:
+    """Or processes would not reduce the same ones: of pictures, and of text alone beside dense supervision."""
+    values = tables()
+    values["data"]["mix"] = {"scenes": 0, kind: 1, "absent": 1.0, "sizes": [[48, 64, 1.0]], "max_words": 1}
+    trainer = Trainer(TrainConfig.of(values), tmp_path, "cpu")
+    learner, batch = trainer.learner, trainer.held_out[kind][0]
+    assert learner.head is not None
+    assert bool(batch.grids) == (kind == "words")
+    fully_shard(learner, mesh=alone)
+    learner(batch, balance=0.0, dense=1.0, max_tiles=8).total.backward()
+    assert [name for name, p in learner.named_parameters() if p.grad is None] == []
 
 
 def test_muon_refuses_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
