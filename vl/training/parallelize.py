@@ -73,6 +73,11 @@ class World:
         """Which of those this process is of."""
         return self.rank // self.sharers
 
+    @property
+    def tells(self) -> bool:
+        """Whether this process says what happened to its batches: of those that share them, one does."""
+        return self.rank % self.sharers == 0
+
     def sum(self, value: float) -> float:
         """The sum of a number over all processes."""
         return value if self.size == 1 else self._agree(value, dist.ReduceOp.SUM)

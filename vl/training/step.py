@@ -136,9 +136,8 @@ class Learner(nn.Module):
         Those are the vision encoder, the adapters, some of which are the projector's, and the head of dense
         supervision. They would have no gradient, and processes must all reduce the same gradients.
         """
-        unused = [] if batch.grids else [self.model.vision, self.adapters]
-        if batch.patch_points is None:
-            unused.append(self.head)
+        dense = self.head if batch.patch_points is None else None
+        unused = [dense] if batch.grids else [dense, self.model.vision, self.adapters]
         learnt = [p.sum() for part in unused if part for p in part.parameters() if p.requires_grad]
         return 0.0 * torch.stack(learnt).sum() if learnt else torch.zeros((), device=self.model.device)
 

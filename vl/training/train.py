@@ -376,7 +376,7 @@ class Trainer:
         """One more step, and what was in it over all processes."""
         progress, world = self.progress, self.world
         skipped = [record for batch in taken for record in batch.skipped]
-        self.report.skip(skipped)
+        self.report.skip(skipped if world.tells else ())
         progress.step += 1
         progress.samples += int(world.sum_of_batches(sum(len(batch.lengths) for batch in taken)))
         progress.tokens += int(world.sum_of_batches(sum(len(batch.input_ids) for batch in taken)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from itertools import accumulate
@@ -114,6 +115,9 @@ def recorded(tmp_path: Path, **run: Any) -> dict[str, Any]:
 
 def test_four_processes_that_share_batches_in_pairs_learn_as_one(tmp_path: Path) -> None:
     values = recorded(tmp_path, steps=3)
+    (tmp_path / "cut.png").write_bytes(picture(90, 30)[:60])  # whose size can be read
+    with (tmp_path / "talks.jsonl").open("a") as file:
+        file.write(json.dumps(talk("cut.png")) + "\n")
     values["optimizer"]["reduction"] = "square"
     shared = values | {"parallel": {"context": 2}, "run": values["run"] | {"recompute": True}}
     processes(4, shared, tmp_path / "four")
@@ -124,6 +128,8 @@ def test_four_processes_that_share_batches_in_pairs_learn_as_one(tmp_path: Path)
     for figure in ("records_loss", "records_accuracy", "records_exact"):
         ours, theirs = (figures(tmp_path / name, figure, "eval") for name in ("four", "one"))
         assert ours == pytest.approx(theirs, rel=1e-4), figure
+    ours, theirs = ((tmp_path / name / "skipped.jsonl").read_text() for name in ("four", "one"))
+    assert ours == theirs != ""
     trained = [vl.load(tmp_path / name / "model", device="cpu", dtype="float32") for name in ("one", "four")]
     want, got = (model.released_tensors() for model in trained)
     for name, slot in want.items():
