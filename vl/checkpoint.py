@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from text_backbone.quantization import Quantized
 from text_backbone.quantization.files import stored_slots
@@ -97,6 +97,18 @@ def load_weights(
             slots[name].load(weight.read())
         except ValueError as error:
             problems.add(str(error), "values", name)
+    problems.check()
+
+
+def check_range(model: nn.Module, folder: Path) -> None:
+    """Raises CheckpointError if matrices that were read quantised hold values that are not finite in their dtype."""
+    problems = Problems(folder)
+    for name, module in model.named_modules():
+        if isinstance(module, Quantized):
+            try:
+                module.check()
+            except ValueError as error:
+                problems.add(str(error), "values", name)
     problems.check()
 
 

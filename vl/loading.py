@@ -15,7 +15,7 @@ import torch
 
 from preprocessing import Background, Patcher, Processor
 from preprocessing.alpha import read_background
-from vl.checkpoint import load_weights, weight_dtype
+from vl.checkpoint import check_range, load_weights, weight_dtype
 from vl.config import VLConfig, read_config
 from vl.engine import Engine, EngineConfig
 from vl.engine.identity import Origin
@@ -292,6 +292,8 @@ def load_folder(
         ) from error
     places = model.stored_tensors() if opened.stored else model.released_tensors()
     load_weights(places, opened.manifest, pin=device.type == "cuda", progress=progress)
+    if opened.stored and dtype == torch.float16:  # the others hold what the files' float32 scales can make
+        check_range(model, folder)
     return model
 
 

@@ -134,6 +134,7 @@ def test_nothing_fits_is_an_exit_code_and_says_what_would(capsys: pytest.Capture
         (["--gpus", "8xVoodoo2"], "known are H200, H100-80GB"),
         (["--gpus", "99xH200"], "1 to 16 GPUs of one host"),
         (["--gpus", "H200", "--gpu-memory", "0"], "--gpu-memory must be above 0"),
+        (["--gpus", "H200", "--gpu-memory", "1e300"], "above 0 and below 1,000,000, not 1e+300"),
         (["--gpu-memory", "80"], "go with --gpus"),
         (["--quantization", "int3"], "known are bf16, int8, fp8, nf4"),
         (["--context", "long"], "write 32768, 32K or 1M"),

@@ -205,6 +205,32 @@ def test_values_that_are_not_finite_are_named(tiny_checkpoint: Path, tmp_path: P
             vl.load(folder, device="cpu", quantization=form)
 
 
+@pytest.mark.filterwarnings("ignore:.*experts of every layer")
+@pytest.mark.parametrize("form", FORMATS)
+def test_values_that_the_dtype_cannot_hold_are_named(form: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+    name = "language_model.model.layers.3.block_sparse_moe.experts.2.w3.weight"
+    file = folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][name]
+    held = load_file(file)
+    held[name][0] = 1e5
+    save_file(held, file)
+    for source, more in ((folder, {"quantization": form}), (folder, {"quantization": form, "spill": 2})):
+        with pytest.raises(vl.CheckpointError, match=r"NaN or infinite values \(1\): .*experts\.2\.w3.*\n.*float32"):
+            vl.load(source, device="cpu", dtype="float16", **more)
+    vl.load(folder, device="cpu", dtype="bfloat16", quantization=form).save(tmp_path / "stored")
+    with pytest.raises(vl.CheckpointError, match=r"NaN or infinite values \(1\): .*layers\.3.*experts\.w13"):
+        vl.load(tmp_path / "stored", device="cpu", dtype="float16")
+
+
+def test_scales_whose_mean_is_too_large_are_no_model(tiny_text_checkpoint: Path) -> None:
+    """bitsandbytes takes the mean of NF4's scales, whose sum may be infinite where no value is."""
+    slot = vl.load(tiny_text_checkpoint, device="cpu", quantization="nf4").released_tensors()[
+        "model.layers.0.self_attn.out_proj.weight"
+    ]
+    with pytest.raises(ValueError, match="NaN or infinite values"):
+        slot.load(torch.full(slot.shape, 3e38))
+
+
 def test_a_format_cannot_be_changed_into_another(tiny_checkpoint: Path, tmp_path: Path) -> None:
     vl.load(tiny_checkpoint, device="cpu", quantization="nf4").save(tmp_path)
     with pytest.raises(vl.ConfigError, match=r"quantization='int8'.*quantised to nf4 already"):

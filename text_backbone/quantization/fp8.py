@@ -46,6 +46,11 @@ def dequantize(weight: FP8, columns: int, dtype: torch.dtype) -> Tensor:
     return reference.values(weight.codes, weight.scales, dtype)
 
 
+def largest(weight: FP8, columns: int) -> Tensor:
+    """The magnitude, in float32, that no value is above."""
+    return weight.scales.abs().max() * reference.MOST
+
+
 def linear(weight: FP8, columns: int, x: Tensor) -> Tensor:
     """Rows x [T, columns] times the matrix, or the matrices one below the other: [T, rows] in x's dtype."""
     return row_scaled.linear(x, weight.codes.flatten(0, -2), weight.scales.flatten())

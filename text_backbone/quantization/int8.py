@@ -52,6 +52,11 @@ def dequantize(weight: Int8, columns: int, dtype: torch.dtype) -> Tensor:
     return reference.values(weight.codes, weight.scales, dtype)
 
 
+def largest(weight: Int8, columns: int) -> Tensor:
+    """The magnitude, in float32, that no value is above."""
+    return weight.scales.abs().max() * MOST
+
+
 def linear(weight: Int8, columns: int, x: Tensor) -> Tensor:
     """Rows x [T, columns] times the matrix, or the matrices one below the other: [T, rows] in x's dtype."""
     return row_scaled.linear(x, weight.codes.flatten(0, -2), weight.scales.flatten())

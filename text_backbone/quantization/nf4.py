@@ -101,6 +101,11 @@ def dequantize(weight: NF4, columns: int, dtype: torch.dtype, first: int = 0, st
     return reference.dequantize(*weight, columns, dtype, first, stride)
 
 
+def largest(weight: NF4, columns: int, first: int = 0, stride: int = 0) -> Tensor:
+    """The magnitude, in float32, that no value is above; `first` and `stride` as of `block_scales`."""
+    return reference.block_scales(weight.scales, weight.nested, weight.offset, columns, first, stride).abs().max()
+
+
 def linear(weight: NF4, columns: int, x: Tensor, first: int = 0, stride: int = 0) -> Tensor:
     """Rows x [T, columns] times the matrix, or the matrices one below the other: [T, rows] in x's dtype."""
     return kernels.linear(x, *weight, first, stride)

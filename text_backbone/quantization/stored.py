@@ -27,6 +27,8 @@ class Format(Protocol):
     @property
     def dequantize(self) -> Callable[..., Tensor]: ...
     @property
+    def largest(self) -> Callable[..., Tensor]: ...
+    @property
     def linear(self) -> Callable[..., Tensor]: ...
 
 
@@ -104,10 +106,22 @@ class Quantized(nn.Module):
         return self._tuple(*(getattr(self, name)[index] for name in self._tuple._fields))
 
     def load(self, index: tuple[int, ...], matrix: Tensor) -> None:
-        """Quantise a whole matrix, and keep what is stored here. ValueError if a value is not finite."""
-        for name, value in self._form.quantize(matrix.to(self.works_on or self.device))._asdict().items():
+        """Quantise a whole matrix, and keep what is stored here. ValueError if a value is not finite in `dtype`."""
+        whole = self._form.quantize(matrix.to(self.works_on or self.device))
+        self._check(self._form.largest(whole, self.part.whole[1]))
+        for name, value in whole._asdict().items():
             stored = getattr(self, name)[index]
             stored.copy_(self.cut(name, value).reshape(stored.shape))
+
+    def check(self) -> None:
+        """Raises ValueError if a value that is stored may not be finite in `dtype`; waits for the device."""
+        for index in product(*map(range, self.lead)):
+            if (weight := self.at(index))[0].numel():
+                self._check(self._form.largest(weight, self.columns, *self._numbers))
+
+    def _check(self, largest: Tensor) -> None:
+        if not largest.to(self.dtype).isfinite():
+            raise ValueError("NaN or infinite values")
 
     def cut(self, name: str, whole: Tensor) -> Tensor:
         """A view of what is stored here of the field `name` of a whole quantised matrix."""

@@ -132,7 +132,7 @@ def describe_gpu(
     given = {"memory": memory, "bandwidth": bandwidth, "bf16": bf16}
     for key, value in given.items():
         if value is not None and not 0 < value < 1e6:
-            raise ConfigError(f"--gpu-{key} must be above 0, not {value:g}")
+            raise ConfigError(f"--gpu-{key} must be above 0 and below 1,000,000, not {value:g}")
     changed = {key: value for key, value in given.items() if value is not None}
     if not changed:
         return find_gpu(name)
