@@ -99,7 +99,7 @@ def scaled(image: Image.Image, side: int) -> Image.Image:
 
 def find_picture(folder: Path | None, item: str) -> Image.Image | None:
     """The picture of a file of any of the formats."""
-    for suffix in (".png", ".jpg", ".svg") if folder else ():
+    for suffix in (".png", ".jpg", ".webp", ".svg") if folder else ():
         path = Path(str(folder), f"{item}{suffix}")
         if path.is_file():
             return _draw(path.read_text("utf-8")) if suffix == ".svg" else Image.open(path).convert("RGBA")

@@ -29,7 +29,7 @@ _Paint = Callable[[Generator, int, int], Image.Image]
 
 @dataclass(frozen=True)
 class NothingFacts:
-    """Ground truth: what `sort` of nothing it is, one of `SORTS` or "absent" where there is no picture at all."""
+    """Ground truth: what `sort` of nothing it is: of `SORTS`, `VARIED`, "photo", or "absent", without a picture."""
 
     width: int
     height: int
@@ -52,7 +52,9 @@ def draw_nothing(
     varied: float = 0.0,
     absent: float = 0.0,
 ) -> tuple[Image.Image | None, NothingFacts]:
-    """Draws a picture of one of `sorts`, any of `SORTS` if none is named; no picture at all in the share `absent`.
+    """Draws a picture of one of `sorts`, if none is named any of `SORTS`, and where it is `varied` of `VARIED`.
+
+    There is no picture at all in the share `absent`.
 
     Where `photos` names a folder, the share `photo_share` of them are parts of one in it; see `part_of_photo`, also for
     `part` and `varied`.
@@ -65,9 +67,9 @@ def draw_nothing(
     width, height = draw_size(sizes, _ASPECT, rng)
     if photos and not sorts and rng.random() < photo_share:
         return part_of_photo(rng, width, height, photos, part, varied), NothingFacts(width, height, "photo")
-    sort = pick(rng, sorts or tuple(SORTS))
+    sort = pick(rng, sorts or (*SORTS, *(VARIED if varied else ())))
     scale = min(1.0, _SMALL / max(width, height))
-    small = SORTS[sort](rng, max(8, round(width * scale)), max(8, round(height * scale)))
+    small = (SORTS | VARIED)[sort](rng, max(8, round(width * scale)), max(8, round(height * scale)))
     image = small if scale == 1.0 else small.resize((width, height), Image.Resampling.BICUBIC)
     return image.crop((0, 0, width, height)), NothingFacts(width, height, sort)
 
@@ -208,6 +210,26 @@ def _blobs(rng: Generator, width: int, height: int) -> Image.Image:
     return _picture(pixels + rng.normal(0, rng.uniform(0, 10), size=pixels.shape))
 
 
+def _bands(rng: Generator, width: int, height: int) -> Image.Image:
+    """Bands that sweep across, straight or swung, sharp or soft, as in wallpapers that are rendered."""
+    image = _gradient(rng, width, height)
+    x = np.linspace(-1, 1, width, dtype=np.float32)[None]
+    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    hue, spread = rng.uniform(0, 360), rng.choice((25.0, 180.0))
+    swing = float(rng.choice((0.0, rng.uniform(0.1, 0.4))))
+    for _ in range(int(rng.integers(2, 7))):
+        angle, wave, phase = rng.uniform(0, np.pi), rng.uniform(1, 4), rng.uniform(0, 2 * np.pi)
+        c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+        across = c * x + s * y - np.float32(rng.uniform(-0.8, 0.8))
+        if swing:
+            across = across + np.float32(swing) * np.sin(np.float32(wave) * (s * x - c * y) + np.float32(phase))
+        edge, fall = (float(np.exp(rng.uniform(np.log(0.01), np.log(1.5)))) for _ in range(2))
+        mask = np.clip(across / np.float32(edge), 0, 1) * np.clip(1.2 - across / np.float32(2 * fall + 0.2), 0.0, 1.0)
+        colour = hsv((hue + rng.uniform(-spread, spread)) % 360, rng.uniform(0.1, 1.0), rng.uniform(0.1, 1.0))
+        image.paste(colour, mask=Image.fromarray((mask * np.float32(rng.uniform(120, 255))).astype(np.uint8)))
+    return image
+
+
 SORTS: dict[str, _Paint] = {
     "blank": _blank,
     "gradient": _gradient,
@@ -218,6 +240,8 @@ SORTS: dict[str, _Paint] = {
     "hills": _hills,
     "blobs": _blobs,
 }
+VARIED: dict[str, _Paint] = {"bands": _bands}
+"""What training draws besides, where it varies pictures: tasks do not."""
 
 
 def _colour(rng: Generator) -> tuple[int, int, int]:

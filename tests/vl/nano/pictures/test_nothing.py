@@ -15,6 +15,7 @@ from vl.nano.pictures.nothing import (
     NO_IMAGE,
     NOTHING,
     SORTS,
+    VARIED,
     NothingFacts,
     ask_nothing,
     describe_nothing,
@@ -34,12 +35,21 @@ def draw(seed: int, sort: str, sizes: tuple[SizeRange, ...] = SMALL) -> Image.Im
     return image
 
 
-@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize("sort", [*SORTS, *VARIED])
 def test_the_same_generator_draws_the_same_picture_and_others_differ(sort: str) -> None:
     assert draw(3, sort).tobytes() == draw(3, sort).tobytes()
     assert len({draw(seed, sort).tobytes() for seed in range(10)}) == 10
     large = draw(4, sort, (SizeRange(1500, 1600, 1.0),))
     assert 1500 <= max(large.size) <= 1600
+
+
+def test_what_is_varied_has_bands_besides() -> None:
+    plain, varied = (
+        {draw_nothing(np.random.default_rng(seed), SMALL, varied=share)[1].sort for seed in range(60)}
+        for share in (0.0, 0.5)
+    )
+    assert plain == set(SORTS)
+    assert varied == {*SORTS, *VARIED}
 
 
 def test_only_blank_ones_are_of_one_colour() -> None:
