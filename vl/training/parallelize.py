@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from text_backbone.parallel import context_parallel, expert_parallel, tensor_parallel
 from text_backbone.parallel.cuts import Cut
-from vl.errors import TrainingError
+from vl.errors import DeviceError, TrainingError
 from vl.model import MiniMaxVL
 from vl.training.context import Context
 from vl.training.dimensions import ParallelConfig
@@ -132,10 +132,30 @@ def together() -> Iterator[None]:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The GPU of this process, where torchrun started several."""
-    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return device
+    """The device of this process, where torchrun started several: each has a GPU of its own, or all are on the CPU.
+
+    Raises DeviceError if there is none for it.
+    """
+    here, count = (
+        int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+    )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"processes on {device.type!r} cannot talk to each other: start one, or write device='cpu'")
+    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    if device.index is not None:
+        if count > 1:
+            raise DeviceError(
+                f"device {str(device)!r} is one GPU, and torchrun started {count} processes on this host, and each "
+                "needs its own: write 'cuda', and choose GPUs by CUDA_VISIBLE_DEVICES"
+            )
+        return device
+    if here >= (gpus := torch.cuda.device_count()):
+        raise DeviceError(
+            f"torchrun started {count} processes on this host, which has {gpus} GPU{'s' * (gpus != 1)}, and each needs "
+            f"its own: start {gpus} (torchrun --nproc-per-node {gpus}), or write device='cpu'"
+        )
+    return torch.device("cuda", here)
 
 
 def join_context(model: MiniMaxVL, world: World, device: torch.device, parallel: ParallelConfig) -> Context:

@@ -23,7 +23,7 @@ import vl
 from vl.training.config import TrainConfig
 from vl.training.curve import read_log
 from vl.training.lora import WEIGHTS
-from vl.training.parallelize import World, gathered, together
+from vl.training.parallelize import World, gathered, local_device, together
 from vl.training.shards import Shards, local
 from vl.training.state import load_state
 from vl.training.train import Trainer, train
@@ -149,6 +149,26 @@ def test_alone_nothing_is_sharded() -> None:
     shards = Shards()
     assert local(tensor) is shards.gather("a", tensor, tensor) is shards.shard("a", tensor, tensor) is tensor
     assert world.mean(tensor) is tensor
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, second = torch.device("cuda"), torch.device("cuda", 1)
+    assert [local_device(device) for device in (cuda, second)] == [cuda, second]
+    for name, value in {"LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert local_device(cuda) == second
+    assert local_device(torch.device("cpu")).type == "cpu"
+    with pytest.raises(vl.DeviceError, match="'cuda:1' is one GPU, and torchrun started 2 processes"):
+        local_device(second)
+    with pytest.raises(vl.DeviceError, match="'mps' cannot talk to each other"):
+        local_device(torch.device("mps"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(vl.DeviceError, match=r"has 1 GPU, .*: start 1 \(torchrun"):
+        local_device(cuda)
+    monkeypatch.setenv("LOCAL_RANK", "0")  # of a host with one process
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert local_device(second) == second
 
 
 @pytest.fixture
