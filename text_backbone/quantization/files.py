@@ -121,7 +121,7 @@ def _state(weight: Quantized, offset: Tensor) -> Tensor:
 
 def _load_state(weight: Quantized, offset: Tensor, tensor: Tensor) -> None:
     try:
-        values: Any = json.loads(bytes(tensor.tolist()))
+        values: Any = json.loads(bytes(tensor.flatten().tolist()))
     except (ValueError, RecursionError) as error:
         raise ValueError("a quantization state that is not JSON") from error
     wanted = {
@@ -136,4 +136,7 @@ def _load_state(weight: Quantized, offset: Tensor, tensor: Tensor) -> None:
     number = values.get("nested_offset")
     if not isinstance(number, float | int) or isinstance(number, bool):
         raise ValueError("a quantization state without the number nested_offset")
-    offset.fill_(checked(torch.tensor(float(number))))
+    try:
+        offset.fill_(checked(torch.tensor(float(number))))
+    except OverflowError as error:  # a whole number of hundreds of digits
+        raise ValueError("NaN or infinite values") from error

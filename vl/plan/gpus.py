@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vl.engine.config import shown, whole
 from vl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Machine:
     """`count` GPUs of one kind in one host. `host_memory`: bytes that may be taken there; None: as many as needed.
 
     Raises:
-        ConfigError: if there are not 1 to 16 GPUs.
+        ConfigError: if there are not 1 to 16 GPUs, or the memory is not a number of bytes.
     """
 
     gpu: Gpu
@@ -65,8 +66,11 @@ class Machine:
     host_memory: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.count, int) or not 1 <= self.count <= MOST_GPUS:
-            raise ConfigError(f"{self.count!r:.40} GPUs: a plan is for 1 to {MOST_GPUS} GPUs of one host")
+        count, memory = whole(self.count), None if self.host_memory is None else whole(self.host_memory)
+        if count is None or not 1 <= count <= MOST_GPUS:
+            raise ConfigError(f"{shown(self.count)} GPUs: a plan is for 1 to {MOST_GPUS} GPUs of one host")
+        if self.host_memory is not None and (memory is None or memory < 0):
+            raise ConfigError(f"host_memory={shown(self.host_memory)} is not a number of bytes, nor None")
 
     @property
     def name(self) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from vl.config import VLConfig
-from vl.engine.config import EngineConfig
+from vl.engine.config import EngineConfig, shown, whole
 from vl.errors import ConfigError
 
 LIMIT = 2**40  # tokens, beyond which nothing could be meant
@@ -23,7 +23,7 @@ class Workload:
         prefill_tokens, page_size, host_cache_tokens: as of `vl.engine.EngineConfig`.
 
     Raises:
-        ConfigError: if a number is below 1 (images, host_cache_tokens: below 0), or beyond anything.
+        ConfigError: if a number is not whole, below 1 (of images and host_cache_tokens: 0), or beyond anything.
     """
 
     context: int = 32768
@@ -47,10 +47,12 @@ class Workload:
         )
 
     def __post_init__(self) -> None:
-        for name in ("context", "batch", "prefill_tokens", "page_size", "images", "host_cache_tokens"):
-            least, value = int(name not in ("images", "host_cache_tokens")), getattr(self, name)
-            if not isinstance(value, int) or not least <= value <= LIMIT:
-                raise ConfigError(f"{name} must be a whole number from {least} to {LIMIT:,}, not {value!r:.40}")
+        for field in fields(self):
+            name, given = field.name, getattr(self, field.name)
+            least, value = int(name in ("context", "batch", "prefill_tokens", "page_size")), whole(given)
+            if value is None or not least <= value <= LIMIT:
+                raise ConfigError(f"{name} must be a whole number from {least} to {LIMIT:,}, not {shown(given)}")
+            object.__setattr__(self, name, value)
         if self.batch * self.tokens > LIMIT:
             raise ConfigError(f"{self.batch:,} sequences of {self.tokens:,} tokens are beyond any machine")
 

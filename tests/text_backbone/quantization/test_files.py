@@ -92,6 +92,7 @@ def test_what_is_quantised_by_its_released_name() -> None:
         ({"shape": [64, 4]}, "shape"),
         ({"nested_offset": "1"}, "nested_offset"),
         ({"nested_offset": math.nan}, "NaN or infinite"),
+        ({"nested_offset": 10**400}, "NaN or infinite"),
     ],
 )
 def test_a_state_of_another_kind_is_refused(change: dict[str, object], words: str) -> None:
@@ -107,6 +108,11 @@ def test_a_state_that_is_none(contents: bytes) -> None:
     slot = stored_slots(Quantized.of(torch.randn(4, 64), "nf4"), ())[STATE]
     with pytest.raises(ValueError, match="quantization state"):
         slot.load(torch.tensor(list(contents), dtype=torch.uint8))
+
+
+def test_a_state_in_a_column_is_read() -> None:
+    slot = stored_slots(Quantized.of(torch.randn(4, 64), "nf4"), ())[STATE]
+    slot.load(slot.read()[:, None])
 
 
 def test_another_map_and_scales_that_are_not_finite_are_refused() -> None:

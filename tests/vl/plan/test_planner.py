@@ -342,7 +342,11 @@ def test_a_described_gpu_is_planned_for(vl01: VLConfig) -> None:
         (lambda _: Workload("1M"), "context must be a whole number"),
         (lambda _: Workload(batch=0), "batch must be a whole number from 1"),
         (lambda _: Workload(2**30, 2**20), "beyond any machine"),
+        (lambda _: Workload(True), "context must be a whole number"),
+        (lambda _: Workload(images=1, image_tiles=-1), "image_tiles must be a whole number from 0"),
         (lambda _: Machine(find_gpu("H200"), "2"), "1 to 16 GPUs of one host"),
+        (lambda _: Machine(find_gpu("H200"), True), "True GPUs"),
+        (lambda _: Machine(find_gpu("H200"), 1, "256"), "host_memory='256' is not a number of bytes"),
     ],
 )
 def test_bad_input_is_a_config_error(vl01: VLConfig, make: Callable[[VLConfig], object], said: str) -> None:
