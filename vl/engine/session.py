@@ -6,7 +6,6 @@ import os
 import secrets
 import threading
 import time
-import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -40,6 +39,7 @@ from vl.engine.session_file import (
     write_session,
 )
 from vl.engine.session_fill import Stored, undamaged
+from vl.engine.session_known import Known
 from vl.errors import CheckpointError, InputError
 from vl.files import locked
 from vl.hub import lasting_name
@@ -75,18 +75,17 @@ class Session:
         self, model: Reader, read: Conversation, ids: Tensor, images: Sequence[SavedImage], held: Held, lineage: str
     ) -> None:
         self._model, self._engine = model, model.engine
-        self._read, self._images, self._lineage = Conversation(read.messages, [], read.tools), tuple(images), lineage
-        self._ids = ids  # int64 [total]
-        self._turn = threading.RLock()  # what was read, its ids and what is held change together
-        self._hold(held)
+        self._known = Known(self._engine, Conversation(read.messages, [], read.tools), ids, tuple(images), held)
+        self._lineage = lineage
+        self._turn = threading.RLock()  # who reads more begins with what is known when it ends
 
     @property
     def tokens(self) -> int:
-        return self._held.tokens
+        return self._known.held.tokens
 
     @property
     def total(self) -> int:
-        return len(self._ids)
+        return len(self._known.ids)
 
     def ask(
         self,
@@ -164,29 +163,30 @@ class Session:
         return self._save(folder_of(folder), None)
 
     def _save(self, target: Path, instead_of: Collection[str] | None) -> Path:
-        engine, held = self._engine, self._held
-        states = engine.states_of(held)
+        engine, known = self._engine, self._known
+        states = engine.states_of(known.held)
         saved = Saved(
             lineage=self._lineage,
             name=lasting_name(self._model.name),
             model=identity(self._model),
-            tokens=held.tokens,
-            total=len(self._ids),
-            messages=self._read.messages,
-            images=self._images,
-            tools=self._read.tools,
+            tokens=known.held.tokens,
+            total=len(known.ids),
+            messages=known.read.messages,
+            images=known.images,
+            tools=known.read.tools,
         )
         text = self._model.config.text
         layers = text.num_hidden_layers - len(states)
         token = 2 * layers * text.num_key_value_heads * text.head_dim * self._model.dtype.itemsize
-        each = 1 << (SHARD_BYTES // token).bit_length() - 1 if 0 < token <= SHARD_BYTES else len(self._ids)
-        write_session(target, saved, self._ids, states, partial(engine.stretch_of, held), each, instead_of)
+        each = 1 << (SHARD_BYTES // token).bit_length() - 1 if 0 < token <= SHARD_BYTES else len(known.ids)
+        write_session(target, saved, known.ids, states, partial(engine.stretch_of, known.held), each, instead_of)
         return target
 
     def close(self) -> None:
         """Give back what the session holds of the cache; it cannot be asked any more. Harmless the second time."""
-        self._held.lost = self._held.lost or "the session was closed"
-        self._let_go()
+        held = self._known.held
+        held.lost = held.lost or "the session was closed"
+        self._engine.let_go(held)
 
     def __enter__(self) -> Session:
         return self
@@ -204,13 +204,13 @@ class Session:
         with self._turn:
             self._check()
             begun = time.perf_counter()
-            rest = self._prompt(self._model.processor.continuation(self._read, asked))
+            rest = self._prompt(self._model.processor.continuation(self._known.read, asked))
             timings = Timings(preprocess=time.perf_counter() - begun)
-            return self._engine.prepare_answers(rest.behind(self._ids), params, timings, after=self._held)
+            return self._engine.prepare_answers(rest.behind(self._known.ids), params, timings, after=self._known.held)
 
     def _check(self) -> None:
-        if self._held.lost:
-            raise InputError(f"what this session has read is gone ({self._held.lost}): read it again, or open a save")
+        if lost := self._known.held.lost:
+            raise InputError(f"what this session has read is gone ({lost}): read it again, or open a save")
         if self.tokens < self.total:
             raise InputError(
                 f"this session has read {self.tokens:,} of {self.total:,} tokens: read the same again into its folder, "
@@ -222,23 +222,13 @@ class Session:
 
     def _extend(self, new: Conversation, progress: Progress | None) -> None:
         self._check()
-        read, more = (replace(each, tools=[]) for each in (self._read, new))
+        known = self._known
+        read, more = (replace(each, tools=[]) for each in (known.read, new))
         rest = self._prompt(self._model.processor.continuation(read, more, add_generation_prompt=False))
-        whole = rest.behind(self._ids)
-        held = _read_on(self._engine, whole, self._held, (len(whole),), progress, None)
-        tools = [*self._read.tools, *new.tools]
-        self._read = Conversation([*self._read.messages, *new.messages], [], tools)
-        self._ids, self._images = whole.input_ids, (*self._images, *_images(rest))
-        self._hold(held)
-
-    def _hold(self, held: Held) -> None:
-        """Go on with this beginning, and let the one before go."""
-        before = getattr(self, "_let_go", None)
-        self._held = held
-        self._let_go = weakref.finalize(self, self._engine.let_go, held)
-        self._let_go.atexit = False
-        if before is not None:
-            before()
+        whole = rest.behind(known.ids)
+        held = _read_on(self._engine, whole, known.held, (len(whole),), progress, None)
+        read = Conversation([*known.read.messages, *new.messages], [], [*known.read.tools, *new.tools])
+        self._known = Known(self._engine, read, whole.input_ids, (*known.images, *_images(rest)), held)
 
 
 def read(
@@ -277,11 +267,11 @@ def read(
     def save(held: Held) -> None:
         nonlocal session
         session = session or Session(model, conversation, whole.input_ids, images, held, lineage)
-        if session._held is not held:
-            session._hold(held)
+        if session._known.held is not held:
+            session._known = replace(session._known, held=held)
         session._save(target, {lineage, *there})
 
-    after = None if session is None else session._held
+    after = None if session is None else session._known.held
     first = 0 if after is None else after.tokens
     stops = (*range(first + save_every, len(whole), save_every), len(whole))
     _read_on(model.engine, whole, after, stops, progress, save)

@@ -242,8 +242,8 @@ def test_what_several_threads_have_it_remember_is_all_there(model: vl.MiniMaxVL)
     for thread in threads:
         thread.join()
     assert not failed
-    assert len(session._read.messages) == 1 + 3 * 2 * 2
-    assert torch.equal(model.processor(session._read, add_generation_prompt=False).input_ids, session._ids)
+    assert len(session._known.read.messages) == 1 + 3 * 2 * 2
+    assert torch.equal(model.processor(session._known.read, add_generation_prompt=False).input_ids, session._known.ids)
 
 
 def test_an_answer_outlives_its_session(model: vl.MiniMaxVL, expected: list[str]) -> None:

@@ -309,6 +309,28 @@ def test_a_read_replaces_no_session_that_came_meanwhile(model: vl.MiniMaxVL, tmp
     model.read(document(), folder=tmp_path, overwrite=True)
 
 
+@pytest.mark.parametrize("when", ["states_of", "stretch_of"])
+def test_a_save_has_what_the_session_had_read_when_it_began(
+    model: vl.MiniMaxVL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: list[str], when: str
+) -> None:
+    """Another thread has it read more meanwhile, and the cache is used by others."""
+    session, plain = model.read(document()), getattr(model.engine, when)
+    tokens = session.tokens
+
+    def later(*args: Any) -> Any:
+        session.add(document("More."))
+        model.read(document("Else.")).close()
+        model.chat(ask("Hello"), **NEW)
+        return plain(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.engine, when, later)
+        session.save(tmp_path)
+    opened = model.open(tmp_path)
+    assert session.tokens > opened.tokens == opened.total == tokens
+    assert [opened.ask(question, **NEW) for question in QUESTIONS] == expected
+
+
 def test_a_save_opened_twice_keeps_apart_what_each_has_read_since(model: vl.MiniMaxVL, tmp_path: Path) -> None:
     model.read(document(), folder=tmp_path)
     first, second = model.open(tmp_path), model.open(tmp_path)
@@ -317,7 +339,9 @@ def test_a_save_opened_twice_keeps_apart_what_each_has_read_since(model: vl.Mini
     assert first.tokens == second.tokens
     first.save(tmp_path)
     second.save(tmp_path)
-    read, opened = (model.engine.stretch_of(each._held, 0, each.tokens) for each in (second, model.open(tmp_path)))
+    read, opened = (
+        model.engine.stretch_of(each._known.held, 0, each.tokens) for each in (second, model.open(tmp_path))
+    )
     for name, stretch in read.items():
         assert torch.equal(stretch, opened[name])
 

@@ -146,7 +146,7 @@ def test_a_session_goes_from_ranks_to_one_process_and_back(
 
 
 def _contents(session: vl.Session) -> dict[str, torch.Tensor]:
-    engine, held = session._engine, session._held
+    engine, held = session._engine, session._known.held
     return engine.states_of(held) | engine.stretch_of(held, 0, held.tokens)
 
 
