@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from text_backbone.quantization import Quantized, QuantizedLinear
 from vl.errors import CheckpointError, ConfigError
 from vl.model import MiniMaxVL
 from vl.training.config import ADAPTABLE, LoRAConfig
@@ -25,22 +26,26 @@ from vl.training.config import ADAPTABLE, LoRAConfig
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 
+Adaptable = nn.Linear | QuantizedLinear
+
 
 class Adapter(nn.Module):
     """One matrix's adapter: x [..., in] -> alpha / rank * B A x [..., out]; nothing at first, as B starts at 0."""
 
-    def __init__(self, linear: nn.Linear, rank: int, alpha: float, generator: torch.Generator | None = None) -> None:
+    def __init__(self, linear: Adaptable, rank: int, alpha: float, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        device = linear.weight.device
+        weight = linear.weight
+        rows, columns = (weight.rows, weight.columns) if isinstance(weight, Quantized) else weight.shape
         self.scale = alpha / rank
-        self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
+        self.lora_A = nn.Parameter(torch.empty(rank, columns, device=weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(rows, rank, device=weight.device))
         # PEFT's start: the bound of a Kaiming-uniform matrix with a = sqrt(5).
-        bound = 1 / math.sqrt(linear.in_features)
+        bound = 1 / math.sqrt(columns)
         nn.init.uniform_(self.lora_A, -bound, bound, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale
+        a, b = (matrix.to(x.dtype) for matrix in (self.lora_A, self.lora_B))  # of a model in 16 bits
+        return F.linear(F.linear(x, a), b) * self.scale
 
     def delta(self) -> Tensor:
         """float32 [out, in], what the adapter adds to its matrix."""
@@ -84,8 +89,15 @@ class Adapters(nn.Module):
     def merge(self) -> None:
         """Adds the adapters to the model's matrices and takes them off; the model then answers the same without.
 
-        Raises CheckpointError if a sum is not finite.
+        Raises:
+            CheckpointError: if a sum is not finite.
+            ConfigError: if the matrices are quantised; the adapters stay as they are.
         """
+        if any(isinstance(linear, QuantizedLinear) for linear in self.linears):
+            raise ConfigError(
+                "adapters are not added to quantised matrices, whose rounding would lose a part of them: keep them "
+                "apart (merge=False), or add them to the model in 16 bits, save that and quantise it"
+            )
         self.detach()
         slots = self.released_tensors()
         for name, part in zip(self.names, self.parts, strict=True):
@@ -145,7 +157,7 @@ def new_adapters(model: MiniMaxVL, config: LoRAConfig, seed: int) -> Adapters:
     return Adapters(model, names, config.rank, config.alpha, seed)
 
 
-def adaptable(model: MiniMaxVL) -> Iterator[tuple[str, nn.Linear]]:
+def adaptable(model: MiniMaxVL) -> Iterator[tuple[str, Adaptable]]:
     """The matrices that may have adapters, by the names they have in a released checkpoint, without `.weight`."""
     prefix = "" if model.vision is None else "language_model."
     for i, layer in enumerate(model.language_model.layers):
@@ -169,6 +181,7 @@ def load_adapter(model: MiniMaxVL, folder: str | os.PathLike[str], *, merge: boo
 
     Raises:
         CheckpointError: if the files are missing, or are not LoRA adapters of matrices of this model.
+        ConfigError: if they are to be added to matrices that are quantised.
     """
     folder = Path(folder)
     try:
@@ -198,7 +211,11 @@ def load_adapter(model: MiniMaxVL, folder: str | os.PathLike[str], *, merge: boo
     for name, matrix in own.items():
         matrix.copy_(tensors[name])
     if merge:
-        adapters.merge()
+        try:
+            adapters.merge()
+        except ConfigError:
+            adapters.detach()
+            raise
     return adapters
 
 

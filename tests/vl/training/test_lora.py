@@ -193,3 +193,23 @@ def test_training_adapters(tmp_path: Path) -> None:
     unmerged = replace(config, lora=LoRAConfig(rank=2, merge=False))
     assert train(unmerged, tmp_path / "apart", device="cpu").name == "adapter"
     assert not (tmp_path / "apart" / "model").exists()
+
+
+@pytest.mark.parametrize(("dtype", "form"), [("bfloat16", None), ("float32", "int8"), ("bfloat16", "nf4")])
+def test_adapters_beside_16_bits_and_quantised_matrices(
+    dtype: str, form: str | None, model: vl.MiniMaxVL, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    before = answer(model)
+    trained(model).save(tmp_path)
+    wanted = answer(model) - before
+    other = vl.load(tiny_checkpoint, device="cpu", dtype=dtype, quantization=form)
+    plain = answer(other)
+    if form is not None:
+        with pytest.raises(vl.ConfigError, match=r"quantised matrices.*merge=False"):
+            load_adapter(other, tmp_path)
+        assert torch.equal(answer(other), plain), "which leaves nothing behind"
+    adapters = load_adapter(other, tmp_path, merge=False)
+    effect = answer(other) - plain
+    assert torch.linalg.norm(effect - wanted) < 0.2 * torch.linalg.norm(wanted)
+    adapters.detach()
+    assert torch.equal(answer(other), plain)
