@@ -113,13 +113,21 @@ def pack(
 
 
 def load_batches(
-    source: BatchSource, keys: Iterable[Key], *, pin: bool, tell: Callable[[str], None] = lambda text: None
+    source: BatchSource,
+    keys: Iterable[Key],
+    *,
+    pin: bool,
+    tell: Callable[[str], None] = lambda text: None,
+    least: Callable[[int], int] = lambda count: count,
 ) -> Iterator[Batch]:
     """The batches of `keys` in order, made ahead by worker processes; `keys` is read as far ahead as they are.
 
-    Those of the same images are made by the same worker. `tell` gets a line on how many workers there are.
+    Those of the same images are made by the same worker. `tell` gets a line on how many workers there are. `least`
+    gives the least of a number over all processes of a run: what keys are may depend on when they are read, so that
+    processes that share batches have to read them as far ahead.
     """
     workers, ahead, why = _prefetch(source.config, source.processor)
+    workers, ahead = least(workers), least(ahead)
     tell(f"batches are made by {_counted(workers)}{why}")
     # The tokenizer's own threads do not survive the fork into workers, and it warns unless told so before.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

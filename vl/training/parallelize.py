@@ -90,6 +90,10 @@ class World:
         """The greatest of the processes' numbers, so that all see the same clock."""
         return seconds if self.size == 1 else self._agree(seconds, dist.ReduceOp.MAX)
 
+    def least(self, count: int) -> int:
+        """The least of the processes' numbers."""
+        return -int(self.slowest(-count))
+
     def mean(self, values: Tensor) -> Tensor:
         """The mean of device tensors over all processes."""
         if self.size == 1:

@@ -238,7 +238,8 @@ class Trainer:
 
     def _train(self, stop_after: float | None) -> None:
         run, progress = self.config.run, self.progress
-        data = load_batches(self.source, self.keys(), pin=self.device.type == "cuda", tell=self.report.tell)
+        pin, tell = self.device.type == "cuda", self.report.tell
+        data = load_batches(self.source, self.keys(), pin=pin, tell=tell, least=self.world.least)
         begun, before = time.perf_counter(), progress.seconds
         saved = evaluated = before
         window = Meters(self.world, self.peak)
@@ -392,9 +393,9 @@ class Trainer:
         """Records and their lengths; measured by the first process, whose result the others find."""
         records = Corpus(files)
         folder = self.out / "data" / kind
-        folder.mkdir(parents=True, exist_ok=True)
         if not self.world.first:
-            self.world.barrier()
+            self.world.barrier()  # it may still be deleting what an earlier run left there
+        folder.mkdir(parents=True, exist_ok=True)
         found = measure_records(records, self.model.processor, self.config.data, folder, self.report.tell)
         if self.world.first:
             self.world.barrier()

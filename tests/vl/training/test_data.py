@@ -97,6 +97,15 @@ def test_batches_of_workers_take_no_room_in_dev_shm(processor: Processor, config
     assert batches[1].labels[0] != 7
 
 
+def test_keys_are_read_as_far_ahead_as_in_all_other_processes(processor: Processor, config: TrainConfig) -> None:
+    """Their stage is that of the moment: processes that share batches would have others."""
+    data, read, told = replace(config.data, workers=2), list[int](), list[str]()
+    keys = ((read.append(number) or number, 2) for number in range(20))  # type: ignore[func-returns-value]
+    source = DrawnBatches(data, processor, IMAGE_ID, data.open_source())
+    next(load_batches(source, keys, pin=False, tell=told.append, least=lambda count: 0))
+    assert (read, told) == ([0, 1], ["batches are made by the process that trains"])
+
+
 @pytest.mark.parametrize(("gigabytes", "workers"), [(100, 2), (1, 1), (0.001, 1)])
 def test_there_are_as_many_workers_as_memory_has_room_for_and_the_log_says_so(
     processor: Processor, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, gigabytes: float, workers: int
