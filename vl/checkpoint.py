@@ -10,6 +10,7 @@ import json
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -17,9 +18,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from text_backbone.quantization import Quantized
+from text_backbone import MiniMaxText
+from text_backbone.quantization import Quantized, format_of
 from text_backbone.quantization.files import stored_slots
-from vl.errors import CheckpointError, DeviceError, InputError
+from vl.config import VLConfig
+from vl.errors import CheckpointError, ConfigError, DeviceError, InputError
 from vl.files import replace_file, write_file
 from vl.manifest import SINGLE, Manifest, Problems
 from vl.reading import Buffer, read_tensors
@@ -157,6 +160,18 @@ def write_weights(
         weight_map = {key: name for name, shard in zip(names, written, strict=True) for key in shard}
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
         write_file(folder / INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def stored_config(config: VLConfig, backbone: MiniMaxText) -> VLConfig:
+    """The config of a model's files: with the format that its matrices are in by now, whoever quantised them.
+
+    Raises:
+        ConfigError: if they are in several.
+    """
+    try:
+        return replace(config, quantization=format_of(backbone))
+    except ValueError as error:
+        raise ConfigError(f"such a model is not saved: {error}") from error
 
 
 def weight_dtype(dtype: torch.dtype | str) -> torch.dtype:

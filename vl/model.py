@@ -20,7 +20,7 @@ from text_backbone.quantization import quantized_backbone
 from text_backbone.spill import spilled_backbone
 from vision_encoder import VisionEncoder
 from vision_encoder import released_tensors as vision_tensors
-from vl.checkpoint import Slot, weight_dtype, write_weights
+from vl.checkpoint import Slot, stored_config, weight_dtype, write_weights
 from vl.config import VLConfig, write_config
 from vl.documents import PAGE_SIDE
 from vl.engine import Generation, SamplingParams, TextStream, Timings
@@ -334,12 +334,13 @@ class MiniMaxVL(nn.Module):
         Raises:
             CheckpointError: if `folder` is not a path or cannot be written into, or a weight is not finite as it is
                 stored; the old model is then as it was.
+            ConfigError: if matrices were quantised to several formats.
             DeviceError: if weights cannot be stored as `dtype`.
             InputError: if `max_shard_bytes` is not a number above 0.
         """
         stored = None if dtype is None else weight_dtype(dtype)
         with replace_model(folder) as draft:
-            write_config(self.config, draft)
+            write_config(stored_config(self.config, self.language_model), draft)
             self.processor.save(draft)
             write_weights(self.stored_tensors(), draft, max_shard_bytes=max_shard_bytes, dtype=stored)
         return Path(folder).expanduser()

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import vl
-from text_backbone.quantization import quantize_backbone
+from text_backbone.quantization import quantize_backbone, quantize_layer
 from text_backbone.quantization.files import is_quantised, packed
 from vl.quantization import FORMATS, stored_to_json
 
@@ -235,6 +235,22 @@ def test_a_format_cannot_be_changed_into_another(tiny_checkpoint: Path, tmp_path
     vl.load(tiny_checkpoint, device="cpu", quantization="nf4").save(tmp_path)
     with pytest.raises(vl.ConfigError, match=r"quantization='int8'.*quantised to nf4 already"):
         vl.load(tmp_path, device="cpu", quantization="int8")
+
+
+def test_a_model_that_was_quantised_in_place_is_saved_as_it_is(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = vl.load(tiny_checkpoint, device="cpu")
+    quantize_backbone(model.language_model, "nf4")
+    with pytest.raises(ValueError, match="quantised to nf4 already"):
+        quantize_backbone(model.language_model, "int8")
+    again = vl.load(model.save(tmp_path / "one"), device="cpu")
+    assert again.config.quantization == "nf4"
+    assert torch.equal(logits(again), logits(model))
+    mixed = vl.load(tiny_checkpoint, device="cpu")
+    quantize_layer(mixed.language_model.layers[0], "int8")
+    with pytest.raises(vl.ConfigError, match="not saved: its matrices are of several formats: int8, none"):
+        mixed.save(tmp_path / "two")
+    with pytest.raises(ValueError, match="no format 'int3'"):
+        quantize_backbone(mixed.language_model, "int3")
 
 
 def test_a_size_that_a_format_cannot_hold(tiny_checkpoint: Path) -> None:

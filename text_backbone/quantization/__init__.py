@@ -3,6 +3,7 @@
 from text_backbone.quantization.modules import (
     QuantizedExperts,
     QuantizedLinear,
+    format_of,
     quantize_backbone,
     quantize_layer,
     quantized_backbone,
@@ -14,6 +15,7 @@ __all__ = [
     "Quantized",
     "QuantizedExperts",
     "QuantizedLinear",
+    "format_of",
     "quantize_backbone",
     "quantize_layer",
     "quantized_backbone",

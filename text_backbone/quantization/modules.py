@@ -14,7 +14,7 @@ from text_backbone.linear import Together
 from text_backbone.model import MiniMaxText
 from text_backbone.moe import Experts
 from text_backbone.part import Part
-from text_backbone.quantization.stored import Quantized
+from text_backbone.quantization.stored import FORMATS, Quantized
 
 
 class QuantizedLinear(Together):
@@ -63,12 +63,39 @@ def quantize_backbone(
             ("w1" of `w13`) and its shape here, is in the model; None for all of it.
 
     Raises:
-        ValueError: if a value is not finite, or the format cannot hold a matrix of that size, or such a part of one.
+        ValueError: if there is no such format, the model is quantised already, a value is not finite, or the format
+            cannot hold a matrix of that size, or such a part of one.
     """
-
+    if format not in FORMATS:
+        raise ValueError(f"there is no format {format!r:.80}: use {', '.join(FORMATS)}")
+    if (held := format_of(model)) is not None:
+        raise ValueError(f"the model is quantised to {held} already")
     for layer in model.layers:
         assert isinstance(layer, DecoderLayer)
         quantize_layer(layer, format, part)
+
+
+def format_of(model: MiniMaxText) -> str | None:
+    """The format that the matrices are in; None if they are not quantised.
+
+    Raises:
+        ValueError: if some are in another than others.
+    """
+    found = {_format(part) for layer in model.layers for part in _swapped(layer)}
+    if len(found) > 1:
+        raise ValueError(f"its matrices are of several formats: {', '.join(sorted(each or 'none' for each in found))}")
+    return found.pop() if found else None
+
+
+def _swapped(layer: nn.Module) -> list[nn.Module]:
+    """What `quantize_layer` puts other modules in the place of, and those."""
+    assert isinstance(layer, DecoderLayer)
+    projections = [each for each in layer.self_attn.children() if isinstance(each, nn.Linear | QuantizedLinear)]
+    return [*projections, layer.block_sparse_moe.experts]
+
+
+def _format(module: nn.Module) -> str | None:
+    return next((each.format for each in module.modules() if isinstance(each, Quantized)), None)
 
 
 def quantize_layer(
