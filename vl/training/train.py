@@ -393,12 +393,19 @@ class Trainer:
         """Records and their lengths; measured by the first process, whose result the others find."""
         records = Corpus(files)
         folder = self.out / "data" / kind
-        if not self.world.first:
-            self.world.barrier()  # it may still be deleting what an earlier run left there
+        world = self.world
+        while not world.first and world.sum(0.0):  # it deletes what an earlier run left, and measures
+            pass
         folder.mkdir(parents=True, exist_ok=True)
-        found = measure_records(records, self.model.processor, self.config.data, folder, self.report.tell)
-        if self.world.first:
-            self.world.barrier()
+
+        def tell(text: str) -> None:
+            self.report.tell(text)
+            if world.first:
+                world.sum(1.0)  # those who wait would give it up after half an hour without a word
+
+        found = measure_records(records, self.model.processor, self.config.data, folder, tell)
+        if world.first:
+            world.sum(0.0)
         self.report.tell(f"{kind}: {found.summary(folder)}")
         if kind == "train":
             self.progress.skipped = max(self.progress.skipped, len(found.skipped))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import meeting
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from torch.distributed.tensor import DTensor
 import vl
 from vl.training.config import TrainConfig
 from vl.training.curve import read_log
+from vl.training.lengths import Lengths
 from vl.training.lora import WEIGHTS
 from vl.training.parallelize import World, gathered, local_device, together
 from vl.training.shards import Shards, local
@@ -202,6 +204,28 @@ def test_all_that_learns_has_a_gradient_of_any_batch(alone: DeviceMesh, tmp_path
     fully_shard(learner, mesh=alone)
     learner(batch, balance=0.0, dense=1.0, max_tiles=8).total.backward()
     assert [name for name, p in learner.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(("rank", "sums", "said"), [(0, [1.0] * 3, [1.0, 1.0, 0.0]), (1, [1.0, 1.0, 0.0], [0.0] * 3)])
+def test_who_waits_for_records_to_be_measured_is_told_that_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, sums: list[float], said: list[float]
+) -> None:
+    def measure(records: Any, processor: Any, config: Any, folder: Path, tell: Any) -> Lengths:
+        if rank == 0:
+            tell("measuring")
+            tell("measuring")
+        else:
+            assert heard == said
+        return Lengths(np.ones(1, np.int32), (), {})
+
+    heard, coming = list[float](), iter(sums)
+    path = write_jsonl(tmp_path / "talks.jsonl", [talk("a.png")])
+    trainer = Trainer(TrainConfig.of(tables()), tmp_path / "run", "cpu")
+    trainer.world = World(rank, 2)
+    monkeypatch.setattr(World, "sum", lambda self, value: heard.append(value) or next(coming))  # type: ignore[func-returns-value]
+    monkeypatch.setitem(Trainer._measure.__globals__, "measure_records", measure)
+    trainer._measure((str(path),), "train")
+    assert heard == said
 
 
 def test_muon_refuses_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
