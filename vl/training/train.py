@@ -15,7 +15,6 @@ from torch import Tensor
 
 from vl.errors import CheckpointError, ConfigError, TrainingError
 from vl.loading import first_line, pick_device
-from vl.model import MiniMaxVL
 from vl.threads import one_thread
 from vl.training.batch import Batch
 from vl.training.batching import Batching, RecordBatches, read_held_out
@@ -29,20 +28,19 @@ from vl.training.flops import StepFlops, measure_peak
 from vl.training.folder import FolderLock, begin_run, check_folder, has_only_begun
 from vl.training.freeze import freeze
 from vl.training.lengths import measure_records
-from vl.training.lora import load_adapter, new_adapters
+from vl.training.lora import new_adapters
 from vl.training.losses import answer_weights
 from vl.training.meters import Meters
 from vl.training.optim import MasterOptimizer, learning_rate
 from vl.training.parallelize import World, gathered, join_context, local_device, parallelize, together
 from vl.training.recompute import recompute_layers
 from vl.training.report import Report
-from vl.training.shards import Shards, local, on_host
+from vl.training.result import whole_weights, write_model
+from vl.training.shards import Shards
 from vl.training.state import Progress, load_state, save_state
 from vl.training.step import Learner, StepLosses, add_losses, score
 
 MODEL, ADAPTER = "model", "adapter"
-# A repository's files may not be large; beyond that size a model is for elsewhere.
-_SMALL_SHARD, _LARGE_SHARD, _LARGE_MODEL = 16_000_000, 5_000_000_000, 100_000_000
 
 
 def train(
@@ -351,27 +349,14 @@ class Trainer:
 
     def _whole_weights(self, prefix: str) -> dict[str, Tensor]:
         """Parameters of a part of the learner by their names in it, gathered from all processes for the first."""
-        shards = self.optimizer.shards
-        wholes = (
-            (name.removeprefix(prefix), shards.gather(name, local(parameter.detach()), parameter.detach()))
-            for name, parameter in self.learner.named_parameters()
-            if name.startswith(prefix)
-        )
-        return on_host(wholes, keep=self.world.first)
+        return whole_weights(self.learner, prefix, self.optimizer.shards, keep=self.world.first)
 
     def _save_model(self, weights: dict[str, Tensor], folder: Path, adapter: Path | None = None) -> None:
         """Writes the first process's weights in the released layout, in bfloat16."""
-        if not self.world.first:
-            return
-        config, model = self.model.config, self.model
-        if self.world.size > 1 or adapter:
-            # Apart from the model that trains, whose parameters are shards or stay as they are.
-            model = MiniMaxVL(config, self.model.processor, device="cpu", dtype=torch.bfloat16)
-            model.load_state_dict(weights)
-            if adapter:
-                load_adapter(model, adapter)
-        small = sum(2 * parameter.numel() for parameter in model.parameters()) < _LARGE_MODEL
-        model.save(folder, max_shard_bytes=_SMALL_SHARD if small else _LARGE_SHARD, dtype=torch.bfloat16)
+        if self.world.first:
+            # A model that trains on several devices has shards, and one with adapters stays as it is.
+            apart = weights if self.world.size > 1 or adapter else None
+            write_model(self.model, folder, apart, adapter)
 
     def _count(self, taken: list[Batch]) -> None:
         """One more step, and what was in it over all processes."""
