@@ -10,6 +10,7 @@ The released model writes its calls as the special token `<function_call>` and a
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,18 @@ _FENCE = re.compile(r"\s*(?:```\w*)?")
 _CALL = re.compile(r"\s*functions\.([^\s(]+)\s*\(\s*")
 _CLOSE = re.compile(r"\s*\)[;,]?")
 _END = re.compile(rf"\)[;,]?\s*(?=functions\.|```|{FUNCTION_CALL}|\Z)|```|{FUNCTION_CALL}|\Z")
-_DECODER = json.JSONDecoder(strict=False)  # strings may hold newlines as they are
+
+
+def _finite(number: str) -> float:
+    """Raises ValueError for what JSON has no word for once it is read: `NaN`, `Infinity` and `1e999`."""
+    found = float(number)
+    if not math.isfinite(found):
+        raise ValueError(f"{number} is no number of JSON's")
+    return found
+
+
+# Strings may hold newlines as they are.
+_DECODER = json.JSONDecoder(strict=False, parse_constant=_finite, parse_float=_finite)
 
 
 @dataclass(frozen=True)

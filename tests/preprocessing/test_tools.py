@@ -212,6 +212,8 @@ FENCED = "<function_call>```typescript\n%s\n```<end_of_sentence>"
         (FENCED % 'functions.f({"a": 1}', [ToolCall("f", '{"a": 1}')]),
         ('<function_call>```typescript\nfunctions.f({"a": "Par', [ToolCall("f", '{"a": "Par')]),
         (FENCED % ('functions.f({"a": %s})' % ("1" * 5000)), [ToolCall("f", '{"a": %s}' % ("1" * 5000))]),
+        (FENCED % 'functions.f({"a": NaN})', [ToolCall("f", '{"a": NaN}')]),
+        (FENCED % 'functions.f({"a": -1e999})', [ToolCall("f", '{"a": -1e999}')]),
         (FENCED % ("functions.f(%s)" % ("[" * 100_000)), [ToolCall("f", "[" * 100_000)]),
         ("<function_call>", []),
         ("<function_call>I cannot.", []),

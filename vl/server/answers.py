@@ -12,6 +12,7 @@ from typing import Any
 
 from preprocessing import Processor
 from preprocessing.tools import FUNCTION_CALL
+from preprocessing.unicode import well_formed
 from vl.engine import AsyncEngine, Delta, Request, TokenLogprob
 from vl.server.metrics import Metrics
 from vl.server.prompts import Prepared
@@ -127,6 +128,7 @@ class Choice:
 
 def _call(call: Any) -> dict[str, Any]:
     text = call.arguments if isinstance(call.arguments, str) else json.dumps(call.arguments, ensure_ascii=False)
+    text = well_formed(text)  # half a surrogate pair, which escapes can spell, is nothing that clients could send back
     return {
         "id": f"call_{secrets.token_hex(12)}",
         "type": "function",

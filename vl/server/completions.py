@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from itertools import accumulate
 from typing import Any
 
 from preprocessing import Processor
+from preprocessing.tokenizer import TextStream
 from vl.engine import TokenLogprob
 from vl.server.answers import Generating, Head, likelihood, usage_of
 from vl.server.openai import CompletionRequest
@@ -28,6 +28,7 @@ class Completions:
     ) -> None:
         self._request, self._requests, self._processor = request, prepared.requests, processor
         self._deltas = generating.deltas(prepared.requests, arrival)
+        self._likelihoods = [_Likelihoods(processor.tokenizer.stream()) for _ in prepared.requests]
         self._head = Head("text_completion", "cmpl", model)
 
     async def whole(self) -> dict[str, Any]:
@@ -43,7 +44,7 @@ class Completions:
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
         with_usage = self._request.with_usage
         usage: dict[str, Any] = {"usage": None} if with_usage else {}
-        begun, offsets = set[int](), [0] * len(self._requests)
+        begun = set[int]()
         async with aclosing(self._deltas) as deltas:
             async for number, delta in deltas:
                 text = delta.text
@@ -52,16 +53,13 @@ class Completions:
                     text = self._echo(number) + text
                 reason = self._requests[number].finish_reason if delta.done else None
                 if text or reason or delta.logprobs:
-                    choice = self._choice(number, text, delta.logprobs, reason, offsets[number])
-                    offsets[number] += sum(len(each.token) for each in delta.logprobs)
+                    choice = self._choice(number, text, delta.logprobs, reason)
                     yield self._head(choices=[choice]) | usage
         if with_usage:
             yield self._head(choices=[], usage=self._usage)
 
-    def _choice(
-        self, number: int, text: str, found: Sequence[TokenLogprob], reason: str | None, offset: int = 0
-    ) -> dict[str, Any]:
-        logprobs = None if self._request.logprobs is None else _logprobs(found, offset)
+    def _choice(self, number: int, text: str, found: Sequence[TokenLogprob], reason: str | None) -> dict[str, Any]:
+        logprobs = None if self._request.logprobs is None else self._likelihoods[number](found)
         return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
     def _echo(self, number: int) -> str:
@@ -76,12 +74,44 @@ class Completions:
         return usage_of(self._requests, self._request.answers)
 
 
-def _logprobs(found: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
-    """Of tokens, whose text begins after `offset` characters of the answer."""
-    ends = accumulate((len(each.token) for each in found), initial=offset)
-    return {
-        "tokens": [each.token for each in found],
-        "token_logprobs": [likelihood(each)["logprob"] for each in found],
-        "top_logprobs": [{top.token: likelihood(top)["logprob"] for top in each.top} for each in found],
-        "text_offset": [start for start, _ in zip(ends, found, strict=False)],
-    }
+class _Likelihoods:
+    """How likely the tokens of one answer were, told as they come.
+
+    Args:
+        stream: decodes them once more: where each begins in the text depends on the bytes of those before it.
+    """
+
+    def __init__(self, stream: TextStream) -> None:
+        self._stream, self._length = stream, 0
+
+    def __call__(self, found: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """Of the next tokens. A token inside of a character has the offset of that character."""
+        return {
+            "tokens": [_spelt(each) for each in found],
+            "token_logprobs": [likelihood(each)["logprob"] for each in found],
+            "top_logprobs": [_by_spelling([*each.top, each]) for each in found],
+            "text_offset": [self._start(each) for each in found],
+        }
+
+    def _start(self, token: TokenLogprob) -> int:
+        piece = self._stream.push(token.token_id)
+        before = len(piece) - len(token.token) if piece.endswith(token.token) else 0
+        start = self._length + before
+        self._length += len(piece)
+        return start
+
+
+def _by_spelling(tokens: Sequence[TokenLogprob]) -> dict[str, float]:
+    """The first of those that are spelt alike counts."""
+    found: dict[str, float] = {}
+    for each in tokens:
+        found.setdefault(_spelt(each), likelihood(each)["logprob"])
+    return found
+
+
+def _spelt(token: TokenLogprob) -> str:
+    """Its text, or its bytes where they are no text by themselves, as OpenAI writes them: there is no other place."""
+    try:
+        return bytes(token.bytes).decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes)

@@ -49,7 +49,11 @@ def check_details(messages: list[Any]) -> None:
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else []:
-            url = part.get("image_url") if isinstance(part, dict) and part.get("type") in IMAGE_PARTS else None
-            detail = url.get("detail") if isinstance(url, dict) else None
-            if detail not in (None, "auto", "high"):
-                raise InputError(f"detail {detail!r:.40} is not supported: images are read in full; send a smaller one")
+            if not isinstance(part, dict) or part.get("type") not in IMAGE_PARTS:
+                continue
+            url = part.get("image_url")
+            for given in (part, url if isinstance(url, dict) else {}):  # some write it beside the URL
+                if (detail := given.get("detail")) not in (None, "auto", "high"):
+                    raise InputError(
+                        f"detail {detail!r:.40} is not supported: images are read in full; send a smaller one"
+                    )

@@ -136,7 +136,8 @@ class Prompts:
         conversation = Conversation.of([_renamed(message) for message in messages], offered)
         self._check_length(sum(map(len, conversation.texts())))
         conversation = with_images(conversation, self._config)
-        return self.processor(conversation, continue_final_message=True), offered is not None
+        kept = self._model.engine.kept_images
+        return self.processor(conversation, continue_final_message=True, kept=kept), offered is not None
 
     def _raw(self, prompt: str | list[int]) -> Inputs:
         """The text or tokens as they stand: control tokens where they are written out."""

@@ -75,6 +75,16 @@ def test_images_are_seen(client: TestClient, model: vl.MiniMaxVL) -> None:
     assert found["usage"]["prompt_tokens_details"]["image_tokens"] == expected.usage.image_tokens > 0
 
 
+def test_the_file_of_an_image_is_decoded_once(client: TestClient, model: vl.MiniMaxVL) -> None:
+    kept = model.engine.kept_images
+    assert kept is not None
+    messages = with_image(picture(50, 50, "teal"))
+    before = kept.hits
+    texts = {answer(client, messages=messages, max_tokens=8)["choices"][0]["message"]["content"] for _ in range(2)}
+    assert kept.hits == before + 1
+    assert texts == {said(model, with_image(picture(50, 50, "teal")), max_new_tokens=8).text}
+
+
 def test_a_message_of_the_assistant_is_gone_on_from(client: TestClient, model: vl.MiniMaxVL) -> None:
     messages = [{"role": "developer", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     messages.append({"role": "assistant", "content": "Well, "})

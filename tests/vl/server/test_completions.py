@@ -60,16 +60,32 @@ def test_logprobs(client: TestClient, model: vl.MiniMaxVL) -> None:
     answer = expected(model, "A red", logprobs=True, top_logprobs=2).logprobs
     assert answer is not None
     found = complete(client, prompt="A red", logprobs=2)["choices"][0]["logprobs"]
-    assert found["tokens"] == [each.token for each in answer]
     assert found["token_logprobs"] == pytest.approx([each.logprob for each in answer])
-    lengths = [len(token) for token in found["tokens"]]
-    assert found["text_offset"] == [sum(lengths[:i]) for i in range(len(lengths))]
     assert all(1 <= len(top) <= 2 for top in found["top_logprobs"])
     parts = [
         chunk["choices"][0]["logprobs"]
         for chunk in events(client.post("/v1/completions", json={"prompt": "A red", "logprobs": 2, "stream": True}))
     ]
     assert [offset for part in parts for offset in part["text_offset"]] == found["text_offset"]
+
+
+def test_logprobs_of_tokens_within_a_character(client: TestClient) -> None:
+    form = {"type": "regex", "pattern": "a🙂b"}
+    body = {"prompt": "A red", "logprobs": 1, "response_format": form}
+    choice = complete(client, **body)["choices"][0]
+    found = choice["logprobs"]
+    assert choice["text"] == "a🙂b"
+    first, *within, last, _ = found["tokens"]
+    assert (first, last) == ("a", "b")
+    assert len(within) > 1
+    assert "".join(within).replace("bytes:", "") == "".join(f"\\x{byte:02x}" for byte in "🙂".encode())
+    assert found["text_offset"] == [0, *[1] * len(within), 2, 3]
+    for token, logprob, top in zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True):
+        assert top[token] == logprob, "what was taken is among them, likely or not"
+        assert len(top) == 2 or top[token] == max(top.values())
+    chunks = events(client.post("/v1/completions", json=body | {"stream": True}))
+    offsets = [offset for chunk in chunks for offset in chunk["choices"][0]["logprobs"]["text_offset"]]
+    assert offsets == found["text_offset"]
 
 
 def test_tokens(client: TestClient, model: vl.MiniMaxVL) -> None:

@@ -258,8 +258,10 @@ def test_nothing_but_data_is_an_image(client: TestClient, tmp_path: Path, url: A
 
 def test_less_detail_is_refused(client: TestClient) -> None:
     for detail in ("low", 5, ["low"]):
-        part = {"type": "image_url", "image_url": {"url": picture(), "detail": detail}}
-        refused(client, {"messages": [{"role": "user", "content": [part]}]}, 400, "detail")
+        inside: dict[str, Any] = {"type": "image_url", "image_url": {"url": picture(), "detail": detail}}
+        beside: dict[str, Any] = {"type": "image_url", "image_url": {"url": picture()}, "detail": detail}
+        for part in (inside, beside):
+            refused(client, {"messages": [{"role": "user", "content": [part]}]}, 400, "detail")
 
 
 class Pictures(BaseHTTPRequestHandler):

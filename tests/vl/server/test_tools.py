@@ -60,6 +60,16 @@ def test_a_call_that_is_cut_off_says_so(client: TestClient, says: Say) -> None:
     assert found["tool_calls"][0]["function"]["name"] == "get_time"
 
 
+def test_arguments_are_text_that_can_be_sent_back(client: TestClient, says: Say) -> None:
+    says('<function_call>```typescript\nfunctions.get_time({"city": "Oslo \\ud83d", "at": "\\ud83d\\ude42"})\n```')
+    body = ask(tools=[TOOL], max_tokens=200)
+    found, _ = message(client, **body)
+    streamed = events(client.post("/v1/chat/completions", json={**body, "stream": True}))
+    called = [call for chunk in streamed for call in chunk["choices"][0]["delta"].get("tool_calls", [])]
+    for call in (*found["tool_calls"], *called):
+        assert json.loads(call["function"]["arguments"].encode()) == {"city": "Oslo \ufffd", "at": "🙂"}
+
+
 def test_one_call_at_most_where_no_more_are_wanted(client: TestClient, says: Say) -> None:
     says(CALLS)
     body = ask(tools=[TOOL, OTHER], max_tokens=200, parallel_tool_calls=False)

@@ -179,9 +179,15 @@ async def _follow(response: httpx.Response, answer: Answer, leave_after: int | N
 
 
 async def _events(response: httpx.Response) -> AsyncGenerator[str, None]:
-    async for line in response.aiter_lines():
-        if line.startswith("data:"):
-            yield line[5:].strip()
+    """Lines end at line feeds alone: httpx ends them at U+2028 and the like too, which JSON may hold as they are."""
+    rest = b""
+    async for part in response.aiter_bytes():
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield line[5:].strip().decode("utf-8", "replace")
+    if rest.startswith(b"data:"):
+        yield rest[5:].strip().decode("utf-8", "replace")
 
 
 def _note(chunk: Any, answer: Answer) -> None:

@@ -138,7 +138,8 @@ def test_pieces_of_several_tokens(scripted: Scripted, tmp_path: Path, capsys: py
 
 
 def test_answers_without_usage(scripted: Scripted, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scripted.said = [piece("a"), piece("b"), piece(reason="stop"), "[DONE]"]
+    not_escaped = json.dumps(piece("a\u2028\x85"), ensure_ascii=False)  # which end lines of text, but not of events
+    scripted.said = [not_escaped, piece("b"), piece(reason="stop"), "[DONE]"]
     code, found = scripted_bench(scripted, tmp_path)
     assert (code, found["total_output_tokens"], found["answers_without_usage"]) == (0, 9, 3)
     assert "3 answers came without usage" in said(capsys)
