@@ -138,7 +138,7 @@ class Learner(nn.Module):
         """
         dense = self.head if batch.patch_points is None else None
         unused = [dense] if batch.grids else [dense, self.model.vision, self.adapters]
-        learnt = [p.sum() for part in unused if part for p in part.parameters() if p.requires_grad]
+        learnt = [p.sum() for part in unused if part is not None for p in part.parameters() if p.requires_grad]
         return 0.0 * torch.stack(learnt).sum() if learnt else torch.zeros((), device=self.model.device)
 
 
