@@ -100,13 +100,13 @@ def load(
     place = placed.devices[0]
     if device is None and len(placed.devices) == 1 and place.type == "cpu":
         warn_of_slowness(name, config)
-    slots, format = None, config.quantization or stored_as
+    slots = None
     if spilling is not None:
+        format = config.quantization or stored_as
         spilled = place_experts(spilling, config, placed, name=name, format=format, dtype=kind, engine=settings)
         if spilled is not None:
             warnings.warn(spilled.note, stacklevel=2)
             slots = spilled.slots
-    check_host(config, placed, name=name, format=format, dtype=kind)
     if len(placed.devices) > 1:
         split = load_split(
             folder,
@@ -182,6 +182,7 @@ def load_split(
         CheckpointError, ConfigError, DeviceError: as `load` does; what a process raised is said to be of its rank.
     """
     opened = open_folder(folder, config, quantization=quantization, background=background)
+    check_host(opened.config, placed, name=name, dtype=dtype)
     build = partial(
         load_part,
         folder,
@@ -273,6 +274,8 @@ def load_folder(
         CheckpointError, ConfigError, DeviceError: as `load` does.
     """
     opened = open_folder(folder, config, quantization=quantization, threads=threads, background=background)
+    if placement is None:  # of a part, who starts its process has looked at the whole
+        check_host(opened.config, Placed((device,), TENSOR), name=name, dtype=dtype)
     try:
         model = MiniMaxVL(
             opened.config,

@@ -70,7 +70,7 @@ def random_whole(
     asked = read_devices(devices, placement, device)
     placed = Placed((pick_device(device),), TENSOR) if asked is None else asked.place(config, quantization, settings)
     kind = pick_dtype(dtype, placed.devices[0])
-    check_host(config, placed, name=model, format=config.quantization, dtype=kind)
+    check_host(config, placed, name=model, dtype=kind)
     processor = Processor.load(NANO, patcher_of(config), background=background)
     if spelling:
         processor = replace(processor, tokenizer=spelt_out(processor.tokenizer, config.text.vocab_size))
