@@ -69,7 +69,12 @@ def _grammar(made: Any, response_format: Mapping[str, Any]) -> str:
     if kind == "grammar":
         return made.grammar_from_lark(response_format["grammar"])
     schema = {"type": "object"} if kind == "json_object" else response_format["json_schema"]["schema"]
-    # As text, with the option beside it: what a schema itself says to the library ("x-guidance") does not count.
+    if isinstance(schema, bool):
+        if not schema:
+            raise InputError(f"{_NOT_HELD}: nothing is valid by the schema false")
+        schema = {}
+    # What a schema itself says to the library does not count: it could have keywords passed over.
+    schema = {key: value for key, value in schema.items() if key != "x-guidance"}
     return made.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": _WHITESPACE})
 
 

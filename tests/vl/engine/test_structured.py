@@ -178,6 +178,8 @@ def test_what_is_no_response_format_is_refused(given: Any, message: str) -> None
     [
         (held_to({"type": "objekt"}), "Invalid type: objekt"),
         (held_to({"type": "array", "uniqueItems": True}), "uniqueItems"),
+        (held_to({"x-guidance": {"lenient": True}, "type": "array", "uniqueItems": True}), "uniqueItems"),
+        (held_to(False), "the schema false"),
         (held_to({"type": "integer", "minimum": 5, "maximum": 2}), "minimum"),
         (held_to({"$ref": "#/nowhere"}), "nowhere"),
         ({"type": "regex", "pattern": "["}, "unclosed"),
@@ -194,6 +196,14 @@ def test_what_cannot_be_held_to_is_refused_before_it_is_queued(
             door()
     assert isinstance(nano.engine, Engine)
     assert not nano.engine.scheduler.waiting
+
+
+def test_what_a_schema_says_to_the_library_does_not_count(nano: vl.MiniMaxVL) -> None:
+    said = {"x-guidance": {"whitespace_pattern": "x"}, "enum": [[1]]}
+    for each in (said, True):
+        form = Forms(nano).form(held_to(each))
+        assert form.matcher.try_consume_tokens(nano.processor.tokenizer.encode_plain("[\n1]")) > 0
+        assert form.matcher.is_accepting()
 
 
 def nested(depth: int) -> dict[str, Any]:
