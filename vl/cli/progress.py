@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,8 @@ class CaptionProgress:
         self._bar.stop()
 
     def _count(self, count: Callable[[], int]) -> None:
-        self._sources = count()
+        with suppress(Exception):  # what is wrong with a source is said where the job comes to it
+            self._sources = count()
 
     def update(self, tally: Tally) -> None:
         """Images that had a row before do not count: they would make the rest look as quick."""

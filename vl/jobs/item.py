@@ -57,7 +57,10 @@ class Item:
         """End as `row` did, whose image is the same."""
         self.leader = None
         own = {name: self.row[name] for name in ("image", "model", "prompt", "settings")}
-        self._finish({name: row[name] for name in ("error", *self.prompts.answers) if name in row})
+        outcome = {name: row[name] for name in ("error", *self.prompts.answers) if name in row}
+        if "error" in outcome and outcome["error"].startswith(told := f"{row['image']}: "):
+            outcome["error"] = f"{own['image']}: {outcome['error'].removeprefix(told)}"
+        self._finish(outcome)
         self.row |= {name: row[name] for name in _UNKNOWN} | {"seconds": 0.0} | own
 
     def fail(self, error: Exception) -> None:

@@ -11,8 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Protocol
 
-from PIL import Image
-
+from preprocessing.formats import open_encoded
 from preprocessing.unicode import name_bytes
 from vl.jobs.duplicates import answer_key
 from vl.jobs.prompts import CAPTION
@@ -167,7 +166,7 @@ class Shards:
 
 
 def _suffix_of(image: bytes) -> str:
-    with Image.open(io.BytesIO(image)) as opened:
+    with open_encoded(io.BytesIO(image), "image") as opened:
         kind = (opened.format or "bin").lower()
     return "jpg" if kind in ("jpeg", "mpo") else kind
 

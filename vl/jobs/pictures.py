@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from preprocessing.sources import open_source
-from vl.errors import Error
+from vl.errors import Error, InputError
+from vl.jobs.duplicates import digest_of
 from vl.jobs.parts import id_of
 from vl.jobs.rowfile import Row
 from vl.jobs.sources import Asked, Picture, Source, row_key, source_key
@@ -58,6 +59,8 @@ class Pictures:
             return row
         try:
             content = encoded(source)
+            if row.get("digest") not in (None, digest_of(content)):
+                raise InputError(f"{row['image']}: was written again while it was captioned: try it again")
         except Error as error:
             rest = {name: value for name, value in row.items() if name not in columns}
             return {"image": row["image"], "error": str(error)} | rest

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pandas
 import pyarrow
 import pytest
@@ -24,7 +25,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from vl.errors import InputError
-from vl.jobs import caption_images, expand_sources, source_key
+from vl.jobs import Picture, Prompts, caption_images, expand_sources, source_key
 
 from .fakes import FakeModel, read
 
@@ -330,6 +331,48 @@ def test_an_imagefolder_is_what_its_metadata_name(tmp_path: Path, kind: str) -> 
         (folder / "train" / "metadata.jsonl").write_text('{"file_name"\n')
         with pytest.raises(InputError, match=r"metadata\.jsonl: row 1 is not JSON"):
             list(expand_sources([folder]))
+
+
+def test_an_imagefolder_behind_a_url_is_what_its_metadata_name() -> None:
+    fs = fsspec.filesystem("memory")
+    for name in ("train/b.png", "train/deep/a.png", "train/unlisted.png", "other.png"):
+        fs.pipe(f"/imagefolder/{name}", png(4))
+    rows = [{"file_name": name, "kind": name[0]} for name in ("deep/a.png", "gone.png", "b.png")]
+    fs.pipe("/imagefolder/train/metadata.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    told: list[str] = []
+    found = list(expand_sources("memory://imagefolder", told.append))
+    assert [source_key(source).removeprefix("memory:///imagefolder/") for source in found] == [
+        "other.png", "train/deep/a.png", "train/gone.png", "train/b.png"
+    ]  # fmt: skip
+    assert isinstance(found[1], Picture)
+    assert found[1].read() == png(4)
+    assert told == ["memory://imagefolder: passed over 2 files: 1 .jsonl, 1 not in the metadata"]
+    asked = expand_sources("memory://imagefolder/train", prompts=Prompts.of("A {kind}?"))
+    assert [getattr(source, "prompt", "") for source in asked] == ["A d?", "A g?", "A b?"]
+
+
+def test_names_behind_urls_that_look_like_patterns(tmp_path: Path) -> None:
+    fs = fsspec.filesystem("memory")
+    for name in ("a[1].png", "b1.png"):
+        fs.pipe(f"/patterns/{name}", png(3))
+        (tmp_path / name).write_bytes(png(3))
+    sources = ["memory://patterns/a[1].png", "memory://patterns/b[1].png", "memory://patterns/c[1].png"]
+    sources += [f"file://{tmp_path}/a[1].png", f"file://{tmp_path}/[c]*.png"]
+    rows = captions(tmp_path, *sources)
+    errors = [name for name, said in rows.items() if "no such file" in said]
+    assert len(rows) == 5
+    assert [name.rpartition("/")[2] for name in errors] == ["c[1].png", "[c]*.png"], "rows, and not nothing"
+
+
+@pytest.mark.parametrize(("text", "row"), [('path,a\n1.png,"x\n2.png,y\n', 1), ('path,"a\n1.png,x\n', 1)])
+def test_rows_behind_a_quote_that_nothing_closes_are_an_error(tmp_path: Path, text: str, row: int) -> None:
+    (tmp_path / "1.png").write_bytes(png(1))
+    (tmp_path / "t.csv").write_text(text)
+    said = captions(tmp_path, tmp_path / "t.csv")
+    assert list(said) == [f"t.csv:{row}"]
+    assert "a quote that nothing closes" in said[f"t.csv:{row}"]
+    (tmp_path / "t.csv").write_text('path,a\n1.png,"x\n2.png,y"\n\n')
+    assert list(captions(tmp_path, tmp_path / "t.csv")) == ["1.png"]
 
 
 def test_globs(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from vl.errors import InputError
-from vl.jobs import caption_images, caption_rows
+from vl.jobs import Prompts, caption_images, caption_rows
+from vl.jobs.item import _UNKNOWN, Item
 from vl.jobs.partsink import PartSink
 
 from .fakes import FakeModel, FakeRequest, run
@@ -113,6 +114,14 @@ def test_what_fails_in_the_engine_fails_for_both(copies: Path, tmp_path: Path) -
     tally = run(copies / "a", tmp_path / "out.jsonl", CountingModel(trouble=trouble))
     errors = [row["error"] for row in found(tmp_path / "out.jsonl") if "06" in Path(row["image"]).name]
     assert (tally.errors, errors) == (4, ["no room"] * 2)
+
+
+def test_an_error_that_is_a_copy_names_its_own_image() -> None:
+    rows = [dict.fromkeys(("model", "prompt", "settings", *_UNKNOWN)) | {"image": name} for name in ("a.png", "b.png")]
+    leader, other = (Item(row, Prompts.of("p"), inputs=[]) for row in rows)
+    leader.fail(InputError("a.png: the answer was cut"))
+    other.copy(leader.row)
+    assert other.row["error"] == "b.png: the answer was cut"
 
 
 def test_a_part_that_is_gone_costs_time_alone(copies: Path, tmp_path: Path) -> None:

@@ -15,13 +15,24 @@ import webdataset
 from PIL import Image
 
 from vl.errors import InputError
-from vl.jobs import JobError, Prompts, caption_images, check_output, expand_sources, open_rows, source_key
+from vl.jobs import (
+    JobError,
+    Picture,
+    Prompts,
+    caption_images,
+    caption_rows,
+    check_output,
+    expand_sources,
+    open_rows,
+    source_key,
+)
 from vl.jobs.bucket import Bucket
 from vl.jobs.parquet import Parquet
 from vl.jobs.parts import ERRORS
 from vl.jobs.partsink import PartSink
 
 from .fakes import FakeModel, run, s3_server
+from .test_containers import png
 
 pytest.importorskip("moto", reason="needs moto[server]")
 
@@ -85,6 +96,18 @@ def test_shards_without_images_and_with_several_answers(archive: Path, tmp_path:
     (sample,) = samples(tmp_path / "out.wds")
     assert (sample["txt"], sample["short.txt"], sample["json"]["image"]) == ("long", "s", "a/b.png")
     assert not [name for name in sample if name in ("png", "jpg")]
+
+
+def test_an_image_that_is_another_by_the_time_it_is_written_is_an_error(tmp_path: Path) -> None:
+    contents = [png(3), png(4)]
+    source = Picture("a.png", lambda: contents.pop(0))
+    with open_rows(tmp_path / "out.wds", model="m", prompt="p") as rows:
+        (found,) = rows.pending([source])
+        ((row,),) = caption_rows(FakeModel(), [found], prompt="p")
+        rows.append([row | {"model": "m"}])
+    with tarfile.open(tmp_path / "out.wds" / "part-00000.tar") as tar:
+        assert tar.getnames() == [ERRORS]
+    assert ["written again" in row["error"] for row in errors(tmp_path / "out.wds")] == [True]
 
 
 @pytest.mark.parametrize("action", range(0, 60, 4))

@@ -12,8 +12,8 @@ from typing import Any
 from preprocessing.sources import kind_of, local_path
 from vl.errors import InputError
 from vl.jobs.prompts import Prompts
-from vl.jobs.sources.files import File, below, explained, file_of, is_remote, matches, remote, suffix_of
-from vl.jobs.sources.folders import walk_folder
+from vl.jobs.sources.files import File, exists, explained, file_of, is_remote, matches, remote, suffix_of
+from vl.jobs.sources.folders import walk_bucket, walk_folder
 from vl.jobs.sources.names import Asked, Source, broken, source_key
 from vl.jobs.sources.packed import PACKED, unpacked_name
 from vl.jobs.sources.passed import Passed
@@ -106,17 +106,19 @@ def _expand_remote(url: str, passed: Passed, columns: Columns) -> Iterator[Sourc
     web = url[:4].lower() == "http"
     if web or url[:5].lower() == "file:":  # a single image is fetched as everywhere else
         path = url if web else urllib.parse.unquote(urllib.parse.urlsplit(url).path)
-        if not _is_container(url) and (web or not (os.path.isdir(path) or has_magic(path))):
+        several = os.path.isdir(path) or (has_magic(path) and not os.path.exists(path))
+        if not _is_container(url) and (web or not several):
             yield url
             return
     place = remote(url)
-    if has_magic(url) and not web:
-        found = [file for file in matches(place) if _is_container(file.name) or passed.takes(file.name)]
-        yield from (source for file in found for source in _one(file, passed, columns))
+    if not web and has_magic(url) and not exists(place) and (found := matches(place)):
+        for file in found:
+            if _is_container(file.name) or passed.takes(file.name):
+                yield from _one(file, passed, columns)
         return
     with explained(url):
         is_folder = not web and place.fs.isdir(place.path)
-    yield from (file.picture() for file in below(place, passed)) if is_folder else _one(place, passed, columns)
+    yield from walk_bucket(place, passed, columns) if is_folder else _one(place, passed, columns)
 
 
 def _one(file: File, passed: Passed, columns: Columns) -> Iterator[Source]:

@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 from preprocessing.sources import local_path
 from vl.errors import Error, InputError
 from vl.jobs.sources.names import Picture
-from vl.jobs.sources.passed import Passed
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
 
@@ -29,6 +28,12 @@ class File:
     def open(self) -> IO[bytes]:
         """Binary and seekable. Raises OSError or what the file system raises."""
         return open(local_path(self.name), "rb") if self.fs is None else self.fs.open(self.path, "rb")
+
+    def within(self, name: str) -> File:
+        """A file in this folder."""
+        return (
+            File(os.path.join(self.name, name)) if self.fs is None else at(self.fs, f"{self.path.rstrip('/')}/{name}")
+        )
 
     def read(self, start: int, size: int) -> bytes:
         """`size` bytes from `start`. Raises InputError."""
@@ -115,14 +120,10 @@ def remote(url: str) -> File:
     return File(url, fs, path)
 
 
-def below(folder: File, passed: Passed) -> Iterator[File]:
-    """The images in a folder behind a URL and below, in a stable order. Raises InputError."""
-    with explained(folder.name):
-        for parent, folders, files in folder.fs.walk(folder.path):
-            folders.sort()
-            for name in sorted(files):
-                if passed.takes(name):
-                    yield at(folder.fs, f"{parent.rstrip('/')}/{name}")
+def exists(file: File) -> bool:
+    """Whether there is a file or folder of that very name behind a URL. Raises InputError."""
+    with explained(file.name):
+        return bool(file.fs.exists(file.path))
 
 
 def matches(pattern: File) -> list[File]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vl.jobs.sources.files import File, at, beside, explained, remote
 from vl.jobs.sources.names import Source
 from vl.jobs.sources.passed import Passed
 from vl.jobs.sources.tables import Columns, listed
@@ -26,7 +28,7 @@ def walk_folder(root: str, passed: Passed, columns: Columns) -> Iterator[Source]
     for parent, folders, files in walk:
         yield from unreadable
         unreadable.clear()
-        if (rows := listed(parent, files, columns)) is not None:
+        if (rows := listed(File(parent), files, columns)) is not None:
             yield from _imagefolder(parent, rows, passed, columns)
             folders.clear()
             continue
@@ -42,12 +44,36 @@ def _imagefolder(
     folder: str, rows: Sequence[tuple[str, Mapping[str, Any]]], passed: Passed, columns: Columns
 ) -> Iterator[Source]:
     """The images that the metadata of `folder` name; others in it and below are counted as passed over."""
-    named = {os.path.normpath(name) for name, _ in rows}
     yield from (columns.asked(str(Path(folder, name)), record) for name, record in rows)
     for parent, _, files in os.walk(folder):
-        inside = [os.path.normpath(os.path.relpath(os.path.join(parent, name), folder)) for name in files]
-        passed["not in the metadata"] += sum(passed.takes(name) for name in inside if name not in named)
+        _not_named([os.path.relpath(os.path.join(parent, name), folder) for name in files], rows, passed)
+
+
+def _not_named(inside: Iterable[str], rows: Sequence[tuple[str, Mapping[str, Any]]], passed: Passed) -> None:
+    """Count the files of an imagefolder, by their paths from there, that its metadata do not name."""
+    named = {posixpath.normpath(name) for name, _ in rows}
+    passed["not in the metadata"] += sum(
+        passed.takes(name) for name in map(posixpath.normpath, inside) if name not in named
+    )
     passed += Passed()  # drops a count of 0
+
+
+def walk_bucket(folder: File, passed: Passed, columns: Columns) -> Iterator[Source]:
+    """`walk_folder` of a folder behind a URL, where no links are known. Raises InputError."""
+    with explained(folder.name):
+        for parent, folders, files in folder.fs.walk(folder.path):
+            here = at(folder.fs, parent)
+            if (rows := listed(here, files, columns)) is not None:
+                for name, record in rows:
+                    yield columns.asked(remote(beside(here.within("_").name, name)).picture(), record)
+                for below, _, inside in folder.fs.walk(parent):
+                    _not_named([posixpath.relpath(f"{below}/{name}", parent) for name in inside], rows, passed)
+                folders.clear()
+                continue
+            folders.sort()
+            for name in sorted(files):
+                if passed.takes(name):
+                    yield here.within(name).picture()
 
 
 class _Links:

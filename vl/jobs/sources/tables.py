@@ -104,7 +104,7 @@ def table_images(file: File, columns: Columns) -> Iterator[Source]:
             yield columns.asked(_source(file, f"{file.name}:{number}", value), record)
 
 
-def listed(folder: str, files: Iterable[str], columns: Columns) -> list[tuple[str, Mapping[str, Any]]] | None:
+def listed(folder: File, files: Iterable[str], columns: Columns) -> list[tuple[str, Mapping[str, Any]]] | None:
     """Each `file_name` in the metadata of an imagefolder, with the columns that prompts name; None if it is none.
 
     Raises:
@@ -113,9 +113,10 @@ def listed(folder: str, files: Iterable[str], columns: Columns) -> list[tuple[st
     for name in ("metadata.jsonl", "metadata.csv"):
         if name not in files:
             continue
-        path = os.path.join(folder, name)
-        with explained(path), open(path, "rb") as opened:
-            records = _json_records(opened) if name.endswith(".jsonl") else _csv_records(_csv_reader(opened))
+        file = folder.within(name)
+        path = file.name
+        with explained(path), file.open() as opened:
+            records = _json_records(opened) if name.endswith(".jsonl") else _csv_records(*_csv_reader(opened))
             first = next(records, None)
             if isinstance(first, _Damaged):
                 raise InputError(f"{path}: row 1 {first.cause}: mend the metadata")
@@ -165,14 +166,14 @@ def _json(file: Any, table: str, columns: Columns) -> Iterator[tuple[Any, Mappin
 
 
 def _csv(file: Any, table: str, columns: Columns) -> Iterator[tuple[Any, Mapping[str, Any] | None]]:
-    reader = _csv_reader(file)
+    reader, lines = _csv_reader(file)
     try:
         names = reader.fieldnames
     except csv.Error as error:
         yield _unreadable(error), None
         return
     chosen = columns.chosen(names, table) if names else ""
-    for record in _csv_records(reader):
+    for record in _csv_records(reader, lines):
         yield (record, None) if isinstance(record, _Damaged) else (record.get(chosen), record)
 
 
@@ -188,13 +189,30 @@ def _json_records(file: Any) -> Iterator[Any]:
             yield _Damaged("is not JSON that can be read: it is nested too deeply")
 
 
-def _csv_reader(file: Any) -> csv.DictReader[str]:
+def _csv_reader(file: Any) -> tuple[csv.DictReader[str], _Lines]:
     """Bytes that are no UTF-8 come as the system has them in names of files, so that an odd name is no end of all."""
     csv.field_size_limit(max(csv.field_size_limit(), 2 * MAX_BYTES))  # of the process; an image may be there as base64
-    return csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=""))
+    lines = _Lines(io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=""))
+    reader: csv.DictReader[str] = csv.DictReader(lines)
+    return reader, lines
 
 
-def _csv_records(reader: csv.DictReader[str]) -> Iterator[Any]:
+class _Lines:
+    """Lines of a file, and whether it has `ended`: a row that wants more than there are is within quotes."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines, self.ended = iter(lines), False
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._lines
+        self.ended = True
+
+
+def _csv_records(reader: csv.DictReader[str], lines: _Lines) -> Iterator[Any]:
+    """A quote that nothing closes makes all that follows a part of its field: these rows are lost, which is said."""
+    if lines.ended and reader.fieldnames:
+        yield _unclosed(0)
+    before = reader.line_num
     while True:
         try:
             row = next(reader, None)
@@ -203,6 +221,10 @@ def _csv_records(reader: csv.DictReader[str]) -> Iterator[Any]:
             return
         if row is None:
             return
+        if lines.ended:  # and had it been whole, no more would have been asked for
+            yield _unclosed(before)
+            return
+        before = reader.line_num
         yield row
 
 
@@ -238,6 +260,10 @@ def _parquet(file: Any, table: str, columns: Columns) -> Iterator[tuple[Any, Map
 def _of_the_disk(error: Exception) -> bool:
     """Or of the network, and not of what a file holds: pyarrow has OSErrors of its own."""
     return getattr(error, "errno", None) is not None
+
+
+def _unclosed(line: int) -> _Damaged:
+    return _Damaged(f"cannot be read, nor what follows (after line {line:,} is a quote that nothing closes)")
 
 
 def _unreadable(error: Exception) -> _Damaged:
