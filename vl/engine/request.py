@@ -25,6 +25,7 @@ class StopScanner:
 
     def __init__(self, stop: tuple[str, ...]) -> None:
         self._stop = stop
+        self._longest = max(map(len, stop), default=0)
         self._held = ""
 
     def push(self, piece: str) -> tuple[str, bool]:
@@ -39,16 +40,17 @@ class StopScanner:
         return self._release(len(self._held))
 
     def _undecided(self) -> int:
-        """Length of the longest tail of the held text that begins a stop string."""
-        return max(
-            (
-                n
-                for stop in self._stop
-                for n in range(1, min(len(stop), len(self._held) + 1))
-                if self._held.endswith(stop[:n])
-            ),
-            default=0,
-        )
+        """Length of the longest tail of the held text that begins a stop string.
+
+        What is passed over before it is released and not looked at again: so this takes a time for each character of
+        an answer, and not for each that a stop string has, for which all others of the batch would wait.
+        """
+        size = len(self._held)
+        for at in range(max(0, size - self._longest), size):
+            tail = self._held[at:]
+            if any(stop.startswith(tail) for stop in self._stop):
+                return size - at
+        return 0
 
     def _release(self, length: int) -> str:
         text, self._held = self._held[:length], self._held[length:]
