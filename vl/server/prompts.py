@@ -75,7 +75,14 @@ class Prompts:
             raise InputError("best_of is not supported beside n: leave it out")
         self._check_answers(len(prompts) * request.answers)
         _ = request.with_usage, self._params(request, 1)
-        made = [self._requests(request, self._raw(prompt), Timings()) for prompt in prompts]
+        inputs = [self._raw(prompt) for prompt in prompts]
+        image = self._model.config.image_token_index
+        if image is not None and any(bool((each.input_ids == image).any()) for each in inputs):
+            raise InputError(
+                f"prompt has the token {image}, in whose place an image stands: ask about images at "
+                "/v1/chat/completions"
+            )
+        made = [self._requests(request, each, Timings()) for each in inputs]
         prepared = Prepared([each for requests in made for each in requests])
         for each in prepared.requests:
             each.markers = None  # a text that goes on has no answer apart from what is thought
@@ -144,10 +151,10 @@ class Prompts:
         if isinstance(prompt, str):
             self._check_length(len(prompt))
         ids = self.processor.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        try:
-            return Inputs(torch.tensor(ids, dtype=torch.int64), torch.empty(0, 3, 0, 0, dtype=torch.uint8), [])
-        except (RuntimeError, OverflowError, ValueError):
-            raise InputError("prompt: token ids must be whole numbers of the vocabulary") from None
+        size = self._model.config.text.vocab_size
+        if not all(0 <= token < size for token in ids):
+            raise InputError(f"prompt: token ids must be whole numbers from 0 to {size - 1}")
+        return Inputs(torch.tensor(ids, dtype=torch.int64), torch.empty(0, 3, 0, 0, dtype=torch.uint8), [])
 
     def _begin_call(self, request: ChatRequest) -> list[int]:
         """Tokens with which the model begins a call, if it has to call a function."""
