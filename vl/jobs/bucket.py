@@ -15,7 +15,7 @@ from vl.jobs.manifest import Manifest
 from vl.jobs.parts import Format
 from vl.jobs.partsink import PartSink
 from vl.jobs.pictures import Pictures
-from vl.jobs.rowfile import JobError, Row, check_run, explained
+from vl.jobs.rowfile import JobError, Row, explained
 from vl.jobs.sources.files import remote
 
 _INDEX = "_index"
@@ -87,12 +87,12 @@ class Bucket(PartSink):
             ids = self._format.ids(self._draft)
             # Of an earlier version of itself nothing is said: it is this run's, or check_run found so in the others.
             self._write_index(number, ids)
-            self._manifest.add(number, ids, self._made)
+            self._manifest.add(number, ids, self._parts_made)
 
     def _learn(self, number: int, index: bytes) -> None:
         head, _, body = index.partition(b"\n")
         made = json.loads(head)
-        check_run(self.out, made, self._made, self._mix)
+        self._check(made)
         ids = {body[at : at + _ID]: bool(body[at + _ID]) for at in range(0, len(body), _ID + 1)}
         self._manifest.add(number, ids, made)
 
@@ -121,7 +121,7 @@ class Bucket(PartSink):
                 ) from None
             raise
         self._write_index(number, ids)
-        self._manifest.add(number, ids, self._made)
+        self._manifest.add(number, ids, self._parts_made)
         self._emptied()
 
     def _shrink(self, number: int, gone: set[bytes]) -> None:
@@ -138,7 +138,7 @@ class Bucket(PartSink):
 
     def _write_index(self, number: int, ids: Mapping[bytes, bool]) -> None:
         body = b"".join(id + bytes([error]) for id, error in ids.items())
-        self._fs.pipe_file(self._index(number), json.dumps(self._made).encode() + b"\n" + body)
+        self._fs.pipe_file(self._index(number), json.dumps(self._parts_made).encode() + b"\n" + body)
 
     def _parts(self) -> list[int]:
         with contextlib.suppress(FileNotFoundError):

@@ -18,7 +18,7 @@ from vl.jobs.manifest import Manifest
 from vl.jobs.parts import DRAFT, JOURNAL, MANIFEST, Format, id_of
 from vl.jobs.partsink import PartSink
 from vl.jobs.pictures import Pictures
-from vl.jobs.rowfile import JobError, Row, RowFile, check_run, encode_row, explained
+from vl.jobs.rowfile import JobError, Row, RowFile, encode_row, explained
 from vl.jobs.sources import row_key
 
 
@@ -99,11 +99,14 @@ class PartFolder(PartSink):
     def _repair(self) -> None:
         """Check that the parts are of this run, and finish or take back what a crash left half done."""
         for made in self._manifest.made():
-            check_run(self.path, made, self._made, self._mix)
+            self._check(made)
         self._settle()
         self._waiting = {row_key(row): row for row in self._journal.read()}
         if self._manifest.journal() == self._digest():
             self._emptied()
+        captioned = (key for key, row in self._waiting.items() if "error" not in row)
+        if self._pictures is not None and not all(map(self._pictures.has, captioned)):
+            self._refuse_images()
 
     def _drop(self) -> None:
         if self._overwrite:
@@ -123,7 +126,7 @@ class PartFolder(PartSink):
         keys = (answer_key(row) for row in self._waiting.values() if "error" not in row)
         answers = [key for key in keys if key is not None]
         with self._lock:
-            self._manifest.add(number, ids, self._made, self._digest(), shrunk, answers)
+            self._manifest.add(number, ids, self._parts_made, self._digest(), shrunk, answers)
             self._settle()
             self._emptied()
 

@@ -14,7 +14,7 @@ from vl.jobs.manifest import Manifest
 from vl.jobs.parts import Format, id_of
 from vl.jobs.pictures import Pictures
 from vl.jobs.prompts import Prompt, Prompts
-from vl.jobs.rowfile import Row, made_with
+from vl.jobs.rowfile import JobError, Row, check_run, made_with
 from vl.jobs.sources import Source, row_key
 
 
@@ -53,6 +53,7 @@ class PartSink(ABC):
         self.prompts = Prompts.of(prompt)
         self._format = format
         self._made = made_with(model, self.prompts, settings)
+        self._parts_made = self._made | {"images": format.wants_images}  # what is noted of them
         self._mix = mix
         self._overwrite = overwrite  # the old parts are still there
         self._retry_errors = retry_errors
@@ -122,6 +123,20 @@ class PartSink(ABC):
             return False
         id = id_of(key)
         return self._manifest.has(id) and not (self._retry_errors and self._manifest.failed(id))
+
+    def _check(self, made: Row) -> None:
+        """Hold parts to this run by what was noted of them; earlier versions noted no `images`. Raises JobError."""
+        check_run(self.out, made, self._made, self._mix)
+        if made.get("images", self._format.wants_images) != self._format.wants_images:
+            self._refuse_images()
+
+    def _refuse_images(self) -> None:
+        without = self._format.wants_images
+        raise JobError(
+            f"{self.out} holds rows {'without' if without else 'with'} their images: "
+            f"{'use --no-images' if without else 'leave --no-images out'} to continue it, choose another output, or "
+            "start again with --overwrite"
+        )
 
     def _flush(self) -> None:
         """Make what waits a part."""

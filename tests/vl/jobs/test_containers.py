@@ -252,6 +252,16 @@ def test_a_damaged_parquet_costs_its_rows(tmp_path: Path) -> None:
     assert [*said] == [f"a.parquet:{n}" for n in range(1, 7)]
 
 
+def test_text_in_a_parquet_that_is_no_utf8_costs_its_row(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(3))
+    offsets = pyarrow.array([0, 5, 6, 11], pyarrow.int32()).buffers()[1]
+    paths = pyarrow.StringArray.from_buffers(3, offsets, pyarrow.py_buffer(b"a.png\xffb.png"))
+    parquet.write_table(pyarrow.table({"path": paths}), tmp_path / "t.parquet")
+    said = captions(tmp_path, tmp_path / "t.parquet")
+    assert "codec can't decode" in said.pop("t.parquet:2")
+    assert (said.pop("a.png"), "no such file" in said.pop("b.png"), said) == ("3 by 5", True, {})
+
+
 def test_images_as_base64_in_a_csv(tmp_path: Path) -> None:
     """A field is longer than what Python reads by default."""
     file = io.BytesIO()
@@ -389,4 +399,12 @@ def test_globs(tmp_path: Path) -> None:
     assert found("?") == ["1.png", "2.png", "3.png", "4.png"]
     assert found("b/*.*") == ["3.png"]
     assert told == [f"{tmp_path}/{p}: passed over 1 file: 1 .txt" for p in ("?", "b/*.*")]
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    (tmp_path / "a" / "self").symlink_to(tmp_path / "a")  # two links that go round: 2^40 names
+    (tmp_path / "b" / "linked").symlink_to(tmp_path / "[out]")
+    (tmp_path / "[out]").mkdir()
+    (tmp_path / "[out]" / "6.png").write_bytes(png(1))
+    assert found("**/*.png") == ["6.png", "1.png", "2.png", "3.png", "4.png"]
+    assert found("**/deep/**") == found("**/de*/**/*") == ["4.png"]
+    assert found("a/**") == ["1.png", "2.png"]
     assert found("nothing*") == ["nothing*"], "so that a mistyped pattern is an error of its row"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,31 @@ def test_shards_without_images_and_with_several_answers(archive: Path, tmp_path:
     (sample,) = samples(tmp_path / "out.wds")
     assert (sample["txt"], sample["short.txt"], sample["json"]["image"]) == ("long", "s", "a/b.png")
     assert not [name for name in sample if name in ("png", "jpg")]
+
+
+@pytest.mark.parametrize("where", ["parts", "journal", "bucket"])
+@pytest.mark.parametrize("images", [True, False])
+def test_shards_with_and_without_images_are_not_mixed(tmp_path: Path, images: bool, where: str) -> None:
+    out = "memory://mixed.wds" if where == "bucket" else tmp_path / "out.wds"
+    job = {"model": "m", "prompt": "p"}
+
+    def add(name: str, images: bool) -> None:
+        with open_rows(out, images=images, overwrite=name == "1.png", **job) as rows:
+            (found,) = rows.pending([Picture(name, lambda: png(3))])
+            ((row,),) = caption_rows(FakeModel(), [found], prompt="p")
+            rows.append([row | {"model": "m"}])
+            if where == "journal" and name == "1.png":
+                raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        add("1.png", images)
+    if where == "journal" and images:
+        add("2.png", False)
+        assert len(samples(tmp_path / "out.wds")) == 2, "no part has images"
+        return
+    with pytest.raises(JobError, match="leave --no-images out" if images else "use --no-images"):
+        add("2.png", not images)
+    add("2.png", images)
 
 
 def test_an_image_that_is_another_by_the_time_it_is_written_is_an_error(tmp_path: Path) -> None:

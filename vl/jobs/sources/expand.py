@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
-from glob import glob, has_magic
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from preprocessing.sources import kind_of, local_path
 from vl.errors import InputError
 from vl.jobs.prompts import Prompts
 from vl.jobs.sources.files import File, exists, explained, file_of, is_remote, matches, remote, suffix_of
-from vl.jobs.sources.folders import walk_bucket, walk_folder
+from vl.jobs.sources.folders import matches_here, walk_bucket, walk_folder
 from vl.jobs.sources.names import Asked, Source, broken, source_key
 from vl.jobs.sources.packed import PACKED, unpacked_name
 from vl.jobs.sources.passed import Passed
@@ -36,7 +36,7 @@ def expand_sources(
     - A file or URL stands for itself, whether it exists or not. An existing file or folder goes before a URL or
       pattern of that name, and `~` is the home folder.
     - A folder stands for the images in it and below: see `walk_folder`.
-    - `*`, `?`, `[...]` and `**` stand for the files that match, if no file has that name.
+    - `*`, `?`, `[...]` and `**` stand for the files that match, if no file has that name; see `matches_here`.
     - A `.tar` file stands for the images in it, a `.parquet`, `.csv`, `.jsonl` or `.ndjson` file for those of its
       rows: see `shard_images` and `table_images`.
     - All of these may be behind a URL that fsspec knows, such as `s3://bucket/photos/`; over http(s), files only.
@@ -92,7 +92,7 @@ def _expand(name: str, passed: Passed, columns: Columns) -> Iterator[Source]:
         yield name
     elif os.path.isdir(path := local_path(name)):
         yield from walk_folder(path, passed, columns)
-    elif has_magic(path) and not os.path.exists(path) and (found := sorted(glob(path, recursive=True))):
+    elif has_magic(path) and not os.path.exists(path) and (found := matches_here(path)):
         for match in found:
             if _is_container(match) or os.path.isdir(match) or passed.takes(match):
                 yield from _expand(match, passed, columns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,29 @@ def walk_bucket(folder: File, passed: Passed, columns: Columns) -> Iterator[Sour
             for name in sorted(files):
                 if passed.takes(name):
                     yield here.within(name).picture()
+
+
+def matches_here(pattern: str) -> list[str]:
+    """The files and folders that a pattern stands for, sorted.
+
+    `**` follows linked folders as `walk_folder` does: where links go round, files have names without end. A folder that
+    cannot be read is among what is found, so that it shows up as an error.
+    """
+    steps = pattern.split(os.sep)
+    if "**" not in steps:
+        return sorted(glob(pattern))
+    number = steps.index("**")
+    top, rest = os.sep.join(steps[:number]), steps[number + 1 :]
+    found: set[str] = set()
+    for root in glob(f"{top}{os.sep}") if number else [os.curdir]:
+        links = _Links(root)
+        for parent, folders, _ in os.walk(root, onerror=lambda error: found.add(str(error.filename)), followlinks=True):
+            folders[:] = [
+                name for name in sorted(folders) if name[0] != "." and links.follow(os.path.join(parent, name))
+            ]
+            inside = matches_here(os.path.join(escape(parent), *(rest or "*")))
+            found.update(name for name in inside if rest or not os.path.isdir(name))
+    return sorted(found)
 
 
 class _Links:

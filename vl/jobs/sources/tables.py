@@ -248,13 +248,23 @@ def _parquet(file: Any, table: str, columns: Columns) -> Iterator[tuple[Any, Map
         left = opened.metadata.row_group(group).num_rows
         try:
             for batch in opened.iter_batches(_ROWS, row_groups=[group], columns=wanted):
-                for record in batch.to_pylist():
-                    yield record[chosen], record
+                for record in _records(batch):
+                    yield (record, None) if isinstance(record, _Damaged) else (record[chosen], record)
                 left -= len(batch)
         except (pyarrow.ArrowException, OSError) as error:
             if _of_the_disk(error):
                 raise
             yield from repeat((_Damaged(f"cannot be read ({error}): write the table again"), None), left)
+
+
+def _records(rows: Any) -> list[Any]:
+    """Of an Arrow batch. What Python cannot hold, such as text that is no UTF-8, costs its row and no other."""
+    try:
+        return rows.to_pylist()
+    except (ValueError, OverflowError) as error:
+        if len(rows) == 1:
+            return [_Damaged(f"cannot be read ({error})")]
+        return [record for number in range(len(rows)) for record in _records(rows.slice(number, 1))]
 
 
 def _of_the_disk(error: Exception) -> bool:
