@@ -234,6 +234,13 @@ def test_what_the_library_would_not_live_through_is_refused(
     with pytest.raises(vl.InputError, match=r"cannot be held to: it takes longer than 0\.001 s to prepare"):
         forms.form(held_to(chain(61)))
     assert forms.form(held_to(chain(60))), "it is ready"
+    product = [{"type": "integer", "multipleOf": prime} for prime in (7, 11, 13, 17, 19, 23)]
+    grammar = f"start: %json {json.dumps(product[-1])}"
+    large = {"type": "number", "multipleOf": 7436429.5}
+    for short in (held_to({"allOf": product}), held_to(large), {"type": "grammar", "grammar": grammar}):
+        with pytest.raises(vl.InputError, match=r"it takes longer than 0\.001 s"):
+            forms.form(short)
+    assert forms.form(held_to({"type": "number", "multipleOf": 0.01})), "it is not tried"
     monkeypatch.setattr(structured, "try_apart", None)  # what failed is not tried again
     for bad in (nested(150), chain(20_000), chain(61)):
         with pytest.raises(vl.InputError, match="response_format cannot be held to"):
