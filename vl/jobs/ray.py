@@ -146,7 +146,7 @@ def _run(recipe: Recipe, sources: list[bytes], engines: int, gpus: int, block: i
     data.context.print_on_execution_start = False
     rows = data.map_batches(
         _Engine,
-        fn_constructor_args=(recipe, gpus),
+        fn_constructor_args=(recipe, gpus, os.getcwd()),
         batch_size=None,  # a block at a time
         compute=ray.data.ActorPoolStrategy(size=min(engines, blocks)),
         num_gpus=gpus or None,
@@ -157,10 +157,15 @@ def _run(recipe: Recipe, sources: list[bytes], engines: int, gpus: int, block: i
 
 
 class _Engine:
-    """An actor. Makes rows of pickled sources, as the bytes that a file would have."""
+    """An actor. Makes rows of pickled sources, as the bytes that a file would have.
 
-    def __init__(self, recipe: Recipe, gpus: int) -> None:
+    It works in the job's `folder`, where its machine has that, and not where Ray was started: paths may be relative.
+    """
+
+    def __init__(self, recipe: Recipe, gpus: int, folder: str) -> None:
         self._recipe = recipe
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
         self._model = recipe.load(**({"devices": gpus} if gpus > 1 else {"device": "cuda" if gpus else "cpu"}))
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[bytes]]]:

@@ -77,10 +77,15 @@ def test_rows_are_those_of_one_engine_though_a_worker_is_killed(
 
 
 def test_forms_templates_and_duplicates_are_those_of_one_engine(
-    archive: Path, tiny_model: vl.MiniMaxVL, tiny_checkpoint: Path, tmp_path: Path
+    archive: Path, tiny_model: vl.MiniMaxVL, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two prompts of a table's columns, answers held to a schema, an image twice, a row with nothing in a column."""
+    """Two prompts of a table's columns, answers held to a schema, an image twice, a row with nothing in a column.
+
+    The table and an image are named as seen from a folder in which Ray was not started.
+    """
     from vl.jobs.ray import RayEngines
+
+    monkeypatch.chdir(tmp_path)
 
     images = [*sorted(archive.glob("*/0[1-5].png")), archive / "shelf1" / "broken.jpg"]
     kinds = ["cat", "dog", "", "cat", "fox", "cow", "cat"]
@@ -94,8 +99,8 @@ def test_forms_templates_and_duplicates_are_those_of_one_engine(
         "max_new_tokens": 60,
     }
     with RayEngines(tiny_checkpoint, 1) as engines:
-        tally = caption_images(engines, [table], tmp_path / "ray.parquet", **options)
-    caption_images(tiny_model, [table], tmp_path / "here.parquet", **options)
+        tally = caption_images(engines, [table.name], tmp_path / "ray.parquet", **options)
+    caption_images(tiny_model, [table.name], tmp_path / "here.parquet", **options)
     there, here = (
         sorted(parquet.read_table(tmp_path / name).drop(["seconds"]).to_pylist(), key=lambda row: row["image"])
         for name in ("ray.parquet", "here.parquet")
