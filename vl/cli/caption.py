@@ -141,6 +141,8 @@ def caption(
         raise typer.BadParameter("--sample measures this machine and --gpus plans for another: leave one of them out")
     if not dry_run and (sample, gpus, price_per_hour) != (None, None, None):
         raise typer.BadParameter("--sample, --gpus and --price-per-hour go with --dry-run")
+    if price_per_hour is not None and sample == 0 and gpus is None:
+        raise typer.BadParameter("--price-per-hour needs a time: measured with --sample, or predicted with --gpus")
     if dry_run and report is not None:
         raise typer.BadParameter("--report goes without --dry-run, which writes nothing")
     where = Where.of(context, patience, engine=engine, engines=engines, url=engine_url, key=api_key)

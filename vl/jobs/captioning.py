@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -156,8 +157,7 @@ def with_texts(rows: Rows, out: str | os.PathLike[str], beside: Beside | None, *
         if beside is None:
             if record.exists() and not overwrite:
                 raise JobError(f"{rows.path} holds captions written beside the images too: continue it with --beside")
-            for path in (record, record.with_name(f"{record.name}-journal")):
-                path.unlink(missing_ok=True)
+            rows.before_overwriting = partial(_forget, record)
             return rows
         if overwrite and beside.existing in ("append", "prepend"):
             raise JobError(
@@ -167,6 +167,11 @@ def with_texts(rows: Rows, out: str | os.PathLike[str], beside: Beside | None, *
     if beside is not None:
         raise JobError(f"the record of texts beside images is a file: choose an output on this machine, not {out}")
     return rows
+
+
+def _forget(record: Path) -> None:
+    for path in (record, record.with_name(f"{record.name}-journal")):
+        path.unlink(missing_ok=True)
 
 
 def write_rows(

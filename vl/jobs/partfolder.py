@@ -6,7 +6,7 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +38,8 @@ class PartFolder(PartSink):
     def __init__(self, path: str | os.PathLike[str], format: Format, **options: Any) -> None:
         super().__init__(os.path.realpath(path), format, **options)
         self.path = Path(self.out)
+        self.before_overwriting: Callable[[], object] = lambda: None
+        """As of `RowFile`."""
         self._lock = threading.Lock()  # `find` is called in other threads than the rest
         how = {"prompt": self.prompts, "overwrite": self._overwrite, "mix": self._mix}
         self._journal = RowFile(self.path / JOURNAL, **self._made | how)
@@ -110,6 +112,7 @@ class PartFolder(PartSink):
 
     def _drop(self) -> None:
         if self._overwrite:
+            self.before_overwriting()
             self._manifest.clear()
             self._settle()
             self._overwrite = False

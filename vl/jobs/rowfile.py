@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -130,6 +130,8 @@ class RowFile:
         self._size = 0
         self._places: dict[bytes, int] = {}  # offsets of captions, by `answer_key`
         self._superseded = False
+        self.before_overwriting: Callable[[], object] = lambda: None
+        """Called when the old rows are about to be cut, once it is sure that they will be."""
 
     @property
     def rows(self) -> int:
@@ -235,6 +237,8 @@ class RowFile:
 
     def _cut(self) -> None:
         """Drop what the file held before."""
+        if self._uncut:
+            self.before_overwriting()
         os.ftruncate(self._fd, 0)
         self._uncut = False
 

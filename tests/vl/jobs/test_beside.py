@@ -68,6 +68,18 @@ def test_texts(folder: Path, tmp_path: Path, existing: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OUTS)
+def test_what_texts_were_written_is_known_until_new_rows_are_there(folder: Path, tmp_path: Path, name: str) -> None:
+    job(folder, tmp_path / name, "append")
+    with pytest.raises(InputError, match="is in no table"):
+        caption_images(FakeModel(), [folder], tmp_path / name, prompt="A {kind}?", overwrite=True)
+    Image.new("RGB", (5, 5)).save(folder / "5.png")
+    assert job(folder, tmp_path / name, "append").images == 1
+    assert texts(folder) == EXPECTED["append"] | {"5": b"<5 by 5>\n"}
+    caption_images(FakeModel(), [folder], tmp_path / name, overwrite=True)
+    assert caption_images(FakeModel(), [folder], tmp_path / name).images == 0, "they are of no texts any more"
+
+
+@pytest.mark.parametrize("name", OUTS)
 @pytest.mark.parametrize("existing", ["append", "prepend"])
 def test_killed_before_any_file_is_written(folder: Path, tmp_path: Path, existing: str, name: str) -> None:
     """The job is killed before it writes or replaces for the n-th time, and before that again and again."""

@@ -106,6 +106,7 @@ def test_a_plan_of_a_model_that_is_not_here(folder: Path, capsys: pytest.Capture
     ):
         assert command(["caption", str(folder), "--dry-run", "--model", "MiniMax-VL-01", *wrong]) == 2
     assert command(["caption", str(folder), "--sample", "3"]) == 2
+    assert command(["caption", str(folder), "--dry-run", "--sample", "0", "--price-per-hour", "3"]) == 2, "of no time"
 
 
 def test_a_table_has_a_prompt_for_each(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
