@@ -177,7 +177,7 @@ def load_adapter(model: MiniMaxVL, folder: str | os.PathLike[str], *, merge: boo
     Args:
         folder: `adapter_config.json` and `adapter_model.safetensors`, as `vl train` or PEFT wrote them.
         merge: add them to the matrices, which costs nothing when the model runs; else they stay apart, and can be
-            taken off again (`detach`) or merged later (`merge`).
+            taken off again (`detach`) or merged later (`merge`). `model.save` writes no adapters that are apart.
 
     Raises:
         CheckpointError: if the files are missing, or are not LoRA adapters of matrices of this model.
