@@ -101,7 +101,7 @@ def test_an_answer_that_fails_costs_its_row(archive: Path, tmp_path: Path) -> No
 
 def test_a_bug_while_generating_stops_the_job_with_what_is_done(archive: Path, tmp_path: Path) -> None:
     def trouble(size: str) -> None:
-        if size == "11 by 5":  # the last of 13: at most two others are answered with it
+        if size == "11 by 5":  # the last of 13
             raise AssertionError("a bug")
 
     out = tmp_path / "out.jsonl"
@@ -109,7 +109,7 @@ def test_a_bug_while_generating_stops_the_job_with_what_is_done(archive: Path, t
         run(archive, out, FakeModel(trouble), batch_size=3)
     names = [row["image"] for row in read(out)]
     assert names == list(expand_sources([archive]))[: len(names)]
-    assert len(names) >= 9
+    assert len(names) >= 6, "rows go by threes, and broken.jpg, the ninth, may take longer than what follows it"
     run(archive, out)
     assert_complete(archive, out)
 
