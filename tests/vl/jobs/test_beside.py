@@ -16,8 +16,8 @@ from vl.errors import InputError
 from vl.jobs import Beside, JobError, caption_images
 from vl.jobs import beside as module
 
+from .containers import write_table
 from .fakes import FakeModel, read
-from .test_containers import write_table
 from .test_kill import start_child
 
 OUTS = ["out.jsonl", "out.parquet"]

@@ -14,8 +14,8 @@ from vl.jobs import Prompts, caption_images, caption_rows
 from vl.jobs.item import _UNKNOWN, Item
 from vl.jobs.partsink import PartSink
 
+from .containers import write_table
 from .fakes import FakeModel, FakeRequest, run
-from .test_containers import write_table
 from .test_prompts import found
 
 OUTS = ["out.jsonl", "out.parquet"]

@@ -16,8 +16,8 @@ import vl
 from vl.errors import InputError
 from vl.jobs import JobError, Prompts, caption_images, expand_sources
 
+from .containers import write_table
 from .fakes import FakeModel, read, run
-from .test_containers import write_table
 
 FORMATS = ["csv", "jsonl", "parquet"]
 

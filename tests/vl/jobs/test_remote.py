@@ -15,8 +15,8 @@ import pytest
 from vl.errors import InputError
 from vl.jobs import caption_images, expand_sources, source_key
 
+from .containers import make_shard, png, write_table
 from .fakes import FakeModel, read, s3_server
-from .test_containers import make_shard, png, write_table
 
 pytest.importorskip("moto", reason="needs moto[server]")
 

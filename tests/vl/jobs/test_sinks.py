@@ -32,8 +32,8 @@ from vl.jobs.parquet import Parquet
 from vl.jobs.parts import ERRORS
 from vl.jobs.partsink import PartSink
 
+from .containers import png
 from .fakes import FakeModel, run, s3_server
-from .test_containers import png
 
 pytest.importorskip("moto", reason="needs moto[server]")
 
