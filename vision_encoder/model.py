@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vision_encoder.config import VisionConfig
 from vision_encoder.inference import applies, encode
-from vision_encoder.packing import Grid, plan_packing
+from vision_encoder.packing import Grid, plan_packing, send
 from vision_encoder.patches import Normalisation, TilePatchEmbed
 from vision_encoder.projector import Projector
 from vision_encoder.timm_parts import QuickGELU, VisionTransformer
@@ -80,7 +80,7 @@ class VisionEncoder(nn.Module):
         tokens = self.image_newline.expand(plan.tokens, -1).clone()  # [T, text_hidden]
         starts = torch.arange(0, tiles.shape[0] + max_tiles, max_tiles) * patches
         cuts = torch.searchsorted(plan.source, starts).tolist()
-        source, target = _sent(plan.source, device), _sent(plan.target, device)
+        source, target = send(plan.source, device), send(plan.target, device)
         for i, batch in enumerate(tiles.split(max_tiles) if len(grids) else ()):
             kept = slice(cuts[i], cuts[i + 1])
             features = self.features(batch.to(device, non_blocking=True), replay).flatten(0, 1)  # [n * patches, hidden]
@@ -115,18 +115,6 @@ def _allocate(root: nn.Module, device: torch.device) -> None:
     for module in root.modules():
         for name, given in module.named_parameters(recurse=False):
             module.register_parameter(name, nn.Parameter(torch.empty(given.shape, dtype=given.dtype, device=device)))
-
-
-def _sent(index: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device; from pinned memory, or the host would wait for all that the GPU has yet to do.
-
-    NumPy fills that in one thread, see `plan_packing`.
-    """
-    if device.type == "cuda":
-        pinned = torch.empty(index.shape, dtype=index.dtype, pin_memory=True)
-        pinned.numpy()[:] = index.numpy()
-        index = pinned
-    return index.to(device, non_blocking=True)
 
 
 def build_vit(config: VisionConfig, dtype: torch.dtype | None = None) -> VisionTransformer:

@@ -84,6 +84,18 @@ def plan_packing(grids: Sequence[Grid], patches: int) -> Plan:
     return Plan(torch.from_numpy(source), torch.from_numpy(target), first_token)
 
 
+def send(index: Tensor, device: torch.device) -> Tensor:
+    """A copy of a host's tensor on the device; from pinned memory, or the host would wait for what the GPU has to do.
+
+    That is filled by NumPy, see `plan_packing`.
+    """
+    if device.type == "cuda":
+        pinned = torch.empty(index.shape, dtype=index.dtype, pin_memory=True)
+        pinned.numpy()[:] = index.numpy()
+        index = pinned
+    return index.to(device, non_blocking=True)
+
+
 def _image_plan(
     tile_rows: int, tile_cols: int, top: int, left: int, rows: int, cols: int, patches: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

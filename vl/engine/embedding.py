@@ -12,6 +12,7 @@ from torch import Tensor
 
 from preprocessing import Grid
 from vision_encoder import VisionEncoder
+from vision_encoder.packing import send
 from vl.engine.driven import Model
 from vl.engine.images import ImageFeatures
 from vl.engine.memory import is_exhausted
@@ -39,7 +40,7 @@ class Embedder:
         """
         ids = [request.known_ids(request.computed, request.computed + tokens) for request, tokens in batch]
         return self.with_images(
-            self._model.language_model.embed(_sent(torch.cat(ids), self._model.device)), batch, running
+            self._model.language_model.embed(send(torch.cat(ids), self._model.device)), batch, running
         )
 
     def with_images(self, embeds: Tensor, batch: Sequence[tuple[Request, int]], running: Sequence[Request]) -> Tensor:
@@ -55,7 +56,7 @@ class Embedder:
         if missing and not self._encoded_ahead(missing, running):
             self._encode(missing)
         rows, features = zip(*self._placed(batch), strict=True)
-        return embeds.index_copy_(0, _sent(torch.cat(rows), embeds.device), torch.cat(features).to(embeds.dtype))
+        return embeds.index_copy_(0, send(torch.cat(rows), embeds.device), torch.cat(features).to(embeds.dtype))
 
     def _found(self, request: Request, image: int) -> bool:
         """Whether its features are there, or have been kept."""
@@ -172,13 +173,8 @@ def stopwatch(device: torch.device) -> Callable[[], Callable[[], float]]:
     return stop_event
 
 
-def _sent(index: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device; from pinned memory, or the host would wait for all that the GPU has yet to do."""
-    return (index.pin_memory() if device.type == "cuda" else index).to(device, non_blocking=True)
-
-
 def _joined(parts: list[Tensor], device: torch.device) -> Tensor:
-    """Tiles end to end, on the host: pinned for a GPU, as `_sent` has it, and in memory that is used again.
+    """Tiles end to end, on the host: pinned for a GPU, as `send` has it, and in memory that is used again.
 
     NumPy copies them in one thread. PyTorch's wait for each other at every image while others, which cut the next
     images, have the CPUs: a hundred times as long as the copy takes.

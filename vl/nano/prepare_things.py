@@ -24,7 +24,7 @@ from PIL import Image
 
 from vl.errors import ConfigError
 from vl.nano.pictures.canvas import hsv
-from vl.nano.pictures.cutouts import WHOLE, path_of, thing_list
+from vl.nano.pictures.cutouts import WHOLE, held_out_pictures, path_of, thing_list
 from vl.nano.qt_resources import read_resources
 
 # Names of the collections in `things.txt`, and of the packages in the scope @iconify-json.
@@ -166,12 +166,16 @@ def main() -> int:
     parser.add_argument("out", nargs="?", type=Path, help="the folder to write")
     for name in ("icons", "stamps", "clipart", "photos", "gcompris"):
         parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--names", action="store_true", help="print the names of the things, by kind, and exit")
+    parser.add_argument(
+        "--names", action="store_true", help="print the names of the things, by kind, and how many pictures there are"
+    )
     options = parser.parse_args()
     if options.names:
         things = thing_list()
         for kind in dict.fromkeys(thing.kind for thing in things):
             print(f"- {kind}: {', '.join(thing.name for thing in things if thing.kind == kind)}")
+        pictures, held = sum(len(thing.pictures) for thing in things), sum(map(len, map(held_out_pictures, things)))
+        print(f"{len(things)} things with {pictures} pictures, of which {held} are held out")
         return 0
     if options.out is None:
         parser.error("name the folder to write, or use --names")

@@ -150,11 +150,11 @@ class Prompts:
         """The text or tokens as they stand: control tokens where they are written out."""
         if isinstance(prompt, str):
             self._check_length(len(prompt))
-        ids = self.processor.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+            prompt = self.processor.tokenizer.encode(prompt)
         size = self._model.config.text.vocab_size
-        if not all(0 <= token < size for token in ids):
+        if prompt and not 0 <= min(prompt) <= max(prompt) < size:
             raise InputError(f"prompt: token ids must be whole numbers from 0 to {size - 1}")
-        return Inputs(torch.tensor(ids, dtype=torch.int64), torch.empty(0, 3, 0, 0, dtype=torch.uint8), [])
+        return Inputs(torch.tensor(prompt, dtype=torch.int64), torch.empty(0, 3, 0, 0, dtype=torch.uint8), [])
 
     def _begin_call(self, request: ChatRequest) -> list[int]:
         """Tokens with which the model begins a call, if it has to call a function."""

@@ -140,9 +140,7 @@ def local_device(device: torch.device) -> torch.device:
 
     Raises DeviceError if there is none for it.
     """
-    here, count = (
-        int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
-    )
+    here, count = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and device.type not in ("cpu", "cuda"):
         raise DeviceError(f"processes on {device.type!r} cannot talk to each other: start one, or write device='cpu'")
     if device.type != "cuda" or "LOCAL_RANK" not in os.environ:

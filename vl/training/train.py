@@ -321,7 +321,7 @@ class Trainer:
             save_state(self.out, self.progress, state)
         adapters = self.learner.adapters
         if adapters is None:
-            self._save_model(self._whole_weights("model."), self.out / MODEL)
+            self._save_model(self.out / MODEL)
         else:
             matrices = self._whole_weights("adapters.")
             if self.world.first:
@@ -343,7 +343,7 @@ class Trainer:
             return self.out / MODEL
         if not (self.config.lora and self.config.lora.merge and self.finished):
             return self.out / ADAPTER
-        self._save_model(self._whole_weights("model."), self.out / MODEL, self.out / ADAPTER)
+        self._save_model(self.out / MODEL, self.out / ADAPTER)
         self.world.barrier()
         return self.out / MODEL
 
@@ -351,11 +351,11 @@ class Trainer:
         """Parameters of a part of the learner by their names in it, gathered from all processes for the first."""
         return whole_weights(self.learner, prefix, self.optimizer.shards, keep=self.world.first)
 
-    def _save_model(self, weights: dict[str, Tensor], folder: Path, adapter: Path | None = None) -> None:
-        """Writes the first process's weights in the released layout, in bfloat16."""
+    def _save_model(self, folder: Path, adapter: Path | None = None) -> None:
+        """The first process writes the model in the released layout, in bfloat16, adapters added."""
+        # A model that trains on several devices has shards, and one with adapters stays as it is.
+        apart = self._whole_weights("model.") if self.world.size > 1 or adapter else None
         if self.world.first:
-            # A model that trains on several devices has shards, and one with adapters stays as it is.
-            apart = weights if self.world.size > 1 or adapter else None
             write_model(self.model, folder, apart, adapter)
 
     def _count(self, taken: list[Batch]) -> None:

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from vl.nano.pictures.canvas import RGB, Background, Box, Boxes, SizeRange, draw_size, inner, pick
 from vl.nano.pictures.emoji_faces import Emoji, EmojiFace, Glyph, draw_glyph, emoji_list, find_emoji_faces
-from vl.nano.pictures.nothing import draw_nothing
+from vl.nano.pictures.nothing import draw_ground
 from vl.nano.pictures.photographs import SHARE
 from vl.nano.pictures.placing import Disc, place_in_cells
 from vl.nano.pictures.questions import Asked, Questions, listed, looked, numbered, sorts
@@ -32,7 +32,6 @@ _LARGEST = (0.97, 0.6, 0.46, 0.4, 0.36)  # of the shorter side, by how many ther
 _TURN = 15.0  # degrees
 _MIRRORED = 0.15  # of the glyphs that do not say which way they point
 _SIDED = re.compile("left|right|mark|sign|symbol|calendar|trend|squared")
-_SMALL_GROUND = 336  # px of the longer side of a picture that is enlarged to be a ground
 _ASPECT = 2.2
 _COLOUR_SHARE = 0.7  # of the glyphs that a colour face has
 _VISIBLE, _MIN_CONTRAST = 0.6, 90.0  # this share of a colour glyph stands out from the backdrop by so much
@@ -103,10 +102,7 @@ def draw_emoji(
     width, height = max(width, room), max(height, room)
     image = background.paint(width, height, rng)
     if busy:
-        square = (SizeRange(_SMALL_GROUND, _SMALL_GROUND, 1.0),)
-        ground, _ = draw_nothing(rng, square, photos=photos, part=part, photo_share=photo_share, varied=varied)
-        assert ground is not None
-        image = ground.resize((width, height), Image.Resampling.BICUBIC)
+        image = draw_ground(rng, width, height, photos=photos, part=part, photo_share=photo_share, varied=varied)
     largest = _LARGEST[min(len(chosen), len(_LARGEST)) - 1] * min(width, height)
     placed = place_in_cells(rng, width, height, [partial(one.room, width, height, largest) for one in chosen])
     items = [_paint(rng, image, chosen[which], disc) for which, disc in placed]

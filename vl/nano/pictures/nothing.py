@@ -74,6 +74,23 @@ def draw_nothing(
     return image.crop((0, 0, width, height)), NothingFacts(width, height, sort)
 
 
+def draw_ground(
+    rng: Generator,
+    width: int,
+    height: int,
+    *,
+    photos: str | None = None,
+    part: str = "all",
+    photo_share: float = SHARE,
+    varied: float = 0.0,
+) -> Image.Image:
+    """A picture of nothing of this size for other things to lie on; arguments and errors as of `draw_nothing`."""
+    square = (SizeRange(_SMALL, _SMALL, 1.0),)
+    ground, _ = draw_nothing(rng, square, photos=photos, part=part, photo_share=photo_share, varied=varied)
+    assert ground is not None
+    return ground.resize((width, height), Image.Resampling.BICUBIC)
+
+
 def draw_photograph(
     rng: Generator, sizes: Sequence[SizeRange], photos: str | None, *, part: str = "all"
 ) -> tuple[Image.Image, NothingFacts]:

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from vl.nano.pictures.canvas import Background, Box, Boxes, SizeRange, draw_size, inner, pick
 from vl.nano.pictures.cutouts import Cutout, Thing, find_cutouts, open_cutout, thing_list
-from vl.nano.pictures.nothing import draw_nothing
+from vl.nano.pictures.nothing import draw_ground
 from vl.nano.pictures.photographs import SHARE, crop_photo
 from vl.nano.pictures.placing import Disc, place_in_cells
 from vl.nano.pictures.questions import Asked, Questions, listed, sorts
@@ -25,7 +25,7 @@ _ALONE = 0.7  # of the pictures, those of one thing
 _LARGEST = (0.96, 0.5, 0.44)  # of the shorter side, by how many there are
 _MIN_SIZE, _MIN_SHARE = 32, 0.12  # px, of the longer side
 _TURN, _TURNED = 15.0, 0.4  # degrees
-_ASPECT, _SMALL_GROUND = 2.2, 336
+_ASPECT = 2.2
 _VISIBLE, _MIN_CONTRAST = 0.6, 90.0  # this share of a thing stands out from the backdrop by so much
 # What its colour tells from others.
 _COLOURED_KINDS = ("fruit", "vegetable", "food", "plant")
@@ -170,10 +170,7 @@ def draw_things(
     if varied:
         chosen = [_varied(rng, one) if rng.random() < varied else one for one in chosen]
     if grounds and rng.random() < grounds:
-        square = (SizeRange(_SMALL_GROUND, _SMALL_GROUND, 1.0),)
-        ground, _ = draw_nothing(rng, square, photos=photos, part=part, photo_share=photo_share, varied=varied)
-        assert ground is not None
-        image = ground.resize((width, height), Image.Resampling.BICUBIC)
+        image = draw_ground(rng, width, height, photos=photos, part=part, photo_share=photo_share, varied=varied)
     else:
         image = _backdrop(rng, chosen, textures).paint(width, height, rng)
     largest = _LARGEST[min(len(chosen), len(_LARGEST)) - 1] * min(width, height)
