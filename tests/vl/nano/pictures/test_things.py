@@ -179,12 +179,14 @@ def test_icons_without_colours_get_some_and_gcompris_resources_are_opened(tmp_pa
         assert small.size == (256, 171)
 
 
-def test_names_are_printed() -> None:
+def test_names_are_printed_and_pictures_counted() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vl.nano.prepare_things", "--names"], capture_output=True, text=True, check=True
     )
     assert "- animal: ant, bat, bear" in done.stdout
-    assert sum(len(line.split(", ")) for line in done.stdout.splitlines()) == 209
+    *kinds, counted = done.stdout.splitlines()
+    assert sum(len(line.split(", ")) for line in kinds) == 209
+    assert counted == "209 things with 2771 pictures, of which 974 are held out"
 
 
 def shown(*names: str) -> ThingFacts:
