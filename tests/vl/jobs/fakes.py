@@ -116,6 +116,12 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def read_so_far(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file that is being written: a reader may come between two halves of one."""
+    text = path.read_bytes()
+    return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+
+
 def run(archive: Path, out: Path, model: Any = None, **options: Any) -> Tally:
     return caption_images(model or FakeModel(), [archive], out, **{"batch_size": 4} | options)
 
