@@ -45,12 +45,16 @@ class Corpus:
     Args:
         patterns: `.jsonl` and `.tar` files, in which `*`, `?` and `**` stand for several.
 
+    Attributes:
+        again: files that several patterns are for, each of which is here once.
+
     Raises:
-        ConfigError: if a file is missing, of another kind, or there is no record at all.
+        ConfigError: if a file is missing, named twice, of another kind, or there is no record at all.
     """
 
     def __init__(self, patterns: Sequence[str | os.PathLike[str]]) -> None:
-        self.files: list[RecordFile] = [open_records(path) for path in expand(patterns)]
+        paths, self.again = expand(patterns)
+        self.files: list[RecordFile] = [open_records(path) for path in paths]
         self.ends = list(accumulate(len(file) for file in self.files))
         if not len(self):
             raise ConfigError(f"there is no record in {', '.join(map(str, patterns))}: check the data files")
@@ -72,25 +76,47 @@ class Corpus:
         return self.files[number], index - (self.ends[number - 1] if number else 0)
 
 
-def expand(patterns: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The files behind `patterns`, each pattern's in sorted order; an existing file stands for itself.
+class Expanded(NamedTuple):
+    """The files behind some patterns; `again`: those that several patterns are for."""
 
-    Raises ConfigError where there are none.
+    files: list[Path]
+    again: list[Path]
+
+
+def expand(patterns: Sequence[str | os.PathLike[str]]) -> Expanded:
+    """The files behind `patterns`, each once, each pattern's in sorted order; an existing file stands for itself.
+
+    A link to a file is a file of its own: what its images' paths count from may differ.
+
+    Raises ConfigError where there are none, or one is named twice in full: it may be meant to count twice.
     """
-    files: list[Path] = []
+    files: dict[Path, Path] = {}
+    again: dict[Path, Path] = {}
+    named: set[Path] = set()
     for pattern in [os.fspath(given) for given in patterns]:
         literal = os.path.exists(pattern) or not has_magic(pattern)
         found = [pattern] if literal else sorted(glob(pattern, recursive=True))
         if not found or not all(os.path.isfile(path) for path in found):
             raise ConfigError(f"there is no data file {pattern}: check the path (it counts from the current folder)")
-        files += map(Path, found)
-    return files
+        for path in map(Path, found):
+            place = path.parent.resolve() / path.name
+            if literal and place in named:
+                raise ConfigError(
+                    f"the data file {path} is named twice: drop one; or, for its records to be learnt twice in every "
+                    "pass, give the file a second name (a link will do)"
+                )
+            if place in files:
+                again[place] = files[place]
+            files.setdefault(place, path)
+            if literal:
+                named.add(place)
+    return Expanded(list(files.values()), list(again.values()))
 
 
 def check_apart(files: Sequence[str], held_out: Sequence[str]) -> None:
     """Raises ConfigError if a file is to be learnt from and held out, or is not there."""
-    learnt = {path.resolve() for path in expand(files)}
-    for path in expand(held_out):
+    learnt = {path.resolve() for path in expand(files).files}
+    for path in expand(held_out).files:
         if path.resolve() in learnt:
             raise ConfigError(
                 f"{path} is in data.files and in data.held_out, which is never learnt from: drop it in one"

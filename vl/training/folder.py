@@ -138,7 +138,7 @@ def _inputs(config: TrainConfig) -> list[str]:
 
 
 def _data_files(config: TrainConfig) -> list[Path]:
-    return sorted({*expand(config.data.files), *expand(config.data.held_out)})
+    return sorted({*expand(config.data.files).files, *expand(config.data.held_out).files})
 
 
 def _is_inside(path: Path, folders: list[Path]) -> bool:

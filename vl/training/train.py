@@ -391,6 +391,8 @@ class Trainer:
         found = measure_records(records, self.model.processor, self.config.data, folder, tell)
         if world.first:
             world.sum(0.0)
+        if again := records.again:
+            self.report.tell(f"{kind}: {len(again)} of the files are matched twice (first {again[0]}), and count once")
         self.report.tell(f"{kind}: {found.summary(folder)}")
         if kind == "train":
             self.progress.skipped = max(self.progress.skipped, len(found.skipped))

@@ -71,6 +71,25 @@ def test_an_existing_file_goes_before_a_pattern(tmp_path: Path) -> None:
     assert len(Corpus([tmp_path / "talks[12].jsonl"])) == 2
 
 
+def test_a_file_that_several_patterns_are_for_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = (write_jsonl(tmp_path / name, [talk("a.png")]) for name in ("a.jsonl", "b.jsonl"))
+    monkeypatch.chdir(tmp_path)
+    records = Corpus([b, "*.jsonl", "./**/a.jsonl"])
+    assert [file.path.resolve() for file in records.files] == [b, a]
+    assert [path.resolve() for path in records.again] == [b, a]
+    assert len(records) == 2
+    assert Corpus([a, b]).again == []
+    (tmp_path / "c.jsonl").symlink_to(a)  # whose images may be others
+    assert len(Corpus(["*.jsonl"])) == 3
+
+
+def test_a_file_that_is_named_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = write_jsonl(tmp_path / "a.jsonl", [talk("a.png")])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(vl.ConfigError, match=r"a\.jsonl is named twice: drop one; or, .* a second name"):
+        Corpus([a, "./a.jsonl"])
+
+
 @pytest.mark.parametrize(
     ("name", "data", "cause"),
     [
