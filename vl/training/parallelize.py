@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -28,6 +29,7 @@ from vl.training.dimensions import ParallelConfig
 from vl.training.shards import Shards
 
 _LET_GO_SECONDS = 0.3
+_PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,13 @@ class World:
 
     Attributes:
         sharers: so many in a row have one batch together.
+        patient: all processes, who wait for each other longer than for what they compute together.
     """
 
     rank: int = 0
     size: int = 1
     sharers: int = 1
+    patient: dist.ProcessGroup | None = None
 
     @classmethod
     def join(cls, device: torch.device, parallel: ParallelConfig = ParallelConfig()) -> World:  # noqa: B008 (frozen)
@@ -56,7 +60,9 @@ class World:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-        return cls(dist.get_rank(), size, parallel.context * parallel.tensor)
+        patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        assert isinstance(patient, dist.ProcessGroup)  # not the mark of a process that is not in it
+        return cls(dist.get_rank(), size, parallel.context * parallel.tensor, patient)
 
     @property
     def first(self) -> bool:
@@ -112,8 +118,13 @@ class World:
             time.sleep(_LET_GO_SECONDS)
 
     def barrier(self) -> None:
-        """Waits for all processes."""
-        self.sum(0.0)
+        """Waits for all processes, as long as it takes: the first may have a large model to write, or data to measure.
+
+        The groups that compute together give up after half an hour, NCCL's after ten minutes. A process that ends is
+        noticed at once all the same.
+        """
+        if self.size > 1:
+            dist.all_reduce(torch.zeros(()), group=self.patient)
 
     def _agree(self, value: float, how: dist.ReduceOp.RedOpType) -> float:
         agreed = torch.tensor(value, dtype=torch.float64)

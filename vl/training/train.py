@@ -319,6 +319,7 @@ class Trainer:
         state = self.optimizer.state(keep=self.world.first)
         if self.world.first:
             save_state(self.out, self.progress, state)
+        self.world.barrier()  # before the weights are gathered, for which nobody waits so long
         adapters = self.learner.adapters
         if adapters is None:
             self._save_model(self.out / MODEL)
@@ -379,18 +380,12 @@ class Trainer:
         records = Corpus(files)
         folder = self.out / "data" / kind
         world = self.world
-        while not world.first and world.sum(0.0):  # it deletes what an earlier run left, and measures
-            pass
+        if not world.first:
+            world.barrier()  # it deletes what an earlier run left, and measures
         folder.mkdir(parents=True, exist_ok=True)
-
-        def tell(text: str) -> None:
-            self.report.tell(text)
-            if world.first:
-                world.sum(1.0)  # those who wait would give it up after half an hour without a word
-
-        found = measure_records(records, self.model.processor, self.config.data, folder, tell)
+        found = measure_records(records, self.model.processor, self.config.data, folder, self.report.tell)
         if world.first:
-            world.sum(0.0)
+            world.barrier()
         if again := records.again:
             self.report.tell(f"{kind}: {len(again)} of the files are matched twice (first {again[0]}), and count once")
         self.report.tell(f"{kind}: {found.summary(folder)}")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import meeting
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -23,7 +22,6 @@ from torch.distributed.tensor import DTensor
 import vl
 from vl.training.config import TrainConfig
 from vl.training.curve import read_log
-from vl.training.lengths import Lengths
 from vl.training.lora import WEIGHTS
 from vl.training.parallelize import World, gathered, local_device, together
 from vl.training.shards import Shards, local
@@ -57,6 +55,48 @@ except vl.TrainingError as error:
 else:
     raise AssertionError
 os._exit(0)
+"""
+SLOW = """
+import sys, time
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _set_pg_timeout
+from vl.training.lengths import Lengths
+from vl.training.parallelize import World
+from vl.training.train import Trainer
+world, out = World.join(torch.device("cpu")), Path(sys.argv[1])
+_set_pg_timeout(timedelta(seconds=0.8), dist.group.WORLD)
+def write(*arguments):
+    if world.first:
+        time.sleep(1.4)
+def gather_and_write(folder):
+    world.sum(1.0)
+    write()
+def measure(*arguments):
+    write()
+    return Lengths(np.ones(1, np.int32), (), {})
+Trainer.save.__globals__.update(save_state=write, measure_records=measure)
+trainer = SimpleNamespace(
+    world=world,
+    out=out,
+    progress=SimpleNamespace(skipped=0),
+    optimizer=SimpleNamespace(state=lambda keep: {}),
+    learner=SimpleNamespace(adapters=None),
+    report=SimpleNamespace(tell=print),
+    model=SimpleNamespace(processor=None),
+    config=SimpleNamespace(data=None),
+    _check_finite=lambda: None,
+    _save_model=gather_and_write,
+)
+Trainer.save(trainer)
+assert world.sum(1.0) == 2
+Trainer._measure(trainer, (str(out / "talks.jsonl"),), "train")
+assert world.sum(1.0) == 2
+world.leave()
 """
 FIGURES = ("loss", "grad_norm", "dense", "balance", "expert_max", "samples")
 
@@ -206,26 +246,11 @@ def test_all_that_learns_has_a_gradient_of_any_batch(alone: DeviceMesh, tmp_path
     assert [name for name, p in learner.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize(("rank", "sums", "said"), [(0, [1.0] * 3, [1.0, 1.0, 0.0]), (1, [1.0, 1.0, 0.0], [0.0] * 3)])
-def test_who_waits_for_records_to_be_measured_is_told_that_it_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, sums: list[float], said: list[float]
-) -> None:
-    def measure(records: Any, processor: Any, config: Any, folder: Path, tell: Any) -> Lengths:
-        if rank == 0:
-            tell("measuring")
-            tell("measuring")
-        else:
-            assert heard == said
-        return Lengths(np.ones(1, np.int32), (), {})
-
-    heard, coming = list[float](), iter(sums)
-    path = write_jsonl(tmp_path / "talks.jsonl", [talk("a.png")])
-    trainer = Trainer(TrainConfig.of(tables()), tmp_path / "run", "cpu")
-    trainer.world = World(rank, 2)
-    monkeypatch.setattr(World, "sum", lambda self, value: heard.append(value) or next(coming))  # type: ignore[func-returns-value]
-    monkeypatch.setitem(Trainer._measure.__globals__, "measure_records", measure)
-    trainer._measure((str(path),), "train")
-    assert heard == said
+def test_what_the_first_does_alone_is_waited_for(tmp_path: Path) -> None:
+    """A checkpoint and a model that it writes, and records that it measures, for longer than messages may take."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    write_jsonl(tmp_path / "talks.jsonl", [talk("a.png")])
+    meet(2, [str(tmp_path / "slow.py"), str(tmp_path)], tmp_path)
 
 
 def test_muon_refuses_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
