@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,11 @@ import pytest
 from PIL import Image
 
 import vl
-from preprocessing import Patcher
+from preprocessing import Inputs, Patcher
 from vl.errors import DeviceError, InputError
 from vl.jobs import Picture, caption_images, caption_rows, expand_sources
 
-from .fakes import FakeModel, assert_complete, read, run
+from .fakes import FakeModel, FakeProcessor, assert_complete, read, run
 
 
 def test_rows(archive: Path, tmp_path: Path) -> None:
@@ -100,13 +101,26 @@ def test_an_answer_that_fails_costs_its_row(archive: Path, tmp_path: Path) -> No
 
 
 def test_a_bug_while_generating_stops_the_job_with_what_is_done(archive: Path, tmp_path: Path) -> None:
+    answered = threading.Semaphore(0)
+
     def trouble(size: str) -> None:
         if size == "11 by 5":  # the last of 13
             raise AssertionError("a bug")
+        answered.release()
 
-    out = tmp_path / "out.jsonl"
+    class Late(FakeProcessor):
+        """The last image comes once the other eleven are answered."""
+
+        def __call__(self, messages: Any) -> Inputs:
+            inputs = super().__call__(messages)
+            if inputs.grids[0].width == 11:
+                assert all(answered.acquire(timeout=120) for _ in range(11))
+            return inputs
+
+    model, out = FakeModel(trouble), tmp_path / "out.jsonl"
+    model.processor = Late()
     with pytest.raises(AssertionError, match="a bug"):
-        run(archive, out, FakeModel(trouble), batch_size=3)
+        run(archive, out, model, batch_size=3)
     names = [row["image"] for row in read(out)]
     assert names == list(expand_sources([archive]))[: len(names)]
     assert len(names) >= 6, "rows go by threes, and broken.jpg, the ninth, may take longer than what follows it"
