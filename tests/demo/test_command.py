@@ -96,11 +96,11 @@ def test_the_command_serves_the_page_and_calls_nobody(tiny_checkpoint: Path) -> 
                 said = server.stdout.readline()
                 found = re.search(r"http://127\.0\.0\.1:\d+", said)
                 assert found, said
-                assert b"<gradio-app" in urlopen(found[0], timeout=20).read()
+                assert b"<gradio-app" in urlopen(found[0], timeout=120).read()
                 with pytest.raises(TimeoutError):
                     proxy.accept()
                 server.send_signal(signal.SIGINT)
-                assert server.wait(timeout=20) == 0
+                assert server.wait(timeout=120) == 0
             finally:
                 server.kill()
 

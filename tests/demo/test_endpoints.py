@@ -118,7 +118,7 @@ def run_event(client: Client, number: int, data: list[Any], session: str) -> dic
     address = f"{client.src}gradio_api/queue/"
     httpx.post(f"{address}join", json=body, headers=client.headers).raise_for_status()
     last = {}
-    with httpx.stream("GET", f"{address}data", params={"session_hash": session}, timeout=60) as stream:
+    with httpx.stream("GET", f"{address}data", params={"session_hash": session}, timeout=200) as stream:
         for line in stream.iter_lines():
             message = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
             if message.get("msg") == "process_generating":

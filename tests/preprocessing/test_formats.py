@@ -244,7 +244,7 @@ def test_header_sizes_have_the_same_limits(size: tuple[int, int]) -> None:
 
 
 @given(st.sampled_from(WRITTEN), st.integers(0, 2**32), st.integers(0, 2**32), st.binary(max_size=8))
-@settings(max_examples=300, deadline=5_000)
+@settings(max_examples=300)
 def test_damage_is_an_image_error_or_an_image(form: str, position: int, cut: int, patch: bytes) -> None:
     """Some bytes overwritten, then the end cut off, or not."""
     content = bytearray(sample(form))
@@ -265,7 +265,7 @@ STARTS = [b"", b"\xff\xd8\xff", b"II*\0", b"GIF89a", b"P6\n", b"8BPS\0\1", b"BM"
 
 
 @given(st.sampled_from(STARTS), st.binary(max_size=200))
-@settings(max_examples=200, deadline=5_000)
+@settings(max_examples=200)
 def test_noise_is_an_image_error_or_an_image(start: bytes, noise: bytes) -> None:
     load_or_none(start + noise)
 

@@ -236,7 +236,7 @@ def test_one_source_in_many_threads(tmp_path: Path) -> None:
         barrier = threading.Barrier(8)
 
         def load(source: Any, barrier: threading.Barrier = barrier) -> np.ndarray:
-            barrier.wait(10)
+            barrier.wait(120)
             return np.asarray(load_image(source))
 
         with ThreadPoolExecutor(8) as pool:
@@ -278,7 +278,7 @@ def test_a_fork_while_other_threads_load(tmp_path: Path) -> None:
         child = os.fork()
         if child == 0:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(10)
+            signal.alarm(120)
             good = is_noise(image) and list(warnings.filters) == before
             os._exit(0 if good else 1)
         return os.waitpid(child, 0)[1]

@@ -137,7 +137,7 @@ def until_idle() -> Callable[[vl.MiniMaxVL], None]:
     """Returns once nothing is left in a model's engine; ends the test if that does not come."""
 
     def wait(model: vl.MiniMaxVL) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while found := _left_in(model):
             assert time.monotonic() < deadline, found
             time.sleep(0.01)

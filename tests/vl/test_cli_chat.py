@@ -164,5 +164,5 @@ def test_conversation_in_a_terminal(image: Path, tiny_checkpoint: Path) -> None:
     wait_for(b"One?\r\n")
     wait_for(b"> ")
     os.write(ours, b"\x04")
-    assert child.wait(30) == 0
+    assert child.wait(120) == 0
     os.close(ours)

@@ -45,7 +45,7 @@ def start(args: list[str], *, stdout: int = subprocess.PIPE) -> subprocess.Popen
 
 
 def wait_for_rows(child: subprocess.Popen[bytes], out: Path, rows: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while not out.exists() or out.read_bytes().count(b"\n") < rows:
         assert child.poll() is None, child.communicate()
         assert time.monotonic() < deadline
@@ -83,7 +83,7 @@ def test_ctrl_c(archive: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     child = start(arguments(archive, tiny_checkpoint, out))
     wait_for_rows(child, out, 3)
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=60)
+    _, err = child.communicate(timeout=200)
     assert child.returncode == 130
     assert b"run the same command again" in err
     assert b"Traceback" not in err
@@ -99,7 +99,7 @@ def test_a_reader_that_leaves(archive: Path, tiny_checkpoint: Path, tmp_path: Pa
     json.loads(child.stdout.readline())
     child.stdout.close()
     assert child.stderr.read() == b""
-    assert child.wait(60) == 141, "as of a command that SIGPIPE ended; 1 would say that images failed"
+    assert child.wait(200) == 141, "as of a command that SIGPIPE ended; 1 would say that images failed"
     child.stderr.close()
 
 
@@ -117,5 +117,5 @@ def test_a_reader_that_never_was(command: str, archive: Path, tiny_checkpoint: P
     os.close(read_end)
     child = start(args, stdout=write_end)
     os.close(write_end)
-    _, err = child.communicate(timeout=120)
+    _, err = child.communicate(timeout=200)
     assert (err, child.returncode) == (b"", 141)

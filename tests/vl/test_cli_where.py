@@ -50,7 +50,7 @@ def url(tiny_model: vl.MiniMaxVL) -> Iterator[str]:
         thread.join(0.01)
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
-    thread.join(10)
+    thread.join(120)
 
 
 def test_a_served_model_says_what_it_says_here(archive: Path, tiny_checkpoint: Path, tmp_path: Path, url: str) -> None:

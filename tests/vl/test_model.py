@@ -188,7 +188,7 @@ def test_threads_share_the_engine(tiny_model: vl.MiniMaxVL) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(200)
     assert [answers[i] for i in range(len(CONVERSATIONS))] == expected
 
 

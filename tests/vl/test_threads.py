@@ -29,7 +29,7 @@ def test_all_results_of_all_items_come(threads: int) -> None:
 
 
 def test_items_are_worked_on_at_once() -> None:
-    together = threading.Barrier(3, timeout=20)
+    together = threading.Barrier(3, timeout=200)
 
     def work(item: int) -> Iterator[int]:
         together.wait()
@@ -52,7 +52,7 @@ def test_the_first_error_ends_the_others(threads: int) -> None:
 
     with pytest.raises(KeyError, match="here"):
         list(merged(work, [1, 2, 3, 4], threads))
-    assert len(seen) < 10_000
+    assert len(seen) < 10**5  # of 10**6 for each item
     assert not [t for t in threading.enumerate() if t.name.startswith("vl-files")]
 
 
@@ -124,4 +124,4 @@ assert threads() > before, "PyTorch would have started none for anything"
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted by /proc")
 def test_what_the_host_does_beside_busy_processes_starts_no_threads_of_pytorch() -> None:
     """They wait for each other, and so for the processes that have the CPUs, at each of many small operations."""
-    run([sys.executable, "-c", _HOST_WORK], check=True, timeout=60)
+    run([sys.executable, "-c", _HOST_WORK], check=True, timeout=200)

@@ -35,6 +35,7 @@ sys.path[:] = json.loads(sys.argv[4])
 from vl.ranks.worker import main
 main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])"""
 GRACE = 3.0  # seconds in which the ranks that fail with another may say of what, or be seen to be dead
+_ENDING = 30.0  # seconds that a process which closed its connection, and so is about to end, has for it
 
 
 @dataclass(eq=False)
@@ -292,7 +293,7 @@ def _is_echo(trouble: Trouble | None) -> bool:
 def _ending(process: subprocess.Popen[bytes]) -> str:
     """How a process ended that told nothing."""
     try:
-        code = process.wait(GRACE)
+        code = process.wait(_ENDING)
     except subprocess.TimeoutExpired:
         return "closed its connection"
     if code >= 0:

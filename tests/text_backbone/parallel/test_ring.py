@@ -40,7 +40,7 @@ class Post:
 
     def take(self, source: int, to: int) -> Tensor:
         with self.arrived:
-            assert self.arrived.wait_for(lambda: self.failed or self.boxes.get((source, to)), 30), (source, to)
+            assert self.arrived.wait_for(lambda: self.failed or self.boxes.get((source, to)), 200), (source, to)
             assert not self.failed
             return self.boxes[source, to].popleft()
 

@@ -256,7 +256,7 @@ def meeting(rank: int, ranks: int, folder: Path, kind: str) -> Iterator[torch.de
     dist.init_process_group(
         "nccl" if kind == "cuda" else "gloo",
         f"file://{folder}/meeting",
-        timeout=timedelta(seconds=120),
+        timeout=timedelta(seconds=240),
         rank=rank,
         world_size=ranks,
         device_id=device if kind == "cuda" else None,

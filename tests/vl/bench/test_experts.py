@@ -20,7 +20,7 @@ def test_two_processes_share_the_experts_in_every_way(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     figures = tmp_path / "figures.json"
     command = ["-m", "vl.cli", "bench", "experts", "--device", "cpu", "--json", str(figures)]
-    meet(2, command, environment, tmp_path, timeout=120)
+    meet(2, command, environment, tmp_path, timeout=250)
     rows = json.loads(figures.read_text())
     ways = ("none", "expert = 2", "expert = 2, expert_groups = 2", "expert_tensor = 2")
     assert list(dict.fromkeys(row["sharing"] for row in rows)) == list(ways)

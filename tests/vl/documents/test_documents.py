@@ -129,7 +129,7 @@ def test_pdfium_has_nothing_to_say_when_python_ends(tmp_path: Path) -> None:
     """It complains of a document that it has to close itself."""
     path = write_pdf(tmp_path / "a.pdf", [A4])
     code = f"from vl.documents import read_documents; kept = read_documents([{str(path)!r}]); print(len(kept))"
-    done = run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert (done.stdout, done.stderr) == ("1\n", "")
 
 

@@ -44,7 +44,7 @@ def expected(model: vl.MiniMaxVL, asked: list[Inputs]) -> list[str]:
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(work, 60))
+    return asyncio.run(asyncio.wait_for(work, 200))
 
 
 async def streamed(engine: AsyncEngine, inputs: Inputs, params: SamplingParams) -> str:
@@ -202,7 +202,7 @@ def test_the_loop_does_not_wait_for_a_step(
     def patient(self: Runner, *args: Any) -> Any:
         """A step that is over once the loop has turned three times more: never, if the loop waits for it."""
         in_step.set()
-        last, until = time.monotonic() + 10, turns + 3
+        last, until = time.monotonic() + 120, turns + 3
         while turns < until:
             assert time.monotonic() < last, "the loop stood still during a step"
             time.sleep(0.005)
@@ -252,7 +252,7 @@ def test_loops_and_threads_share_an_engine(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(200)
     assert sorted(found) == sorted((i, expected[i]) for i in range(3) for _ in range(6))
     until_idle(model)
     run(engine.close())
@@ -285,7 +285,7 @@ def test_a_process_ends_that_leaves_one_behind(tiny_checkpoint: Path) -> None:
         "    await asyncio.sleep(0.3)\n"
         "asyncio.run(main())\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, tiny_checkpoint], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, tiny_checkpoint], capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stderr) == (0, "")
 
 

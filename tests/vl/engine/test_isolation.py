@@ -284,7 +284,7 @@ stream = model.stream(ask, max_new_tokens=10**5)
 inside, leave = threading.Event(), threading.Event()
 step = model.language_model.forward
 def slow(*args):
-    inside.set(); leave.wait(30)
+    inside.set(); leave.wait(240)
     return step(*args)
 stepper = threading.Thread(target=next, args=(stream,), daemon=True)
 if sys.argv[2] == "stepping":
@@ -294,7 +294,7 @@ if sys.argv[2] == "stepping":
 else:
     next(stream)
 if not os.fork():
-    signal.alarm(20)
+    signal.alarm(120)
     for call in (lambda: model.chat(ask), lambda: next(model.stream(ask)), lambda: model.engine.step()):
         try:
             call()
@@ -318,7 +318,7 @@ def test_a_forked_child_is_told_and_does_not_hang(tiny_checkpoint: Path, when: s
         [sys.executable, "-c", CHILD, str(tiny_checkpoint), when],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=True,
         env=os.environ | {"OMP_NUM_THREADS": "2"},  # with one thread, tensors could be computed in the child
     )
@@ -332,11 +332,11 @@ import os, signal, sys, vl
 ask = [{"role": "user", "content": "Hello"}]
 expected = vl.load(sys.argv[1], device="cpu").chat(ask, max_new_tokens=3)
 if not os.fork():
-    signal.alarm(60)
+    signal.alarm(120)
     model = vl.load(sys.argv[1], device="cpu")
     assert model.chat(ask, max_new_tokens=3) == expected
     waiting = model.engine._hashing._work_queue
-    model.engine._hashing.submit(int).result(10)
+    model.engine._hashing.submit(int).result(100)
     print("prompts left behind:", waiting.qsize(), flush=True)
     os._exit(0)
 print("child", os.wait()[1])
@@ -349,7 +349,7 @@ def test_a_model_that_a_forked_child_loads_has_threads_of_its_own(tiny_checkpoin
         [sys.executable, "-c", GRANDCHILD, str(tiny_checkpoint)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},  # or PyTorch's own threads would be the parent's
     )

@@ -63,14 +63,14 @@ def test_whoever_asks_meanwhile_waits_for_the_same(fails: bool) -> None:
 
     def slow() -> int:
         begun.set()
-        assert go.wait(20)
+        assert go.wait(120)
         return make()
 
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(made.get, b"a", slow) for _ in range(3)]
-        assert begun.wait(20)
-        assert pool.submit(made.get, b"b", Making()).result(20) == 1  # which waits for none of them
+        assert begun.wait(120)
+        assert pool.submit(made.get, b"b", Making()).result(120) == 1  # which waits for none of them
         go.set()
-        found = [each.exception(20) or each.result() for each in asked]
+        found = [each.exception(120) or each.result() for each in asked]
     assert list(map(str, found)) == (["too deep"] * 3 if fails else ["1"] * 3)
     assert make.count == 1

@@ -240,7 +240,7 @@ def test_saves_at_once_leave_one_of_them_whole(model: vl.MiniMaxVL, tmp_path: Pa
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(200)
     assert not failed
     opened = model.open(tmp_path)
     assert opened.ask("Hello", **NEW) == sessions[opened.tokens].ask("Hello", **NEW)
@@ -265,7 +265,7 @@ def test_a_save_waits_for_that_of_another_process(model: vl.MiniMaxVL, tmp_path:
         assert thread.is_alive()
         assert not list(tmp_path.iterdir())
         other.communicate(b"\n")
-    thread.join(60)
+    thread.join(200)
     assert model.open(tmp_path).tokens == session.tokens
 
 

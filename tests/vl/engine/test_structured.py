@@ -254,13 +254,13 @@ def test_nobody_waits_for_the_form_of_another(nano: vl.MiniMaxVL, monkeypatch: p
     def slow(tokens: Any, response_format: Any) -> Any:
         if response_format["type"] == "regex":
             begun.set()
-            assert go_on.wait(60)
+            assert go_on.wait(120)
         return made(tokens, response_format)
 
     monkeypatch.setattr(structured, "matcher", slow)
     thread = threading.Thread(target=forms.form, args=(REGEX,))
     thread.start()
-    assert begun.wait(60)
+    assert begun.wait(120)
     assert forms.form({"type": "json_object"})
     go_on.set()
     thread.join()

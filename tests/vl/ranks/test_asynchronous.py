@@ -36,6 +36,6 @@ def test_coroutines_over_ranks(tiny_checkpoint: Path) -> None:
                 assert "rank 1 (cpu) was killed by SIGKILL" in str(end)
 
     try:
-        asyncio.run(asyncio.wait_for(work(), 120))
+        asyncio.run(asyncio.wait_for(work(), 250))
     finally:
         split.close()

@@ -53,7 +53,7 @@ def test_all_ranks_do_less_at_once(
     one = vl.load(folder, device="cpu", dtype="float32", **OPTIONS)
     expected = [found.token_ids for found in one.generate(QUESTIONS, **SAMPLING)]
     build = partial(builders.short, folder, placement, limits)
-    ranks = Ranks(build, [torch.device("cpu")] * 2, engine, timeout=60)
+    ranks = Ranks(build, [torch.device("cpu")] * 2, engine, timeout=200)
     try:
         split = SplitVL(one.config, one.processor, ranks, name="", dtype=torch.float32, engine=engine).eval()
         params = vl.SamplingParams(**SAMPLING)

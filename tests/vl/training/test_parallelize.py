@@ -116,14 +116,14 @@ def environment() -> dict[str, str]:
 def launch(count: int, command: list[str], folder: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     done = subprocess.run(
-        [*launcher, *command], capture_output=True, text=True, check=False, env=environment(), timeout=200
+        [*launcher, *command], capture_output=True, text=True, check=False, env=environment(), timeout=280
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
 def meet(count: int, command: list[str], folder: Path) -> None:
     """Processes with the variables by which `torchrun` has them meet."""
-    meeting.meet(count, command, environment(), folder, timeout=200)
+    meeting.meet(count, command, environment(), folder, timeout=280)
 
 
 def figures(out: Path, name: str, kind: str = "train") -> list[float]:
