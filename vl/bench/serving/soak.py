@@ -83,7 +83,7 @@ async def soak(
 
     Args:
         model: its name at the server, whose limits have to be those of `vl.bench.serving.malformed`.
-        seconds: after which no more is asked.
+        seconds: after which no more is asked. Every client asks at least once.
         questions: different ones, whose answers are greedy.
         tell: told how far it is.
 
@@ -142,10 +142,13 @@ class _Run:
 
     async def one_client(self, chosen: random.Random, until: float) -> None:
         """Ask, and ask again after a while: as long as a server that is full says, and somewhat more."""
-        while (left := until - time.perf_counter()) > 0:
+        while True:
             (kind,) = chosen.choices(list(_KINDS), list(_KINDS.values()))
             answer = await (self._nonsense(chosen) if kind == "malformed" else self._question(chosen, kind))
-            await asyncio.sleep(min(left, answer.retry_after + chosen.expovariate(4.0)))
+            left = until - time.perf_counter()
+            await asyncio.sleep(min(max(left, 0.0), answer.retry_after + chosen.expovariate(4.0)))
+            if time.perf_counter() >= until:
+                return
 
     async def _nonsense(self, chosen: random.Random) -> Answer:
         wrong = chosen.choice(self._malformed)
