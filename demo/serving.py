@@ -13,6 +13,7 @@ from vl.heaps import bound_arenas
 
 MOST_SESSIONS = 1000
 """Sessions that the server remembers. Gradio forgets none, each of 52 KiB and what was said, until there are more."""
+_TRIES = 5  # to take a port that was free
 STYLE = Path(__file__).with_name("style.css")
 THEME = gr.themes.Base(
     primary_hue="amber",
@@ -57,7 +58,6 @@ def launch(
     bound_arenas()
     settings: dict[str, Any] = {
         "server_name": host,
-        "server_port": free_port(host, port),
         "share": share,
         "inbrowser": browser,
         "prevent_thread_lock": True,
@@ -74,5 +74,14 @@ def launch(
         "quiet": True,
     }
     page.queue(default_concurrency_limit=4, api_open=False)
-    _, local, public = page.launch(**settings | options)
+    _, local, public = _launched(page, host, port, settings | options, _TRIES)
     return (local, public) if public else (local,)
+
+
+def _launched(page: gr.Blocks, host: str, port: int | None, settings: dict[str, Any], tries: int) -> Any:
+    try:
+        return page.launch(server_port=free_port(host, port), **settings)
+    except OSError:  # another process has taken the port meanwhile
+        if tries == 1:
+            raise
+        return _launched(page, host, port, settings, tries - 1)

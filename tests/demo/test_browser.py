@@ -7,8 +7,10 @@ with the embedded model.
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,13 +24,14 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 import vl
 from demo.app import build
+from demo.handlers import Handlers
 from demo.limits import MOST_CHARACTERS
 from demo.serving import launch
 
 SCREENSHOT = os.environ.get("VL_SCREENSHOT")
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 STEP_SECONDS = 0.02
-steps_taken: list[float] = []  # when the server's model made its steps
+PATIENCE = 90_000  # milliseconds
 CHAT = "#chat [data-testid=bot]"
 WATCH = """() => {
     window.lengths = [];
@@ -38,10 +41,40 @@ WATCH = """() => {
     }).observe(document.querySelector("#chat"), {childList: true, subtree: true, characterData: true});
 }"""
 """Notes the length of the answer whenever the conversation changes."""
+IS_DARK = """dark => {
+    const [channel] = getComputedStyle(document.body).backgroundColor.match(/\\d+/g);  // rgb(24, 24, 27)
+    return (channel < 64) === dark;
+}"""
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=PATIENCE)
 
 OpenPage = Callable[..., Page]
+
+
+class Pace:
+    """How fast the server's model goes: a test that watches an answer lets it go on once it has seen enough.
+
+    Attributes:
+        steps: those taken so far.
+        seconds: what each takes at least.
+    """
+
+    def __init__(self) -> None:
+        self.steps, self.seconds = 0, STEP_SECONDS
+        self._changed, self._last = threading.Condition(), math.inf
+
+    def allow(self, steps: float = math.inf) -> None:
+        """So many from now on, until more are allowed."""
+        with self._changed:
+            self._last = self.steps + steps
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Until one more may be taken."""
+        time.sleep(self.seconds)
+        with self._changed:
+            self._changed.wait_for(lambda: self.steps < self._last)
+            self.steps += 1
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +88,40 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(tiny_checkpoint: Path, examples: Path) -> Iterator[str]:
+def model(tiny_checkpoint: Path) -> Any:
+    return vl.load(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def served_pace() -> Pace:
+    return Pace()
+
+
+@pytest.fixture
+def pace(served_pace: Pace) -> Iterator[Pace]:
+    """Of the server's model, which goes on freely after the test."""
+    yield served_pace
+    served_pace.seconds = STEP_SECONDS
+    served_pace.allow()
+
+
+@pytest.fixture(scope="module")
+def address(model: Any, examples: Path, served_pace: Pace) -> Iterator[str]:
     """A server whose model takes its time, so that streaming can be watched."""
     patch = pytest.MonkeyPatch()
     patch.setattr("demo.gallery.FOLDER", examples)
-    model = vl.load(tiny_checkpoint, device="cpu")
-    step = model.engine.step
+    step, stop = model.engine.step, Handlers.stop
 
     def slow_step() -> None:
-        steps_taken.append(time.monotonic())
-        time.sleep(STEP_SECONDS)
+        served_pace.wait()
         step()
 
+    def stopped(self: Handlers, session: Any) -> None:
+        stop(self, session)
+        served_pace.allow()
+
     patch.setattr(model.engine, "step", slow_step)
+    patch.setattr(Handlers, "stop", stopped)
     page = build(model)
     yield launch(page, allowed_paths=[str(examples)], max_file_size="1mb")[0]
     page.close()
@@ -91,15 +145,13 @@ def open_page(browser: Browser, address: str) -> Iterator[OpenPage]:
         context = browser.new_context(**({"viewport": DESKTOP} | options))
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(PATIENCE)
         page.route("**/*", route)
         page.on("console", lambda message: complaints.append(message.text) if is_complaint(message) else None)
         page.on("pageerror", lambda error: complaints.append(f"page error: {error}"))
         page.goto(address)
         page.get_by_role("button", name="Ask").wait_for()
-        background = page.evaluate("getComputedStyle(document.body).backgroundColor")  # rgb(24, 24, 27)
-        darkest = min(int(channel) for channel in background.strip("rgba()").split(",")[:3])
-        assert (darkest < 64) is (options.get("color_scheme") == "dark"), background
+        page.wait_for_function(IS_DARK, arg=options.get("color_scheme") == "dark")
         return page
 
     yield open_page
@@ -138,21 +190,29 @@ def is_idle(page: Page) -> None:
     expect(page.get_by_role("button", name="Ask", exact=True)).to_be_visible()
 
 
-def test_image_question_answer(open_page: OpenPage, tmp_path: Path) -> None:
+def test_image_question_answer(open_page: OpenPage, pace: Pace, tmp_path: Path) -> None:
     page = open_page()
     upload(page, saved(tmp_path / "photo.jpg", (640, 480)))
     layout(page).to_have_text("640 × 480 → 672 × 672, 4 tiles + thumbnail, 166 tokens")
     overlay = page.get_by_role("img", name="The image as the model sees it: 640 × 480")
     expect(overlay).to_be_visible()
-    assert overlay.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [672, 672]
+    size = "image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])"
+    assert overlay.evaluate(size) == [672, 672]
 
     limit(page, 80)
     page.evaluate(WATCH)
     question = page.get_by_label("Question")
     question.fill("Is it <b>2 & 3</b>?")
+    pace.allow(25)
     question.press("Enter")
     expect(page.get_by_role("button", name="Stop")).to_be_visible()
     expect(page.locator("#chat [data-testid=user]")).to_have_text("Is it <b>2 & 3</b>?")
+    length = 0
+    for _ in range(2):
+        page.wait_for_function("length => (window.lengths.at(-1) || 0) > length", arg=length)
+        length = page.evaluate("window.lengths.at(-1)")
+        pace.allow(25)
+    pace.allow()
     expect(page.locator("#status")).to_contain_text("decode")
     final = page.locator(CHAT).inner_text().strip()
     lengths = page.evaluate("window.lengths")
@@ -177,11 +237,12 @@ def test_conversation_continues(open_page: OpenPage, tmp_path: Path) -> None:
     expect(page.locator(CHAT)).to_have_count(0)
 
 
-def test_stop(open_page: OpenPage) -> None:
+def test_stop(open_page: OpenPage, pace: Pace) -> None:
     page = open_page()
     page.get_by_role("button", name="Small").click()
     layout(page).to_contain_text("tokens")
     limit(page, 1000)
+    pace.allow(50)  # until it is stopped
     page.get_by_role("button", name="Ask", exact=True).click()
     expect(page.locator("#status")).to_contain_text("Writing")
     page.get_by_role("button", name="Stop").click()
@@ -282,19 +343,22 @@ def test_two_visitors_at_once(open_page: OpenPage) -> None:
         expect(page.locator("#chat [data-testid=user]")).to_have_text([question])
 
 
-def test_a_visitor_who_leaves_frees_the_model(open_page: OpenPage) -> None:
+def test_a_visitor_who_leaves_frees_the_model(open_page: OpenPage, pace: Pace, model: Any) -> None:
     leaving, staying = open_page(), open_page()
     for page, tokens in ((leaving, 1000), (staying, 4)):
         page.get_by_role("button", name="Small").click()
         layout(page).to_contain_text("tokens")
         limit(page, tokens)
+    pace.seconds = 0.1  # an answer takes 100 s
     leaving.get_by_role("button", name="Ask", exact=True).click()
     expect(leaving.locator("#status")).to_contain_text("Writing")
     leaving.close()
-    before = len(steps_taken)
+    before = pace.steps
     staying.get_by_role("button", name="Ask", exact=True).click()
-    expect(staying.locator("#status")).to_contain_text("decode", timeout=90_000)
-    assert len(steps_taken) - before < 700, "the answer that nobody reads was written to its end"
+    expect(staying.locator("#status")).to_contain_text("decode")
+    while model.engine.scheduler.running:
+        time.sleep(0.05)
+    assert pace.steps - before < 700, "the answer that nobody reads was written to its end"
 
 
 def test_phone(open_page: OpenPage) -> None:

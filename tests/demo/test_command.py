@@ -24,6 +24,7 @@ from demo.app import build
 from demo.command import register
 from demo.gallery import examples
 from demo.handlers import Handlers
+from demo.serving import launch
 from demo.talk import Session
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +46,18 @@ def test_without_a_port_the_next_free_one_is_used(taken: int, monkeypatch: pytes
     monkeypatch.setattr(ports, "FIRST_PORT", taken)
     chosen = ports.free_port("127.0.0.1")
     assert taken < chosen < taken + ports.PORTS_TRIED
+
+
+def test_a_port_that_another_takes_meanwhile_is_not_insisted_on(
+    taken: int, tiny_model: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter((taken, ports.free_port("127.0.0.1")))
+    monkeypatch.setattr("demo.serving.free_port", lambda host, port: next(found))
+    page = build(tiny_model)
+    address = launch(page)[0]
+    assert address != f"http://127.0.0.1:{taken}/"
+    assert b"<gradio-app" in urlopen(address, timeout=120).read()
+    page.close()
 
 
 def test_a_wrong_host_is_named() -> None:

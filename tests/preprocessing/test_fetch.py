@@ -104,7 +104,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def drip(start: bytes, dripped: bytes) -> Serve:
-    """Sends `start`, and then `dripped` byte by byte, for as long as the client stays: one that is patient never ends."""
+    """Sends `start`, and then `dripped` byte by byte, as long as the client stays: a patient one never ends."""
 
     def serve(client: socket.socket, request: bytes) -> None:
         client.sendall(start)

@@ -92,8 +92,12 @@ def test_a_fault_costs_its_rows_only(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     found = {(r.name, r.contender): r for r in report.records}
     assert done == ["fine", "dies"]
-    assert found["first", "ours"].seconds == pytest.approx(0.001, rel=0.9)
-    assert report.ours_over(found["first", "peer"]) == pytest.approx(1 / 3, rel=0.8)
+    ours, theirs = (found["first", contender].seconds for contender in ("ours", "peer"))
+    assert ours is not None
+    assert theirs is not None
+    assert 0.001 <= ours < 0.5  # how much longer a sleep takes, other processes decide
+    assert 0.003 <= theirs < 0.5
+    assert report.ours_over(found["first", "peer"]) == pytest.approx(ours / theirs)
     assert "exit code 7" in found["quietly", "ours"].error
     assert found["quietly", "peer"].seconds, "what came after the fault in the same case was measured"
     assert "signal 9" in found["unbuilt", "ours"].error

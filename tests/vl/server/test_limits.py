@@ -335,7 +335,7 @@ def test_a_full_server_says_when_to_come_again(
             full.set()
             assert looked.wait(200)
         elif not full.is_set():
-            time.sleep(0.05)  # until all have come
+            time.sleep(0.3)  # until all have come, for which there is a minute
         return call(self, batch, running)
 
     monkeypatch.setattr(Runner, "__call__", held)
