@@ -62,7 +62,7 @@ _READ = (
     "Which words are printed here?",
     "What text is shown?",
 )
-_PAGES = (*("page",) * 3, *("receipt",) * 3, "sign", "screen")
+_PAGES = (*("page",) * 3, *("receipt",) * 2, *("screen",) * 2, "sign")
 _FULL = ("page", "screen")  # those that fill the large canvases of `page_sizes`; others are of any size
 _SHORT = topics()["scenes.short"]
 _CROWDED = 0.6  # of the scenes that may be odd, those that have more shapes, anywhere

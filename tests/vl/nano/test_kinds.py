@@ -142,7 +142,7 @@ def test_held_out_faces_are_never_learnt() -> None:
 def test_pages_may_have_sizes_of_their_own() -> None:
     values = {"words": 1.0, "pages": 1.0, "scenes": 0.0, "sizes": [[64, 300, 1.0]], "page_sizes": [[400, 500, 1.0]]}
     source = NanoSource(values)
-    drawn = [source.draw(13, i, stage=2) for i in range(40)]
+    drawn = [source.draw(13, i, stage=2) for i in range(80)]
     full = [getattr(sample.facts, "kind", "") in ("page", "screen") for sample in drawn]
     assert {getattr(sample.facts, "kind", "words") for sample in drawn} >= {"words", "page", "receipt", "sign"}
     assert [max(sample.image.size) >= 400 for sample in drawn] == full
