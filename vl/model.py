@@ -196,6 +196,7 @@ class MiniMaxVL(nn.Module):
         check_progress(progress)
         self.engine.stay_in_process()  # tensors' threads are the parent's too: nothing is computed before
         inputs, timings = self._prepare(messages, tools)
+        params = params.offering(tools, self.processor)
         # Checked now, and queued when the first piece is asked for: whoever never asks leaves nothing behind.
         return self.engine.stream(self.engine.prepare(inputs, params, timings), progress)
 
@@ -213,7 +214,8 @@ class MiniMaxVL(nn.Module):
             batch: conversations, or what `processor` made of them. A last message of the assistant is what its answer
                 begins with: it goes on from there, and only what is new is in the result.
             tools: descriptions of functions that the model may call (JSON objects, as OpenAI has them), for every
-                conversation. Its calls are in `Generation.tool_calls`.
+                conversation. Its calls are in `Generation.tool_calls`; beside `response_format` an answer is either
+                calls or of that form. Arguments of a function with `"strict": true` are held to its `parameters`.
             progress: called with a `vl.Reading` after each pass over the prompts, which are read `prefill_tokens` at a
                 time: how many of their tokens are read, and how fast.
             sampling: `max_new_tokens` (256), `temperature` (0: greedy), `top_p`, `top_k`, `min_p`, `seed`, `stop`,
@@ -232,6 +234,7 @@ class MiniMaxVL(nn.Module):
         if not isinstance(batch, Iterable):
             raise InputError(f"the batch must be a list of conversations, not {type(batch).__name__}")
         prepared = [self._prepare(item, tools) for item in batch]  # before any is queued: bad input costs nothing
+        params = params.offering(tools, self.processor)
         answers = [self.engine.prepare_answers(inputs, params, timings) for inputs, timings in prepared]
         requests = [request for row in answers for request in row]
         results = self.engine.run(requests, progress)

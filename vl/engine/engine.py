@@ -51,8 +51,7 @@ class Engine(Keeping):
     def check(self, params: SamplingParams, prompt: int = 1) -> None:
         """Raises InputError if no prompt of `prompt` tokens could be answered so: said once, not for each of many."""
         self._check_biases(params)
-        if params.response_format is not None:
-            self._forms.form(params.response_format)
+        self._forms.of(params)
         self._check_room(prompt, params.max_new_tokens)
 
     def _check_biases(self, params: SamplingParams) -> None:
@@ -101,7 +100,7 @@ class Engine(Keeping):
             after=after,
             hold=hold,
             markers=self.model.processor.reasoning,
-            form=None if params.response_format is None else self._forms.form(params.response_format),
+            form=self._forms.of(params),
         )
         if after is None and not hold:
             request.boundaries = boundaries(prompt, self.model.end_ids, self._marks())
@@ -289,7 +288,8 @@ class Engine(Keeping):
     def _push(self, request: Request, chosen: Chosen) -> None:
         """Hand a request its next token."""
         if chosen.error:
-            self._fail(request, InputError(f"response_format cannot be held to any further: {chosen.error}"))
+            what = "tools" if request.params.response_format is None else "response_format"
+            self._fail(request, InputError(f"{what} cannot be held to any further: {chosen.error}"))
             return
         try:
             if chosen.logprobs:

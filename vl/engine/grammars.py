@@ -16,6 +16,7 @@ from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
+from vl.engine.calls import ANSWER, Calls
 from vl.engine.making import NotNow
 from vl.errors import ConfigError, InputError
 
@@ -46,19 +47,20 @@ def library() -> Any:
     return llguidance
 
 
-def matcher(tokens: Any, response_format: Mapping[str, Any]) -> Any:
+def matcher(tokens: Any, response_format: Mapping[str, Any] | None, calls: Calls | None = None) -> Any:
     """llguidance's, at the beginning of an answer.
 
     Args:
         tokens: its vocabulary.
         response_format: as `SamplingParams` has checked it.
+        calls: that an answer may be instead, or has to be. One of the two is given.
 
     Raises:
         InputError: if it is no schema, expression or grammar, or one that cannot be held to.
     """
     made = library().LLMatcher
     try:
-        found = made(tokens, _grammar(made, response_format), log_level=0)
+        found = made(tokens, json.dumps({"grammars": _parts(response_format, calls)}), log_level=0)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{_NOT_HELD}: {first_line(str(error))}") from None
     if found.is_error():
@@ -66,20 +68,34 @@ def matcher(tokens: Any, response_format: Mapping[str, Any]) -> Any:
     return found
 
 
-def _grammar(made: Any, response_format: Mapping[str, Any]) -> str:
+def _parts(response_format: Mapping[str, Any] | None, calls: Calls | None) -> list[dict[str, Any]]:
+    """The grammars of answers, the main one first: of answers of a form, or any, or calls."""
+    answer = [] if response_format is None or (calls and calls.named is not None) else [_part(response_format)]
+    if calls is None:
+        return answer
+    main, arguments = calls.grammars(ANSWER if answer else None)
+    parts = [{"lark_grammar": main}, *({**each, "name": ANSWER} for each in answer)]
+    for name, schema in arguments.items():
+        form = {"type": "json_object"} if schema is None else {"type": "json_schema", "json_schema": {"schema": schema}}
+        parts.append({**_part(form), "name": name})
+    return parts
+
+
+def _part(response_format: Mapping[str, Any]) -> dict[str, Any]:
+    """One grammar, as llguidance has it in JSON."""
     kind = response_format["type"]
     if kind == "regex":
-        return made.grammar_from_regex(response_format["pattern"])
+        (found,) = json.loads(library().LLMatcher.grammar_from_regex(response_format["pattern"]))["grammars"]
+        return {"lark_grammar": found["lark_grammar"]}
     if kind == "grammar":
-        return made.grammar_from_lark(response_format["grammar"])
+        return {"lark_grammar": response_format["grammar"]}
     schema = {"type": "object"} if kind == "json_object" else response_format["json_schema"]["schema"]
     if isinstance(schema, bool):
         if not schema:
             raise InputError(f"{_NOT_HELD}: nothing is valid by the schema false")
         schema = {}
     # What a schema itself says to the library does not count: it could have keywords passed over.
-    schema = {key: value for key, value in schema.items() if key != "x-guidance"}
-    return made.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": _WHITESPACE})
+    return {"json_schema": {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE}}}
 
 
 def first_line(message: str) -> str:

@@ -13,7 +13,10 @@ from itertools import islice
 from numbers import Real
 from typing import Any
 
+from preprocessing import Processor
+from preprocessing.tools import FUNCTION_CALL
 from preprocessing.unicode import well_formed
+from vl.engine.calls import Calls, is_strict
 from vl.engine.config import shown, whole
 from vl.engine.response_format import checked_format
 from vl.engine.splitmix import BITS, mixed, signed
@@ -67,6 +70,8 @@ class SamplingParams:
             text. Beyond that `{"type": "regex", "pattern": ...}`, in the syntax of Rust's crate regex, and `{"type":
             "grammar", "grammar": ...}`, of Lark as llguidance has it. It ends with "stop" where the form is complete,
             and is cut within it by `max_new_tokens` or `stop`. Needs the extra `serve`.
+        calls: of functions that the answer may be instead, or has to be; None: as it likes, but not where it is held to
+            a form. `generate(tools=...)` and the server give it. Needs the extra `serve`.
         n: answers to each conversation, whose prompt is read once for all of them; at most 128. With a seed, answer i
             is that of `seed + i` alone.
 
@@ -90,6 +95,7 @@ class SamplingParams:
     top_logprobs: int = 0
     n: int = 1
     response_format: Mapping[str, Any] | None = field(default=None, hash=False)
+    calls: Calls | None = None
 
     def __post_init__(self) -> None:
         top = f"0 to {MOST_TOP_LOGPROBS}"
@@ -115,6 +121,8 @@ class SamplingParams:
             object.__setattr__(self, name, value)
         if not isinstance(self.logprobs, bool):
             raise InputError(f"logprobs must be True or False, not {shown(self.logprobs)}")
+        if not isinstance(self.calls, Calls | None):
+            raise InputError(f"calls must be vl.engine.calls.Calls, not {shown(self.calls)}")
         if self.top_logprobs and not self.logprobs:
             raise InputError("top_logprobs must be 0 without logprobs: set logprobs=True too")
 
@@ -126,6 +134,18 @@ class SamplingParams:
         if unknown:
             raise InputError(f"unknown sampling argument {', '.join(unknown)}: there are {', '.join(names)}")
         return cls(**sampling)
+
+    def offering(self, tools: Sequence[Mapping[str, Any]] | None, processor: Processor) -> SamplingParams:
+        """The same where functions may be called: with `calls`, if answers or arguments are held to a form.
+
+        Raises InputError naming the tool that has no name, or no schema that arguments could be held to.
+        """
+        token = processor.tokenizer.token_id(FUNCTION_CALL)
+        if not tools or token is None or self.calls is not None:
+            return self
+        if self.response_format is None and not any(map(is_strict, tools)):
+            return self
+        return replace(self, calls=Calls.of(tools, token, markers=processor.reasoning))
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -151,7 +171,7 @@ class SamplingParams:
     @property
     def apart(self) -> bool:
         """Whether its tokens are chosen outside of the recorded step."""
-        return self.adjusts or self.logprobs or self.response_format is not None
+        return self.adjusts or self.logprobs or self.response_format is not None or self.calls is not None
 
     def one(self, index: int) -> SamplingParams:
         """Those of one of the `n` answers."""

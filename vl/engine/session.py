@@ -206,6 +206,7 @@ class Session:
             begun = time.perf_counter()
             rest = self._prompt(self._model.processor.continuation(self._known.read, asked))
             timings = Timings(preprocess=time.perf_counter() - begun)
+            params = params.offering([*self._known.read.tools, *asked.tools], self._model.processor)
             return self._engine.prepare_answers(rest.behind(self._known.ids), params, timings, after=self._known.held)
 
     def _check(self) -> None:

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from preprocessing import Processor
 from vl.config import VLConfig
+from vl.engine.calls import Calls
 from vl.engine.grammars import first_line, library, matcher, try_apart
 from vl.engine.making import Made
+from vl.engine.params import SamplingParams
 from vl.engine.sampling import sent
 from vl.errors import InputError
 
@@ -74,35 +76,60 @@ class Forms:
         self._tokens: Any = None
         self._ready = Made[Any](_KEPT)
 
-    def form(self, response_format: Mapping[str, Any]) -> Form:
+    def of(self, params: SamplingParams) -> Form | None:
+        """What an answer is held to, if to anything. Raises as `form` does."""
+        if params.response_format is None and params.calls is None:
+            return None
+        return self.form(params.response_format, params.calls)
+
+    def form(self, response_format: Mapping[str, Any] | None, calls: Calls | None = None) -> Form:
         """One for a new answer. A new grammar may take seconds, for which no other waits, and so may a bad one, once.
 
         Args:
             response_format: as `SamplingParams` has checked it.
+            calls: that an answer may be instead, or has to be. One of the two is given.
 
         Raises:
             InputError: if it is no schema, expression or grammar, or one that cannot be held to; or the model has no
                 end token, with which an answer would end.
             ConfigError: if llguidance is not installed.
         """
+        if calls is not None:  # each of its parts is tried by itself
+            if response_format is not None and calls.named is None:
+                self.form(response_format)
+            self._check(calls)
         try:
-            key = json.dumps(response_format)
+            key = json.dumps(response_format if calls is None else [response_format, calls.key()])
         except RecursionError:
             raise InputError("response_format cannot be held to: it is nested too deeply") from None
 
         def make() -> Any:
             tokens = self._vocabulary()
-            if not self._tried:
+            if not self._tried and calls is None:
                 try_apart(key)
-            return matcher(tokens, response_format)
+            return matcher(tokens, response_format, calls)
 
         return Form(self._ready.get(hashlib.sha256(key.encode()).digest(), make).deep_copy())
+
+    def _check(self, calls: Calls) -> None:
+        """Raises InputError naming a function whose arguments cannot be held to their schema."""
+        for function in calls.functions:
+            if function.schema is None:
+                continue
+            try:
+                self.form({"type": "json_schema", "json_schema": {"schema": function.schema}})
+            except InputError as error:
+                why = str(error).removeprefix("response_format ")
+                raise InputError(f"tools: the parameters of {function.name!r:.80} {why}; or leave strict out") from None
 
     def _vocabulary(self) -> Any:
         """As llguidance has it."""
         llguidance = library()
         if not self._model.end_ids:
-            raise InputError("response_format is for models whose config names an end token: this one's does not")
+            raise InputError(
+                "response_format, and calls that have to be made, are for models whose config names an end token: this "
+                "one's does not"
+            )
         with self._making:
             if self._tokens is None:
                 tokens = llguidance.TokenizerWrapper(_Tokens(self._model))
@@ -117,8 +144,10 @@ class _Tokens:
     bos_token_id = None
 
     def __init__(self, model: Model) -> None:
-        self.tokens = model.processor.tokenizer.spellings(model.config.text.vocab_size)
-        self.special_token_ids = [token for token, spelt in enumerate(self.tokens) if not spelt]
+        spelt = model.processor.tokenizer.spellings(model.config.text.vocab_size)
+        self.special_token_ids = [token for token, text in enumerate(spelt) if not text]
+        # Each has a name of its own, which is no text: those of one name would all do where a grammar has one of them.
+        self.tokens = [text or f"{token}".encode() for token, text in enumerate(spelt)]
         self.eos_token_id = min(model.end_ids)
         self._encode = model.processor.tokenizer.encode_plain
 

@@ -203,7 +203,6 @@ class Part:
             torch.cuda.empty_cache()
 
     def _request(self, new: NewRequest) -> Request:
-        form = new.params.response_format
         return Request(
             prompt_tokens=len(new.prompt),
             max_new_tokens=new.params.max_new_tokens,
@@ -212,7 +211,7 @@ class Part:
             stream=_Silent(),
             key=new.key,
             timings=Timings(),
-            form=None if form is None else self._forms.form(form),
+            form=self._forms.of(new.params),
         )
 
     @torch.inference_mode()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import Response
@@ -98,10 +100,19 @@ def as_api_error(error: BaseException) -> ApiError:
     return ApiError(500, f"the server failed on this request ({type(error).__name__}): its log says more")
 
 
+@contextmanager
+def refusing(field: str) -> Iterator[None]:
+    """Whatever is wrong with what is done within is so with this field of the request."""
+    try:
+        yield
+    except (InputError, ImageError) as error:
+        raise ApiError(400, str(error), param=field) from None
+
+
 def _field_of(message: str) -> str | None:
     """The field of a request with whose name a message begins, as those of the engine about its settings do."""
-    name = message.partition(" ")[0].rstrip(":")
-    return name if name in FIELDS else None
+    found = re.match(r"\w+", message)
+    return found[0] if found and found[0] in FIELDS else None
 
 
 def _invalid(error: ValidationError) -> ApiError:

@@ -125,6 +125,11 @@ class Sampled(ModelRequest):
         return "max_tokens"
 
     @property
+    def prompt_name(self) -> str:
+        """By which the request has what is answered."""
+        return "prompt"
+
+    @property
     def new_tokens(self) -> int | None:
         """Tokens of an answer at most, if the request says so."""
         return self.max_tokens
@@ -199,6 +204,10 @@ class ChatRequest(Sampled):
     @property
     def limit_name(self) -> str:
         return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
+    @property
+    def prompt_name(self) -> str:
+        return "messages"
 
     @property
     def new_tokens(self) -> int | None:

@@ -251,11 +251,11 @@ def test_nobody_waits_for_the_form_of_another(nano: vl.MiniMaxVL, monkeypatch: p
     forms, begun, go_on = Forms(nano), threading.Event(), threading.Event()
     made = structured.matcher
 
-    def slow(tokens: Any, response_format: Any) -> Any:
+    def slow(tokens: Any, response_format: Any, calls: Any) -> Any:
         if response_format["type"] == "regex":
             begun.set()
             assert go_on.wait(120)
-        return made(tokens, response_format)
+        return made(tokens, response_format, calls)
 
     monkeypatch.setattr(structured, "matcher", slow)
     thread = threading.Thread(target=forms.form, args=(REGEX,))

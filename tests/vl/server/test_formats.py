@@ -63,10 +63,3 @@ def test_what_is_no_form_is_refused(client: TestClient, form: dict[str, Any]) ->
     found = client.post(CHAT, json=ask(response_format=form))
     assert found.status_code == 400, found.text
     assert "response_format" in found.json()["error"]["message"]
-
-
-def test_a_call_and_a_form_exclude_each_other(client: TestClient) -> None:
-    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
-    found = client.post(CHAT, json=ask(tools=[tool], tool_choice="required", response_format=BY_SCHEMA))
-    assert found.status_code == 400
-    assert "give one of them" in found.json()["error"]["message"]
