@@ -43,6 +43,15 @@ def serve(
         str | None,
         typer.Option(metavar="HOST,...", help="Fetch images whose URL names one of these hosts.", show_default=False),
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="Let pages of this origin, such as https://app.example.com, ask from a browser; several times for "
+            "several, * for all.",
+            show_default=False,
+        ),
+    ] = None,
     max_waiting: Annotated[
         int, typer.Option(min=0, help="Requests beyond --batch-size; more get status 429.", rich_help_panel=_LIMITS)
     ] = 128,
@@ -99,6 +108,7 @@ def serve(
             max_new_tokens=max_new_tokens,
             max_answers=max_answers,
             image_hosts=_split(allow_image_hosts),
+            origins=tuple(allow_origin or ()),
         )
     bound_arenas()
     bound = bind(host, port)  # before the model: a port that is taken should not wait for it

@@ -13,7 +13,6 @@ from fastapi import FastAPI, Request, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp
 
 import vl
 from preprocessing.resize import available_cpus
@@ -28,6 +27,7 @@ from vl.server.errors import ApiError, Json, as_api_error, response
 from vl.server.gate import Gate
 from vl.server.metrics import Metrics
 from vl.server.openai import ChatRequest, CompletionRequest, ModelRequest, TokenizeRequest
+from vl.server.origins import allowing
 from vl.server.prompts import Prepared, Prompts
 from vl.server.sse import EventStream
 
@@ -58,13 +58,14 @@ class Server:
         self._generating = Generating(self._engine, self._metrics)
         self._threads = ThreadPoolExecutor(available_cpus() + 4, "vl-requests")  # some of which wait for downloads
         self._created = int(time.time())
-        self.app: ASGIApp = Gate(
+        gate = Gate(
             self._make_app(),
             keys=config.api_keys,
             places=model.engine.config.max_batch_size + config.max_waiting,
             paths=("/v1/chat/completions", "/v1/completions", "/tokenize"),
             heard=self._heard,
         )
+        self.app = allowing(gate, config.origins)
 
     @property
     def ended(self) -> str | None:

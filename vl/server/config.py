@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from preprocessing.allowed import names_hosts
 from vl.errors import InputError
+from vl.server.origins import is_origin
 
 MIB = 2**20
 
@@ -25,6 +26,7 @@ class ServerConfig:
         max_answers: to one request.
         image_hosts: from which images are fetched where a request names their URL, as `preprocessing.allowed` has them.
         image_bytes, image_seconds: most that such an image may take.
+        origins: of pages of other sites that may ask, as browsers write them (`https://app.example.com`); `*` for all.
     """
 
     names: tuple[str, ...]
@@ -39,9 +41,10 @@ class ServerConfig:
     image_hosts: tuple[str, ...] = ()
     image_bytes: int = 20 * MIB
     image_seconds: float = 20.0
+    origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises InputError for names and hosts that no request could have."""
+        """Raises InputError for names, hosts and origins that no request could have."""
         if not self.names or not all(name.strip() for name in self.names):
             raise InputError("the model's name is empty: give it one, which requests call it by")
         for host in self.image_hosts:
@@ -49,4 +52,10 @@ class ServerConfig:
                 raise InputError(
                     f"{host!r} is no host to fetch images from: write images.example.com, images.example.com:8080 or "
                     "*.example.com, without a scheme or path"
+                )
+        for origin in self.origins:
+            if not is_origin(origin):
+                raise InputError(
+                    f"{origin!r} is no origin of a page: write https://app.example.com or http://localhost:3000 as a "
+                    "browser does, in small letters, without a path, a slash at the end or the scheme's own port; or *"
                 )

@@ -10,9 +10,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -22,6 +24,7 @@ import openai
 import pytest
 from forkserver import Popen
 from langchain_openai import ChatOpenAI
+from playwright.sync_api import Browser, Error
 from pydantic import BaseModel
 
 import vl
@@ -54,9 +57,30 @@ class Served:
         return self.process.wait(200)
 
 
+class Pages(BaseHTTPRequestHandler):
+    """An empty page."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
 @pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    server = Served("nano", "--quiet", "--api-key", "second")
+def site() -> Iterator[int]:
+    """The port of a site of pages."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def served(site: int) -> Iterator[Served]:
+    server = Served("nano", "--quiet", "--api-key", "second", "--allow-origin", f"http://127.0.0.1:{site}")
     yield server
     assert server.end() == 0
 
@@ -203,6 +227,30 @@ def test_errors_are_those_that_the_client_knows(served: Served) -> None:
     openai.OpenAI(base_url=f"{served.url}/v1", api_key="second", max_retries=0).models.list()  # of the command line
 
 
+ASKS = """async ({url, key}) => {
+    const ask = (key, more) => fetch(url + "/v1/chat/completions", {
+        method: "POST",
+        headers: {"Content-Type": "application/json", "Authorization": "Bearer " + key, "X-Stainless-Lang": "js"},
+        body: JSON.stringify({messages: [{role: "user", content: "Hello"}], max_tokens: 3, ...more}),
+    });
+    const refused = await ask("none", {});
+    const wrong = await ask(key, {n: 0});
+    const streamed = await (await ask(key, {stream: true})).text();
+    return [refused.status, (await refused.json()).error.code, (await wrong.json()).error.param, streamed.slice(-14)];
+}"""
+
+
+def test_a_page_of_an_origin_that_is_allowed_may_ask(served: Served, site: int, browser: Browser) -> None:
+    """As Chromium has it, which asks first whether it may send a key."""
+    page, given = browser.new_page(), {"url": served.url, "key": KEY}
+    page.goto(f"http://127.0.0.1:{site}")
+    assert page.evaluate(ASKS, given) == [401, "invalid_api_key", "n", "data: [DONE]\n\n"]
+    page.goto(f"http://localhost:{site}")  # another origin
+    with pytest.raises(Error, match="Failed to fetch"):
+        page.evaluate(ASKS, given)
+    page.close()
+
+
 @pytest.mark.parametrize(("options", "there"), [([], ""), ([], " , "), (["--api-key", " "], "one")])
 def test_keys_that_are_none_do_not_open_the_server(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], there: str
@@ -248,6 +296,15 @@ def test_an_address_that_cannot_be_had(served: Served, capsys: pytest.CaptureFix
 def test_hosts_that_no_url_has_are_refused(host: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", "no-such-model", "--allow-image-hosts", f"images.example.com:8080,{host}"]) == 2
     assert "is no host to fetch images from" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["a.com", "https://a.com/", "https://A.com", "http://a.com:80", "https://*.a.com", "null", "", "http://é.com"],
+)
+def test_origins_that_no_page_has_are_refused(origin: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", "no-such-model", "--allow-origin", "http://[::1]:3000", "--allow-origin", origin]) == 2
+    assert "is no origin of a page" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_a_model_is_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
