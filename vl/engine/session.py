@@ -35,7 +35,7 @@ from vl.engine.session_file import (
     lineages_in,
     make_folder,
     read_manifest,
-    read_tensors,
+    read_saved,
     write_session,
 )
 from vl.engine.session_fill import Stored, undamaged
@@ -296,7 +296,7 @@ def _open(model: Reader, folder: Path, saved: Saved) -> Session:
             f"{', '.join(other)}; load {saved.name!r:.200} as it was when the session was saved, or read anew"
         )
     with undamaged(folder):
-        all_ids = read_tensors(folder / saved.ids)["input_ids"].clone()
+        all_ids = read_saved(folder, saved, saved.ids)["input_ids"].clone()
     held = model.engine.adopt(saved.tokens, Stored(folder, saved))
     read_before = Conversation([dict(message) for message in saved.messages], [], [dict(tool) for tool in saved.tools])
     return Session(model, read_before, all_ids, saved.images, held, saved.lineage)
@@ -313,7 +313,7 @@ def _begun(
         return None
     saved = read_manifest(folder)
     same = saved.total == len(whole) and (list(saved.images), list(saved.tools)) == (list(images), list(tools))
-    if not same or not torch.equal(read_tensors(folder / saved.ids)["input_ids"], whole.input_ids):
+    if not same or not torch.equal(read_saved(folder, saved, saved.ids)["input_ids"], whole.input_ids):
         raise CheckpointError(
             f"{folder} holds a session that has read something else: give another folder, or overwrite it"
         )

@@ -5,9 +5,9 @@
     states-X.safetensors     layers.N.state float32 [heads, d, d], of the lightning layers
     kv-X-00001.safetensors   layers.N.keys and layers.N.values [tokens, kv_heads, d], of the others; a stretch of tokens
 
-Whatever ends a save, `session.json` names whole files: the old ones are removed after it has been replaced. Keys and
-values never change once they are written, so that the next save of a session that has read more leaves the full files
-where they are.
+`session.json` has a checksum of each, by which a bit that has changed since is noticed. Whatever ends a save, it names
+whole files: the old ones are removed after it has been replaced. Keys and values never change once they are written, so
+that the next save of a session that has read more leaves the full files where they are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import json
 import os
 import re
 import secrets
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +32,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from preprocessing.grid import Grid
+from vl.engine.checksum import checksum_of
 from vl.errors import CheckpointError
 from vl.files import drafts, locked, replace_file, sync_folder, write_file
 
 MANIFEST = "session.json"
 FORMAT = 3  # 1 had no tools, 2 no digest
 SHARD_BYTES = 2**29  # of keys and values in a file, about
+_AHEAD = 3  # files that are read and checked while one is used, each by a thread
 _FILES = re.compile(r"(tokens|states|kv)-[0-9a-f]{16}(-\d{5})?\.safetensors")
 
 
@@ -72,6 +76,7 @@ class Saved:
         messages: what was read, and `tools`: the functions described to the model, as `preprocessing.Conversation` has
             them. `images`: those of the messages.
         ids, states: files. `shards`: files, rising and without gaps.
+        checksums: by file, those of its tensors; versions that knew none have left files without.
     """
 
     lineage: str
@@ -85,6 +90,7 @@ class Saved:
     ids: str = ""
     states: str = ""
     shards: Sequence[Shard] = field(default=())
+    checksums: Mapping[str, int] = field(default_factory=dict)
 
     def names(self) -> set[str]:
         return {self.ids, self.states, *(shard.file for shard in self.shards)}
@@ -128,6 +134,7 @@ def read_manifest(folder: Path) -> Saved:
             )
         if (contents["format"] == FORMAT or "digest" in contents) and contents.pop("digest") != _digest(contents):
             raise ValueError("it is not what was written")
+        contents = {"checksums": {}} | contents
         given = {f.name: contents[f.name] for f in fields(Saved)}
         given["shards"] = [Shard(**shard) for shard in given["shards"]]
         given["images"] = [SavedImage(image["digest"], Grid(**image["grid"])) for image in given["images"]]
@@ -184,19 +191,22 @@ def write_session(
             there = (
                 {(s.start, s.stop): s for s in before.shards} if before and _grown(folder, before, saved, ids) else {}
             )
-            shards = []
+            shards, checksums = [], {}
             for number, start in enumerate(range(0, saved.tokens, tokens_a_shard), 1):
                 stop = min(start + tokens_a_shard, saved.tokens)
                 shard = there.get((start, stop))
                 if shard is None:
                     shard = Shard(f"kv-{mark}-{number:05}.safetensors", start, stop)
-                    _write(folder / shard.file, stretch(start, stop))
+                    checksums[shard.file] = _write(folder / shard.file, stretch(start, stop))
+                elif before and shard.file in before.checksums:
+                    checksums[shard.file] = before.checksums[shard.file]
                 shards.append(shard)
             new = replace(
                 saved, ids=f"tokens-{mark}.safetensors", states=f"states-{mark}.safetensors", shards=tuple(shards)
             )
-            _write(folder / new.ids, {"input_ids": ids})
-            _write(folder / new.states, states)
+            checksums[new.ids] = _write(folder / new.ids, {"input_ids": ids})
+            checksums[new.states] = _write(folder / new.states, states)
+            new = replace(new, checksums=checksums)
             sync_folder(folder)
             contents = json.loads(json.dumps({"format": FORMAT} | asdict(new)))  # as it will be read
             write_file(folder / MANIFEST, json.dumps(contents | {"digest": _digest(contents)}) + "\n")
@@ -211,25 +221,45 @@ def _digest(contents: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, on the host, which are read from the disk when they are used. Raises CheckpointError."""
+def read_tensors(path: Path, checksum: int | None = None) -> dict[str, Tensor]:
+    """The tensors of a file, on the host, which are read from the disk when they are used, or for their checksum.
+
+    Raises CheckpointError if it cannot be read, or does not have the checksum.
+    """
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: copy it from where the session was saved, or read anew") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error}): check the disk and permissions") from None
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): save the session again, or read anew") from None
+    if checksum is not None and checksum_of(tensors) != checksum:
+        raise CheckpointError(
+            f"{path} is damaged (it is not what was saved): copy it again from where it is whole, or read the same "
+            "documents anew, overwriting the session"
+        )
+    return tensors
+
+
+def read_saved(folder: Path, saved: Saved, name: str) -> dict[str, Tensor]:
+    """The tensors of one of a session's files, checked. Raises CheckpointError as `read_tensors`."""
+    return read_tensors(folder / name, saved.checksums.get(name))
 
 
 def read_shards(folder: Path, saved: Saved) -> Iterator[tuple[Shard, dict[str, Tensor]]]:
-    """The keys and values, file by file; the disk reads the next one meanwhile. Raises CheckpointError."""
-    for number, shard in enumerate(saved.shards):
-        for coming in saved.shards[number : number + 2]:
-            _want(folder / coming.file)
-        yield shard, read_tensors(folder / shard.file)
+    """The keys and values, file by file; the next ones are read and checked meanwhile. Raises CheckpointError."""
+    pool = ThreadPoolExecutor(_AHEAD)
+    coming: deque[Future[dict[str, Tensor]]] = deque()
+    try:
+        for number, shard in enumerate(saved.shards):
+            for later in saved.shards[number + len(coming) : number + 1 + _AHEAD]:
+                _want(folder / later.file)
+                coming.append(pool.submit(read_saved, folder, saved, later.file))
+            yield shard, coming.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _want(path: Path) -> None:
@@ -244,9 +274,13 @@ def _want(path: Path) -> None:
             os.close(descriptor)
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    with replace_file(path) as draft:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft)
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> int:
+    """Returns the checksum, which is found while the disk writes."""
+    with ThreadPoolExecutor(1) as pool:
+        checksum = pool.submit(checksum_of, tensors)
+        with replace_file(path) as draft:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft)
+        return checksum.result()
 
 
 def _known(folder: Path) -> Saved | None:

@@ -11,7 +11,7 @@ from text_backbone import HybridCache
 from text_backbone.parallel import Layout
 from vl.engine import memory
 from vl.engine.holding import put_named_in
-from vl.engine.session_file import Saved, read_shards, read_tensors
+from vl.engine.session_file import Saved, read_saved, read_shards
 from vl.errors import CheckpointError
 
 
@@ -27,14 +27,14 @@ class Stored:
 
     def __call__(self, cache: HybridCache, slot: int, layout: Layout | None = None) -> None:
         with undamaged(self.folder):
-            states = read_tensors(self.folder / self.saved.states)
+            states = read_saved(self.folder, self.saved, self.saved.states)
             stretches = (tensors for _, tensors in read_shards(self.folder, self.saved))
             put_named_in(cache, slot, states, stretches, layout)
 
 
 @contextmanager
 def undamaged(folder: Path) -> Iterator[None]:
-    """A block that reads files, of whose contents nothing was checked."""
+    """A block that reads files, of whose contents only the checksums were checked, where they have any."""
     try:
         yield
     except (KeyError, ValueError, RuntimeError) as error:
