@@ -129,10 +129,7 @@ def _emoji(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
         require_colour=True,
         textures=mix.textures,
         grounds=mix.grounds,
-        photos=mix.photos,
-        part=mix.faces,
-        photo_share=mix.photo_share,
-        varied=mix.varied,
+        photographs=mix.photographs,
     )
 
 
@@ -151,28 +148,12 @@ def _tables(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, Facts]:
 
 
 def _nothing(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image | None, Facts]:
-    return draw_nothing(
-        rng,
-        mix.sizes,
-        photos=mix.photos,
-        part=mix.faces,
-        photo_share=mix.photo_share,
-        varied=mix.varied,
-        absent=mix.absent,
-    )
+    return draw_nothing(rng, mix.sizes, photographs=mix.photographs, absent=mix.absent)
 
 
 def _things(rng: np.random.Generator, mix: Mix) -> tuple[Image.Image, ThingFacts]:
     return draw_things(
-        rng,
-        mix.sizes,
-        mix.cutouts,
-        textures=mix.textures,
-        grounds=mix.grounds,
-        photos=mix.photos,
-        part=mix.faces,
-        photo_share=mix.photo_share,
-        varied=mix.varied,
+        rng, mix.sizes, mix.cutouts, textures=mix.textures, grounds=mix.grounds, photographs=mix.photographs
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from vl.errors import ConfigError
 from vl.nano.pictures.canvas import COLOURS, SizeRange
 from vl.nano.pictures.fonts import FACES, Fonts
-from vl.nano.pictures.photographs import SHARE
+from vl.nano.pictures.photographs import SHARE, Photographs
 from vl.nano.pictures.scenes import MAX_OBJECTS, SHAPES
 from vl.nano.pictures.words import MAX_WORDS
 
@@ -125,6 +125,11 @@ class Mix:
     def typeface(self) -> Fonts:
         """The fonts that renderers print with."""
         return Fonts(self.fonts, self.faces)
+
+    @property
+    def photographs(self) -> Photographs:
+        """Those that pictures of nothing and grounds are of."""
+        return Photographs(self.photos, self.faces, self.photo_share, self.varied)
 
     def only(self, kind: str) -> Mix:
         """The same mix with pictures of one kind alone."""

@@ -21,7 +21,7 @@ from vl.nano.pictures.charts import draw_chart
 from vl.nano.pictures.emoji import ask_emoji, draw_emoji
 from vl.nano.pictures.nothing import SORTS, ask_nothing, describe_nothing, draw_nothing, draw_photograph
 from vl.nano.pictures.pages import ask_page, draw_pages
-from vl.nano.pictures.photographs import SHARE
+from vl.nano.pictures.photographs import SHARE, Photographs
 from vl.nano.pictures.questions import Asked
 from vl.nano.pictures.relations import ask_scene
 from vl.nano.pictures.table_questions import ask_table
@@ -101,7 +101,7 @@ def _nothing(index: int, mix: Mix) -> Question:
 def _photograph(index: int, mix: Mix) -> Question:
     """Of those that training leaves out, whatever the mix is for: it names the folder that training has, too."""
     rng = np.random.default_rng((SEED, index))
-    image, facts = draw_photograph(rng, mix.sizes, mix.photos, part="held-out")
+    image, facts = draw_photograph(rng, mix.sizes, Photographs(mix.photos, "held-out"))
     return ask_to_describe(image, describe_nothing(facts))
 
 
@@ -128,8 +128,7 @@ def _emoji(grounds: float, index: int, mix: Mix) -> Question:
         fonts=mix.fonts,
         require_colour=True,
         grounds=grounds,
-        photos=mix.photos,
-        part=mix.faces,
+        photographs=Photographs(mix.photos, mix.faces),
     )
     return _put(image, ask_emoji(rng, facts, mix.faces, kinds=("name",)))
 
@@ -137,7 +136,8 @@ def _emoji(grounds: float, index: int, mix: Mix) -> Question:
 def _thing(index: int, mix: Mix) -> Question:
     rng = np.random.default_rng((SEED, index))
     part = "held-out"  # whatever a recipe trains on
-    image, facts = draw_things(rng, mix.sizes, mix.cutouts, max_things=1, grounds=0.5, photos=mix.photos, part=part)
+    photographs = Photographs(mix.photos, part)
+    image, facts = draw_things(rng, mix.sizes, mix.cutouts, max_things=1, grounds=0.5, photographs=photographs)
     return _put(image, ask_things(rng, facts, part, kinds=("name",)))
 
 

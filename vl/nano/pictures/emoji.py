@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from vl.nano.pictures.canvas import RGB, Background, Box, Boxes, SizeRange, draw_size, inner, pick
 from vl.nano.pictures.emoji_faces import Emoji, EmojiFace, Glyph, draw_glyph, emoji_list, find_emoji_faces
 from vl.nano.pictures.nothing import draw_ground
-from vl.nano.pictures.photographs import SHARE
+from vl.nano.pictures.photographs import NONE, Photographs
 from vl.nano.pictures.placing import Disc, place_in_cells
 from vl.nano.pictures.questions import Asked, Questions, listed, looked, numbered, sorts
 from vl.nano.pictures.scenes import COUNTS
@@ -75,15 +75,12 @@ def draw_emoji(
     require_colour: bool = False,
     textures: float = 0.0,
     grounds: float = 0.0,
-    photos: str | None = None,
-    part: str = "all",
-    photo_share: float = SHARE,
-    varied: float = 0.0,
+    photographs: Photographs = NONE,
 ) -> tuple[Image.Image, EmojiFacts]:
     """Draws 1 to `max_emoji` emoji that do not overlap, each in its own cell of the 3 x 3 grid.
 
     The share `grounds` of them lie on a picture of nothing, in their own colours; see `draw_nothing`, also for
-    `photos`, `part`, `photo_share` and `varied`.
+    `photographs`.
 
     Raises:
         ConfigError: as `find_emoji_faces`, of which `fonts` is the folder.
@@ -102,7 +99,7 @@ def draw_emoji(
     width, height = max(width, room), max(height, room)
     image = background.paint(width, height, rng)
     if busy:
-        image = draw_ground(rng, width, height, photos=photos, part=part, photo_share=photo_share, varied=varied)
+        image = draw_ground(rng, width, height, photographs)
     largest = _LARGEST[min(len(chosen), len(_LARGEST)) - 1] * min(width, height)
     placed = place_in_cells(rng, width, height, [partial(one.room, width, height, largest) for one in chosen])
     items = [_paint(rng, image, chosen[which], disc) for which, disc in placed]

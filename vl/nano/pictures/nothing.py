@@ -13,9 +13,8 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageFilter
 
-from vl.errors import ConfigError
 from vl.nano.pictures.canvas import COLOURS, Background, Boxes, SizeRange, draw_size, hsv, pick
-from vl.nano.pictures.photographs import SHARE, part_of_photo
+from vl.nano.pictures.photographs import NONE, Photographs
 from vl.nano.pictures.questions import Asked, Questions, topics
 from vl.nano.pictures.scenes import SHAPES, article
 
@@ -46,63 +45,44 @@ def draw_nothing(
     sizes: Sequence[SizeRange],
     *,
     sorts: Sequence[str] = (),
-    photos: str | None = None,
-    part: str = "all",
-    photo_share: float = SHARE,
-    varied: float = 0.0,
+    photographs: Photographs = NONE,
     absent: float = 0.0,
 ) -> tuple[Image.Image | None, NothingFacts]:
-    """Draws a picture of one of `sorts`, if none is named any of `SORTS`, and where it is `varied` of `VARIED`.
+    """Draws a picture of one of `sorts`, if none is named any of `SORTS`, and where photographs are varied of `VARIED`.
 
     There is no picture at all in the share `absent`.
 
-    Where `photos` names a folder, the share `photo_share` of them are parts of one in it; see `part_of_photo`, also for
-    `part` and `varied`.
+    Where no sort is named, `photographs` has its share of them.
 
     Raises:
-        ConfigError: when the folder has no photographs of that part.
+        ConfigError: as `Photographs.draw`.
     """
     if absent and rng.random() < absent:
         return None, NothingFacts(0, 0, "absent")
     width, height = draw_size(sizes, _ASPECT, rng)
-    if photos and not sorts and rng.random() < photo_share:
-        return part_of_photo(rng, width, height, photos, part, varied), NothingFacts(width, height, "photo")
-    sort = pick(rng, sorts or (*SORTS, *(VARIED if varied else ())))
+    if photographs.folder and not sorts and rng.random() < photographs.share:
+        return photographs.draw(rng, width, height), NothingFacts(width, height, "photo")
+    sort = pick(rng, sorts or (*SORTS, *(VARIED if photographs.varied else ())))
     scale = min(1.0, _SMALL / max(width, height))
     small = (SORTS | VARIED)[sort](rng, max(8, round(width * scale)), max(8, round(height * scale)))
     image = small if scale == 1.0 else small.resize((width, height), Image.Resampling.BICUBIC)
     return image.crop((0, 0, width, height)), NothingFacts(width, height, sort)
 
 
-def draw_ground(
-    rng: Generator,
-    width: int,
-    height: int,
-    *,
-    photos: str | None = None,
-    part: str = "all",
-    photo_share: float = SHARE,
-    varied: float = 0.0,
-) -> Image.Image:
+def draw_ground(rng: Generator, width: int, height: int, photographs: Photographs = NONE) -> Image.Image:
     """A picture of nothing of this size for other things to lie on; arguments and errors as of `draw_nothing`."""
     square = (SizeRange(_SMALL, _SMALL, 1.0),)
-    ground, _ = draw_nothing(rng, square, photos=photos, part=part, photo_share=photo_share, varied=varied)
+    ground, _ = draw_nothing(rng, square, photographs=photographs)
     assert ground is not None
     return ground.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def draw_photograph(
-    rng: Generator, sizes: Sequence[SizeRange], photos: str | None, *, part: str = "all"
+    rng: Generator, sizes: Sequence[SizeRange], photographs: Photographs
 ) -> tuple[Image.Image, NothingFacts]:
-    """A part of a photograph of a folder, of those of a `part`.
-
-    Raises:
-        ConfigError: when there is no folder, or it has no photographs of that part.
-    """
-    if photos is None:
-        raise ConfigError("photographs come from a folder that data.mix.photos names: give a recipe that does")
+    """A part of a photograph, as a picture of nothing. Raises ConfigError as `Photographs.draw`."""
     width, height = draw_size(sizes, _ASPECT, rng)
-    return part_of_photo(rng, width, height, photos, part), NothingFacts(width, height, "photo")
+    return photographs.draw(rng, width, height), NothingFacts(width, height, "photo")
 
 
 def describe_nothing(facts: NothingFacts) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,22 +21,40 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _BLENDED = 0.12
 
 
-def part_of_photo(rng: Generator, width: int, height: int, folder: str, part: str, varied: float = 0.0) -> Image.Image:
-    """A part of one of a folder's photographs that belong to a `part` (see `english.belongs`) by their names.
+@dataclass(frozen=True)
+class Photographs:
+    """Which photographs there are beside what is drawn, and what is made of them.
 
-    Left out are those that show one of the things, by their names as well. The share `varied` of the parts are of any
-    size, turned, of other colours, or lie over another.
-
-    Raises:
-        ConfigError: when the folder has no photographs of that part.
+    Attributes:
+        folder: with photographs; None for none.
+        part: those of it that are taken, by their names: see `english.belongs`.
+        share: of the pictures of nothing, and of such grounds, that are photographs, where there is a folder.
+        varied: the share of their parts that are of any size, turned, of other colours, or lie over another.
     """
-    photos = _open_photos(folder, part)
-    if not varied or rng.random() >= varied:
-        return crop_photo(rng, width, height, pick(rng, photos))
-    image = vary_photo(rng, width, height, pick(rng, photos))
-    if rng.random() < _BLENDED:
-        return blend_photos(rng, image, vary_photo(rng, width, height, pick(rng, photos)))
-    return image
+
+    folder: str | None = None
+    part: str = "all"
+    share: float = SHARE
+    varied: float = 0.0
+
+    def draw(self, rng: Generator, width: int, height: int) -> Image.Image:
+        """A part of one of them. Left out are those that show one of the things, by their names as well.
+
+        Raises:
+            ConfigError: when there is no folder, or it has no photographs of the part.
+        """
+        if self.folder is None:
+            raise ConfigError("photographs come from a folder that data.mix.photos names: give a recipe that does")
+        photos = _open_photos(self.folder, self.part)
+        if not self.varied or rng.random() >= self.varied:
+            return crop_photo(rng, width, height, pick(rng, photos))
+        image = vary_photo(rng, width, height, pick(rng, photos))
+        if rng.random() < _BLENDED:
+            return blend_photos(rng, image, vary_photo(rng, width, height, pick(rng, photos)))
+        return image
+
+
+NONE = Photographs()
 
 
 def crop_photo(rng: Generator, width: int, height: int, photo: Image.Image, least: float = 0.5) -> Image.Image:

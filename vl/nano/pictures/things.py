@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from vl.nano.pictures.canvas import Background, Box, Boxes, SizeRange, draw_size, inner, pick
 from vl.nano.pictures.cutouts import Cutout, Thing, find_cutouts, open_cutout, thing_list
 from vl.nano.pictures.nothing import draw_ground
-from vl.nano.pictures.photographs import SHARE, crop_photo
+from vl.nano.pictures.photographs import NONE, Photographs, crop_photo
 from vl.nano.pictures.placing import Disc, place_in_cells
 from vl.nano.pictures.questions import Asked, Questions, listed, sorts
 from vl.nano.pictures.variety import vary_cutout, vary_photo
@@ -146,19 +146,17 @@ def draw_things(
     max_things: int = MAX_THINGS,
     textures: float = 0.0,
     grounds: float = 0.0,
-    photos: str | None = None,
-    part: str = "all",
-    photo_share: float = SHARE,
-    varied: float = 0.0,
+    photographs: Photographs = NONE,
 ) -> tuple[Image.Image, ThingFacts]:
-    """Draws 1 to `max_things` different things of a folder, of the pictures of a `part`; see `find_cutouts`.
+    """Draws 1 to `max_things` different things of a folder, see `find_cutouts`.
 
-    The share `grounds` of them lie on a picture of nothing; see `draw_nothing`, also for `photos` and `photo_share`.
-    The share `varied` of the things, and of the photographs, are made others: see `variety`.
+    The share `grounds` of them lie on a picture of nothing; see `draw_nothing`, also for `photographs`, whose part and
+    share that is varied (see `variety`) are also those of the things.
 
     Raises:
         ConfigError: as `find_cutouts`.
     """
+    part, varied = photographs.part, photographs.varied
     chosen = _choose(rng, folder, part, 1 if rng.random() < _ALONE else int(rng.integers(1, max_things + 1)))
     width, height = draw_size(sizes, _ASPECT, rng)
     if chosen[0].whole:
@@ -170,7 +168,7 @@ def draw_things(
     if varied:
         chosen = [_varied(rng, one) if rng.random() < varied else one for one in chosen]
     if grounds and rng.random() < grounds:
-        image = draw_ground(rng, width, height, photos=photos, part=part, photo_share=photo_share, varied=varied)
+        image = draw_ground(rng, width, height, photographs)
     else:
         image = _backdrop(rng, chosen, textures).paint(width, height, rng)
     largest = _LARGEST[min(len(chosen), len(_LARGEST)) - 1] * min(width, height)

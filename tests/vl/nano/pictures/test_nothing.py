@@ -22,6 +22,7 @@ from vl.nano.pictures.nothing import (
     draw_nothing,
     draw_photograph,
 )
+from vl.nano.pictures.photographs import Photographs
 from vl.nano.render import render
 
 
@@ -45,7 +46,10 @@ def test_the_same_generator_draws_the_same_picture_and_others_differ(sort: str) 
 
 def test_what_is_varied_has_bands_besides() -> None:
     plain, varied = (
-        {draw_nothing(np.random.default_rng(seed), SMALL, varied=share)[1].sort for seed in range(60)}
+        {
+            draw_nothing(np.random.default_rng(seed), SMALL, photographs=Photographs(varied=share))[1].sort
+            for seed in range(60)
+        }
         for share in (0.0, 0.5)
     )
     assert plain == set(SORTS)
@@ -92,7 +96,9 @@ def test_photographs_of_a_folder_are_parted_by_their_names(tmp_path: Path) -> No
         Image.new("RGB", (50, 40), (10 * number, 0, 100)).save(tmp_path / name)
     seen = set()
     for seed in range(120):
-        image, facts = draw_nothing(np.random.default_rng(seed), SMALL, photos=str(tmp_path), part="held-out")
+        image, facts = draw_nothing(
+            np.random.default_rng(seed), SMALL, photographs=Photographs(str(tmp_path), "held-out")
+        )
         assert image is not None
         if facts.sort == "photo":
             assert image.size == (facts.width, facts.height)
@@ -101,10 +107,12 @@ def test_photographs_of_a_folder_are_parted_by_their_names(tmp_path: Path) -> No
                 seen.add(names[round(red / blue * 10)])
     assert seen
     assert all(belongs(name, "held-out") for name in seen)
-    drawn = [draw_photograph(np.random.default_rng(seed), SMALL, str(tmp_path), part="held-out") for seed in range(9)]
+    drawn = [
+        draw_photograph(np.random.default_rng(seed), SMALL, Photographs(str(tmp_path), "held-out")) for seed in range(9)
+    ]
     assert {facts.sort for _, facts in drawn} == {"photo"}
     with pytest.raises(vl.ConfigError, match=r"data\.mix\.photos names"):
-        draw_photograph(np.random.default_rng(0), SMALL, None)
+        draw_photograph(np.random.default_rng(0), SMALL, Photographs())
     mix = Mix(nothing=1.0, scenes=0, words=0, photos=str(tmp_path / "none"))
     with pytest.raises(vl.ConfigError, match="holds no pictures"):
         [render(1, index, mix) for index in range(20)]
@@ -116,11 +124,11 @@ def test_photographs_of_things_that_have_names_are_not_of_nothing(tmp_path: Path
         folder.mkdir(exist_ok=True)
         Image.new("RGB", (50, 40), (0, 0, 100) if name == "gravel.jpg" else (100, 0, 0)).save(folder / name)
     for seed in range(20):
-        image, _ = draw_photograph(np.random.default_rng(seed), SMALL, str(tmp_path))
+        image, _ = draw_photograph(np.random.default_rng(seed), SMALL, Photographs(str(tmp_path)))
         red, _, blue = image.getpixel((0, 0))  # type: ignore[misc]
         assert red <= blue, "the one photograph of nothing that is known, or that one made grey"
     with pytest.raises(vl.ConfigError, match="holds no pictures"):
-        draw_photograph(np.random.default_rng(0), SMALL, str(tmp_path / "known"))
+        draw_photograph(np.random.default_rng(0), SMALL, Photographs(str(tmp_path / "known")))
 
 
 def test_emoji_may_lie_on_a_picture_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from vl.nano.kinds import KINDS
 from vl.nano.mix import SMALL, Mix
 from vl.nano.pictures import cutouts, things
 from vl.nano.pictures.cutouts import held_out_pictures, path_of, pictures_of, thing_list
+from vl.nano.pictures.photographs import Photographs
 from vl.nano.pictures.things import ThingFacts, ask_things, caption_things, draw_things
 from vl.nano.prepare_things import prepare
 from vl.nano.render import render
@@ -74,7 +75,9 @@ def test_pictures_show_what_is_named(folder: str, part: str, monkeypatch: pytest
     monkeypatch.setattr(things, "_TURNED", 0.0)
     alone = 0
     for seed in range(120):
-        image, facts = draw_things(np.random.default_rng(seed), SMALL, folder, part=part, grounds=0.3)
+        image, facts = draw_things(
+            np.random.default_rng(seed), SMALL, folder, grounds=0.3, photographs=Photographs(part=part)
+        )
         assert image.size == (facts.width, facts.height)
         assert 1 <= len(facts.items) <= 3
         assert len({item.thing for item in facts.items}) == len(facts.items)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vl.nano.mix import SMALL, Mix
-from vl.nano.pictures.photographs import part_of_photo
+from vl.nano.pictures.photographs import Photographs
 from vl.nano.pictures.variety import vary_cutout, vary_photo
 from vl.nano.render import render
 from vl.nano.tasks import TASKS
@@ -78,10 +78,8 @@ def test_parts_are_of_all_sizes() -> None:
 def test_a_folders_photographs_may_lie_over_each_other(tmp_path: Path) -> None:
     for name, colour in (("a.png", (250, 250, 250)), ("b.png", (5, 5, 5))):
         Image.new("RGB", (40, 40), colour).save(tmp_path / name)
-    means = [
-        float(np.asarray(part_of_photo(np.random.default_rng(seed), 16, 16, str(tmp_path), "all", 1.0)).mean())
-        for seed in range(120)
-    ]
+    photographs = Photographs(str(tmp_path), varied=1.0)
+    means = [float(np.asarray(photographs.draw(np.random.default_rng(seed), 16, 16)).mean()) for seed in range(120)]
     assert any(60 < mean < 190 for mean in means)
 
 
