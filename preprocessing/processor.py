@@ -15,6 +15,7 @@ from torch import Tensor
 
 from preprocessing.alpha import Background, read_background
 from preprocessing.chat import Conversation, Messages, Tools
+from preprocessing.container import available_cpus
 from preprocessing.control import StandIns
 from preprocessing.cut import CutImage
 from preprocessing.errors import InputError
@@ -24,7 +25,6 @@ from preprocessing.kept import KeptImages, is_encoded
 from preprocessing.lazy import LazyImage, LazyTiles
 from preprocessing.patcher import Patcher
 from preprocessing.reasoning import Markers, find_markers
-from preprocessing.resize import available_cpus
 from preprocessing.sources import ImageSource
 from preprocessing.template import END_OF_TURN, ChatTemplate, read_json
 from preprocessing.tokenizer import Tokenizer

@@ -9,13 +9,14 @@ process, which are done before the compiled loops would be loaded.
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
+
+from preprocessing.container import available_cpus
 
 MAX_THREADS = 4
 """More threads than this wait for memory."""
@@ -33,11 +34,6 @@ UNCOMPILED_PIXELS = 1_000_000
 cache, and seconds to be compiled where nothing is in it."""
 
 _seen = 0  # source pixels that this process has resized; threads may lose a few of one another's
-
-
-def available_cpus() -> int:
-    """CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def resize_planes(image: Image.Image, sizes: Sequence[tuple[int, int]], threads: int | None = None) -> list[np.ndarray]:

@@ -163,7 +163,7 @@ def _convert_file(conversion: Conversion, file: str, device: torch.device) -> It
                 parts = packed(tensor.to(device), conversion.format)
                 tensors |= {name + suffix: part.cpu() for suffix, part in parts.items()}
             else:
-                check(tensor)
+                check(tensor, torch.float32)  # in which those that are quantised must be finite, too
                 tensors[name] = tensor.clone()  # the buffer is used again
         except ValueError as error:
             problems.add(str(error), "values", name)

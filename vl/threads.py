@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from threading import Event
 from typing import Any, TypeVar
 
 import torch
+
+from preprocessing.container import available_cpus
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,7 +26,7 @@ def merged(work: Callable[[T], Iterator[R]], items: Sequence[T], threads: int | 
     Args:
         threads: by default as many as there are CPUs, and at most 8. One, or one item, works in this thread.
     """
-    count = min(len(items), threads or min(MOST, os.cpu_count() or 1))
+    count = min(len(items), threads or min(MOST, available_cpus()))
     if count <= 1:
         for item in items:
             yield from work(item)

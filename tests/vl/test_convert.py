@@ -257,14 +257,18 @@ def test_a_source_that_changes(tiny_checkpoint: Path, tmp_path: Path, monkeypatc
     assert vl.load(folder, device="cpu").config.quantization == "nf4"
 
 
+@pytest.mark.parametrize("value", [float("inf"), 1e39])
 @pytest.mark.parametrize("matrix", ["layers.3.self_attn.qkv_proj", "embed_tokens"])
-def test_values_that_are_not_finite_are_named(tiny_checkpoint: Path, tmp_path: Path, matrix: str) -> None:
-    """Also of what is not quantised: nothing would load it."""
+def test_values_that_are_not_finite_in_float32_are_named(
+    tiny_checkpoint: Path, tmp_path: Path, matrix: str, value: float
+) -> None:
+    """Also of what is not quantised: nothing would load it, or float64 alone."""
     source = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
     name = f"language_model.model.{matrix}.weight"
     file = source / json.loads((source / INDEX).read_text())["weight_map"][name]
     held = load_file(file)
-    held[name][0, 0] = float("inf")
+    held[name] = held[name].double()
+    held[name][0, 0] = value
     save_file(held, file)
     with pytest.raises(vl.CheckpointError, match=rf"NaN or infinite values.*{re.escape(matrix)}"):
         converted(source, tmp_path / "new")

@@ -16,7 +16,7 @@ import torch
 
 import vl
 from preprocessing import Inputs
-from preprocessing.resize import available_cpus
+from preprocessing.container import available_cpus
 from vl.bench.busy import Busy
 from vl.bench.pictures import photograph
 from vl.engine import Engine, SamplingParams

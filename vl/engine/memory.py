@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 
+from preprocessing.container import memory_left
 from text_backbone import TextConfig
 from text_backbone.cache import bytes_needed, snapshot_bytes
 from text_backbone.offload import device_bytes, host_bytes
@@ -20,7 +20,6 @@ HOST = torch.device("cpu")
 MIB = 2**20
 _MOST_PLACES = 256
 _USABLE = 0.95  # of the free memory; the rest is for the work on what is cached
-_GROUPS = Path("/sys/fs/cgroup")
 
 
 def total(device: torch.device) -> int | None:
@@ -43,31 +42,9 @@ def free(device: torch.device) -> int | None:
     if device.type == "cpu" and meminfo.exists():
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         available = int(lines["MemAvailable"].split()[0]) * 1024
-        allowed = _allowed()
+        allowed = memory_left()
         return available if allowed is None else min(available, allowed)
     return total(device)
-
-
-def _allowed() -> int | None:
-    """Bytes of host memory that this process's container may yet take; None if that cannot be told, or has no bound.
-
-    Files that the system keeps in memory count for the container, but make room. Source: the kernel's
-    Documentation/admin-guide/cgroup-v2.rst, and cgroup-v1/memory.rst for the older names.
-    """
-    for folder, most, taken, kept in (
-        (_GROUPS, "memory.max", "memory.current", ("active_file", "inactive_file")),
-        (
-            _GROUPS / "memory",
-            "memory.limit_in_bytes",
-            "memory.usage_in_bytes",
-            ("total_active_file", "total_inactive_file"),
-        ),
-    ):
-        with suppress(OSError, ValueError, KeyError):  # no such file, or "max"
-            left = int((folder / most).read_text()) - int((folder / taken).read_text())
-            counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            return max(0, left + sum(int(counts[name]) for name in kept))
-    return None
 
 
 def cache_bytes(text: TextConfig, config: EngineConfig, pages: int, dtype: torch.dtype) -> int:

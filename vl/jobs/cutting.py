@@ -23,9 +23,10 @@ from torch import Tensor
 
 from preprocessing import ImageError, Inputs, Processor
 from preprocessing.alpha import warn_once
+from preprocessing.container import available_cpus
 from preprocessing.cut import CutImage
 from preprocessing.lazy import LazyTiles
-from preprocessing.resize import UNCOMPILED_PIXELS, available_cpus, resize_planes
+from preprocessing.resize import UNCOMPILED_PIXELS, resize_planes
 from vl.jobs.children import Child, Pipe
 from vl.jobs.item import ask_here, inputs_of
 from vl.jobs.rowfile import Row

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from preprocessing.container import available_cpus
 from vl.engine import SamplingParams
 from vl.errors import ConfigError, DeviceError, Error
 from vl.jobs.children import Child, Pipe
@@ -142,7 +143,7 @@ def _told(place: Place) -> str:
 def _threads(where: Sequence[Place]) -> int | None:
     """Threads of an engine on the CPU, which several share."""
     on_cpu = sum(place.get("device") == "cpu" for place in where)
-    return max((os.cpu_count() or 1) // on_cpu, 1) if on_cpu > 1 else None
+    return max(available_cpus() // on_cpu, 1) if on_cpu > 1 else None
 
 
 def _work(recipe: Recipe, place: Place, threads: int | None, pipe: Pipe) -> None:

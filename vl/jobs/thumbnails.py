@@ -11,6 +11,7 @@ from functools import partial
 from io import BytesIO
 
 from preprocessing import load_image
+from preprocessing.container import available_cpus
 from preprocessing.formats import open_encoded
 from preprocessing.sources import open_source
 from vl.jobs.sources import Picture, expand_sources, source_key
@@ -38,7 +39,7 @@ def thumbnails(rows: Iterable[Stored], column: str | None = None) -> Iterator[st
     """
     held = list(rows)
     inside = dict(_contained({name for row in held if row.image is None for name in [row.row["image"]]}, column))
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS), "vl-images") as pool:
+    with ThreadPoolExecutor(min(available_cpus(), _THREADS), "vl-images") as pool:
         yield from pool.map(partial(_thumbnail, inside), held)
 
 

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 import torch
 import torch.distributed as dist
 
+from preprocessing.container import available_cpus
 from vl.errors import Error
 from vl.ranks.meeting import remove_meeting
 from vl.ranks.messages import Exhausted, Hello, Trouble, encode, receive, send
@@ -83,7 +84,7 @@ def _join(hello: Hello, answer: Callable[[str, object], None]) -> Part:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // hello.ranks))
+        torch.set_num_threads(max(1, available_cpus() // hello.ranks))
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=dist.FileStore(hello.meeting, hello.ranks),

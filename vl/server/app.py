@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 import vl
-from preprocessing.resize import available_cpus
+from preprocessing.container import available_cpus
 from vl.engine import AsyncEngine, Engine
 from vl.errors import ConfigError, Error
 from vl.server.answers import Generating

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from preprocessing import Grid, Processor, load_image
 from preprocessing.chat import Conversation
+from preprocessing.container import available_cpus
 from preprocessing.lazy import LazyImage
 from preprocessing.sources import ImageSource
 from vl.engine.memory import HOST, free
@@ -187,8 +188,7 @@ def draw_held_out(
 
 def count_spare_cpus() -> int:
     """CPUs for each training process of this host, less one for its loop; at least 1."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
-    return max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
+    return max(1, available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
 
 
 def _counted(workers: int) -> str:

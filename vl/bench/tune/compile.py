@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from multiprocessing import get_context
 from typing import Any
 
 import torch
 
+from preprocessing.container import available_cpus
 from vl.bench.tune.sweeps import matching, sweeps_of
 
 
 def compile_ahead(op: str, only: str, processes: int | None = None) -> int:
     """Compile every candidate of the op's sweeps for the GPU; the number of kernels launched in compiling them."""
-    count = processes or max(1, min(16, (os.cpu_count() or 1)))
+    count = processes or max(1, min(16, available_cpus()))
     with get_context("spawn").Pool(count) as pool:
         return sum(pool.starmap(_compile_share, [(op, only, rank, count) for rank in range(count)]))
 
