@@ -131,6 +131,8 @@ def is_strict(tool: Any) -> bool:
 def _function(tool: Any, where: str) -> Function:
     if not isinstance(tool, Mapping):
         raise InputError(f"{where} must be a JSON object, not {tool!r:.80}")
+    if tool.get("type", "function") != "function":
+        raise InputError(f'{where} must be of "type": "function", not {tool["type"]!r:.80}: there are no others here')
     name, inner = name_of(tool), tool.get("function", tool)
     if not name:
         raise InputError(f"{where} needs a name")
@@ -139,14 +141,16 @@ def _function(tool: Any, where: str) -> Function:
     strict = inner.get("strict")
     if not isinstance(strict, bool | None):
         raise InputError(f"{where}: strict must be true or false")
+    if not isinstance(inner.get("parameters"), Mapping | None):
+        raise InputError(f"{where}: parameters must be a JSON schema (an object), not {inner['parameters']!r:.80}")
     return Function(name, _schema(inner.get("parameters"), where) if strict else None)
 
 
-def _schema(parameters: Any, where: str) -> Mapping[str, Any]:
+def _schema(parameters: Mapping[str, Any] | None, where: str) -> Mapping[str, Any]:
     """What arguments are held to."""
     if parameters is None:  # OpenAI: a function without them has none
         return {"type": "object", "properties": {}, "additionalProperties": False}
-    if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
+    if parameters.get("type", "object") != "object":
         raise InputError(f'{where}: parameters must be a JSON schema of "type": "object" for strict')
     try:
         text = json.dumps({"type": "object", **parameters}, allow_nan=False)

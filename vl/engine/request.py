@@ -27,13 +27,15 @@ class StopScanner:
         self._stop = stop
         self._longest = max(map(len, stop), default=0)
         self._held = ""
+        self.met: str | None = None
 
     def push(self, piece: str) -> tuple[str, bool]:
-        """Add `piece`; returns the text that is safe to show and whether a stop string was met."""
+        """Add `piece`; returns the text that is safe to show and whether a stop string was met: `met`."""
         self._held += piece
-        hits = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        hits = [(at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if hits:
-            return self._release(min(hits)), True
+            at, self.met = min(hits)
+            return self._release(at), True
         return self._release(len(self._held) - self._undecided()), False
 
     def flush(self) -> str:
@@ -106,6 +108,11 @@ class Request(Sequenced):
     @property
     def done(self) -> bool:
         return self.finish_reason is not None or self.error is not None
+
+    @property
+    def stopped(self) -> str | None:
+        """The stop string that ended it, if one did."""
+        return self._scanner.met
 
     @property
     def read_tokens(self) -> int:

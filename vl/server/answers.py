@@ -11,7 +11,7 @@ from contextlib import aclosing
 from typing import Any
 
 from preprocessing import Processor
-from preprocessing.tools import FUNCTION_CALL
+from preprocessing.tools import FUNCTION_CALL, ToolCall, parse_tool_calls
 from preprocessing.unicode import well_formed
 from vl.engine import AsyncEngine, Delta, Request, TokenLogprob
 from vl.server.metrics import Metrics
@@ -116,17 +116,28 @@ class Choice:
     def end(self) -> tuple[str, list[dict[str, Any]], str]:
         """The content that `take` has not given, the calls, and why the answer ended."""
         request = self.request
-        content, calls, said = request.text, [], request.said_ids
+        content, calls, said, reason = request.text, list[ToolCall](), request.said_ids, str(request.finish_reason)
         if self._calling or self._token in said:
-            calls = [_call(call) for call in self._processor.tool_calls([*self._begun, *said])[: self._most]]
-        if calls:
-            ids = [] if self._begun else said[: said.index(self._token or 0)]
-            content = self._processor.tokenizer.decode(ids)
-        reason = "tool_calls" if calls and request.finish_reason == "stop" else str(request.finish_reason)
-        return content[len(self._sent) :] if content.startswith(self._sent) else "", calls, reason
+            calls = parse_tool_calls(self._written())[: self._most]
+            # What was cut before it told which function it calls is no text either.
+            if calls or self._begun or request.stopped is not None or reason == "length":
+                ids = [] if self._begun else said[: said.index(self._token or 0)]
+                content = self._processor.tokenizer.decode(ids)
+        cut = request.stopped is not None and bool(calls) and isinstance(calls[-1].arguments, str)
+        if calls and reason == "stop" and not cut:
+            reason = "tool_calls"
+        rest = content[len(self._sent) :] if content.startswith(self._sent) else ""
+        return rest, [_call(call) for call in calls], reason
+
+    def _written(self) -> str:
+        """All of the answer, its calls too, up to the stop string that ended it."""
+        decode = self._processor.tokenizer.decode
+        begun, said = decode(self._begun, False), decode([*self._begun, *self.request.said_ids], False)
+        at = -1 if self.request.stopped is None else said.find(self.request.stopped, len(begun))
+        return said if at < 0 else said[:at]
 
 
-def _call(call: Any) -> dict[str, Any]:
+def _call(call: ToolCall) -> dict[str, Any]:
     text = call.arguments if isinstance(call.arguments, str) else json.dumps(call.arguments, ensure_ascii=False)
     text = well_formed(text)  # half a surrogate pair, which escapes can spell, is nothing that clients could send back
     return {

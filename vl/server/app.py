@@ -168,6 +168,7 @@ class Server:
             version=vl.__version__,
             docs_url=None,  # it would be fetched from elsewhere
             redoc_url=None,
+            redirect_slashes=False,  # to http, behind a proxy that speaks HTTPS: keys would go there in the clear
             lifespan=self._lifespan,
         )
         posts: dict[str, tuple[Callable[..., Any], type[ModelRequest]]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Awaitable
 from typing import Any, NoReturn, TypeVar
 
@@ -48,7 +49,7 @@ async def read_body(request: Request, most: int) -> bytes:
 def parse(body: bytes) -> dict[str, Any]:
     """The JSON object. Raises ApiError."""
     try:
-        found = json.loads(body, parse_constant=_no_number, parse_int=_whole_number)
+        found = json.loads(body, parse_constant=_no_number, parse_int=_whole_number, object_pairs_hook=_object)
     except RecursionError:
         raise ApiError(400, "the request is not JSON that can be read: it is nested too deeply") from None
     except UnicodeDecodeError:
@@ -57,6 +58,15 @@ def parse(body: bytes) -> dict[str, Any]:
         raise ApiError(400, f"the request is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise ApiError(400, f"the request must be a JSON object, not {told(found)}")
+    return found
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError for a name that is there twice, of whose values one would be dropped."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"an object has {twice!r:.80} twice")
     return found
 
 

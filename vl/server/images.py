@@ -13,6 +13,12 @@ from vl.errors import ImageError, InputError
 from vl.server.config import ServerConfig
 from vl.server.errors import told
 
+_SOURCES = ("image", "image_url", "url", "path")
+_KEYS = frozenset(
+    # What says which image it is; and what makes no difference.
+    ("type", *_SOURCES, "detail", "format", "mime_type", "cache_control", "uuid")
+)
+
 
 def with_images(conversation: Conversation, config: ServerConfig) -> Conversation:
     """The conversation with the bytes of its images.
@@ -45,15 +51,20 @@ def _read(source: Any, label: str, config: ServerConfig) -> bytes:
 
 
 def check_details(messages: list[Any]) -> None:
-    """Raises InputError if an image is asked to be looked at in less detail than there is."""
+    """Raises InputError if an image is asked to be looked at in another way than all are."""
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else []:
             if not isinstance(part, dict) or part.get("type") not in IMAGE_PARTS:
                 continue
             url = part.get("image_url")
-            for given in (part, url if isinstance(url, dict) else {}):  # some write it beside the URL
+            for given in (part, url if isinstance(url, dict) else {}):  # some write detail beside the URL
                 if (detail := given.get("detail")) not in (None, "auto", "high"):
                     raise InputError(
                         f"detail {detail!r:.40} is not supported: images are read in full; send a smaller one"
                     )
+                if len(sources := [name for name in _SOURCES if given.get(name) is not None]) > 1:
+                    raise InputError(f"an image has {' and '.join(sources)}, of which one is read: give one")
+                unknown = sorted(name for name in given.keys() - _KEYS if given[name] is not None)
+                if unknown:
+                    raise InputError(f"{', '.join(unknown):.80} of an image is not known to this server: leave it out")

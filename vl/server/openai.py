@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal
@@ -52,6 +53,8 @@ _OBJECTS = {"type": "array", "items": {"type": "object"}}
 Messages = Annotated[list[Any], WithJsonSchema(_MESSAGES)]
 """What they hold is checked by `preprocessing.Conversation`."""
 Tools = Annotated[list[Any], WithJsonSchema(_OBJECTS)]
+
+_ID = re.compile("0|-?[1-9][0-9]{0,30}")
 
 CHOICES = {
     "stop": "a string or a list of strings",
@@ -172,12 +175,10 @@ class Sampled(ModelRequest):
 
 
 def _biases(given: Mapping[str, float]) -> dict[int, float]:
-    try:
-        return {int(token): bias for token, bias in given.items()}
-    except ValueError:
-        raise InputError(
-            f"logit_bias: its names must be token ids, such as {{'42': -100}}, not {given!r:.80}"
-        ) from None
+    """By token id. One that is written in two ways would have one of its values dropped."""
+    if any(not _ID.fullmatch(token) for token in given):
+        raise InputError(f"logit_bias: its names must be token ids, such as {{'42': -100}}, not {given!r:.80}")
+    return {int(token): bias for token, bias in given.items()}
 
 
 class ChatRequest(Sampled):

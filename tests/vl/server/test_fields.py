@@ -1,4 +1,4 @@
-"""An error about a field of a request names it, for programs."""
+"""An error about a field of a request names it, for programs; fields of images that cannot be obeyed are errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from vl.server.openai import ChatRequest, CompletionRequest
 
-from .conftest import ask, with_image
+from .conftest import ask, picture, with_image
 from .test_limits import CHAT, COMPLETE, refused
 
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
@@ -83,3 +83,23 @@ def test_a_prompt_that_is_too_long_has_openais_code(client: TestClient) -> None:
     for path, body in ((CHAT, ask("a" * 40_000)), (CHAT, ask("a" * 400_000)), (COMPLETE, {"prompt": "a" * 40_000})):
         found = refused(client, body, 400, "more than the 4,096", path)
         assert found.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_less_detail_is_refused(client: TestClient) -> None:
+    for detail in ("low", 5, ["low"]):
+        inside: dict[str, Any] = {"type": "image_url", "image_url": {"url": picture(), "detail": detail}}
+        beside: dict[str, Any] = {"type": "image_url", "image_url": {"url": picture()}, "detail": detail}
+        for part in (inside, beside):
+            refused(client, {"messages": [{"role": "user", "content": [part]}]}, 400, "detail")
+
+
+def test_what_would_change_how_an_image_is_read_is_refused(client: TestClient) -> None:
+    image: dict[str, Any] = {"type": "image_url", "image_url": {"url": picture()}}
+    for part, said in (
+        (image | {"max_pixels": 5}, "^max_pixels of an image is not known"),
+        ({"type": "image_url", "image_url": {"url": picture(), "crop": [1]}}, "^crop of an image is not known"),
+        (image | {"image": picture()}, "^an image has image and image_url, of which one is read"),
+    ):
+        refused(client, {"messages": [{"role": "user", "content": [part]}]}, 400, said)
+    taken = image | {"cache_control": {"type": "ephemeral"}, "detail": "high", "max_pixels": None}
+    assert client.post(CHAT, json=ask() | {"messages": [{"role": "user", "content": [taken]}]}).status_code == 200

@@ -60,6 +60,38 @@ def test_a_call_that_is_cut_off_says_so(client: TestClient, says: Say) -> None:
     assert found["tool_calls"][0]["function"]["name"] == "get_time"
 
 
+@pytest.mark.parametrize(
+    ("stop", "arguments", "expected"),
+    [("Oslo", ['{"city": "'], "stop"), (["x", ": "], ['{"city"'], "stop"), (")", ['{"city": "Oslo"}'], "stop"),
+     ("({", [], "stop"),
+     ("get_date", ['{"city": "Oslo"}'], "tool_calls"), ("\n```", ['{"city": "Oslo"}', "{}"], "tool_calls")],
+)  # fmt: skip
+def test_stop_strings_end_calls(client: TestClient, says: Say, stop: Any, arguments: list[str], expected: str) -> None:
+    """And the reason is no call's where its arguments are cut."""
+    says(CALLS)
+    body = ask(tools=[TOOL, OTHER], max_tokens=200, stop=stop)
+    found, reason = message(client, **body)
+    calls = found.get("tool_calls", [])
+    assert ([call["function"]["arguments"] for call in calls], reason) == (arguments, expected)
+    assert not found["content"]
+    deltas = [
+        chunk["choices"][0] for chunk in events(client.post("/v1/chat/completions", json={**body, "stream": True}))
+    ]
+    called = [call for choice in deltas for call in choice["delta"].get("tool_calls", [])]
+    assert [call["function"]["arguments"] for call in called] == arguments
+    assert (deltas[-1]["finish_reason"], "".join(each["delta"].get("content", "") for each in deltas)) == (expected, "")
+
+
+@pytest.mark.parametrize(("said", "choice"), [(CALLS, "auto"), ('get_time({"city": "Oslo"})\n```', "required")])
+def test_what_is_cut_before_it_calls_anything_is_no_text(client: TestClient, says: Say, said: str, choice: str) -> None:
+    says(said)
+    body = ask(tools=[TOOL], tool_choice=choice, max_tokens=3)
+    found, reason = message(client, **body)
+    assert (found["content"], "tool_calls" in found, reason) == ("", False, "length")
+    streamed = events(client.post("/v1/chat/completions", json={**body, "stream": True}))
+    assert not any(chunk["choices"][0]["delta"].get("content") for chunk in streamed)
+
+
 def test_arguments_are_text_that_can_be_sent_back(client: TestClient, says: Say) -> None:
     says('<function_call>```typescript\nfunctions.get_time({"city": "Oslo \\ud83d", "at": "\\ud83d\\ude42"})\n```')
     body = ask(tools=[TOOL], max_tokens=200)
@@ -133,6 +165,8 @@ def test_the_prompt_is_the_templates(client: TestClient, model: vl.MiniMaxVL) ->
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "sing"}}}, "'sing'.*not among"),
         ({"tools": [TOOL], "tool_choice": {"type": "custom"}}, "tool_choice must be"),
         ({"tools": [TOOL], "tool_choice": "always"}, "tool_choice must be"),
+        ({"tools": [{"type": "custom", "name": "f"}]}, 'tool 1 must be of "type": "function", not \'custom\''),
+        ({"tools": [{"function": {"name": "f", "parameters": "x"}}]}, "tool 1: parameters must be a JSON schema"),
         ({"tools": [5]}, "tool 1 must be a JSON object"),
         ({"tools": "get_time"}, "tools"),
         ({"functions": [TOOL["function"]]}, "functions"),
