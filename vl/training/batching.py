@@ -103,9 +103,18 @@ def read(
 def read_held_out(
     config: DataConfig, processor: Processor, image_token: int | None, records: Corpus, lengths: np.ndarray
 ) -> list[Batch]:
-    """Every usable record once, in the files' order, in batches of about the training's size."""
+    """Every usable record once, in the files' order, in batches of about the training's size.
+
+    Raises ConfigError if none of them can be read after all.
+    """
     usable = np.flatnonzero(lengths)
     parts = np.cumsum(lengths[usable], dtype=np.int64) // config.batch_tokens
     groups = np.split(usable, np.flatnonzero(np.diff(parts)) + 1)
-    sequences = (read(records, group, processor, config.limit, []) for group in groups)
-    return [join(group, image_token) for group in sequences if group]
+    skipped: list[Skipped] = []
+    sequences = (read(records, group, processor, config.limit, skipped) for group in groups)
+    batches = [join(group, image_token) for group in sequences if group]
+    if not batches:
+        raise ConfigError(
+            f"none of the records of data.held_out could be read; {skipped[0].record}: {skipped[0].cause}"
+        )
+    return batches

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from types import NoneType, UnionType
@@ -12,7 +11,7 @@ from vl.errors import ConfigError
 
 T = TypeVar("T")
 
-_LARGEST = sys.float_info.max
+_LARGEST = 1e30  # what it is multiplied with is float32
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", NoneType: "left out"}
 
 
@@ -59,7 +58,8 @@ def _fits(value: Any, hint: Any) -> bool:
         items = parts[:1] * len(value) if isinstance(value, list | tuple) and parts[1:] == (...,) else parts
         return isinstance(value, list | tuple) and len(value) == len(items) and all(map(_fits, value, items))
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+        whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+        return whole or (isinstance(value, float) and abs(value) <= _LARGEST)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     return isinstance(value, origin or hint)

@@ -132,6 +132,11 @@ class OptimizerConfig:
         above_zero("optimizer", self, "lr", "clip")
         at_least("optimizer", self, final_lr=0, warmup_steps=0, weight_decay=0, balance=0, dense=0)
         share("optimizer", self, "decay_share")
+        if self.final_lr > self.lr:
+            raise ConfigError(
+                f"optimizer.final_lr = {self.final_lr:g} is above lr = {self.lr:g}, from which the rate falls to it: "
+                f"set it to {self.lr:g} or less"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optimizer.betas = {self.betas} must be from 0 to below 1")
         if self.schedule not in ("cosine", "wsd"):
@@ -172,7 +177,8 @@ class RunConfig:
         dtype: of weights and activations on the device; the optimizer's master weights are float32.
         log_steps: steps between two log lines.
         save_minutes: minutes between two checkpoints.
-        eval_minutes, eval_samples: held-out loss and exact-match rates, how often and on how many pictures per kind.
+        eval_minutes, eval_samples: held-out loss and exact-match rates, how often and on how many pictures per kind, if
+            on any.
         compile: run the ViT's blocks through torch.compile where that works.
         max_tiles: tiles that go through the ViT at a time.
         init: start from this checkpoint ("nano", a folder or a hub id) instead of from nothing.

@@ -188,7 +188,8 @@ class Trainer:
                     f"a text-only model cannot learn from the pictures of {data.source!r}: give it files in [data], or "
                     "name a source of text in data.source; a new model sees with a table [vision]"
                 )
-            held = {kind: draw_held_out(drawn, processor, image_token, kind, run.eval_samples) for kind in drawn.kinds}
+            kinds = drawn.kinds if run.eval_samples else ()
+            held = {kind: draw_held_out(drawn, processor, image_token, kind, run.eval_samples) for kind in kinds}
             return DrawnBatches(data, processor, image_token, drawn), held
         records, lengths = self._measure(data.files, "train")
         plan = Batching(lengths, data.batch_tokens, data.seed)

@@ -120,6 +120,12 @@ def test_a_batch_of_broken_records_is_replaced(tmp_path: Path, processor: Proces
             assert [len(source[number, 2].lengths) for number in range(4)] == [1] * 4
 
 
+def test_held_out_records_none_of_which_can_be_read_are_refused(source: RecordBatches) -> None:
+    config, lengths = replace(source.config, max_tokens=1), np.ones_like(source.plan.lengths)
+    with pytest.raises(vl.ConfigError, match=r"none of the records of data.held_out could be read; .*jsonl:1: "):
+        read_held_out(config, source.processor, IMAGE_ID, source.records, lengths)
+
+
 def test_held_out_records_come_in_order_and_once(source: RecordBatches) -> None:
     plan = source.plan
     packed = read_held_out(source.config, source.processor, IMAGE_ID, source.records, plan.lengths)

@@ -161,6 +161,12 @@ WRONG = {
     "lr": ({"optimizer": {"lr": "a"}}, r"optimizer\.lr = 'a' must be a number"),
     "rate": ({"optimizer": {"lr": -1.0}}, r"optimizer\.lr = -1\.0 must be above 0"),
     "nan": ({"optimizer": {"lr": float("nan")}}, r"optimizer\.lr = nan must be a number"),
+    "large": ({"optimizer": {"clip": 1e300}}, r"optimizer\.clip = 1e\+300 must be a number"),
+    "larger": (
+        {"optimizer": {"balance": 2**70}},
+        r"optimizer\.balance = an integer of more than 63 bits must be a num",
+    ),
+    "rising": ({"optimizer": {"lr": 1e-5}}, r"optimizer\.final_lr = 3e-05 is above lr = 1e-05, from which .* or less"),
     "betas": ({"optimizer": {"betas": [0.9]}}, r"optimizer\.betas = \[0\.9\] must be a list of 2"),
     "workers": ({"data": {"workers": -3}}, r"data\.workers = -3 must be at least 0"),
     "flag": ({"run": {"compile": 1}}, r"run\.compile = 1 must be true or false"),

@@ -206,8 +206,9 @@ def test_a_run_is_resumed_by_its_own_recipe(start: Path, data: Path, tmp_path: P
 
 def test_rendered_pictures_can_follow_a_checkpoint(start: Path, tmp_path: Path) -> None:
     """As `nano` is trained on from its last weights: dense supervision included, the optimizer fresh."""
-    config = TrainConfig.of(tables(steps=2, init=str(start)))
+    config = TrainConfig.of(tables(steps=2, init=str(start), eval_samples=0))
     train(config, tmp_path, device="cpu")
+    assert {record["kind"] for record in read_log(tmp_path)} == {"train"}  # nothing was held out
     assert any(name.startswith("head.") for name in load_state(tmp_path)[1])
     assert sorted(losses_of(tmp_path)) == [1, 2]
 
