@@ -81,19 +81,16 @@ class Bucket(PartSink):
         self._fs.invalidate_cache()
         for number in self._parts():
             with contextlib.suppress(FileNotFoundError):
-                self._learn(number, self._fs.cat_file(self._index(number)))
+                self._learn(number, *_parsed(self._fs.cat_file(self._index(number))))
                 continue
             self._fs.get_file(self._part(number), str(self._draft))
-            ids = self._format.ids(self._draft)
-            # Of an earlier version of itself nothing is said: it is this run's, or check_run found so in the others.
-            self._write_index(number, ids)
-            self._manifest.add(number, ids, self._parts_made)
+            ids, made = self._format.ids(self._draft), self._format.made(self._draft)
+            self._learn(number, ids, made)
+            self._write_index(number, ids, made)
 
-    def _learn(self, number: int, index: bytes) -> None:
-        head, _, body = index.partition(b"\n")
-        made = json.loads(head)
-        self._check(made)
-        ids = {body[at : at + _ID]: bool(body[at + _ID]) for at in range(0, len(body), _ID + 1)}
+    def _learn(self, number: int, ids: Mapping[bytes, bool], made: list[Row]) -> None:
+        for each in made:
+            self._check(each)
         self._manifest.add(number, ids, made)
 
     def _drop(self) -> None:
@@ -120,8 +117,9 @@ class Bucket(PartSink):
                     f"{self.out} is being written by another run: wait until it ends, or choose another output"
                 ) from None
             raise
-        self._write_index(number, ids)
-        self._manifest.add(number, ids, self._parts_made)
+        made = self._waiting_made()
+        self._write_index(number, ids, made)
+        self._manifest.add(number, ids, made)
         self._emptied()
 
     def _shrink(self, number: int, gone: set[bytes]) -> None:
@@ -132,13 +130,13 @@ class Bucket(PartSink):
         self._remove(self._index(number))
         if self._format.shrink(self._draft, gone, smaller):
             self._fs.put_file(str(smaller), self._part(number))
-            self._write_index(number, kept)
+            self._write_index(number, kept, self._format.made(smaller))
         else:
             self._remove(self._part(number))
 
-    def _write_index(self, number: int, ids: Mapping[bytes, bool]) -> None:
+    def _write_index(self, number: int, ids: Mapping[bytes, bool], made: list[Row]) -> None:
         body = b"".join(id + bytes([error]) for id, error in ids.items())
-        self._fs.pipe_file(self._index(number), json.dumps(self._parts_made).encode() + b"\n" + body)
+        self._fs.pipe_file(self._index(number), json.dumps(made).encode() + b"\n" + body)
 
     def _parts(self) -> list[int]:
         with contextlib.suppress(FileNotFoundError):
@@ -164,3 +162,11 @@ class Bucket(PartSink):
 
     def _explained(self) -> contextlib.AbstractContextManager[None]:
         return explained(self.out, Exception)  # each file system has errors of its own
+
+
+def _parsed(index: bytes) -> tuple[dict[bytes, bool], list[Row]]:
+    """Ids of rows, and which are errors; and what they were made with, of which earlier versions had one."""
+    head, _, body = index.partition(b"\n")
+    made = json.loads(head)
+    ids = {body[at : at + _ID]: bool(body[at + _ID]) for at in range(0, len(body), _ID + 1)}
+    return ids, made if isinstance(made, list) else [made]

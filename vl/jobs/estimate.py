@@ -280,9 +280,9 @@ def finished(out: str | os.PathLike[str], made: dict[str, Any], *, retry_errors:
             checked = run
         batch[stored.id] = stored.failed
         if len(batch) == 10_000:
-            manifest.add(number, batch, {})
+            manifest.add(number, batch, [])
             batch = {}
-    manifest.add(manifest.next_part, batch, {})
+    manifest.add(manifest.next_part, batch, [])
 
     def is_done(source: Source) -> bool:
         id = id_of(work_key(source))

@@ -127,7 +127,7 @@ class Manifest:
         self,
         number: int,
         ids: Mapping[bytes, bool],
-        made: Row,
+        made: Iterable[Row],
         journal: bytes = b"",
         shrunk: Mapping[int, tuple[int, int]] | None = None,
         answers: Iterable[bytes] = (),
@@ -136,17 +136,17 @@ class Manifest:
 
         Args:
             ids: of its rows, and which are errors.
-            made: what they were made with.
+            made: what they were made with: several, where runs of other settings left rows for it.
             journal: the digest of what it was made of.
             shrunk: older parts that lost rows to it: by number, the number of what took its place, and rows left.
             answers: the `answer_key`s of its captions.
         """
-        text = json.dumps(made)
+        texts = [(json.dumps(each),) for each in made]
         with self._changing:
             stretches = [_Stretch(stretch.ids, stretch.left - ids.keys()) for stretch in self._open]
             with self._db:
-                self._db.execute("DELETE FROM run WHERE made = ?", (text,))
-                self._db.execute("INSERT INTO run VALUES (?)", (text,))
+                self._db.executemany("DELETE FROM run WHERE made = ?", texts)
+                self._db.executemany("INSERT INTO run VALUES (?)", texts)
                 self._db.executemany("DELETE FROM failures WHERE id = ?", ((key,) for key in ids))
                 for old, (successor, left) in (shrunk or {}).items():
                     self._db.execute("DELETE FROM parts WHERE number = ?", (old,))

@@ -13,6 +13,7 @@ from vl.errors import ConfigError
 from vl.jobs.duplicates import answer_key
 from vl.jobs.parts import Images, id_of
 from vl.jobs.prompts import CAPTION, Prompts
+from vl.jobs.rowfile import made_of
 
 try:
     import pyarrow
@@ -67,6 +68,16 @@ class Parquet:
     def ids(self, path: Path) -> dict[bytes, bool]:
         table = parquet.read_table(path, columns=["id", "error"])
         return {bytes.fromhex(row["id"]): row["error"] is not None for row in table.to_pylist()}
+
+    def made(self, path: Path) -> list[dict[str, Any]]:
+        table, columns = (
+            parquet.read_table(path, columns=["model", "prompt", "settings"]),
+            parquet.read_schema(path).names,
+        )
+        rows = {tuple(row.items()): row for row in table.to_pylist()}.values()
+        return made_of(
+            row | {"prompt": _prompt(row["prompt"], columns), "settings": _parsed(row["settings"])} for row in rows
+        )
 
     def find(self, path: Path, key: bytes) -> dict[str, Any] | None:
         try:

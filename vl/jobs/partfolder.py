@@ -129,7 +129,7 @@ class PartFolder(PartSink):
         keys = (answer_key(row) for row in self._waiting.values() if "error" not in row)
         answers = [key for key in keys if key is not None]
         with self._lock:
-            self._manifest.add(number, ids, self._parts_made, self._digest(), shrunk, answers)
+            self._manifest.add(number, ids, self._waiting_made(), self._digest(), shrunk, answers)
             self._settle()
             self._emptied()
 

@@ -15,7 +15,7 @@ from preprocessing.formats import open_encoded
 from preprocessing.unicode import name_bytes
 from vl.jobs.duplicates import answer_key
 from vl.jobs.prompts import CAPTION
-from vl.jobs.rowfile import Row, encode_row
+from vl.jobs.rowfile import Row, encode_row, made_of
 from vl.jobs.sources import row_key
 
 ERRORS = "__errors__"
@@ -54,6 +54,9 @@ class Format(Protocol):
     def ids(self, path: Path) -> dict[bytes, bool]:
         """The ids of a part's rows, and which are errors."""
 
+    def made(self, path: Path) -> list[Row]:
+        """What a part's rows were made with, each once; `images` says whether these are there, if the part tells."""
+
     def find(self, path: Path, key: bytes) -> Row | None:
         """The caption's row that has this `answer_key`, as `write` got it; None also if the part cannot be read."""
 
@@ -84,6 +87,9 @@ class JsonLines:
 
     def ids(self, path: Path) -> dict[bytes, bool]:
         return _ids(path.read_bytes())
+
+    def made(self, path: Path) -> list[Row]:
+        return made_of(map(json.loads, path.read_bytes().splitlines()))
 
     def find(self, path: Path, key: bytes) -> Row | None:
         try:
@@ -154,6 +160,16 @@ class Shards:
                     assert content is not None
                     found |= _ids(content.read())
         return found
+
+    def made(self, path: Path) -> list[Row]:
+        with tarfile.open(path) as tar:
+            members = [member for member in tar if member.name != ERRORS]
+            files = [
+                tar.extractfile(member) for member in tar if member.name.endswith(".json") or member.name == ERRORS
+            ]
+            rows = [json.loads(line) for file in files if file is not None for line in file.read().splitlines()]
+        has = any(not member.name.endswith((".json", ".txt")) for member in members)
+        return [made | ({"images": has} if members else {}) for made in made_of(rows)]
 
     def find(self, path: Path, key: bytes) -> Row | None:
         try:

@@ -14,7 +14,7 @@ from vl.jobs.manifest import Manifest
 from vl.jobs.parts import Format, id_of
 from vl.jobs.pictures import Pictures
 from vl.jobs.prompts import Prompt, Prompts
-from vl.jobs.rowfile import JobError, Row, check_run, made_with
+from vl.jobs.rowfile import JobError, Row, check_run, made_of, made_with
 from vl.jobs.sources import Source, row_key
 
 
@@ -53,7 +53,6 @@ class PartSink(ABC):
         self.prompts = Prompts.of(prompt)
         self._format = format
         self._made = made_with(model, self.prompts, settings)
-        self._parts_made = self._made | {"images": format.wants_images}  # what is noted of them
         self._mix = mix
         self._overwrite = overwrite  # the old parts are still there
         self._retry_errors = retry_errors
@@ -125,7 +124,7 @@ class PartSink(ABC):
         return self._manifest.has(id) and not (self._retry_errors and self._manifest.failed(id))
 
     def _check(self, made: Row) -> None:
-        """Hold parts to this run by what was noted of them; earlier versions noted no `images`. Raises JobError."""
+        """Hold parts to this run by what is known of them; not all say `images`. Raises JobError."""
         check_run(self.out, made, self._made, self._mix)
         if made.get("images", self._format.wants_images) != self._format.wants_images:
             self._refuse_images()
@@ -137,6 +136,10 @@ class PartSink(ABC):
             f"{'use --no-images' if without else 'leave --no-images out'} to continue it, choose another output, or "
             "start again with --overwrite"
         )
+
+    def _waiting_made(self) -> list[Row]:
+        """What the waiting rows were made with, perhaps by an earlier run, and whether their images are there."""
+        return [made | {"images": self._format.wants_images} for made in made_of(self._waiting.values())]
 
     def _flush(self) -> None:
         """Make what waits a part."""

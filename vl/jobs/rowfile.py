@@ -53,6 +53,18 @@ def made_with(model: str, prompts: Prompts, settings: Mapping[str, Any] | None) 
     return {"model": model, "prompt": prompts.told(), "settings": dict(settings or {}) | prompts.settings}
 
 
+def made_of(rows: Iterable[Row]) -> list[Row]:
+    """What rows were made with, as `made_with` has it, each once."""
+    found: list[Row] = []
+    for row in rows:
+        settings = row.get("settings") or {}
+        prompt = settings.get("template", row.get("prompt"))
+        made = {"model": row.get("model"), "prompt": prompt, "settings": settings}
+        if made not in found:
+            found.append(made)
+    return found
+
+
 def check_run(path: Path | str, row: Row, made: Row, mix: bool = False) -> None:
     """Hold a row to the `model`, `prompt` and `settings` of this run. Rows of earlier versions have no settings.
 

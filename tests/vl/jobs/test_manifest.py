@@ -22,7 +22,7 @@ def left(manifest: Manifest, names: list[str]) -> list[str]:
 
 def do(manifest: Manifest, names: list[str], part: int) -> None:
     if names:
-        manifest.add(manifest.next_part, {id_of(name): False for name in names[:part]}, MADE)
+        manifest.add(manifest.next_part, {id_of(name): False for name in names[:part]}, [MADE])
         do(manifest, names[part:], part)
 
 
@@ -79,7 +79,7 @@ def test_a_part_that_could_not_be_entered_is_not_done() -> None:
     assert left(manifest, names) == names
     ids = {id_of(name): False for name in names}
     with pytest.raises(sqlite3.IntegrityError):
-        manifest.add(0, ids, MADE, answers=[None])  # type: ignore[list-item]
+        manifest.add(0, ids, [MADE], answers=[None])  # type: ignore[list-item]
     do(manifest, names[2000:], 500)
     assert left(manifest, names) == names[:2000]
     do(manifest, names[:2000], 2000)
