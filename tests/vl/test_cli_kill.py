@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,35 @@ def arguments(archive: Path, model: Path, out: Path) -> list[str]:
     return ["caption", str(archive), *options]
 
 
-def start(args: list[str], *, stdout: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+HELD = """
+import sys, time
+from pathlib import Path
+from vl.cli.app import main
+from vl.jobs import captioning
+
+last, go = sys.argv.pop(1), Path(sys.argv.pop(1))
+ask = captioning.ask_here
+
+def held(processor, image, texts):
+    while str(image).endswith(last) and not go.exists():
+        time.sleep(0.01)
+    return ask(processor, image, texts)
+
+captioning.ask_here = held
+main()
+"""
+
+
+def start_held(args: list[str], go: Path) -> subprocess.Popen[bytes]:
+    """A job over the archive that cannot end before there is a file `go`: its last image does not come."""
+    return start(args, ["-c", HELD, f"{IMAGES - 1:03}.png", str(go)])
+
+
+def start(
+    args: list[str], how: Sequence[str] = ("-m", "vl.cli"), *, stdout: int = subprocess.PIPE
+) -> subprocess.Popen[bytes]:
     return Popen(
-        [sys.executable, "-m", "vl.cli", *args],
+        [sys.executable, *how, *args],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=stdout,
         stderr=subprocess.PIPE,
@@ -65,7 +92,7 @@ def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_killed_twice_then_finished(archive: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "captions.jsonl"
     for rows in (3, 11):
-        child = start(arguments(archive, tiny_checkpoint, out))
+        child = start_held(arguments(archive, tiny_checkpoint, out), tmp_path / "go")
         wait_for_rows(child, out, rows)
         child.kill()
         assert child.wait() == -signal.SIGKILL
@@ -80,9 +107,10 @@ def test_killed_twice_then_finished(archive: Path, tiny_checkpoint: Path, tmp_pa
 
 def test_ctrl_c(archive: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "captions.jsonl"
-    child = start(arguments(archive, tiny_checkpoint, out))
+    child = start_held(arguments(archive, tiny_checkpoint, out), tmp_path / "go")
     wait_for_rows(child, out, 3)
     child.send_signal(signal.SIGINT)
+    (tmp_path / "go").touch()  # Python waits for its threads
     _, err = child.communicate(timeout=200)
     assert child.returncode == 130
     assert b"run the same command again" in err
@@ -93,11 +121,12 @@ def test_ctrl_c(archive: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_a_reader_that_leaves(archive: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    child = start([*arguments(archive, tiny_checkpoint, tmp_path / "captions.jsonl"), "--json"])
+    child = start_held([*arguments(archive, tiny_checkpoint, tmp_path / "captions.jsonl"), "--json"], tmp_path / "go")
     assert child.stdout is not None
     assert child.stderr is not None
     json.loads(child.stdout.readline())
     child.stdout.close()
+    (tmp_path / "go").touch()
     assert child.stderr.read() == b""
     assert child.wait(200) == 141, "as of a command that SIGPIPE ended; 1 would say that images failed"
     child.stderr.close()

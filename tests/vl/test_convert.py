@@ -128,17 +128,20 @@ def test_stopped_at_every_file_and_finished(
     assert not list(folder.glob(".*"))
 
 
-SLOW = """
+HELD = """
 import sys, time
+from pathlib import Path
 import vl.convert
 from vl.cli.app import main
 packed = vl.convert.packed
-def slow(*args):
-    time.sleep(0.01)
+def held(*args):
+    if list(Path(sys.argv[3]).glob("*.safetensors")):
+        time.sleep(300)
     return packed(*args)
-vl.convert.packed = slow
+vl.convert.packed = held
 main()
 """
+"""A conversion that stands still once it has written a file."""
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -146,7 +149,7 @@ def test_a_process_that_is_ended_and_run_again(how: signal.Signals, tiny_checkpo
     folder = tmp_path / "new"
     options = [str(tiny_checkpoint), str(folder), "--quantization", "int8", "--device", "cpu", "--threads", "1"]
     child = Popen(
-        [sys.executable, "-c", SLOW, "convert", *options],
+        [sys.executable, "-c", HELD, "convert", *options],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
