@@ -112,7 +112,7 @@ class DryRun:
     ) -> Callable[[Source], bool]:
         from vl.jobs.beside import text_of
         from vl.jobs.estimate import finished
-        from vl.jobs.rowfile import made_with
+        from vl.jobs.made import made_with
         from vl.jobs.sources.files import is_remote, remote
 
         def is_there(name: str) -> bool:

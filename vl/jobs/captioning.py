@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 _READERS = 4  # threads that read files while others wait for processes
-_REFUSED = ("n", "logprobs", "top_logprobs")  # what a row has no place for
+_REFUSED = ("n", "logprobs", "top_logprobs", "calls")  # what a row has no place for
 
 
 @dataclass

@@ -23,7 +23,7 @@ from vl.jobs.duplicates import digest_of
 from vl.jobs.elsewhere import Elsewhere
 from vl.jobs.item import Cut
 from vl.jobs.prompts import Prompts
-from vl.jobs.sources import Asked, Picture, Source, source_key, work_key
+from vl.jobs.sources import Asked, Picture, Source, as_known, source_key, work_key
 from vl.jobs.statistics import cause_of
 
 HEADERS = 10_000
@@ -262,14 +262,14 @@ def finished(out: str | os.PathLike[str], made: dict[str, Any], *, retry_errors:
     """Which sources an output has rows of: a function of a source. It reads all rows and changes none.
 
     Args:
-        made: as of `vl.jobs.rowfile.made_with`.
+        made: as of `vl.jobs.made.made_with`.
 
     Raises:
         JobError: as the job would, if the rows are of another run.
     """
+    from vl.jobs.made import check_run
     from vl.jobs.manifest import Manifest
     from vl.jobs.parts import id_of
-    from vl.jobs.rowfile import check_run
     from vl.jobs.stored import stored_rows
 
     manifest, batch, checked = Manifest(None), dict[bytes, bool](), None
@@ -285,7 +285,7 @@ def finished(out: str | os.PathLike[str], made: dict[str, Any], *, retry_errors:
     manifest.add(manifest.next_part, batch, [])
 
     def is_done(source: Source) -> bool:
-        id = id_of(work_key(source))
+        id = id_of(work_key(as_known(source, lambda key: manifest.has(id_of(key)))))
         return manifest.has(id) and not (retry_errors and manifest.failed(id))
 
     return is_done

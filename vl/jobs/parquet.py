@@ -11,9 +11,9 @@ from typing import IO, Any
 
 from vl.errors import ConfigError
 from vl.jobs.duplicates import answer_key
+from vl.jobs.made import made_of
 from vl.jobs.parts import Images, id_of
 from vl.jobs.prompts import CAPTION, Prompts
-from vl.jobs.rowfile import made_of
 
 try:
     import pyarrow

@@ -14,8 +14,9 @@ from typing import IO, Protocol
 from preprocessing.formats import open_encoded
 from preprocessing.unicode import name_bytes
 from vl.jobs.duplicates import answer_key
+from vl.jobs.made import made_of
 from vl.jobs.prompts import CAPTION
-from vl.jobs.rowfile import Row, encode_row, made_of
+from vl.jobs.rowfile import Row, encode_row
 from vl.jobs.sources import row_key
 
 ERRORS = "__errors__"

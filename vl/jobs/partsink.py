@@ -10,12 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from vl.jobs.made import check_run, made_of, made_with
 from vl.jobs.manifest import Manifest
 from vl.jobs.parts import Format, id_of
 from vl.jobs.pictures import Pictures
 from vl.jobs.prompts import Prompt, Prompts
-from vl.jobs.rowfile import JobError, Row, check_run, made_of, made_with
-from vl.jobs.sources import Source, row_key
+from vl.jobs.rowfile import JobError, Row
+from vl.jobs.sources import Source, as_known, row_key
 
 
 class PartSink(ABC):
@@ -84,7 +85,8 @@ class PartSink(ABC):
 
     def pending(self, sources: Iterable[Source]) -> Iterator[Source]:
         """As `RowFile.pending`."""
-        for source, key in self._manifest.skim(sources, errors_too=self._retry_errors or self._overwrite):
+        known = (as_known(source, self._has) for source in sources)
+        for source, key in self._manifest.skim(known, errors_too=self._retry_errors or self._overwrite):
             if key in self._taken or self._is_done(key):
                 self._skipped += 1
             else:
@@ -92,6 +94,10 @@ class PartSink(ABC):
                 if self._pictures is not None:
                     self._pictures.expect(key, source)
                 yield source
+
+    def _has(self, key: str) -> bool:
+        """Whether there is a row of it that stays until it has another."""
+        return key in self._waiting or (not self._overwrite and self._manifest.has(id_of(key)))
 
     def append(self, rows: Iterable[Row]) -> list[Row]:
         """Take rows, which become a part when it is time. Returns them as they are taken.

@@ -15,17 +15,15 @@ from typing import Any
 from vl.errors import Error
 from vl.files import sync_folder
 from vl.jobs.duplicates import answer_key
-from vl.jobs.prompts import CAPTION, Prompt, Prompts
-from vl.jobs.sources import Source, row_key, work_key
+from vl.jobs.errors import JobError as JobError
+from vl.jobs.made import check_run, made_with
+from vl.jobs.prompts import Prompt, Prompts
+from vl.jobs.sources import Source, as_known, row_key, work_key
 
 Row = dict[str, Any]
 
 SUFFIXES = (".jsonl", ".ndjson")
 _ROW_START = b'{"image": '
-
-
-class JobError(Error):
-    """The output of a job cannot be used: it is locked, foreign, of another run, or cannot be written."""
 
 
 def check_out(path: str | os.PathLike[str]) -> Path:
@@ -46,56 +44,6 @@ def check_out(path: str | os.PathLike[str]) -> Path:
 def encode_row(row: Row) -> bytes:
     """One line of UTF-8 JSON. File names that are not UTF-8 keep their bytes as escapes of lone surrogates."""
     return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-
-
-def made_with(model: str, prompts: Prompts, settings: Mapping[str, Any] | None) -> Row:
-    """What `check_run` holds rows to."""
-    return {"model": model, "prompt": prompts.told(), "settings": dict(settings or {}) | prompts.settings}
-
-
-def made_of(rows: Iterable[Row]) -> list[Row]:
-    """What rows were made with, as `made_with` has it, each once."""
-    found: list[Row] = []
-    for row in rows:
-        settings = row.get("settings") or {}
-        prompt = settings.get("template", row.get("prompt"))
-        made = {"model": row.get("model"), "prompt": prompt, "settings": settings}
-        if made not in found:
-            found.append(made)
-    return found
-
-
-def check_run(path: Path | str, row: Row, made: Row, mix: bool = False) -> None:
-    """Hold a row to the `model`, `prompt` and `settings` of this run. Rows of earlier versions have no settings.
-
-    Args:
-        mix: only what rows are must be the same: the columns of the answers, and whether the prompt is their own.
-
-    Raises:
-        JobError: naming the first that differs.
-    """
-    settings = row.get("settings") or {}
-    prompt = settings.get("template", row.get("prompt"))
-    form, wanted_form = settings.get("schema"), made["settings"].get("schema")  # which has columns, too
-    own_prompts = ("template" in settings) == ("template" in made["settings"])
-    alike = _columns(prompt) == _columns(made["prompt"]) and own_prompts and form == wanted_form
-    if mix and alike:
-        return
-    given = {"model": (row.get("model"), made["model"]), "prompt": (prompt, made["prompt"])}
-    given |= {"schema": (form, wanted_form)}
-    given |= {name: (settings[name], wanted) for name, wanted in made["settings"].items() if name in settings}
-    for name, (found, wanted) in given.items():
-        if found != wanted:
-            told = "keep them beside the new ones with --mix, " if alike else ""
-            raise JobError(
-                f"{path} holds captions made with {name} {found!r}, not {wanted!r}. "
-                f"Use that {name} to continue it, choose another output file, {told}or start again with --overwrite"
-            )
-
-
-def _columns(prompt: object) -> list[str]:
-    """Of the answers to it."""
-    return list(prompt) if isinstance(prompt, dict) else [CAPTION]
 
 
 class RowFile:
@@ -185,12 +133,16 @@ class RowFile:
     def pending(self, sources: Iterable[Source]) -> Iterator[Source]:
         """The sources that need a row, each image once; counts the others in `skipped`."""
         for source in sources:
+            source = as_known(source, self._has)
             key = work_key(source)
             if key in self.done:
                 self.skipped += 1
             else:
                 self.done.add(key)
                 yield source
+
+    def _has(self, key: str) -> bool:
+        return key in self.done or key in self.errors
 
     def append(self, rows: Iterable[Row]) -> list[Row]:
         """Write rows at the end and force them to disk; all of them or, on an error, none. Returns what is written.

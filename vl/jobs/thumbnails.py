@@ -14,7 +14,7 @@ from preprocessing import load_image
 from preprocessing.container import available_cpus
 from preprocessing.formats import open_encoded
 from preprocessing.sources import open_source
-from vl.jobs.sources import Picture, expand_sources, source_key
+from vl.jobs.sources import Picture, as_known, expand_sources
 from vl.jobs.sources.files import is_remote, remote
 from vl.jobs.stored import Stored
 from vl.pages import data_url
@@ -24,7 +24,7 @@ _QUALITY = 70
 _THREADS = 8
 
 _MEMBER = re.compile(r"(.+?\.tar)/.+", re.S)
-_LINE = re.compile(r"(.+\.(?:parquet|csv|jsonl|ndjson)):\d+", re.I | re.S)
+_LINE = re.compile(r"(.+?\.(?:parquet|csv|jsonl|ndjson)):\d+(?::(.+))?", re.I | re.S)
 
 Read = Callable[[], bytes]
 
@@ -35,7 +35,7 @@ def thumbnails(rows: Iterable[Stored], column: str | None = None) -> Iterator[st
     Images are found where they were read from, or in the output if it has them.
 
     Args:
-        column: of tables' images, as of `expand_sources`.
+        column: of tables' images, as of `expand_sources`, where rows do not name it, as those of earlier versions.
     """
     held = list(rows)
     inside = dict(_contained({name for row in held if row.image is None for name in [row.row["image"]]}, column))
@@ -68,14 +68,19 @@ def _read(name: str) -> bytes:
 
 def _contained(names: Iterable[str], column: str | None) -> Iterator[tuple[str, Read]]:
     """How to read those that are in shards and tables, each of which is gone through once."""
-    by_container: dict[str, set[str]] = {}
+    by_container: dict[tuple[str, str | None], set[str]] = {}
     for name in names:
-        if not os.path.exists(name) and (found := _MEMBER.fullmatch(name) or _LINE.fullmatch(name)):
-            by_container.setdefault(found[1], set()).add(name)
-    for container, wanted in by_container.items():
+        if os.path.exists(name):
+            continue
+        if (found := _MEMBER.fullmatch(name)) is not None:
+            by_container.setdefault((found[1], None), set()).add(name)
+        elif (found := _LINE.fullmatch(name)) is not None:
+            by_container.setdefault((found[1], found[2] or column), set()).add(name)
+    for (container, images), wanted in by_container.items():
         with suppress(Exception):  # it is gone, or another by now
-            for source in expand_sources([container], column=column):
-                if isinstance(source, Picture) and source_key(source) in wanted:
+            for source in expand_sources([container], column=images):
+                source = as_known(source, wanted.__contains__)
+                if isinstance(source, Picture) and source.name in wanted:
                     yield source.name, source.read
                     wanted.discard(source.name)
                 if not wanted:

@@ -76,7 +76,7 @@ def test_a_web_server(tmp_path: Path) -> None:
     assert rows["2.png"]["caption"] == "2 by 5"
     assert rows["4.png"]["caption"] == "4 by 5"
     assert "404" in rows["gone.png"]["error"]
-    assert rows["t.parquet?download=1:1"]["caption"] == "5 by 5"
+    assert rows["t.parquet?download=1:1:bytes"]["caption"] == "5 by 5"
     assert "whole files only" in rows["x.tar/3.png"]["error"]
     assert len(rows) == 5
 

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ from PIL import Image
 from pyarrow import parquet
 
 from vl.errors import InputError
-from vl.jobs import Picture, Prompts, caption_images, expand_sources, source_key
+from vl.jobs import Picture, Prompts, Source, caption_images, expand_sources, open_rows, source_key, write_rows
+from vl.jobs.captioning import params_of, settings_of_model
+from vl.jobs.sources.names import Asked
+from vl.jobs.stored import stored_rows
+from vl.jobs.thumbnails import thumbnails
 
 from .containers import captions, png, write_table
 from .fakes import FakeModel
@@ -35,7 +40,7 @@ def test_a_table_of_paths(tmp_path: Path, suffix: str, monkeypatch: pytest.Monke
     write_table(table, rows)
     said = captions(tmp_path, table, column="picture")
     assert said.pop("pictures/3.png").endswith("no such file")
-    assert "has no image" in said.pop(f"table{suffix}:4")
+    assert "has no image" in said.pop(f"table{suffix}:4:picture")
     assert said == {"pictures/2.png": "2 by 5", "pictures/1.png": "1 by 5"}
     with pytest.raises(InputError, match=r"no column of images.*--column.*'title', 'picture'"):
         list(expand_sources([table]))
@@ -50,9 +55,9 @@ def test_a_table_of_bytes(tmp_path: Path) -> None:
     write_table(tmp_path / "a.parquet", [{"bytes": png(n)} for n in range(1, 71)])
     write_table(tmp_path / "b.parquet", [{"image": {"bytes": png(9), "path": None}}, {"image": None}])
     said = captions(tmp_path, tmp_path / "*.parquet")
-    assert {said.pop(f"a.parquet:{n}") for n in range(1, 71)} == {f"{n} by 5" for n in range(1, 71)}
-    assert said.pop("b.parquet:1") == "9 by 5"
-    assert "has no image" in said.pop("b.parquet:2")
+    assert {said.pop(f"a.parquet:{n}:bytes") for n in range(1, 71)} == {f"{n} by 5" for n in range(1, 71)}
+    assert said.pop("b.parquet:1:image") == "9 by 5"
+    assert "has no image" in said.pop("b.parquet:2:image")
     assert not said
 
 
@@ -63,8 +68,8 @@ def test_damaged_lines_are_rows_of_their_own(tmp_path: Path) -> None:
     assert said["x.png"] == "3 by 5"
     assert "is not JSON" in said["t.jsonl:2"]
     assert "not a JSON object" in said["t.jsonl:3"]
-    assert "holds int" in said["t.jsonl:4"]
-    assert "holds nothing" in said["t.jsonl:5"]
+    assert "holds int" in said["t.jsonl:4:path"]
+    assert "holds nothing" in said["t.jsonl:5:path"]
     assert "nested too deeply" in said["t.jsonl:6"]
 
 
@@ -86,7 +91,8 @@ def test_a_damaged_parquet_costs_its_rows(tmp_path: Path) -> None:
     for name in ("b", "d"):
         assert "cannot be read, nor what follows" in said.pop(f"{name}.parquet:1")
     assert [name for name, text in said.items() if "write the table again" in text] == ["a.parquet:3", "a.parquet:4"]
-    assert [*said] == [f"a.parquet:{n}" for n in range(1, 7)]
+    damaged = (3, 4)
+    assert [*said] == [f"a.parquet:{n}" if n in damaged else f"a.parquet:{n}:image" for n in range(1, 7)]
 
 
 def test_text_in_a_parquet_that_is_no_utf8_costs_its_row(tmp_path: Path) -> None:
@@ -156,7 +162,7 @@ def test_a_url_whose_server_is_not_there_is_an_error_of_its_row(
     (tmp_path / "x.png").write_bytes(png(3))
     (tmp_path / "t.csv").write_text("image\nftp://nowhere/a.png\nx.png\n")
     said = captions(tmp_path, tmp_path / "t.csv")
-    assert "ftp://nowhere/a.png cannot be read: Name or service" in said.pop("t.csv:1")
+    assert "ftp://nowhere/a.png cannot be read: Name or service" in said.pop("t.csv:1:image")
     assert said == {"x.png": "3 by 5"}
 
 
@@ -207,3 +213,64 @@ def test_an_imagefolder_behind_a_url_is_what_its_metadata_name() -> None:
     assert told == ["memory://imagefolder: passed over 2 files: 1 .jsonl, 1 not in the metadata"]
     asked = expand_sources("memory://imagefolder/train", prompts=Prompts.of("A {kind}?"))
     assert [getattr(source, "prompt", "") for source in asked] == ["A d?", "A g?", "A b?"]
+
+
+OUTPUTS = ["out.jsonl", "out.parquet", "out.wds", "memory://columns/out.jsonl", "memory://columns/out.parquet"]
+
+
+@pytest.fixture(params=OUTPUTS)
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """The outputs on this machine, and in a bucket that is empty."""
+    fs = fsspec.filesystem("memory")
+    if fs.exists("/columns"):
+        fs.rm("/columns", recursive=True)
+    return request.param if "://" in request.param else tmp_path / request.param
+
+
+def test_two_columns_of_a_table_are_two_images(tmp_path: Path, output: Any) -> None:
+    table = tmp_path / "t.parquet"
+    write_table(table, [{"image": png(n), "thumb": png(n + 10), "kind": "x"} for n in (1, 2, 3)])
+    assert caption_images(FakeModel(), [table], output).captions == 3
+    tally = caption_images(FakeModel(), [table], output, column="thumb")
+    assert (tally.captions, tally.skipped) == (3, 0)
+    for column in (None, "image", "thumb"):
+        assert caption_images(FakeModel(), [table], output, column=column).skipped == 3
+    rows = {stored.row["image"]: stored.row["caption"] for stored in stored_rows(output)}
+    assert rows == {f"{table}:{n}:{name}": f"{n + more} by 5" for n in (1, 2, 3) for name, more in COLUMNS.items()}
+    pictures = thumbnails(stored_rows(output))
+    assert all(text.startswith("data:image/webp") for text in pictures), "found without being told the column"
+
+
+COLUMNS = {"image": 0, "thumb": 10}
+
+
+@pytest.mark.parametrize("prompt", ["Look.", "A {kind}."])
+def test_rows_of_earlier_versions_named_no_column(tmp_path: Path, output: Any, prompt: str) -> None:
+    """They count for any, and one that is tried again takes the place of the old one."""
+    table = tmp_path / "t.parquet"
+    write_table(table, [{"thumb": png(n), "kind": "x"} for n in (1, 2, 3)] + [{"thumb": png(4), "kind": ""}])
+    before, prompts = FakeModel(unlucky), Prompts.of(prompt)
+    settings = settings_of_model(before, params_of({}))  # type: ignore[arg-type]
+    with open_rows(output, model="fake", prompt=prompt, settings=settings) as opened:
+        named = [_earlier(source) for source in expand_sources(table, column="thumb", prompts=prompts)]
+        write_rows(before, opened.pending(named[:2] + named[3:]), opened)  # type: ignore[arg-type]
+    tally = caption_images(FakeModel(), [table], output, column="thumb", prompt=prompt)
+    assert (tally.captions, tally.errors, tally.skipped) == (1, 0, 3)
+    tally = caption_images(FakeModel(), [table], output, column="thumb", prompt=prompt, retry_errors=True)
+    assert (tally.captions, tally.skipped) == (1, 2 + (prompt == "Look."))
+    names = sorted(stored.row["image"] for stored in stored_rows(output))
+    assert names == [f"{table}:1", f"{table}:2", f"{table}:3:thumb", f"{table}:4"]
+    assert caption_images(FakeModel(), [table], output, column="thumb", prompt=prompt, overwrite=True).skipped == 0
+    assert all(stored.row["image"].endswith(":thumb") for stored in stored_rows(output))
+
+
+def unlucky(size: str) -> None:
+    if size == "2 by 5":
+        raise InputError("no luck")
+
+
+def _earlier(source: Source) -> Source:
+    image = source.image if isinstance(source, Asked) else source
+    assert isinstance(image, Picture)
+    old = replace(image, name=image.earlier, earlier="")
+    return replace(source, image=old) if isinstance(source, Asked) else old

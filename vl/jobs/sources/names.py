@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -24,10 +24,12 @@ class Picture:
         name: what its row calls it; the same in every run.
         read: its encoded file; called in a worker thread or another process, to which it is pickled, when the image is
             due. Raises a `vl.Error` naming the cause.
+        earlier: what rows of earlier versions call it, if that is something else.
     """
 
     name: str
     read: Callable[[], bytes]
+    earlier: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,14 @@ Source: TypeAlias = str | Picture | Asked
 """A path, URL, data URL or base64 text, as `preprocessing.load_image` takes it, a `Picture`, or `Asked`."""
 
 
-def broken(name: str, cause: str) -> Picture:
+def broken(name: str, cause: str, earlier: str = "") -> Picture:
     """A part of a source that cannot be read: its row will be an error, so that the loss is seen."""
+    return Picture(name, partial(_refuse, f"{name}: {cause}"), earlier)
 
-    return Picture(name, partial(_refuse, f"{name}: {cause}"))
 
-
-def held(name: str, content: bytes) -> Picture:
+def held(name: str, content: bytes, earlier: str = "") -> Picture:
     """An image that is in memory already."""
-    return Picture(name, partial(bytes, content))
+    return Picture(name, partial(bytes, content), earlier)
 
 
 def _refuse(message: str) -> bytes:
@@ -83,6 +84,20 @@ def work_key(source: Source) -> str:
     """What tells a source from all others of a job: its name, and where the prompt is the row's own, that too."""
     name = source_key(source)
     return _asked_key(name, source.prompt) if isinstance(source, Asked) else name
+
+
+def as_known(source: Source, has: Callable[[str], bool]) -> Source:
+    """The source by the name that earlier versions gave it, if there is a row of that; else as it is.
+
+    Args:
+        has: whether there is a row of a `work_key`.
+    """
+    image = source.image if isinstance(source, Asked) else source
+    if not isinstance(image, Picture) or not image.earlier:
+        return source
+    before = replace(image, name=image.earlier, earlier="")
+    found = replace(source, image=before) if isinstance(source, Asked) else before
+    return found if has(work_key(found)) else source
 
 
 def row_key(row: dict[str, Any]) -> str:

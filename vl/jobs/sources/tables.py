@@ -69,7 +69,8 @@ class Columns:
         try:
             return Asked(source, None if record is None else self.prompts.told(self.prompts.fill(record)))
         except Empty as error:
-            return Asked(broken(source_key(source), str(error)), None)
+            earlier = source.earlier if isinstance(source, Picture) else ""
+            return Asked(broken(source_key(source), str(error), earlier), None)
 
 
 def _has(names: Sequence[str]) -> str:
@@ -86,12 +87,16 @@ class _Damaged:
         self.cause = cause
 
 
+_Cell = tuple[str, Any, Mapping[str, Any] | None]
+"""The column of the images, where it is known, what a row has there, and the row; None if it cannot be read."""
+
+
 def table_images(file: File, columns: Columns) -> Iterator[Source]:
     """The images of a table, row by row.
 
     A relative path counts from the table's own folder. An image that is in the table itself is named after its row,
-    from 1, as in `cats.parquet:7`. A row that cannot be read or has no image will be an error of its own, and so will
-    a file that is compressed.
+    from 1, and its column, as in `cats.parquet:7:image`. A row that cannot be read or has no image will be an error of
+    its own, and so will a file that is compressed.
 
     Raises:
         InputError: if the file cannot be opened, or lacks a column.
@@ -100,8 +105,9 @@ def table_images(file: File, columns: Columns) -> Iterator[Source]:
         if (cause := why_not_read(opened)) is not None:
             yield columns.asked(broken(file.name, cause), None)
             return
-        for number, (value, record) in enumerate(_READERS[suffix_of(file.name)](opened, file.name, columns), 1):
-            yield columns.asked(_source(file, f"{file.name}:{number}", value), record)
+        cells = _READERS[suffix_of(file.name)](opened, file.name, columns)
+        for number, (column, value, record) in enumerate(cells, 1):
+            yield columns.asked(_source(file, f"{file.name}:{number}", column, value), record)
 
 
 def listed(folder: File, files: Iterable[str], columns: Columns) -> list[tuple[str, Mapping[str, Any]]] | None:
@@ -134,16 +140,18 @@ def _listed(path: str, number: int, row: Any, columns: Columns) -> tuple[str, Ma
     return name, {field: row.get(field) for field in columns.fields}
 
 
-def _source(table: File, name: str, value: Any) -> str | Picture:
+def _source(table: File, row: str, column: str, value: Any) -> str | Picture:
+    """Args: row: what the table's row is called, as its image was by earlier versions, whatever its column."""
     if isinstance(value, _Damaged):
-        return broken(name, value.cause)
+        return broken(row, value.cause)
+    name = f"{row}:{column}"
     if isinstance(value, Mapping):  # as the datasets of Hugging Face have it
         value = value["path"] if value.get("bytes") is None and "path" in value else value.get("bytes")
     if isinstance(value, bytes | bytearray | memoryview):
-        return held(name, bytes(value))
+        return held(name, bytes(value), row)
     if not isinstance(value, str) or not value:
         kind = "nothing" if value in (None, "") else type(value).__name__
-        return broken(name, f"has no image: its column holds {kind}, not a path, URL or bytes")
+        return broken(name, f"has no image: its column holds {kind}, not a path, URL or bytes", row)
     try:
         if table.fs is None and not is_remote(value):
             return seen_from(os.path.dirname(table.name), value)
@@ -151,30 +159,30 @@ def _source(table: File, name: str, value: Any) -> str | Picture:
             value = beside(table.name, value)
         return value if value[:4].lower() in ("http", "file", "data") else remote(value).picture()
     except InputError as error:
-        return broken(name, str(error))
+        return broken(name, str(error), row)
 
 
-def _json(file: Any, table: str, columns: Columns) -> Iterator[tuple[Any, Mapping[str, Any] | None]]:
+def _json(file: Any, table: str, columns: Columns) -> Iterator[_Cell]:
     """The first readable record says which columns there are."""
     chosen: str | None = None
     for record in _json_records(file):
         if not isinstance(record, Mapping):
-            yield record if isinstance(record, _Damaged) else _Damaged("is not a JSON object"), None
+            yield "", record if isinstance(record, _Damaged) else _Damaged("is not a JSON object"), None
             continue
         chosen = chosen or columns.chosen(record, table)
-        yield record.get(chosen), record
+        yield chosen, record.get(chosen), record
 
 
-def _csv(file: Any, table: str, columns: Columns) -> Iterator[tuple[Any, Mapping[str, Any] | None]]:
+def _csv(file: Any, table: str, columns: Columns) -> Iterator[_Cell]:
     reader, lines = _csv_reader(file)
     try:
         names = reader.fieldnames
     except csv.Error as error:
-        yield _unreadable(error), None
+        yield "", _unreadable(error), None
         return
     chosen = columns.chosen(names, table) if names else ""
     for record in _csv_records(reader, lines):
-        yield (record, None) if isinstance(record, _Damaged) else (record.get(chosen), record)
+        yield (chosen, record, None) if isinstance(record, _Damaged) else (chosen, record.get(chosen), record)
 
 
 def _json_records(file: Any) -> Iterator[Any]:
@@ -228,7 +236,7 @@ def _csv_records(reader: csv.DictReader[str], lines: _Lines) -> Iterator[Any]:
         yield row
 
 
-def _parquet(file: Any, table: str, columns: Columns) -> Iterator[tuple[Any, Mapping[str, Any] | None]]:
+def _parquet(file: Any, table: str, columns: Columns) -> Iterator[_Cell]:
     """Rows that are damaged are so by groups, and each is one of its own; a file without its end has one."""
     try:
         import pyarrow
@@ -240,7 +248,7 @@ def _parquet(file: Any, table: str, columns: Columns) -> Iterator[tuple[Any, Map
     except (pyarrow.ArrowException, OSError) as error:
         if _of_the_disk(error):
             raise
-        yield _unreadable(error), None
+        yield "", _unreadable(error), None
         return
     chosen = columns.chosen(opened.schema_arrow.names, table)
     wanted = list(dict.fromkeys([chosen, *columns.fields]))
@@ -249,12 +257,12 @@ def _parquet(file: Any, table: str, columns: Columns) -> Iterator[tuple[Any, Map
         try:
             for batch in opened.iter_batches(_ROWS, row_groups=[group], columns=wanted):
                 for record in _records(batch):
-                    yield (record, None) if isinstance(record, _Damaged) else (record[chosen], record)
+                    yield (chosen, record, None) if isinstance(record, _Damaged) else (chosen, record[chosen], record)
                 left -= len(batch)
         except (pyarrow.ArrowException, OSError) as error:
             if _of_the_disk(error):
                 raise
-            yield from repeat((_Damaged(f"cannot be read ({error}): write the table again"), None), left)
+            yield from repeat((chosen, _Damaged(f"cannot be read ({error}): write the table again"), None), left)
 
 
 def _records(rows: Any) -> list[Any]:
