@@ -18,6 +18,7 @@ from vl.cli.console import (
     read_path,
     stdout_console,
 )
+from vl.cli.interrupts import second_interrupt_ends
 from vl.cli.torchrun import told_once
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def train(
 
     Under torchrun, the parameters are sharded over its processes: torchrun --nproc-per-node 8 -m vl.cli train ...
     """
-    with told_once():
+    with told_once(), second_interrupt_ends():
         _train(config, out, init, data, resume, overwrite, device, stop_after)
 
 

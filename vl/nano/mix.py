@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vl.errors import ConfigError
@@ -12,11 +12,16 @@ from vl.nano.pictures.fonts import FACES, Fonts
 from vl.nano.pictures.photographs import SHARE, Photographs
 from vl.nano.pictures.scenes import MAX_OBJECTS, SHAPES
 from vl.nano.pictures.words import MAX_WORDS
+from vl.training.checks import at_least, build_table, share
 
 # In the order in which the renderer's stream tells them apart: a new kind comes last.
 KIND_NAMES = ("words", "scenes", "counts", "emoji", "pages", "charts", "tables", "nothing", "things")
 EASY_KINDS = ("words", "scenes")
 """Those that a model that knows nothing yet can begin with."""
+
+_TABLE = "data.mix"
+_CANVAS = ("low", "high", "share")
+_SIDES = 32, 8192  # px: no drawing fits less, and what is larger is a slip
 
 SMALL = (SizeRange(64, 336, 1.0),)
 MIXED = (SizeRange(64, 336, 0.8), SizeRange(337, 1008, 0.16), SizeRange(1009, 2016, 0.04))
@@ -88,11 +93,29 @@ class Mix:
         weights = self.weights.values()
         if min(weights) < 0 or not sum(weights):
             raise ConfigError(f"data.mix needs a positive frequency for at least one of {', '.join(KIND_NAMES)}")
-        shares = ("questions", "scratch", "damaged", "textures", "odd", "grounds", "absent", "photo_share", "varied")
-        if not all(0 <= getattr(self, share) <= 1 for share in shares):
-            raise ConfigError(f"data.mix.{', '.join(shares[:-1])} and {shares[-1]} are shares, from 0 to 1")
-        if self.turns < 1:
-            raise ConfigError(f"data.mix.turns {self.turns} must be at least 1")
+        share(
+            _TABLE,
+            self,
+            "questions",
+            "scratch",
+            "damaged",
+            "textures",
+            "odd",
+            "grounds",
+            "absent",
+            "photo_share",
+            "varied",
+        )
+        at_least(_TABLE, self, turns=1, max_objects=1, max_words=1)
+        for key, most in (("max_objects", MAX_OBJECTS), ("max_words", MAX_WORDS)):
+            if getattr(self, key) > most:
+                raise ConfigError(f"{_TABLE}.{key} = {getattr(self, key)} must be at most {most}")
+        for key, known in (("shapes", SHAPES), ("colours", COLOURS)):
+            if not getattr(self, key) or set(getattr(self, key)) - set(known):
+                raise ConfigError(f"{_TABLE}.{key} must be a list of some of {', '.join(known)}")
+        _check_canvases("sizes", self.sizes)
+        if self.page_sizes is not None:
+            _check_canvases("page_sizes", self.page_sizes)
         if self.faces not in FACES:
             raise ConfigError(f"data.mix.faces {self.faces!r} must be one of {', '.join(FACES)}")
 
@@ -103,13 +126,8 @@ class Mix:
         Raises:
             ConfigError: naming the key that is unknown or wrong.
         """
-        values: dict[str, Any] = dict(table)
-        if unknown := values.keys() - {f.name for f in fields(cls)}:
-            raise ConfigError(f"unknown key {', '.join(sorted(unknown))} in [data.mix]")
-        for key in values.keys() & {"sizes", "page_sizes"}:
-            values[key] = tuple(SizeRange(*size) for size in values[key])
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        return cls(**values)
+        sizes = {key: _canvases(key, table[key]) for key in ("sizes", "page_sizes") if key in table}
+        return build_table(cls, {**table, **sizes}, _TABLE)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -148,3 +166,23 @@ class Mix:
     def _weighing(self, weights: dict[str, float]) -> Mix:
         shares: dict[str, Any] = {kind: weights.get(kind, 0.0) for kind in KIND_NAMES}
         return replace(self, **shares)
+
+
+def _canvases(key: str, value: object) -> tuple[SizeRange, ...]:
+    """`value` as parsed from TOML. Raises ConfigError naming the key if it is no list of canvases."""
+    if isinstance(value, list) and all(isinstance(each, list) and len(each) == 3 for each in value):
+        return tuple(build_table(SizeRange, dict(zip(_CANVAS, each, strict=True)), f"{_TABLE}.{key}") for each in value)
+    raise ConfigError(f"{_TABLE}.{key} = {value!r:.80} must be a list of [shortest, longest, share]: [[64, 336, 1.0]]")
+
+
+def _check_canvases(key: str, canvases: tuple[SizeRange, ...]) -> None:
+    """Raises ConfigError if nothing can be drawn on them."""
+    least, most = _SIDES
+    for one in canvases:
+        if not least <= one.low <= one.high <= most or one.share < 0:
+            raise ConfigError(
+                f"{_TABLE}.{key} has [{one.low}, {one.high}, {one.share:g}], and a canvas has a shortest and a longest "
+                f"side of {least} to {most} px, and a share that is not negative"
+            )
+    if not sum(one.share for one in canvases):
+        raise ConfigError(f"{_TABLE}.{key} needs at least one canvas whose share is above 0")

@@ -269,11 +269,13 @@ class TrainConfig:
     @classmethod
     def of_file(cls, path: str | Path, changes: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
         """The same with some keys of some tables set from elsewhere: `{"run": {"init": "nano"}}`."""
-        path = find_recipes().get(str(path), Path(path))
+        recipes = find_recipes()
+        path = recipes.get(str(path), Path(path))
         try:
             tables = tomllib.loads(path.read_text("utf-8"))
         except (OSError, ValueError, RecursionError) as error:  # not TOML, not UTF-8, or nested without end
-            raise ConfigError(f"cannot read the training config {path}: {error}") from error
+            known = f"; recipes by name are {', '.join(sorted(recipes))}" if isinstance(error, OSError) else ""
+            raise ConfigError(f"cannot read the training config {path}: {error}{known}") from error
         try:
             _check_tables(tables)
             merged = tables | {name: {**tables.get(name, {}), **values} for name, values in changes.items()}

@@ -96,6 +96,10 @@ def expand(patterns: Sequence[str | os.PathLike[str]]) -> Expanded:
     for pattern in [os.fspath(given) for given in patterns]:
         literal = os.path.exists(pattern) or not has_magic(pattern)
         found = [pattern] if literal else sorted(glob(pattern, recursive=True))
+        if folder := next(filter(os.path.isdir, found), None):
+            raise ConfigError(
+                f"{folder} is a folder, and no data file: name the files in it, such as '{folder}/*.jsonl'"
+            )
         if not found or not all(os.path.isfile(path) for path in found):
             raise ConfigError(f"there is no data file {pattern}: check the path (it counts from the current folder)")
         for path in map(Path, found):

@@ -95,6 +95,7 @@ def test_a_file_that_is_named_twice_is_refused(tmp_path: Path, monkeypatch: pyte
     [
         ("none.jsonl", None, "no data file"),
         ("*.tar", None, "no data file"),
+        (".", None, "is a folder, and no data file: name the files in it, such as '.*/\\*.jsonl'"),
         ("a.parquet", b"x", "neither .jsonl nor .tar"),
         ("a.tar.gz", b"x", "unpack it"),
         ("empty.jsonl", b"\n\n", "no record"),
