@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import sys
@@ -12,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 if TYPE_CHECKING:
@@ -45,8 +48,13 @@ from vl.config import read_config
 from vl.loading import patcher_of
 from vl.training.vocabulary import with_reasoning
 
-settings.register_profile("patient", deadline=None)  # how long an example takes is no matter of right or wrong
+# How long an example takes, or is drawn for, is no matter of right or wrong.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+if settings.default is not None and settings.default.derandomize and hasattr(providers, "_get_local_constants"):
+    # As in CI: examples are the same in every run, but for constants that Hypothesis takes from the modules that are
+    # imported by then, which depends on the tests that a worker ran before. Their list is empty, and stays so.
+    providers._get_local_constants = lambda: providers._local_constants
 
 RELEASE = Path(__file__).parent / "release"
 SPECIAL_TOKENS = ("<beginning_of_sentence>", "<end_of_sentence>", "<image>")
@@ -89,6 +97,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test or its fixtures draw without a seed of their own does not depend on the tests before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

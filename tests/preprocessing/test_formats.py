@@ -253,6 +253,7 @@ def test_damage_is_an_image_error_or_an_image(form: str, position: int, cut: int
     content = content[: cut % (2 * len(content))]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ResourceWarning)  # of what an earlier test left, found in this one
         warnings.filterwarnings("ignore", message=".* is partly transparent")
         image = load_or_none(bytes(content))
     if image is not None:

@@ -297,7 +297,7 @@ def test_bad_data_urls(url: str) -> None:
     st.integers(0, len(PNG) - 1), st.integers(0, 255), st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
 )
 @settings(max_examples=200, deadline=None)
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")  # the latter may be of an earlier test's
 def test_damage_is_an_image_error_or_an_image(position: int, value: int, form: str) -> None:
     content = bytearray(encoded(RGB, form))
     content[position % len(content)] = value

@@ -113,7 +113,7 @@ def test_too_much_is_refused(source: str) -> None:
         assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
     finally:
         tracemalloc.stop()
-    assert time.thread_time() - start < 5  # tracing slows it down
+    assert time.thread_time() - start < 30  # of what would take hours; tracing slows it down
 
 
 def test_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

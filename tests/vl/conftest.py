@@ -14,7 +14,7 @@ from preprocessing.chat import Conversation
 from preprocessing.images import load_image
 from vl.bench import runner
 from vl.bench.serving import process
-from vl.engine import Engine, SamplingParams
+from vl.engine import Engine, SamplingParams, grammars
 from vl.jobs import children
 from vl.ranks import processes
 from vl.training import curve
@@ -25,10 +25,11 @@ Left = Callable[[vl.MiniMaxVL], dict[str, int]]
 
 @pytest.fixture(scope="session", autouse=True)
 def _processes_are_forks() -> Iterator[None]:
-    """Those that the project itself starts: most of what they cost here is to import torch."""
+    """Those that the project itself starts: most of what they cost here is to import torch. And trials have time."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (runner, process, children, processes, curve):
             patch.setattr(module, "subprocess", forking)
+        patch.setattr(grammars, "_SECONDS", 120.0)  # as a trial may take beside whatever else this machine does
         yield
 
 

@@ -49,7 +49,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
     return made
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
 @given(
     shape=st.lists(st.integers(0, 40), max_size=3).map(tuple),
     dtype=st.sampled_from([torch.uint8, torch.int8, torch.float8_e4m3fn, torch.bfloat16, torch.float32]),

@@ -35,7 +35,7 @@ def raw(tensor: Tensor) -> bytes:
     return bytes(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
 @given(drawn=st.lists(kinds, min_size=1, max_size=6), placed=st.sets(st.integers(0, 5)))
 def test_the_very_bytes(tmp_path: Path, drawn: list[Kind], placed: set[int]) -> None:
     made = {f"t{i}": random_tensor(*kind) for i, kind in enumerate(drawn)}

@@ -60,7 +60,9 @@ def killed_at_byte(archive: Path, out: Path, limit: int, **options: Any) -> int:
     return os.waitpid(start_child(work), 0)[1]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(limits=st.lists(st.integers(0, 2500), min_size=1, max_size=4), batch_size=st.integers(1, 5))
 def test_killed_in_the_middle_of_writes(archive: Path, tmp_path: Path, limits: list[int], batch_size: int) -> None:
     out = tmp_path / "out.jsonl"
@@ -85,7 +87,9 @@ def test_killed_at_any_moment(archive: Path, tmp_path: Path) -> None:
     assert_complete(archive, out)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(limits=st.lists(st.integers(0, 6000), min_size=1, max_size=3))
 def test_killed_while_errors_are_retried(archive: Path, tmp_path: Path, limits: list[int]) -> None:
     out = tmp_path / "out.jsonl"

@@ -25,13 +25,22 @@ parquet = pytest.importorskip("pyarrow.parquet")
 SAMPLING: dict[str, Any] = {"max_new_tokens": 4}
 
 
+def init() -> None:
+    ray.init(num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """Two workers' worth."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
+        patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # it ends workers when others fill the memory
+        try:
+            init()
+        except Exception:  # it gives itself 30 s, which may be too few beside other processes
+            ray.shutdown()
+            init()
         yield
         ray.shutdown()
 
