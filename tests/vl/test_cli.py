@@ -387,6 +387,7 @@ def test_a_warning_is_what_it_says_and_not_the_code_that_says_it(
     monkeypatch.setattr(vl_app, "run", warn)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", ResourceWarning)  # of what an earlier test left
         with pytest.raises(SystemExit):
             vl_app.main()
     said = capsys.readouterr().err
