@@ -275,6 +275,16 @@ def settings_of_model(model: MiniMaxVL | Elsewhere, params: SamplingParams) -> d
     )
 
 
+def sampling_of(params: SamplingParams) -> dict[str, Any]:
+    """How a caption is written, as JSON: all options, also those that were not given."""
+    sampling = dataclasses.asdict(params)
+    biases: Mapping[Any, float] | None = params.logit_bias  # by token id, which JSON has as a string
+    for name in ("priority", *_REFUSED):  # it changes when a caption comes, not the caption
+        del sampling[name]
+    biased = biases and {str(token): bias for token, bias in biases.items()}
+    return sampling | {"stop": list(params.stops), "logit_bias": biased}
+
+
 def settings_of(
     params: SamplingParams,
     *,
@@ -294,13 +304,7 @@ def settings_of(
             folder is another. None is not said, and mixes with all.
     """
     colour = read_background(background)
-    sampling = dataclasses.asdict(params)
-    biases: Mapping[Any, float] | None = params.logit_bias  # by token id, which JSON has as a string
-    for name in ("priority", *_REFUSED):  # it changes when a caption comes, not the caption
-        del sampling[name]
-    return sampling | {
-        "stop": list(params.stops),
-        "logit_bias": biases and {str(token): bias for token, bias in biases.items()},
+    return sampling_of(params) | {
         "background": None if colour is None else "#{:02x}{:02x}{:02x}".format(*colour),
         "dtype": str(dtype).removeprefix("torch."),
         "quantization": quantization,

@@ -10,6 +10,9 @@ from vl.jobs.duplicates import Row
 from vl.jobs.errors import JobError
 from vl.jobs.prompts import CAPTION, Prompts
 
+SENT = "max_tokens"
+"""A setting of rows that a server made, by the name under which it is sent. Others have `max_new_tokens`."""
+
 
 def made_with(model: str, prompts: Prompts, settings: Mapping[str, Any] | None) -> Row:
     """What `check_run` holds rows to."""
@@ -46,6 +49,8 @@ def check_run(path: Path | str, row: Row, made: Row, mix: bool = False) -> None:
         return
     given = {"model": (row.get("model"), made["model"]), "prompt": (prompt, made["prompt"])}
     given |= {"schema": (form, wanted_form)}
+    writers = _writer(settings), _writer(made["settings"])
+    given |= {} if None in writers else {"engine": writers}
     given |= {name: (settings[name], wanted) for name, wanted in made["settings"].items() if name in settings}
     for name, (found, wanted) in given.items():
         if found != wanted:
@@ -54,6 +59,11 @@ def check_run(path: Path | str, row: Row, made: Row, mix: bool = False) -> None:
                 f"{path} holds captions made with {name} {found!r}, not {wanted!r}. "
                 f"Use that {name} to continue it, choose another output file, {told}or start again with --overwrite"
             )
+
+
+def _writer(settings: Mapping[str, Any]) -> str | None:
+    """Who wrote a caption, as far as settings tell: of a server's weights nothing is known, so it is another."""
+    return "a server" if SENT in settings else "a model" if "max_new_tokens" in settings else None
 
 
 def _columns(prompt: object) -> list[str]:

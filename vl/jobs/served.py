@@ -29,10 +29,11 @@ from preprocessing.unicode import well_formed
 from vl.engine import Generation, SamplingParams, Timings, Usage
 from vl.engine.results import FinishReason
 from vl.errors import ConfigError, InputError
-from vl.jobs.captioning import params_of
+from vl.jobs.captioning import params_of, sampling_of
 from vl.jobs.duplicates import Duplicates
 from vl.jobs.elsewhere import Elsewhere
 from vl.jobs.item import Item, batches, prepare
+from vl.jobs.made import SENT
 from vl.jobs.pictures import encoded
 from vl.jobs.pipeline import answered
 from vl.jobs.prompts import Prompt, Prompts
@@ -137,8 +138,9 @@ class Served(Elsewhere):
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     def settings(self, params: SamplingParams) -> dict[str, Any]:
-        """What is sent: of what else decides a caption there, nothing is known here."""
-        return _sampling(params)
+        """What is asked for: of what else decides a caption there, nothing is known here."""
+        asked = sampling_of(params)
+        return {SENT: asked.pop("max_new_tokens")} | asked
 
     def rows(self, sources: Iterable[Source], **options: Any) -> Generator[list[Row], None, None]:
         """As `caption_rows`, but for the columns that the server keeps to itself; `batch_size` requests at a time."""
@@ -280,7 +282,7 @@ def _body(model: str, question: Question, params: SamplingParams) -> Row:
 
 def _sampling(params: SamplingParams) -> Row:
     """As OpenAI names it; what is not its default there, such as `top_k`, only where it is asked for."""
-    found: Row = {"max_tokens": params.max_new_tokens, "temperature": params.temperature}
+    found: Row = {SENT: params.max_new_tokens, "temperature": params.temperature}
     for option in fields(params):
         if option.name not in _NOT_SENT and (value := getattr(params, option.name)) != option.default:
             found[option.name] = list(params.stops) if option.name == "stop" else value
