@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 import vl
+from vl.engine.runner import Runner
 
 from .conftest import ask, events, picture, with_image
 
@@ -153,11 +155,23 @@ def test_a_bias_reaches_the_model(client: TestClient, model: vl.MiniMaxVL) -> No
 
 
 def test_a_client_that_leaves_frees_its_place(
-    client: TestClient, model: vl.MiniMaxVL, until_idle: Callable[..., None]
+    client: TestClient, model: vl.MiniMaxVL, monkeypatch: pytest.MonkeyPatch, until_idle: Callable[..., None]
 ) -> None:
+    call, steps, left = Runner.__call__, 0, threading.Event()
+
+    def counted(self: Runner, *given: Any) -> Any:
+        """From the hundredth step on, the next is made once the client has left."""
+        nonlocal steps
+        steps += 1
+        assert steps < 100 or left.wait(120)
+        return call(self, *given)
+
+    monkeypatch.setattr(Runner, "__call__", counted)
     never = {str(end): -100 for end in model.end_ids}
     with client.stream(
         "POST", "/v1/chat/completions", json=ask(stream=True, max_tokens=2000, logit_bias=never)
     ) as found:
         next(found.iter_lines())
+    left.set()
     until_idle(model)
+    assert steps < 1000, "its answer was written to the end"

@@ -69,12 +69,17 @@ from vl.training.lengths import Lengths
 from vl.training.parallelize import World
 from vl.training.train import Trainer
 world, out = World.join(torch.device("cpu")), Path(sys.argv[1])
-_set_pg_timeout(timedelta(seconds=0.8), dist.group.WORLD)
+def give(seconds):  # little to what may not wait for the first, much to what all do at once on a busy machine
+    _set_pg_timeout(timedelta(seconds=seconds), dist.group.WORLD)
+def sum_up():
+    give(200)
+    assert world.sum(1.0) == 2
+    give(0.8)
 def write(*arguments):
     if world.first:
         time.sleep(1.4)
 def gather_and_write(folder):
-    world.sum(1.0)
+    sum_up()
     write()
 def measure(*arguments):
     write()
@@ -92,10 +97,11 @@ trainer = SimpleNamespace(
     _check_finite=lambda: None,
     _save_model=gather_and_write,
 )
+give(0.8)
 Trainer.save(trainer)
-assert world.sum(1.0) == 2
+sum_up()
 Trainer._measure(trainer, (str(out / "talks.jsonl"),), "train")
-assert world.sum(1.0) == 2
+sum_up()
 world.leave()
 """
 FIGURES = ("loss", "grad_norm", "dense", "balance", "expert_max", "samples")
