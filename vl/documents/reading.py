@@ -38,6 +38,8 @@ def read_documents(documents: Sequence[Document], *, page_side: int = PAGE_SIDE)
 
 def _path(document: Document) -> Path:
     path = local_path(document)
+    if not path:
+        raise InputError("the path of a document is empty: name a file")
     if path[:5].lower() == "file:":
         try:
             return Path(from_file_url(path, f"{path:.200}"))

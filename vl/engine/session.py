@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from preprocessing import Conversation, ImageSource, Messages, Processor
+from text_backbone.config import SOFTMAX
 from vl.documents import PAGE_SIDE, read_documents
 from vl.engine.driver import Holding
 from vl.engine.identity import Model, differences, identity
@@ -31,6 +32,7 @@ from vl.engine.session_file import (
     SHARD_BYTES,
     Saved,
     SavedImage,
+    check_room,
     folder_of,
     lineages_in,
     make_folder,
@@ -175,9 +177,7 @@ class Session:
             images=known.images,
             tools=known.read.tools,
         )
-        text = self._model.config.text
-        layers = text.num_hidden_layers - len(states)
-        token = 2 * layers * text.num_key_value_heads * text.head_dim * self._model.dtype.itemsize
+        token = _token_bytes(self._model)
         each = 1 << (SHARD_BYTES // token).bit_length() - 1 if 0 < token <= SHARD_BYTES else len(known.ids)
         write_session(target, saved, known.ids, states, partial(engine.stretch_of, known.held), each, instead_of)
         return target
@@ -264,6 +264,7 @@ def read(
     if session is not None and session.tokens == session.total:
         return session
     lineage = secrets.token_hex(8) if session is None else session._lineage
+    check_room(target, _token_bytes(model) * (len(whole) - (0 if session is None else session.tokens)))
 
     def save(held: Held) -> None:
         nonlocal session
@@ -347,6 +348,13 @@ def _read_on(
             engine.let_go(before)
     assert held is not None
     return held
+
+
+def _token_bytes(model: Reader) -> int:
+    """Of a token's keys and values."""
+    text = model.config.text
+    layers = sum(kind == SOFTMAX for kind in text.attn_type_list)
+    return 2 * layers * text.num_key_value_heads * text.head_dim * model.dtype.itemsize
 
 
 def conversation_of(source: Source, page_side: int = PAGE_SIDE) -> Conversation:

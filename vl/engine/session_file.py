@@ -19,6 +19,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -118,7 +119,24 @@ def make_folder(folder: object) -> Path:
     return place
 
 
+def check_room(folder: Path, size: int) -> None:
+    """Raises CheckpointError if so many bytes cannot be written there: now, and not after hours of reading."""
+    try:
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        disk = shutil.disk_usage(folder)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    if size > disk.free and disk.total:  # some file systems do not say
+        raise CheckpointError(
+            f"no session can be saved in {folder!s:.200}: it takes {size / 1e9:.2g} GB, and {disk.free / 1e9:.2g} GB "
+            "are free; make room, or give another folder"
+        )
+
+
 def _unwritable(folder: Path, error: Exception) -> CheckpointError:
+    if isinstance(error, FileExistsError):
+        return CheckpointError(f"no session can be saved in {folder!s:.200}: a file is there; give another folder")
     return CheckpointError(f"no session can be saved in {folder!s:.200} ({error}): check free space and permissions")
 
 

@@ -171,6 +171,8 @@ def test_a_page_side_out_of_range_is_refused(tmp_path: Path, side: Any) -> None:
 def test_a_url_and_a_folder_are_named_as_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(vl.InputError, match=r"https://example\.org/a\.pdf is a URL.*download it"):
         read_documents(["https://example.org/a.pdf"])
+    with pytest.raises(vl.InputError, match="the path of a document is empty"):
+        read_documents([""])
     with pytest.raises(vl.InputError, match="is a folder: name the files"):
         read_documents([tmp_path])
 

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,6 +119,24 @@ def test_a_folder_that_cannot_be_written_is_named(model: vl.MiniMaxVL, tmp_path:
     for nothing in ("", 3, "a\0b", "~no-such-user-here/x"):
         with pytest.raises(vl.CheckpointError, match="a session is saved in a folder"):
             session.save(nothing)  # type: ignore[arg-type]
+
+
+def test_a_disk_without_room_is_told_of_before_anything_is_read(
+    model: vl.MiniMaxVL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = model.config.text
+    tokens = model.read(document(), folder=tmp_path / "done").tokens
+    token = 2 * text.attn_type_list.count(1) * text.num_key_value_heads * text.head_dim * model.dtype.itemsize
+    progress = list[vl.Reading]()
+    for free in (tokens * token - 1, 0):
+        monkeypatch.setattr("shutil.disk_usage", lambda folder, free=free: SimpleNamespace(total=10**9, free=free))
+        with pytest.raises(vl.CheckpointError, match=r"no session can be saved in .* GB are free; make room, or"):
+            model.read(document(), folder=tmp_path / "s", progress=progress.append)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(vl.CheckpointError, match=r"no session can be saved in .*done \(.*denied"):
+        model.read(document("else"), folder=tmp_path / "done", overwrite=True, progress=progress.append)
+    assert progress == []
+    assert model.read(document(), folder=tmp_path / "done").tokens == tokens  # nothing is to be written
 
 
 def test_a_read_goes_on_from_its_last_save(
