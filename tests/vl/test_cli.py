@@ -203,7 +203,13 @@ def test_captions_beside_the_images(run: Run, images: Path, tmp_path: Path) -> N
     grey = Path(rows["grey"]["image"]).with_suffix(".txt")
     assert grey.read_text() == f"a. {rows['grey']['caption']}\n"
     assert "nothing left to do" in run(*command).out
-    for wrong in (("--beside",), ("--prefix", "x"), ("--existing", "skip", "--out", "x.jsonl")):
+    out = ("--out", "x.jsonl")
+    for wrong in (
+        ("--beside",),
+        ("--prefix", "x"),
+        ("--existing", "skip", *out),
+        ("--beside", "--separator", ",", *out),
+    ):
         assert run("caption", folder, *wrong).code == 2
 
 

@@ -129,6 +129,8 @@ def caption(
         )
     if not beside and (existing is not None or prefix or suffix or separator != " "):
         raise typer.BadParameter("--existing, --prefix, --suffix and --separator go with --beside")
+    if separator != " " and existing not in ("append", "prepend"):
+        raise typer.BadParameter("--separator goes with --existing append or prepend, which add to a text")
     if out is None and no_images:
         raise typer.BadParameter("--no-images goes with --out captions.wds, whose shards have images")
     if out is None and report is not None:

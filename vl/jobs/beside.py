@@ -46,6 +46,11 @@ class Beside:
         if self.existing not in ("skip", "overwrite", "append", "prepend"):
             raise InputError(f"existing must be skip, overwrite, append or prepend, not {self.existing!r}")
 
+    @property
+    def adds(self) -> bool:
+        """To what a text holds, after the separator."""
+        return self.existing in ("append", "prepend")
+
     def text(self, answers: Iterable[str], old: bytes | None) -> bytes:
         """What the file is to hold: a line for each prompt, UTF-8. What it held may be in any encoding."""
         new = f"{self.prefix}{chr(10).join(answers)}{self.suffix}".encode("utf-8", "backslashreplace").strip()
@@ -123,8 +128,9 @@ class Texts:
         """Write what the last run left under way."""
         how, found = asdict(self._beside), db.execute("SELECT how FROM job").fetchone()
         made = json.loads(found[0]) if found else how
-        if made != how and self._rows.rows and not fresh:
-            name = next(name for name in how if made.get(name) != how[name])
+        differing = [name for name in how if made.get(name) != how[name] and (name != "separator" or self._beside.adds)]
+        if differing and self._rows.rows and not fresh:
+            name = differing[0]
             raise JobError(
                 f"{self._rows.path} holds captions written beside the images with {name} {made.get(name)!r}, not "
                 f"{how[name]!r}: use that to continue it, choose another output, or start again with --overwrite"
@@ -159,6 +165,12 @@ class Texts:
         self._apply(intents.values())
         return written
 
+    def settle(self) -> None:
+        """All texts are there: what becomes of them from now on is not this job's."""
+        with self._changing() as db:
+            _enter(db, _under_way(db))
+            db.execute("DELETE FROM under_way")
+
     def _wanted(self, sources: Iterable[Source]) -> Iterator[Source]:
         for source in sources:
             text = text_of(source)
@@ -181,7 +193,7 @@ class Texts:
 
     def _id(self, row: Row) -> bytes:
         """Equal for rows of which one alone is written."""
-        own = row_key(row).removeprefix(row["image"]) if self._beside.existing in ("append", "prepend") else ""
+        own = row_key(row).removeprefix(row["image"]) if self._beside.adds else ""
         return blake2b(os.fsencode(text_of(row["image"])) + b"\0" + own.encode(), digest_size=16).digest()
 
     def _intent(self, id: bytes, row: Row, coming: dict[Path, bytes]) -> _Intent:

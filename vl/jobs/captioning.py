@@ -159,7 +159,7 @@ def with_texts(rows: Rows, out: str | os.PathLike[str], beside: Beside | None, *
                 raise JobError(f"{rows.path} holds captions written beside the images too: continue it with --beside")
             rows.before_overwriting = partial(_forget, record)
             return rows
-        if overwrite and beside.existing in ("append", "prepend"):
+        if overwrite and beside.adds:
             raise JobError(
                 f"--overwrite would {beside.existing} to texts again that have a caption: choose another output"
             )
@@ -201,6 +201,8 @@ def write_rows(
                 committer.append(batch)
                 told(committer.safe(UNDER_WAY))
         told(committer.safe())
+    if isinstance(rows, Texts):
+        rows.settle()
     tally.skipped = rows.skipped
     return tally
 

@@ -190,6 +190,14 @@ def test_what_was_written_meanwhile_is_left(folder: Path, tmp_path: Path, monkey
     assert texts(folder) == EXPECTED["append"] | {"1": b"a better tag\n"}
 
 
+def test_a_text_that_is_taken_away_after_the_job_stays_away(folder: Path, tmp_path: Path) -> None:
+    job(folder, tmp_path / "out.jsonl", "append", batch_size=9)
+    (folder / "4.txt").unlink()
+    (folder / "1.txt").write_bytes(b"a tag\n")  # as it was before
+    job(folder, tmp_path / "out.jsonl", "append")
+    assert texts(folder) == {"1": b"a tag\n", "2": EXPECTED["append"]["2"], "3": NEW["3"]}
+
+
 def test_refusals(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     caption_images(FakeModel(), [folder / "1.png"], out)
@@ -207,6 +215,17 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
     for source in ("https://x.org/a.png", "data:image/png;base64,AAAA"):
         with pytest.raises(InputError, match="no file of its own on this machine"):
             caption_images(FakeModel(), [source], tmp_path / "new.jsonl", beside=Beside())
+
+
+def test_a_separator_is_a_setting_where_it_is_written(folder: Path, tmp_path: Path) -> None:
+    for existing in ("append", "overwrite"):
+        for separator in (", ", "; "):
+            how = {"beside": Beside(existing, separator=separator)}  # type: ignore[arg-type]
+            if (existing, separator) == ("append", "; "):
+                with pytest.raises(JobError, match="separator ', ', not '; '"):
+                    caption_images(FakeModel(), [folder], tmp_path / f"{existing}.jsonl", **how)  # type: ignore[arg-type]
+            else:
+                caption_images(FakeModel(), [folder], tmp_path / f"{existing}.jsonl", **how)  # type: ignore[arg-type]
 
 
 def test_names_that_leave_no_room_or_are_a_folders_cost_their_row_alone(folder: Path, tmp_path: Path) -> None:
