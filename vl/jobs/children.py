@@ -26,6 +26,7 @@ sys.path[:] = json.loads(sys.argv[2])
 from vl.jobs.children import main
 main(int(sys.argv[1]))"""
 _GRACE = 3.0  # seconds in which a child that is told to end may do so
+_ENDING = 30.0  # seconds that one which closed its pipe, and so is about to end, has for it
 
 
 class Pipe:
@@ -78,7 +79,7 @@ class Child:
     def ending(self) -> str:
         """How it ended, once its pipe is closed."""
         try:
-            code = self.process.wait(_GRACE)
+            code = self.process.wait(_ENDING)
         except subprocess.TimeoutExpired:
             return "closed its pipe"
         if code >= 0:

@@ -28,7 +28,7 @@ from vl.training.context import Context
 from vl.training.dimensions import ParallelConfig
 from vl.training.shards import Shards
 
-_LET_GO_SECONDS = 0.3
+_LET_GO_SECONDS = 1.0
 _PATIENCE = timedelta(days=30)
 
 
