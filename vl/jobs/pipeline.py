@@ -101,8 +101,8 @@ def _answered(
     try:
         ahead.fill()
         while ahead or ahead.line:
-            # Only an idle engine waits for an image.
-            while len(writing) < batch_size and (len(ahead.line) < _WAITING or not writing):
+            # Only an idle engine waits for an image; if nothing else may wait for it, for the first in line.
+            while len(writing) < batch_size and (len(ahead.line) < _WAITING or not (writing or ahead.moves)):
                 if (item := ahead.take(wait=not writing)) is None:
                     break
                 writing += _submitted(engine, item, params)
@@ -153,6 +153,7 @@ class _Ahead(Generic[Source, AnItem]):
         self._begun = self._taken = 0
         self._came: SimpleQueue[tuple[int, Future[AnItem]]] = SimpleQueue()  # from the threads
         self._ready: list[tuple[int, int, int, AnItem]] = []  # a heap: window, longest first, number
+        self._out: set[int] = set()  # numbers of those in line that were taken
         self.line: deque[Future[AnItem]] = deque()
 
     def __bool__(self) -> bool:
@@ -162,24 +163,41 @@ class _Ahead(Generic[Source, AnItem]):
         """The longest that is ready of the first window that has any; None if none is.
 
         Args:
-            wait: until one is ready, if there is any at all.
+            wait: until one is ready, if there is any at all; where as many as may be kept wait for the first of the
+                line, until one of its window is.
         """
-        while not self._came.empty() or (wait and self and not self._ready):
+        while not self._came.empty() or (wait and self and not self._helps()):
             number, future = self._came.get()
             item = future.result()
             heappush(self._ready, (number // self._size, -_length(item), number, item))
         if not self._ready:
             return None
-        *_, item = heappop(self._ready)
+        *_, number, item = heappop(self._ready)
+        self._out.add(number)
         self._taken += 1
         self.fill()
         return item
 
+    def _helps(self) -> bool:
+        """Whether one is ready that may be taken: any, or while a full line waits for its first, one of its window.
+
+        A first that was taken may wait for the answer of another: of an image that is the same.
+        """
+        first = self._begun - len(self.line)
+        if len(self.line) < _WAITING or first in self._out:
+            return bool(self._ready)
+        return bool(self._ready) and self._ready[0][0] <= first // self._size
+
+    @property
+    def moves(self) -> bool:
+        """Whether the first of the line has its result."""
+        return bool(self.line) and self.line[0].done() and self.line[0].result().done
+
     def finished(self) -> Iterator[AnItem]:
         """The items of the line up to the first without a result, which leave it."""
-        while self.line and self.line[0].done() and (item := self.line[0].result()).done:
-            self.line.popleft()
-            yield item
+        while self.moves:
+            self._out.discard(self._begun - len(self.line))
+            yield self.line.popleft().result()
 
     def fill(self) -> None:
         """Have more prepared, where there is room."""

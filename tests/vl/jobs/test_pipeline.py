@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -150,6 +151,78 @@ def test_a_bug_ends_it(tiny_model: vl.MiniMaxVL) -> None:
         list(answered(tiny_model.engine, ["a"], broken, SamplingParams(), batch_size=1))
     with pytest.raises(vl.InputError, match="batch_size"):
         answered(tiny_model.engine, ["a"], broken, SamplingParams(), batch_size=0)
+
+
+def test_however_late_the_first_is_no_more_results_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine rests, when as many as may be kept are answered, until it comes."""
+    monkeypatch.setattr(pipeline, "_WAITING", 9)
+    asked, busy = list[int](), threading.Event()
+
+    class Engine:
+        def submit(self, inputs: range, params: SamplingParams) -> Any:
+            asked.append(inputs.start)
+            if len(asked) >= 5:
+                busy.set()
+            return SimpleNamespace(done=True, error=None, result=lambda: SimpleNamespace(text=""))
+
+        def step(self) -> None: ...
+        def cancel(self, request: Any) -> None: ...
+
+    def prepare(number: int) -> Item:
+        if number == 0:
+            assert busy.wait(120)
+            time.sleep(0.2)  # for which an engine that does not rest goes on
+            late.append(len(asked))
+        return Item(str(number), range(number, number + 1))  # type: ignore[arg-type]
+
+    late: list[int] = []
+    items = list(answered(Engine(), range(100), prepare, SamplingParams(), batch_size=2, workers=4))
+    assert [int(item.source) for item in items] == list(range(100))
+    assert late[0] <= 9
+
+
+def test_what_needs_no_engine_does_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As errors do: they come out though there is nothing to answer between them."""
+    monkeypatch.setattr(pipeline, "_WAITING", 5)
+    taken = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield f"{taken}.png"
+
+    items = answered(None, endless(), Item, SamplingParams(), batch_size=2, workers=3)  # type: ignore[arg-type]
+    for number in range(1, 50):
+        assert next(items).source == f"{number}.png"
+        assert taken <= number + 5 + 2 * 2
+    items.close()
+
+
+def test_one_that_waits_for_the_answer_of_a_later_one_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a copy does, if another thread has read the same image first; though the line is full by then."""
+    monkeypatch.setattr(pipeline, "_WAITING", 3)
+    monkeypatch.setattr(pipeline, "ThreadPoolExecutor", AtOnce)
+
+    class Copy(Item):
+        @property
+        def done(self) -> bool:
+            return made[3].done
+
+    class Engine:
+        def submit(self, inputs: range, params: SamplingParams) -> Any:
+            return SimpleNamespace(done=True, error=None, result=lambda: SimpleNamespace(text=""))
+
+        def step(self) -> None: ...
+        def cancel(self, request: Any) -> None: ...
+
+    def prepare(number: int) -> Item:
+        made[number] = Item(str(number), range(1)) if number else Copy("0")  # type: ignore[arg-type]
+        return made[number]
+
+    made: dict[int, Item] = {}
+    items = list(answered(Engine(), range(9), prepare, SamplingParams(), batch_size=2))
+    assert [int(item.source) for item in items] == list(range(9))
 
 
 def test_of_what_is_ready_the_longest_goes_first_and_none_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
