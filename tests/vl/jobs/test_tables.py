@@ -22,6 +22,8 @@ from pyarrow import parquet
 from vl.errors import InputError
 from vl.jobs import Picture, Prompts, Source, caption_images, expand_sources, open_rows, source_key, write_rows
 from vl.jobs.captioning import params_of, settings_of_model
+from vl.jobs.estimate import finished
+from vl.jobs.made import made_with
 from vl.jobs.sources.names import Asked
 from vl.jobs.stored import stored_rows
 from vl.jobs.thumbnails import thumbnails
@@ -254,6 +256,12 @@ def test_rows_of_earlier_versions_named_no_column(tmp_path: Path, output: Any, p
     with open_rows(output, model="fake", prompt=prompt, settings=settings) as opened:
         named = [_earlier(source) for source in expand_sources(table, column="thumb", prompts=prompts)]
         write_rows(before, opened.pending(named[:2] + named[3:]), opened)  # type: ignore[arg-type]
+    is_done = finished(output, made_with("fake", prompts, settings), retry_errors=False, mix=False)
+    sources = list(expand_sources(table, column="thumb", prompts=prompts))
+    assert [is_done(source) for source in sources] == [True, True, False, True]
+    found = list(thumbnails((row for row in stored_rows(output) if not row.row.get("error")), column="thumb"))
+    assert found
+    assert all(found), "told the column"
     tally = caption_images(FakeModel(), [table], output, column="thumb", prompt=prompt)
     assert (tally.captions, tally.errors, tally.skipped) == (1, 0, 3)
     tally = caption_images(FakeModel(), [table], output, column="thumb", prompt=prompt, retry_errors=True)
