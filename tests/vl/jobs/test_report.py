@@ -66,6 +66,7 @@ def test_the_page_in_a_browser(tmp_path: Path, browser: Browser) -> None:
     assert page.locator("#count").inner_text() == "5 shown"
     evil = page.locator("article").nth(1)
     assert evil.locator(".caption").inner_text() == EVIL
+    page.wait_for_function("[...document.querySelectorAll('article img')].every(i => i.naturalWidth)")  # they are lazy
     assert page.eval_on_selector_all("article img", "all => all.map(i => [i.naturalWidth, i.alt])") == [
         [256, "red.png"]
     ]
