@@ -47,6 +47,13 @@ class Batching:
             self.ends.append((self.ends[-1] if self.ends else 0) + len(self._epoch(len(self.ends))[1]) - 1)
         return self.ends[epoch]
 
+    def end_within(self, epochs: int, most: int) -> int:
+        """Batches of so many epochs, or of the first few of them that have `most`: no epoch after that is drawn."""
+        last = 0
+        while last < epochs - 1 and self.end(last) < most:
+            last += 1
+        return self.end(last)
+
     def _epoch(self, epoch: int) -> tuple[np.ndarray, list[int]]:
         """The order of an epoch's records, and where it is cut; the last epoch asked for is remembered."""
         if self._drawn[0] == epoch:

@@ -85,7 +85,10 @@ class DataConfig:
 
     def open_source(self) -> DataSource:
         """The source that `source` names, of what `mix` says. Raises ConfigError if that cannot be made."""
-        source: DataSource = find_plugin("vl.sources", self.source)(self.mix)
+        make = find_plugin("vl.sources", self.source)
+        if not callable(make):
+            raise ConfigError(f"data.source = {self.source!r} is a {type(make).__name__}, and no function of data.mix")
+        source: DataSource = make(self.mix)
         if self.reuse > 1 and not hasattr(source, "ask_again"):
             raise ConfigError(
                 f"data.reuse = {self.reuse} wants other conversations about the same pictures, and the source "

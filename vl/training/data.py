@@ -20,6 +20,7 @@ from preprocessing.container import available_cpus
 from preprocessing.lazy import LazyImage
 from preprocessing.sources import ImageSource
 from vl.engine.memory import HOST, free
+from vl.errors import Error
 from vl.training.batch import Batch, encode, join
 from vl.training.config import DataConfig
 from vl.training.made import Made
@@ -143,17 +144,29 @@ def load_batches(
         worker_init_fn=give_way,
         multiprocessing_context=start_method(workers),
     )
-    return chain.from_iterable(loader)
+    return chain.from_iterable(map(_sound, loader))
 
 
-class _Tasks(Dataset[Made]):
-    """What a worker makes at a time: the batches of some keys."""
+def _sound(made: Made | Error) -> Made:
+    if isinstance(made, Error):
+        raise made
+    return made
+
+
+class _Tasks(Dataset[Made | Error]):
+    """What a worker makes at a time: the batches of some keys, or an error of ours.
+
+    That is handed over, as the data loader would raise another one, with the worker's traceback for its message.
+    """
 
     def __init__(self, source: BatchSource) -> None:
         self.source = source
 
-    def __getitem__(self, keys: list[Key]) -> Made:
-        return Made(self.source[key] for key in keys)
+    def __getitem__(self, keys: list[Key]) -> Made | Error:
+        try:
+            return Made(self.source[key] for key in keys)
+        except Error as error:
+            return error
 
 
 def start_method(workers: int) -> str | None:

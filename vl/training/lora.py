@@ -150,10 +150,16 @@ class Adapters(nn.Module):
 
 
 def new_adapters(model: MiniMaxVL, config: LoRAConfig, seed: int) -> Adapters:
-    """Adapters to train. Raises ConfigError if the model has none of the targets."""
-    names = [name for name, _ in adaptable(model) if name.rpartition(".")[2] in config.targets]
+    """Adapters to train. Raises ConfigError if the model has none of the targets, or all of them have a lower rank."""
+    found: dict[str, Any] = {
+        name: linear for name, linear in adaptable(model) if name.rpartition(".")[2] in config.targets
+    }
+    names = list(found)
     if not names:
         raise ConfigError(f"lora.targets: this model has none of {', '.join(config.targets)}")
+    most = max(min(linear.in_features, linear.out_features) for linear in found.values())
+    if config.rank > most:
+        raise ConfigError(f"lora.rank = {config.rank} is more than any of these matrices has: set it to {most} or less")
     return Adapters(model, names, config.rank, config.alpha, seed)
 
 

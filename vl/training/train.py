@@ -194,7 +194,8 @@ class Trainer:
         records, lengths = self._measure(data.files, "train")
         plan = Batching(lengths, data.batch_tokens, data.seed)
         if run.epochs:
-            self.steps = min(self.steps, math.ceil(plan.end(run.epochs - 1) / self._batches_per_step))
+            each = self._batches_per_step
+            self.steps = min(self.steps, math.ceil(plan.end_within(run.epochs, self.steps * each) / each))
         held = {}
         if data.held_out:
             watched, sizes = self._measure(data.held_out, "held-out")

@@ -44,6 +44,14 @@ def test_every_epoch_has_every_record_once_within_the_budget(lengths: list[int],
         assert np.array_equal(other.batch(number), plan.batch(number))
 
 
+def test_no_more_epochs_are_drawn_than_there_are_steps() -> None:
+    plan = Batching(np.ones(10, np.int32), 4, 0)  # three batches an epoch
+    assert [plan.end_within(epochs, 10**9) for epochs in (1, 2, 5)] == [3, 6, 15]
+    plan = Batching(np.ones(10, np.int32), 4, 0)
+    assert plan.end_within(10**12, 7) == 9
+    assert len(plan.ends) == 3
+
+
 def test_epochs_and_seeds_shuffle_differently() -> None:
     sizes = np.ones(50, np.int32)
     orders = {tuple(Batching(sizes, 50, seed).batch(epoch)) for seed in range(3) for epoch in range(3)}
@@ -116,6 +124,9 @@ def test_a_batch_of_broken_records_is_replaced(tmp_path: Path, processor: Proces
         if error:
             with pytest.raises(vl.ConfigError, match=error):
                 source[0, 2]
+            helped = RecordBatches(replace(config, workers=1), processor, IMAGE_ID, records, source.plan)
+            with pytest.raises(vl.ConfigError, match=r"^none of the last .* could be read; .*cut\.png"):  # no traceback
+                next(load_batches(helped, [(0, 2)], pin=False))
         else:
             assert [len(source[number, 2].lengths) for number in range(4)] == [1] * 4
 

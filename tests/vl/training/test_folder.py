@@ -176,6 +176,10 @@ WRONG = {
     "canvases": ({"data": {"mix": {"sizes": [[64, "x", 1.0]]}}}, r"data\.mix\.sizes\.high = 'x' must be a whole numb"),
     "sides": ({"data": {"mix": {"sizes": [[96, 64, 1.0]]}}}, r"data\.mix\.sizes has \[96, 64, 1\], and a canvas has"),
     "no canvas": ({"data": {"mix": {"page_sizes": []}}}, r"data\.mix\.page_sizes needs at least one canvas"),
+    "source": (
+        {"data": {"source": "os:path", "mix": {"a": 1}}},
+        r"data\.source = 'os:path' is a module, and no functio",
+    ),
     "betas": ({"optimizer": {"betas": [0.9]}}, r"optimizer\.betas = \[0\.9\] must be a list of 2"),
     "workers": ({"data": {"workers": -3}}, r"data\.workers = -3 must be at least 0"),
     "flag": ({"run": {"compile": 1}}, r"run\.compile = 1 must be true or false"),

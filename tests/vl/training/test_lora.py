@@ -51,6 +51,9 @@ def test_new_adapters_change_nothing_and_sit_on_every_target(model: vl.MiniMaxVL
     released = model.released_tensors()
     assert all(f"{name}.weight" in released for name in adapters.names)
     assert len(new_adapters(model, LoRAConfig(targets=("qkv_proj", "linear_2")), seed=0).names) == 8
+    most = model.config.text.hidden_size
+    with pytest.raises(vl.ConfigError, match=rf"lora\.rank = 100000 is more than .* set it to {most} or less"):
+        new_adapters(model, LoRAConfig(rank=10**5), seed=0)
 
 
 def test_merging_answers_what_the_adapters_answer(model: vl.MiniMaxVL) -> None:
