@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from text_backbone.quantization import Quantized, QuantizedLinear
 from vl.errors import CheckpointError, ConfigError
+from vl.files import replace_file, write_file
 from vl.model import MiniMaxVL
 from vl.training.config import ADAPTABLE, LoRAConfig
 
@@ -124,10 +125,9 @@ class Adapters(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         matrices = {name: t.float().cpu().contiguous() for name, t in self.tensors(weights).items()}
-        partial = folder / f".{WEIGHTS}.partial"
-        save_file(matrices, partial, metadata={"format": "pt"})
-        (folder / CONFIG).write_text(json.dumps(self._description(), indent=2) + "\n", "utf-8")
-        partial.replace(folder / WEIGHTS)
+        with replace_file(folder / WEIGHTS) as draft:
+            save_file(matrices, draft, metadata={"format": "pt"})
+            write_file(folder / CONFIG, json.dumps(self._description(), indent=2) + "\n")
         return folder
 
     def _description(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vl.errors import CheckpointError
-from vl.files import sync, sync_folder, write_file
+from vl.files import replace_file, sync_folder, write_file
 
 _FOLDER, _TENSORS, _PROGRESS = "checkpoints", "state.safetensors", "progress.json"
 
@@ -49,12 +49,9 @@ def save_state(out: Path, progress: Progress, tensors: Mapping[str, Tensor]) -> 
     random = {"random/cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random["random/cuda"] = torch.cuda.get_rng_state()
-    save_file(
-        {name: t.detach().cpu().contiguous() for name, t in (*tensors.items(), *random.items())}, partial / _TENSORS
-    )
-    (partial / _PROGRESS).write_text(noted, "utf-8")
-    for path in (partial / _TENSORS, partial / _PROGRESS, partial):
-        sync(path)  # on the disk before the older ones go, so that a power cut leaves one too
+    with replace_file(partial / _TENSORS) as draft:
+        save_file({name: t.detach().cpu().contiguous() for name, t in (*tensors.items(), *random.items())}, draft)
+    write_file(partial / _PROGRESS, noted)  # both on the disk before the older ones go: a power cut leaves one too
     os.replace(partial, final)
     sync_folder(home)
     for old in _checkpoints(out)[:-1]:

@@ -69,6 +69,9 @@ def test_saved_adapters_load_apart_or_merged(model: vl.MiniMaxVL, tiny_checkpoin
     adapters = trained(model)
     expected = answer(model)
     adapters.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {CONFIG, WEIGHTS}
+    (tmp_path / "any").touch()  # whoever may read that may read adapters
+    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "any").stat().st_mode}
     for merge in (False, True):
         fresh = vl.load(tiny_checkpoint, device="cpu", dtype="float32")
         before = answer(fresh)
