@@ -74,14 +74,12 @@ def launch(
         "quiet": True,
     }
     page.queue(default_concurrency_limit=4, api_open=False)
-    _, local, public = _launched(page, host, port, settings | options, _TRIES)
+    settings |= options
+    for tries in range(_TRIES):
+        try:
+            _, local, public = page.launch(**{"server_port": free_port(host, port)} | settings)
+            break
+        except OSError:  # another process has taken the port meanwhile
+            if tries == _TRIES - 1:
+                raise
     return (local, public) if public else (local,)
-
-
-def _launched(page: gr.Blocks, host: str, port: int | None, settings: dict[str, Any], tries: int) -> Any:
-    try:
-        return page.launch(server_port=free_port(host, port), **settings)
-    except OSError:  # another process has taken the port meanwhile
-        if tries == 1:
-            raise
-        return _launched(page, host, port, settings, tries - 1)

@@ -13,6 +13,8 @@ import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -58,6 +60,15 @@ def test_a_port_that_another_takes_meanwhile_is_not_insisted_on(
     assert address != f"http://127.0.0.1:{taken}/"
     assert b"<gradio-app" in urlopen(address, timeout=120).read()
     page.close()
+
+
+def test_options_of_gradio_go_before_the_pages_own() -> None:
+    given: dict[str, Any] = {}
+    page: Any = SimpleNamespace(
+        queue=lambda **_: None, launch=lambda **options: given.update(options) or (None, "here", None)
+    )
+    assert launch(page, server_port=7999, quiet=False) == ("here",)
+    assert (given["server_port"], given["quiet"], given["server_name"]) == (7999, False, "127.0.0.1")
 
 
 def test_a_wrong_host_is_named() -> None:

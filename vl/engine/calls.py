@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from preprocessing.reasoning import Markers
+from preprocessing.unicode import well_formed
 from vl.errors import InputError
 
 _LONGEST = 2**20  # characters of a function's parameters, as JSON
@@ -22,7 +23,7 @@ class Function:
     """One that may be called.
 
     Attributes:
-        name: without blanks or parentheses, which a call could not be told by.
+        name: of characters that a call can be told by and tokens can spell: no blanks, parentheses or half pairs.
         schema: that its arguments are held to, as `response_format` has one; None: any JSON object.
     """
 
@@ -85,20 +86,19 @@ class Calls:
             It, and by the names of the grammars that it refers to, the schema of each (None: any object).
         """
         # In one grammar for all where there is no schema: there may be hundreds of functions.
-        names = [OBJECT if each.schema is None else f"arguments{at}" for at, each in enumerate(self.functions)]
-        rules = [
-            f'call{at}: {json.dumps(each.name + "(")} rest{at}\nrest{at}: @{name}{"?" * (name == OBJECT)} ")"'
-            for at, (each, name) in enumerate(zip(self.functions, names, strict=True))
-        ]
-        rules.append(f'line: "functions." ({_any("call", range(len(names)))}) "\\n"')
+        arguments = [OBJECT if each.schema is None else f"arguments{at}" for at, each in enumerate(self.functions)]
+        rules = [f'rest{at}: @{name}{"?" * (name == OBJECT)} ")"' for at, name in enumerate(arguments)]
+        # Not as rules of their own: the library follows at most 2,000 at a time.
+        called = [f"{json.dumps(each.name + '(')} rest{at}" for at, each in enumerate(self.functions)]
+        rules.append(f'line: "functions." ({" | ".join(called)}) "\\n"')
         more = "line* " if self.several else ""
         if self.named is None:
             rules.append(f'call: <[{self.token}]> "```typescript\\n" line {more}"```"')
             rules += self._start(answer)
         else:
-            first = [at for at, each in enumerate(self.functions) if self.named in ("", each.name)]
-            rules.append(f'start: ({_any("rest" if self.named else "call", first)}) "\\n" {more}"```"')
-        schemas = {name: each.schema for name, each in zip(names, self.functions, strict=True)}
+            first = [f"rest{at}" for at, each in enumerate(self.functions) if each.name == self.named] or called
+            rules.append(f'start: ({" | ".join(first)}) "\\n" {more}"```"')
+        schemas = {name: each.schema for name, each in zip(arguments, self.functions, strict=True)}
         return "\n".join(rules), schemas
 
     def _start(self, answer: str | None) -> list[str]:
@@ -109,10 +109,6 @@ class Calls:
             return [*text, "start: TEXT? call?"]
         thought = f"thought: <[{self.markers.open}]> TEXT? <[{self.markers.close}]>"
         return [*text, thought, "start: thought? TEXT? call?"]
-
-
-def _any(kind: str, numbers: Iterable[int]) -> str:
-    return " | ".join(f"{kind}{number}" for number in numbers)
 
 
 def name_of(tool: Any) -> str | None:
@@ -136,8 +132,8 @@ def _function(tool: Any, where: str) -> Function:
     name, inner = name_of(tool), tool.get("function", tool)
     if not name:
         raise InputError(f"{where} needs a name")
-    if any(each.isspace() or each in "()" for each in name):
-        raise InputError(f"{where}: a name has no blanks or parentheses, {name!r:.80} has")
+    if any(each.isspace() or each in "()" for each in name) or name != well_formed(name):
+        raise InputError(f"{where}: a name has no blanks, parentheses or halves of surrogate pairs, {name!r:.80} has")
     strict = inner.get("strict")
     if not isinstance(strict, bool | None):
         raise InputError(f"{where}: strict must be true or false")

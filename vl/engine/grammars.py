@@ -42,7 +42,8 @@ def library() -> Any:
         import llguidance
     except ImportError as error:
         raise ConfigError(
-            f"response_format needs llguidance ({error}): pip install 'minimax-vl[serve]', or pip install llguidance"
+            f"response_format and strict tools need llguidance ({error}): pip install 'minimax-vl[serve]', or pip "
+            "install llguidance"
         ) from error
     return llguidance
 
@@ -53,18 +54,18 @@ def matcher(tokens: Any, response_format: Mapping[str, Any] | None, calls: Calls
     Args:
         tokens: its vocabulary.
         response_format: as `SamplingParams` has checked it.
-        calls: that an answer may be instead, or has to be. One of the two is given.
+        calls: that an answer may be instead, or has to be. One of the two at least is given.
 
     Raises:
         InputError: if it is no schema, expression or grammar, or one that cannot be held to.
     """
-    made = library().LLMatcher
+    made, what = library().LLMatcher, _NOT_HELD if calls is None else "tools cannot be held to"
     try:
         found = made(tokens, json.dumps({"grammars": _parts(response_format, calls)}), log_level=0)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{_NOT_HELD}: {first_line(str(error))}") from None
+        raise InputError(f"{what}: {first_line(str(error))}") from None
     if found.is_error():
-        raise InputError(f"{_NOT_HELD}: {first_line(found.get_error())}")
+        raise InputError(f"{what}: {first_line(found.get_error())}")
     return found
 
 

@@ -87,17 +87,13 @@ class Forms:
 
         Args:
             response_format: as `SamplingParams` has checked it.
-            calls: that an answer may be instead, or has to be. One of the two is given.
+            calls: that an answer may be instead, or has to be. One of the two at least is given.
 
         Raises:
             InputError: if it is no schema, expression or grammar, or one that cannot be held to; or the model has no
                 end token, with which an answer would end.
             ConfigError: if llguidance is not installed.
         """
-        if calls is not None:  # each of its parts is tried by itself
-            if response_format is not None and calls.named is None:
-                self.form(response_format)
-            self._check(calls)
         try:
             key = json.dumps(response_format if calls is None else [response_format, calls.key()])
         except RecursionError:
@@ -105,14 +101,19 @@ class Forms:
 
         def make() -> Any:
             tokens = self._vocabulary()
-            if not self._tried and calls is None:
-                try_apart(key)
+            if not self._tried:
+                if calls is None:
+                    try_apart(key)
+                else:
+                    self._try_parts(response_format, calls)
             return matcher(tokens, response_format, calls)
 
         return Form(self._ready.get(hashlib.sha256(key.encode()).digest(), make).deep_copy())
 
-    def _check(self, calls: Calls) -> None:
-        """Raises InputError naming a function whose arguments cannot be held to their schema."""
+    def _try_parts(self, response_format: Mapping[str, Any] | None, calls: Calls) -> None:
+        """Raises InputError naming the form, or the function whose arguments cannot be held to their schema."""
+        if response_format is not None and calls.named is None:
+            self.form(response_format)
         for function in calls.functions:
             if function.schema is None:
                 continue
@@ -120,7 +121,8 @@ class Forms:
                 self.form({"type": "json_schema", "json_schema": {"schema": function.schema}})
             except InputError as error:
                 why = str(error).removeprefix("response_format ")
-                raise InputError(f"tools: the parameters of {function.name!r:.80} {why}; or leave strict out") from None
+                told = f"tools: the parameters of {function.name!r:.80} {why}; or leave strict out"
+                raise type(error)(told) from None  # what was not tried is not known to be wrong
 
     def _vocabulary(self) -> Any:
         """As llguidance has it."""

@@ -321,7 +321,7 @@ def test_a_form_that_fails_on_the_way_ends_its_own_request(nano: vl.MiniMaxVL, m
 def test_without_the_library_the_extra_is_named(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     model = vl.load(tiny_checkpoint, device="cpu")
-    with pytest.raises(vl.ConfigError, match=r"needs llguidance .*pip install 'minimax-vl\[serve\]'"):
+    with pytest.raises(vl.ConfigError, match=r"need llguidance .*pip install 'minimax-vl\[serve\]'"):
         model.chat(MESSAGES, response_format=REGEX)
 
 

@@ -107,7 +107,7 @@ def test_generate_has_the_same(model: vl.MiniMaxVL) -> None:
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        ({"name": "a b"}, "tool 1: a name has no blanks or parentheses, 'a b' has"),
+        ({"name": "a b"}, "tool 1: a name has no blanks, parentheses or halves of .*, 'a b' has"),
         ({"name": "f("}, "tool 1: a name has no blanks"),
         ({"name": "f", "strict": "yes"}, "tool 1: strict must be true or false"),
         ({"name": "f", "strict": True, "parameters": {"type": "array"}}, '"type": "object" for strict'),
