@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from vl.jobs.beside import Beside
     from vl.jobs.captioning import OnRow, Tally, caption_images, caption_rows, settings_of, with_texts, write_rows
     from vl.jobs.elsewhere import Elsewhere
+    from vl.jobs.errors import JobError
     from vl.jobs.outputs import Rows, check_output, open_rows
     from vl.jobs.prompts import Prompt, Prompts
     from vl.jobs.report import write_report
-    from vl.jobs.rowfile import JobError, Row, RowFile, check_out, encode_row
+    from vl.jobs.rowfile import Row, RowFile, check_out, encode_row
     from vl.jobs.schema import Schema, SchemaSource
     from vl.jobs.sources import Picture, Source, Tell, expand_sources, is_table, row_key, source_key, work_key
 
@@ -67,6 +68,7 @@ _HOMES = {
         "write_rows",
     ),
     "vl.jobs.elsewhere": ("Elsewhere",),
+    "vl.jobs.errors": ("JobError",),
     "vl.jobs.outputs": (
         "Rows",
         "check_output",
@@ -78,7 +80,6 @@ _HOMES = {
     ),
     "vl.jobs.report": ("write_report",),
     "vl.jobs.rowfile": (
-        "JobError",
         "Row",
         "RowFile",
         "check_out",

@@ -16,8 +16,9 @@ from preprocessing import IMAGE_SUFFIXES
 from preprocessing.sources import kind_of, local_path
 from vl.errors import InputError
 from vl.files import write_file
+from vl.jobs.errors import JobError
 from vl.jobs.partfolder import PartFolder
-from vl.jobs.rowfile import JobError, Row, RowFile, explained
+from vl.jobs.rowfile import Row, RowFile, explained
 from vl.jobs.sources import Asked, Source, row_key, source_key
 
 Existing = Literal["skip", "overwrite", "append", "prepend"]

@@ -11,11 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from vl.jobs.errors import JobError
 from vl.jobs.manifest import Manifest
 from vl.jobs.parts import Format
 from vl.jobs.partsink import PartSink
 from vl.jobs.pictures import Pictures
-from vl.jobs.rowfile import JobError, Row, explained
+from vl.jobs.rowfile import Row, explained
 from vl.jobs.sources.files import remote
 
 _INDEX = "_index"

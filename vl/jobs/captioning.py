@@ -24,12 +24,13 @@ from vl.jobs.committing import UNDER_WAY, Committer
 from vl.jobs.cutting import Cutters, default_workers
 from vl.jobs.duplicates import Duplicates, Find
 from vl.jobs.elsewhere import Elsewhere
+from vl.jobs.errors import JobError
 from vl.jobs.item import Item, ask_here, batches, prepare
 from vl.jobs.outputs import Rows, open_rows
 from vl.jobs.partfolder import PartFolder
 from vl.jobs.pipeline import answered
 from vl.jobs.prompts import Prompt, Prompts
-from vl.jobs.rowfile import JobError, Row, RowFile
+from vl.jobs.rowfile import Row, RowFile
 from vl.jobs.schema import Schema, SchemaSource
 from vl.jobs.sources import Source, expand_sources, several
 from vl.model import DEFAULT_PROMPT

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from vl.jobs.errors import JobError
 from vl.jobs.parts import Format, JsonLines, Shards
 from vl.jobs.prompts import Prompts
-from vl.jobs.rowfile import SUFFIXES, JobError, RowFile, check_out
+from vl.jobs.rowfile import SUFFIXES, RowFile, check_out
 from vl.jobs.sources.files import is_remote, remote
 
 if TYPE_CHECKING:

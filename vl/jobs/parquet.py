@@ -70,10 +70,8 @@ class Parquet:
         return {bytes.fromhex(row["id"]): row["error"] is not None for row in table.to_pylist()}
 
     def made(self, path: Path) -> list[dict[str, Any]]:
-        table, columns = (
-            parquet.read_table(path, columns=["model", "prompt", "settings"]),
-            parquet.read_schema(path).names,
-        )
+        table = parquet.read_table(path, columns=["model", "prompt", "settings"])
+        columns = parquet.read_schema(path).names
         rows = {tuple(row.items()): row for row in table.to_pylist()}.values()
         return made_of(
             row | {"prompt": _prompt(row["prompt"], columns), "settings": _parsed(row["settings"])} for row in rows

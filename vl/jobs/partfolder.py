@@ -14,11 +14,12 @@ from typing import Any
 
 from vl.files import sync_folder
 from vl.jobs.duplicates import answer_key
+from vl.jobs.errors import JobError
 from vl.jobs.manifest import Manifest
 from vl.jobs.parts import DRAFT, JOURNAL, MANIFEST, Format, id_of
 from vl.jobs.partsink import PartSink
 from vl.jobs.pictures import Pictures
-from vl.jobs.rowfile import JobError, Row, RowFile, encode_row, explained
+from vl.jobs.rowfile import Row, RowFile, encode_row, explained
 from vl.jobs.sources import row_key
 
 

@@ -10,12 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from vl.jobs.errors import JobError
 from vl.jobs.made import check_run, made_of, made_with
 from vl.jobs.manifest import Manifest
 from vl.jobs.parts import Format, id_of
 from vl.jobs.pictures import Pictures
 from vl.jobs.prompts import Prompt, Prompts
-from vl.jobs.rowfile import JobError, Row
+from vl.jobs.rowfile import Row
 from vl.jobs.sources import Source, as_known, row_key
 
 

@@ -19,8 +19,9 @@ from typing import Any
 from vl.engine import SamplingParams
 from vl.errors import ConfigError, DeviceError, Error
 from vl.jobs.elsewhere import Elsewhere
+from vl.jobs.errors import JobError
 from vl.jobs.recipe import Recipe
-from vl.jobs.rowfile import JobError, Row, encode_row
+from vl.jobs.rowfile import Row, encode_row
 from vl.jobs.sources import Source, row_key, work_key
 
 try:

@@ -12,8 +12,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from vl.files import write_file
+from vl.jobs.errors import JobError
 from vl.jobs.prompts import TAKEN
-from vl.jobs.rowfile import JobError, Row
+from vl.jobs.rowfile import Row
 from vl.jobs.statistics import Histogram, Statistics
 from vl.jobs.stored import Rewritten, Stored, stored_rows
 from vl.jobs.thumbnails import thumbnails

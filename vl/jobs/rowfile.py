@@ -15,7 +15,7 @@ from typing import Any
 from vl.errors import Error
 from vl.files import sync_folder
 from vl.jobs.duplicates import answer_key
-from vl.jobs.errors import JobError as JobError
+from vl.jobs.errors import JobError
 from vl.jobs.made import check_run, made_with
 from vl.jobs.prompts import Prompt, Prompts
 from vl.jobs.sources import Source, as_known, row_key, work_key

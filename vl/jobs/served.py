@@ -32,12 +32,13 @@ from vl.errors import ConfigError, InputError
 from vl.jobs.captioning import params_of, sampling_of
 from vl.jobs.duplicates import Duplicates
 from vl.jobs.elsewhere import Elsewhere
+from vl.jobs.errors import JobError
 from vl.jobs.item import Item, batches, prepare
 from vl.jobs.made import SENT
 from vl.jobs.pictures import encoded
 from vl.jobs.pipeline import answered
 from vl.jobs.prompts import Prompt, Prompts
-from vl.jobs.rowfile import JobError, Row
+from vl.jobs.rowfile import Row
 from vl.jobs.sources import Picture, Source, source_key
 
 PATIENCE = 900.0

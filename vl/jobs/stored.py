@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from vl.errors import Error
+from vl.jobs.errors import JobError
 from vl.jobs.parts import DRAFT, ERRORS, JOURNAL, MANIFEST, id_of
 from vl.jobs.prompts import TAKEN
-from vl.jobs.rowfile import SUFFIXES, JobError, Row
+from vl.jobs.rowfile import SUFFIXES, Row
 from vl.jobs.sources import row_key
 from vl.jobs.sources.files import File, at, is_remote, remote
 

@@ -10,7 +10,7 @@ import pytest
 
 from vl.jobs import JobError, Prompts, RowFile
 from vl.jobs.committing import UNDER_WAY, Committer
-from vl.jobs.rowfile import made_with
+from vl.jobs.made import made_with
 
 from .fakes import FakeModel, FakeRequest, assert_complete, read, read_so_far, run
 
