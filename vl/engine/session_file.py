@@ -206,16 +206,11 @@ def write_session(
                 )
             _discard(folder, before)
             mark = secrets.token_hex(8)
-            there = (
-                {(s.start, s.stop): s for s in before.shards} if before and _grown(folder, before, saved, ids) else {}
-            )
+            kept = before.shards if before and _grown(folder, before, saved, ids) else ()
             shards, checksums = [], {}
-            for number, start in enumerate(range(0, saved.tokens, tokens_a_shard), 1):
-                stop = min(start + tokens_a_shard, saved.tokens)
-                shard = there.get((start, stop))
-                if shard is None:
-                    shard = Shard(f"kv-{mark}-{number:05}.safetensors", start, stop)
-                    checksums[shard.file] = _write(folder / shard.file, stretch(start, stop))
+            for shard in _stretches(saved.tokens, tokens_a_shard, kept, mark):
+                if shard not in kept:
+                    checksums[shard.file] = _write(folder / shard.file, stretch(shard.start, shard.stop))
                 elif before and shard.file in before.checksums:
                     checksums[shard.file] = before.checksums[shard.file]
                 shards.append(shard)
@@ -232,6 +227,14 @@ def write_session(
     except (OSError, SafetensorError) as error:
         raise _unwritable(folder, error) from error
     return new
+
+
+def _stretches(tokens: int, tokens_a_shard: int, kept: Sequence[Shard], mark: str) -> Iterator[Shard]:
+    """Those that so many tokens make up: of `kept`, and where it has none, new ones whose names have the mark."""
+    there = {(shard.start, shard.stop): shard for shard in kept}
+    for number, start in enumerate(range(0, tokens, tokens_a_shard), 1):
+        stop = min(start + tokens_a_shard, tokens)
+        yield there.get((start, stop)) or Shard(f"kv-{mark}-{number:05}.safetensors", start, stop)
 
 
 def _digest(contents: Mapping[str, Any]) -> str:

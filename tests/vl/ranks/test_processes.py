@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from PIL import Image
 import vl
 from vl.engine import Engine, EngineConfig
 from vl.ranks import processes
-from vl.ranks.meeting import remove_meeting
 from vl.ranks.model import SplitVL
 from vl.ranks.processes import Ranks
 from vl.training.lora import Adapters
@@ -389,22 +387,3 @@ def test_the_ranks_end_with_the_caller_however_it_ends(tiny_checkpoint: Path, ho
     assert len(pids) == (0 if how == "loading" else 2)
     assert gone(*map(int, pids))
     assert not folder or not Path(folder).exists()
-
-
-def test_a_meeting_is_removed_in_spite_of_who_looks_there(tmp_path: Path) -> None:
-    """Torch's FileStore, as a rank waits for others, makes its file anew whenever it looks."""
-    folder, ended = tmp_path / "ranks", threading.Event()
-    folder.mkdir()
-
-    def look() -> None:
-        while not ended.is_set():
-            with suppress(FileNotFoundError):
-                (folder / "meeting").touch()
-
-    looking = threading.Thread(target=look)
-    looking.start()
-    remove_meeting(folder)
-    ended.set()
-    looking.join()
-    assert list(tmp_path.iterdir()) == []
-    remove_meeting(folder)  # another rank does so too
