@@ -40,7 +40,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Of a server on this machine that counts as public; every name is its own."""
     Handler.asked.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     resolve(monkeypatch, lambda host: ["127.0.0.1"])
     monkeypatch.setattr(allowed, "is_public", lambda address: True)
     yield server.server_port

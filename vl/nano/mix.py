@@ -20,6 +20,7 @@ EASY_KINDS = ("words", "scenes")
 """Those that a model that knows nothing yet can begin with."""
 
 _TABLE = "data.mix"
+_SHARES = ("questions", "scratch", "damaged", "textures", "odd", "grounds", "absent", "photo_share", "varied")
 _CANVAS = ("low", "high", "share")
 _SIDES = 32, 8192  # px: no drawing fits less, and what is larger is a slip
 
@@ -92,20 +93,8 @@ class Mix:
     def __post_init__(self) -> None:
         weights = self.weights.values()
         if min(weights) < 0 or not sum(weights):
-            raise ConfigError(f"data.mix needs a positive frequency for at least one of {', '.join(KIND_NAMES)}")
-        share(
-            _TABLE,
-            self,
-            "questions",
-            "scratch",
-            "damaged",
-            "textures",
-            "odd",
-            "grounds",
-            "absent",
-            "photo_share",
-            "varied",
-        )
+            raise ConfigError(f"{_TABLE} needs a positive frequency for at least one of {', '.join(KIND_NAMES)}")
+        share(_TABLE, self, *_SHARES)
         at_least(_TABLE, self, turns=1, max_objects=1, max_words=1)
         for key, most in (("max_objects", MAX_OBJECTS), ("max_words", MAX_WORDS)):
             if getattr(self, key) > most:
@@ -117,7 +106,7 @@ class Mix:
         if self.page_sizes is not None:
             _check_canvases("page_sizes", self.page_sizes)
         if self.faces not in FACES:
-            raise ConfigError(f"data.mix.faces {self.faces!r} must be one of {', '.join(FACES)}")
+            raise ConfigError(f"{_TABLE}.faces {self.faces!r} must be one of {', '.join(FACES)}")
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> Mix:

@@ -50,7 +50,7 @@ def _read(source: Any, label: str, config: ServerConfig) -> bytes:
     return content
 
 
-def check_details(messages: list[Any]) -> None:
+def check_image_parts(messages: list[Any]) -> None:
     """Raises InputError if an image is asked to be looked at in another way than all are."""
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None

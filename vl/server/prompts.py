@@ -16,7 +16,7 @@ from vl.engine.calls import Calls, is_strict, name_of
 from vl.errors import InputError
 from vl.server.config import ServerConfig
 from vl.server.errors import ApiError, refusing
-from vl.server.images import check_details, with_images
+from vl.server.images import check_image_parts, with_images
 from vl.server.openai import PLAIN, ChatRequest, CompletionRequest, ModelRequest, Sampled, TokenizeRequest
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Prompts:
         if len(messages) > self._config.max_tokens:
             what = f"{len(messages):,} messages are more than the {self._config.max_tokens:,} tokens"
             raise _too_long(what, "messages")
-        check_details(messages)
+        check_image_parts(messages)
         conversation = Conversation.of([_renamed(message) for message in messages], tools)
         self._check_length(sum(map(len, conversation.texts())), "messages")
         conversation = with_images(conversation, self._config)

@@ -67,7 +67,7 @@ def test_a_web_server(tmp_path: Path) -> None:
     write_table(files / "t.parquet", [{"bytes": png(5)}])
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(files))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         sources = [f"{url}/deep/t.csv", f"{url}/t.parquet?download=1", f"{url}/x.tar"]
         caption_images(FakeModel(), sources, tmp_path / "out.jsonl")

@@ -92,7 +92,7 @@ def server() -> Iterator[Server]:
             self.wfile.write(data)
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
+        threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
         state.url = f"http://127.0.0.1:{http.server_port}"  # type: ignore[attr-defined]
         yield state
         http.shutdown()

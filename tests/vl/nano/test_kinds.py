@@ -101,7 +101,7 @@ def test_every_kind_has_a_frequency_and_its_metric_knows_its_words() -> None:
 def test_a_mix_that_draws_nothing_is_refused() -> None:
     with pytest.raises(vl.ConfigError, match="at least one of words, scenes"):
         Mix(scenes=0, words=0)
-    with pytest.raises(vl.ConfigError, match="from 0 to 1"):
+    with pytest.raises(vl.ConfigError, match=r"data\.mix\.questions = 1\.5 must be between 0 and 1"):
         Mix(questions=1.5)
     with pytest.raises(vl.ConfigError, match="'bold' must be one of all, learnt, held-out"):
         Mix(faces="bold")

@@ -275,7 +275,7 @@ def pictures() -> Iterator[int]:
     """The port of a server of images on this machine."""
     Pictures.asked.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server.server_port
     server.shutdown()
     server.server_close()

@@ -73,7 +73,7 @@ class Pages(BaseHTTPRequestHandler):
 def site() -> Iterator[int]:
     """The port of a site of pages."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server.server_port
         server.shutdown()
 
