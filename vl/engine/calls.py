@@ -9,9 +9,9 @@ from typing import Any
 
 from preprocessing.reasoning import Markers
 from preprocessing.unicode import well_formed
+from vl.engine.response_format import plain
 from vl.errors import InputError
 
-_LONGEST = 2**20  # characters of a function's parameters, as JSON
 _MOST = 1024  # functions
 ANSWER, OBJECT = "answer", "object"
 """The names of the grammars of what may be said instead of a call, and of arguments that are held to no schema."""
@@ -113,15 +113,19 @@ class Calls:
 
 def name_of(tool: Any) -> str | None:
     """Of a function's description, OpenAI's or the model card's."""
-    inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
-    name = inner.get("name") if isinstance(inner, Mapping) else None
+    name = _described(tool).get("name")
     return name if isinstance(name, str) else None
 
 
 def is_strict(tool: Any) -> bool:
     """Whether the arguments of a function are to be held to their schema."""
+    return bool(_described(tool).get("strict"))
+
+
+def _described(tool: Any) -> Mapping[str, Any]:
+    """What a description says of its function; nothing if it is none."""
     inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
-    return isinstance(inner, Mapping) and bool(inner.get("strict"))
+    return inner if isinstance(inner, Mapping) else {}
 
 
 def _function(tool: Any, where: str) -> Function:
@@ -129,7 +133,7 @@ def _function(tool: Any, where: str) -> Function:
         raise InputError(f"{where} must be a JSON object, not {tool!r:.80}")
     if tool.get("type", "function") != "function":
         raise InputError(f'{where} must be of "type": "function", not {tool["type"]!r:.80}: there are no others here')
-    name, inner = name_of(tool), tool.get("function", tool)
+    name, inner = name_of(tool), _described(tool)
     if not name:
         raise InputError(f"{where} needs a name")
     if any(each.isspace() or each in "()" for each in name) or name != well_formed(name):
@@ -148,11 +152,4 @@ def _schema(parameters: Mapping[str, Any] | None, where: str) -> Mapping[str, An
         return {"type": "object", "properties": {}, "additionalProperties": False}
     if parameters.get("type", "object") != "object":
         raise InputError(f'{where}: parameters must be a JSON schema of "type": "object" for strict')
-    try:
-        text = json.dumps({"type": "object", **parameters}, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON: {error}") from None
-    if len(text) > _LONGEST:
-        raise InputError(f"{where}: parameters must be at most {_LONGEST:,} characters of JSON, not {len(text):,}")
-    schema: Mapping[str, Any] = json.loads(text)
-    return schema
+    return plain({"type": "object", **parameters}, f"{where}: parameters")

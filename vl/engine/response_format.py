@@ -21,13 +21,7 @@ def checked_format(given: object) -> dict[str, Any] | None:
         return None
     if not isinstance(given, Mapping):
         raise InputError(f'response_format must be a mapping such as {{"type": "json_object"}}, not {shown(given)}')
-    try:
-        text = json.dumps(dict(given), allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"response_format must be plain JSON: {error}") from None
-    if len(text) > _LONGEST:
-        raise InputError(f"response_format must be at most {_LONGEST:,} characters of JSON, not {len(text):,}")
-    form: dict[str, Any] = json.loads(text)
+    form = plain(given, "response_format")
     kind = form.get("type")
     if not isinstance(kind, str) or kind not in _KEYS:
         raise InputError(f"response_format must be of a type among {', '.join(_KEYS)}, not {shown(kind)}")
@@ -40,6 +34,18 @@ def checked_format(given: object) -> dict[str, Any] | None:
     elif key is not None and not (isinstance(form.get(key), str) and form[key]):
         raise InputError(f"response_format of type {kind} must be with {key!r}, a string, not {shown(form.get(key))}")
     return None if kind == "text" else form
+
+
+def plain(given: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """A copy in plain JSON. Raises InputError naming `what` that is none, or is too long."""
+    try:
+        text = json.dumps(dict(given), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{what} must be plain JSON: {error}") from None
+    if len(text) > _LONGEST:
+        raise InputError(f"{what} must be at most {_LONGEST:,} characters of JSON, not {len(text):,}")
+    read: dict[str, Any] = json.loads(text)
+    return read
 
 
 def _check_schema(given: object) -> None:

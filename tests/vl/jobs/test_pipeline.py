@@ -32,6 +32,27 @@ class AtOnce:
     def shutdown(self, **_: Any) -> None: ...
 
 
+class Answering:
+    """An engine that has the answer to each prompt at once.
+
+    Attributes:
+        asked: the prompts.
+        busy: five were asked.
+    """
+
+    def __init__(self) -> None:
+        self.asked, self.busy = list[range](), threading.Event()
+
+    def submit(self, inputs: range, params: SamplingParams) -> Any:
+        self.asked.append(inputs)
+        if len(self.asked) >= 5:
+            self.busy.set()
+        return SimpleNamespace(done=True, error=None, result=lambda: SimpleNamespace(text=""))
+
+    def step(self) -> None: ...
+    def cancel(self, request: Any) -> None: ...
+
+
 @dataclass
 class Item:
     source: str
@@ -156,27 +177,16 @@ def test_a_bug_ends_it(tiny_model: vl.MiniMaxVL) -> None:
 def test_however_late_the_first_is_no_more_results_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine rests, when as many as may be kept are answered, until it comes."""
     monkeypatch.setattr(pipeline, "_WAITING", 9)
-    asked, busy = list[int](), threading.Event()
-
-    class Engine:
-        def submit(self, inputs: range, params: SamplingParams) -> Any:
-            asked.append(inputs.start)
-            if len(asked) >= 5:
-                busy.set()
-            return SimpleNamespace(done=True, error=None, result=lambda: SimpleNamespace(text=""))
-
-        def step(self) -> None: ...
-        def cancel(self, request: Any) -> None: ...
+    engine, late = Answering(), list[int]()
 
     def prepare(number: int) -> Item:
         if number == 0:
-            assert busy.wait(120)
+            assert engine.busy.wait(120)
             time.sleep(0.2)  # for which an engine that does not rest goes on
-            late.append(len(asked))
+            late.append(len(engine.asked))
         return Item(str(number), range(number, number + 1))  # type: ignore[arg-type]
 
-    late: list[int] = []
-    items = list(answered(Engine(), range(100), prepare, SamplingParams(), batch_size=2, workers=4))
+    items = list(answered(engine, range(100), prepare, SamplingParams(), batch_size=2, workers=4))
     assert [int(item.source) for item in items] == list(range(100))
     assert late[0] <= 9
 
@@ -209,39 +219,24 @@ def test_one_that_waits_for_the_answer_of_a_later_one_gets_it(monkeypatch: pytes
         def done(self) -> bool:
             return made[3].done
 
-    class Engine:
-        def submit(self, inputs: range, params: SamplingParams) -> Any:
-            return SimpleNamespace(done=True, error=None, result=lambda: SimpleNamespace(text=""))
-
-        def step(self) -> None: ...
-        def cancel(self, request: Any) -> None: ...
-
     def prepare(number: int) -> Item:
         made[number] = Item(str(number), range(1)) if number else Copy("0")  # type: ignore[arg-type]
         return made[number]
 
     made: dict[int, Item] = {}
-    items = list(answered(Engine(), range(9), prepare, SamplingParams(), batch_size=2))
+    items = list(answered(Answering(), range(9), prepare, SamplingParams(), batch_size=2))
     assert [int(item.source) for item in items] == list(range(9))
 
 
 def test_of_what_is_ready_the_longest_goes_first_and_none_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """A window of four: its longest first, whatever comes after it."""
-    order: list[int] = []
-
-    class Engine:
-        def submit(self, inputs: range, params: SamplingParams) -> Any:
-            order.append(len(inputs))
-            return SimpleNamespace(done=True, error=None, result=lambda: SimpleNamespace(text=""))
-
-        def step(self) -> None: ...
-        def cancel(self, request: Any) -> None: ...
+    engine = Answering()
 
     def prepare(length: int) -> Item:
         return Item(str(length), range(length))  # type: ignore[arg-type]
 
     monkeypatch.setattr(pipeline, "ThreadPoolExecutor", AtOnce)
     lengths = [1, 5, 3, 4, 9, 8, 7, 6, 2]
-    items = list(answered(Engine(), lengths, prepare, SamplingParams(), batch_size=4))
+    items = list(answered(engine, lengths, prepare, SamplingParams(), batch_size=4))
     assert [int(item.source) for item in items] == lengths, "in order"
-    assert order == [5, 4, 3, 1, 9, 8, 7, 6, 2]
+    assert list(map(len, engine.asked)) == [5, 4, 3, 1, 9, 8, 7, 6, 2]
