@@ -54,7 +54,7 @@ Messages = Annotated[list[Any], WithJsonSchema(_MESSAGES)]
 """What they hold is checked by `preprocessing.Conversation`."""
 Tools = Annotated[list[Any], WithJsonSchema(_OBJECTS)]
 
-_ID = re.compile("0|-?[1-9][0-9]{0,30}")
+_ID = re.compile("0|[1-9][0-9]{0,30}")
 
 CHOICES = {
     "stop": "a string or a list of strings",

@@ -22,8 +22,7 @@ from vl.server.openai import PLAIN, ChatRequest, CompletionRequest, ModelRequest
 if TYPE_CHECKING:
     from vl.model import MiniMaxVL
 
-
-_MANY = 10**18
+_MANY = 10**18  # from there on a number is told of by its digits
 
 
 @dataclass(frozen=True)
