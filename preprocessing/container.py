@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 _GROUPS = Path("/sys/fs/cgroup")
@@ -14,11 +15,11 @@ _OWN = Path("/proc/self/cgroup")
 def available_cpus() -> int:
     """CPUs that this process may use, at least 1: those it may run on, and no more than its control groups give it.
 
-    A group's quota of CPU time is rounded up. Source: the kernel's Documentation/admin-guide/cgroup-v2.rst, and
-    scheduler/sched-bwc.rst for the older names.
+    A group's quota of CPU time is rounded up, and one that changes later is not noticed. Source: the kernel's
+    Documentation/admin-guide/cgroup-v2.rst, and scheduler/sched-bwc.rst for the older names.
     """
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([here, *_quotas()]))
+    return max(1, min(here, quota() or here))
 
 
 def memory_left() -> int | None:
@@ -28,6 +29,12 @@ def memory_left() -> int | None:
     Documentation/admin-guide/cgroup-v2.rst, and cgroup-v1/memory.rst for the older names.
     """
     return min(_left(), default=None)
+
+
+@lru_cache(maxsize=1)  # it is asked for with every large image, and its files take as long as a small one
+def quota() -> int | None:
+    """CPUs that the control groups of this process give it, rounded up; None if they bound none."""
+    return min(_quotas(), default=None)
 
 
 def _quotas() -> Iterator[int]:

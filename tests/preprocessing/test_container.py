@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from preprocessing import container
-from preprocessing.container import available_cpus
+from preprocessing.container import available_cpus, quota
 
 
 @pytest.fixture
-def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of control groups, on a host that would let this process run on 16 CPUs."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     monkeypatch.setattr(container, "_GROUPS", tmp_path / "groups")
     monkeypatch.setattr(container, "_OWN", tmp_path / "own")
     (tmp_path / "own").write_text("3:cpu,cpuacct:/docker/1\n0::/work.slice/job.service\n")
-    return tmp_path / "groups"
+    quota.cache_clear()
+    yield tmp_path / "groups"
+    quota.cache_clear()
 
 
 def write(folder: Path, **files: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name.replace("__", ".")).write_text(text)
+    quota.cache_clear()
 
 
 @pytest.mark.parametrize(
