@@ -24,9 +24,9 @@ def build_model(config: TrainConfig, device: torch.device) -> MiniMaxVL:
     """
     if config.run.init is None:
         config.parallel.check_model(config.model.text)
-        model = MiniMaxVL(config.model, build_processor(config), device=device, dtype=torch.float32)
+        model = MiniMaxVL(config.model, build_processor(config), device="cpu", dtype=torch.float32)
         initialise(model, config.data.seed)
-        return model
+        return model.to(device)
     folder = resolve_source(config.run.init)
     shape = read_config(folder)
     if shape.quantization is not None:

@@ -24,10 +24,10 @@ _BACKGROUND = 5  # of the points that show none of the things, which most do and
 class PatchHead(nn.Module):
     """ViT features [..., hidden] to class logits [..., POINTS**2, classes], class 0 being the background."""
 
-    def __init__(self, hidden: int, classes: int, *, device: torch.device | str | None = None) -> None:
+    def __init__(self, hidden: int, classes: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(hidden, device=device)
-        self.linear = nn.Linear(hidden, POINTS**2 * classes, device=device)
+        self.norm = nn.LayerNorm(hidden)
+        self.linear = nn.Linear(hidden, POINTS**2 * classes)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.linear(self.norm(features)).unflatten(-1, (POINTS**2, -1))

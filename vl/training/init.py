@@ -17,13 +17,13 @@ _POSITION_SCALE = 1.0
 
 @torch.no_grad()
 def initialise(model: MiniMaxVL, seed: int) -> None:
-    """Fills every parameter, the same for the same seed on any device of one kind.
+    """Fills every parameter of a model on the CPU, so that one process starts on any device as several do.
 
     Matrices have unit gain (variance 1 / width), so that a narrow model starts with activations as large as a wide
     one's. The ViT's learned positions start from 2-D sines and cosines: from small noise they take thousands of steps
     to become a map, and nothing that names a place or reads a line can be learnt before.
     """
-    generator = torch.Generator(model.device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     text_backbone.init_weights(model.language_model, std=model.config.text.hidden_size**-0.5, generator=generator)
     if model.vision is None:
         return

@@ -38,11 +38,12 @@ class Adapter(nn.Module):
         weight = linear.weight
         rows, columns = (weight.rows, weight.columns) if isinstance(weight, Quantized) else weight.shape
         self.scale = alpha / rank
-        self.lora_A = nn.Parameter(torch.empty(rank, columns, device=weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(rows, rank, device=weight.device))
-        # PEFT's start: the bound of a Kaiming-uniform matrix with a = sqrt(5).
+        # PEFT's start: the bound of a Kaiming-uniform matrix with a = sqrt(5). Drawn on the CPU, as a model that is
+        # to be shared out is there, and one process's adapters are to start as those of several.
         bound = 1 / math.sqrt(columns)
-        nn.init.uniform_(self.lora_A, -bound, bound, generator=generator)
+        start = nn.init.uniform_(torch.empty(rank, columns), -bound, bound, generator=generator)
+        self.lora_A = nn.Parameter(start.to(weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(rows, rank, device=weight.device))
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = (matrix.to(x.dtype) for matrix in (self.lora_A, self.lora_B))  # of a model in 16 bits
@@ -70,7 +71,7 @@ class Adapters(nn.Module):
         super().__init__()
         self.rank, self.alpha, self.base, self.names = rank, alpha, model.name, list(names)
         matrices = dict(adaptable(model))
-        generator = torch.Generator(model.device).manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         # A list is no submodule: the matrices stay the model's alone.
         self.linears = [matrices[name] for name in names]
         # A method is no submodule either; it is called at the merge, as the model may move until then.

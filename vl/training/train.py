@@ -154,7 +154,7 @@ class Trainer:
                 "parallel.context shares out tokens, and pictures of a source teach the ViT by their patches too: "
                 'give it files in [data], freeze the ViT (run.train = ["projector", "text"]), or set it to 1'
             )
-        return Learner(self.model, PatchHead(tower.config.hidden_size, classes, device=self.model.device))
+        return Learner(self.model, PatchHead(tower.config.hidden_size, classes).to(self.model.device))
 
     def _build_optimizer(self) -> MasterOptimizer:
         """The masters are taken before the weights are rounded to the dtype of the run."""

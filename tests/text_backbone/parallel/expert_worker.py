@@ -36,7 +36,7 @@ def case(lengths: list[list[int]], dims: dict[str, int], dtype: torch.dtype = to
     """
     model = MiniMaxText(TextConfig(**(CONFIG | changes)), dtype=dtype)
     generator = torch.Generator().manual_seed(1)
-    init_weights(model, std=0.2, generator=generator)
+    init_weights(model, std=1.4 * model.config.hidden_size**-0.5, generator=generator)
     with torch.no_grad():
         gate = model.layers[0].get_submodule("block_sparse_moe").gate.weight  # type: ignore[union-attr]
         gate[1] = 0  # type: ignore[index]

@@ -47,6 +47,14 @@ def test_the_callers_products_are_as_precise_as_before(config: TrainConfig, tmp_
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@pytest.mark.gpu
+def test_weights_start_the_same_on_a_gpu(config: TrainConfig, tmp_path: Path) -> None:
+    """As several processes start on the CPU, and one on its GPU. The ViT's head learns only in training."""
+    here, there = (Trainer(config, tmp_path / kind, kind).learner.state_dict() for kind in ("cpu", "cuda"))
+    assert any(name.startswith("head") for name in here)
+    torch.testing.assert_close({name: each.cpu() for name, each in there.items()}, dict(here), rtol=0, atol=0)
+
+
 def test_the_last_step_is_logged_too(config: TrainConfig, tmp_path: Path) -> None:
     train(replace(config, run=replace(config.run, steps=3)), tmp_path / "each", device="cpu")
     train(replace(config, run=replace(config.run, steps=3, log_steps=2)), tmp_path / "some", device="cpu")
