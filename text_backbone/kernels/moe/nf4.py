@@ -14,6 +14,7 @@ from text_backbone.kernels.moe.configs import inference_tiles
 from text_backbone.kernels.moe.sort import Groups, group
 from text_backbone.kernels.moe.stored import Stored
 from text_backbone.kernels.nf4 import few
+from text_backbone.kernels.nf4.reference import BLOCK
 from text_backbone.kernels.nf4.triton import (
     Launch,
     Weight,
@@ -24,7 +25,6 @@ from text_backbone.kernels.nf4.triton import (
     keeps,
     kept_launch,
     options,
-    reads,
     table,
     unpack,
 )
@@ -52,7 +52,7 @@ def expert_mlp(x: Tensor, w13: Stored, w2: Stored, weights: Tensor, experts: Ten
     ups, downs = _weight(w13), _weight(w2)
     count, hidden = len(downs.offset), x.shape[1]
     inner = downs.codes.numel() * 2 // (count * hidden)
-    if not len(x) or not (reads(hidden) and reads(inner)):
+    if not len(x) or hidden * inner % BLOCK:
         return reference.expert_mlp(x, w13, w2, weights, experts)
     x, weights, experts = x.contiguous(), weights.contiguous(), experts.contiguous()
     sizes = Sizes(count, hidden, inner)

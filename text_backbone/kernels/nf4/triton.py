@@ -53,7 +53,7 @@ _ROUND = 4, 5  # how long each of them takes for one tile a program, on an H200
 
 
 def reads(columns: int) -> bool:
-    """Whether matrices of so many columns have kernels: blocks must not run from one row into the next."""
+    """Whether matrices of so many columns are whole blocks in every row."""
     return columns % BLOCK == 0
 
 
@@ -121,14 +121,18 @@ def written_out(x: Tensor, weight: Weight, n: int) -> Tensor:
 
 
 def unpack(weight: Weight, dtype: torch.dtype, shape: tuple[int, ...], scratch: Tensor | None = None) -> Tensor:
-    """Matrices of `shape` [..., rows, columns] in `dtype`, to the bit as `reference.dequantize` does; in `scratch`."""
+    """Matrices of `shape` [..., rows, columns] in `dtype`, to the bit as `reference.dequantize` does; in `scratch`.
+
+    Each is of whole blocks; those of one that is no part may run from one row into the next.
+    """
     codes, scales, nested, offset, first, stride = weight
     size = prod(shape)
     out = torch.empty(size, dtype=dtype, device=codes.device) if scratch is None else scratch[:size]
     blocks = scales.shape[-1]
+    across = shape[-1] // BLOCK if reads(shape[-1]) else blocks
     unpack_kernel[triton.cdiv(blocks, 64), max(1, offset.numel())](
         codes, scales, nested, offset, levels(codes.device), scale_map(codes.device), out, blocks, nested.shape[-1],
-        first, stride, shape[-1] // BLOCK, 64, num_warps=4, enable_fp_fusion=False,
+        first, stride, across, 64, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     return out.view(shape)
 

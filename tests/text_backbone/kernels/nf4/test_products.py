@@ -110,7 +110,7 @@ def layer(x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, chosen: Tensor) -
 
 
 @pytest.mark.parametrize("dtype", [DTYPE, torch.float32])
-@pytest.mark.parametrize("shape", [(5, 64), (3, 7, 192), (2, 70, 128)])
+@pytest.mark.parametrize("shape", [(5, 64), (3, 7, 192), (2, 70, 128), (2, 8, 40), (3, 64, 161)])
 def test_matrices_are_written_out_to_the_bit(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     weight = stored(*shape)
     got = kernels.unpack(kernels.Weight(*weight.at(), 0, shape[-1] // 64), dtype, shape)
@@ -314,6 +314,20 @@ def test_experts(hidden: int, inner: int, count: int, top_k: int, dtype: torch.d
         assert error(got, layer(x, wide13, wide2, weights, chosen)) < 2 * TOLERANCE[dtype], tokens
 
 
+@pytest.mark.parametrize(("hidden", "inner"), [(64, 40), (40, 64), (24, 16)])
+def test_experts_whose_blocks_run_from_one_row_into_the_next(
+    hidden: int, inner: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By kernels too: the reference reads sizes back, which no CUDA graph can record."""
+    monkeypatch.delattr(experts.reference, "expert_mlp")
+    w13, w2 = stored(3, 2, inner, hidden), stored(3, hidden, inner)
+    x = torch.randn(5, hidden, device=DEVICE, dtype=DTYPE)
+    chosen = torch.rand(5, 3, device=DEVICE).topk(2).indices
+    weights = torch.rand(5, 2, device=DEVICE).softmax(dim=1)
+    got = experts.expert_mlp(x, w13, w2, weights, chosen)
+    assert error(got, layer(x, values(w13), values(w2), weights, chosen)) < 2 * TOLERANCE[DTYPE]
+
+
 @gpu
 def test_gradients_reach_what_is_multiplied() -> None:
     weight = stored(64, 512)
@@ -324,10 +338,11 @@ def test_gradients_reach_what_is_multiplied() -> None:
 
 
 @gpu
-def test_a_decode_step_is_captured_in_a_graph() -> None:
-    w13, w2 = stored(4, 2, 512, 512), stored(4, 512, 512)
+@pytest.mark.parametrize(("hidden", "inner"), [(512, 512), (256, 160)])
+def test_a_decode_step_is_captured_in_a_graph(hidden: int, inner: int) -> None:
+    w13, w2 = stored(4, 2, inner, hidden), stored(4, hidden, inner)
     for tokens in (1, 6, 400):
-        x = torch.randn(tokens, 512, device=DEVICE, dtype=DTYPE)
+        x = torch.randn(tokens, hidden, device=DEVICE, dtype=DTYPE)
         chosen, weights = torch.rand(tokens, 4, device=DEVICE).topk(2).indices, torch.rand(tokens, 2, device=DEVICE)
         want = expert_mlp(x, w13, w2, weights, chosen)
         graph = torch.cuda.CUDAGraph()
