@@ -1,9 +1,10 @@
 """The pictures of `demo/examples/`, each with what the embedded model is asked about it, the right answer and its own.
 
-    python -m vl.nano.demo_examples demo/examples
+    python -m vl.nano.demo_examples demo/examples --cutouts clipart
 
 renews them, as other weights want. Nothing is picked by what the model answers: a picture is the first that fits its
-description, of a stream that its name seeds.
+description, of a stream that its name seeds. `clipart` is what `vl.nano.prepare_things` makes of the Open Clip Art
+Library alone (`--clipart`), which is in the public domain.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from vl.nano.pictures.canvas import SizeRange
 from vl.nano.pictures.emoji import EmojiFacts
 from vl.nano.pictures.pages import PageFacts
 from vl.nano.pictures.scenes import SceneFacts
+from vl.nano.pictures.things import ThingFacts
 from vl.nano.pictures.words import WordsFacts
 from vl.nano.render import Sample, render
 from vl.training.config import EVALUATION_SEED
@@ -41,7 +43,7 @@ Say = Callable[[Path, str], str]
 class DemoPicture:
     """A file to write: the first picture of the stream that fits the description.
 
-    `things` counts the objects of a scene, emoji, or words of a text (of a page: at least), `side` the pixels of the
+    `things` counts the objects of a scene, emoji, everyday things, or words of a text (of a page: at least), `side` the pixels of the
     longer side, `landscape` says whether that is the width. `of` is the facts' own kind, such as "receipt", where
     pictures have one. `asked` is the metric of the question about it; without, the picture is to be described. `mix`
     says what else is drawn otherwise.
@@ -67,6 +69,7 @@ EXAMPLES = (
     DemoPicture("emoji-240px.png", "emoji", 240, 1, asked="vqa"),
     DemoPicture("emoji-600px.webp", "emoji", 600, 3, landscape=False),
     DemoPicture("emoji-on-busy-ground-400px.webp", "emoji", 400, 2, mix={"grounds": 1.0}),
+    DemoPicture("thing-300px.webp", "things", 300, 1),
     DemoPicture("words-320px.png", "words", 320, 2),
     DemoPicture("poster-1600px.webp", "words", 1600, 4),
     DemoPicture("page-900px.webp", "pages", 900, 30, of="page"),
@@ -81,18 +84,22 @@ EXAMPLES = (
 
 
 def write_examples(
-    folder: str | Path, examples: Sequence[DemoPicture] = EXAMPLES, say: Say | None = None
+    folder: str | Path,
+    examples: Sequence[DemoPicture] = EXAMPLES,
+    say: Say | None = None,
+    cutouts: str | None = None,
 ) -> list[dict[str, str]]:
     """Writes every example and `examples.jsonl`, a line to each. Returns these records, with what a model `said`.
 
     Raises:
-        ConfigError: if there is nothing to print with: text needs the fonts of the `train` extra, emoji a colour font.
+        ConfigError: if there is nothing to print with: text needs the fonts of the `train` extra, emoji a colour font,
+            everyday things the folder `cutouts`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     records = []
     for example in examples:
-        sample, path = find(example), folder / example.name
+        sample, path = find(example, cutouts), folder / example.name
         assert sample.image is not None
         sample.image.save(path, quality=82)
         record = {"id": path.stem, "image": path.name, "prompt": sample.prompt, "answer": sample.answer}
@@ -103,10 +110,10 @@ def write_examples(
     return records
 
 
-def find(example: DemoPicture) -> Sample:
+def find(example: DemoPicture, cutouts: str | None = None) -> Sample:
     """The sample that an example describes, with the default prompt where nothing is asked."""
     sizes = (SizeRange(example.side, example.side, 1.0),)
-    mix = replace(Mix(faces="held-out").only(example.kind), sizes=sizes, **example.mix)
+    mix = replace(Mix(faces="held-out", cutouts=cutouts).only(example.kind), sizes=sizes, **example.mix)
     mix = replace(mix, questions=1.0 if example.asked else 0.0)
     start = crc32(example.name.encode())  # so that a picture does not depend on what else there is
     sample = next(sample for index in count(start) if _fits(sample := render(_SEED, index, mix), example))
@@ -133,15 +140,17 @@ def _has_things(facts: Facts, example: DemoPicture) -> bool:
         return len(facts.text.split()) == example.things
     if isinstance(facts, SceneFacts):
         return len(facts.shapes) == example.things
-    return not isinstance(facts, EmojiFacts) or len(facts.items) == example.things
+    return not isinstance(facts, EmojiFacts | ThingFacts) or len(facts.items) == example.things
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="where the pictures and examples.jsonl go")
+    parser.add_argument("--cutouts", required=True, help="a folder with pictures of everyday things")
     parser.add_argument("--model", default="nano", help="what answers: a folder or hub id, by default the embedded one")
     options = parser.parse_args()
-    for record in write_examples(options.folder, say=load(options.model, device="cpu").caption):
+    say = load(options.model, device="cpu").caption
+    for record in write_examples(options.folder, say=say, cutouts=options.cutouts):
         print(f"{record['image']}: {record['said']}")
     return 0
 

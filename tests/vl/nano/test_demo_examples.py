@@ -11,16 +11,22 @@ from PIL import Image
 from vl.evaluation.metrics import METRICS, named_shapes, read_text
 from vl.model import DEFAULT_PROMPT
 from vl.nano.demo_examples import EXAMPLES, RECORDS, DemoPicture, write_examples
+from vl.nano.pictures.cutouts import thing_list
 from vl.nano.pictures.emoji_faces import find_emoji_faces
+
+from .pictures.cutout_folder import make_cutouts
 
 SHIPPED = Path(__file__).parents[3] / "demo" / "examples"
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
-def test_an_example_is_what_its_description_says(example: DemoPicture, tmp_path: Path) -> None:
+def test_an_example_is_what_its_description_says(
+    example: DemoPicture, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     if example.kind == "emoji" and not any(face.colour for face in find_emoji_faces()):
         pytest.skip("needs Noto Color Emoji, as drawing these examples does")
-    (record,) = write_examples(tmp_path, [example])
+    cutouts = make_cutouts(tmp_path_factory.mktemp("cutouts")) if example.kind == "things" else None
+    (record,) = write_examples(tmp_path, [example], cutouts=cutouts)
     assert [json.loads(line) for line in (tmp_path / RECORDS).read_text("utf-8").splitlines()] == [record]
     with Image.open(tmp_path / example.name) as image:
         image.load()
@@ -31,6 +37,8 @@ def test_an_example_is_what_its_description_says(example: DemoPicture, tmp_path:
     assert record["task"] == example.asked if example.asked else record["prompt"] == DEFAULT_PROMPT
     if example.kind == "scenes" and not example.asked:
         assert len(named_shapes(answer)) == example.things
+    if example.kind == "things":
+        assert answer in [f"{thing.phrase[0].upper()}{thing.phrase[1:]}." for thing in thing_list()]
     if example.kind == "words":
         assert len(read_text(answer).split()) == example.things
     if example.kind == "pages" and not example.asked:
