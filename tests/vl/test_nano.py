@@ -64,7 +64,11 @@ def test_it_is_small_and_of_its_recipe(nano: vl.MiniMaxVL) -> None:
     ("task", "score", "bound"),
     [
         ("scenes", "objects", 0.9),
-        ("odd", "objects", 0.5),
+        ("odd", "objects", 0.7),
+        ("relations", "normalised", 0.85),
+        ("charts", "relaxed", 0.65),
+        ("tables", "relaxed", 0.7),
+        ("receipts", "relaxed", 0.85),
         ("nothing", "normalised", 0.8),
         ("no-image", "normalised", 0.9),
     ],
@@ -75,7 +79,7 @@ def test_it_knows_what_it_never_saw(nano: vl.MiniMaxVL, task: str, score: str, b
 
 def test_it_reads_what_it_never_saw(nano: vl.MiniMaxVL) -> None:
     """Real English: function words, names, numbers and codes among them."""
-    assert evaluate(nano, "words", 40, mix=NEW).scores["cer"] <= 0.15
+    assert evaluate(nano, "words", 40, mix=NEW).scores["cer"] <= 0.08
 
 
 def test_it_declines_none_of_what_it_knows(nano: vl.MiniMaxVL) -> None:
