@@ -18,7 +18,7 @@ from vl.model import DEFAULT_PROMPT
 if TYPE_CHECKING:
     from vl.model import MiniMaxVL
 
-NANO = "The embedded nano model knows drawn shapes, emoji, everyday things and printed text; it is not made for photographs."
+NANO = "The embedded nano model knows drawn shapes and things, emoji and printed text; it is not made for photographs."
 OF_THE_PAGE: dict[str, Any] = {"api_visibility": "private"}
 """Events that are of no use without the page's session: clients are not offered them."""
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
