@@ -44,8 +44,8 @@ class DemoPicture:
     """A file to write: the first picture of the stream that fits the description.
 
     `things` counts the objects of a scene, emoji, everyday things, or words of a text (of a page: at least), `side` the
-    pixels of the longer side, `landscape` says whether that is the width. `of` is the facts' own kind, such as "receipt",
-    where pictures have one. `asked` is the metric of the question about it; without, the picture is to be described.
+    pixels of the longer side, `landscape` says whether that is the width. `of` is the facts' own kind, as "receipt",
+    where they have one. `asked` is the metric of the question about it; without, the picture is to be described.
     `mix` says what else is drawn otherwise.
     """
 
