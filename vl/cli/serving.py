@@ -158,7 +158,7 @@ def serve(
     runs: dict[str, list[Sent]] = {}
     found: list[tuple[str, Figures]] = []
     for most in at_once:
-        name = "all at once" if most is None else f"{most} at once"
+        name = run_name(rate, most)
         with stderr_console().status(name) as status:
             runs[name] = load.run(most, status.update)
         found += [(name, figures) for figures in groups(runs[name], limits)]
@@ -185,6 +185,13 @@ def read_concurrency(text: str | None) -> list[int | None]:
             f"{printable(text)!r}: give different numbers such as 16 or 1,16", param_hint="--concurrency"
         )
     return [int(part) for part in parts]
+
+
+def run_name(rate: float, most: int | None) -> str:
+    """When requests of a run are sent: at their arrivals, or by how many are under way."""
+    if math.isinf(rate):
+        return "all at once" if most is None else f"{most} at once"
+    return f"{rate:g} a second" + ("" if most is None else f", {most} at once")
 
 
 def read_extra(text: str | None) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def test_a_load_of_long_and_other_requests(url: str, tmp_path: Path, capsys: pyt
     assert bench("--url", url, *asked, *long, *limits, "--json", str(file), "--plot", str(chart)) == 0
     both, longs, others = json.loads(file.read_text())
     assert (both["what"], longs["what"], others["what"]) == ("all", "long prompts", "others")
+    assert {each["run"] for each in (both, longs, others)} == {"40 a second, 6 at once"}
     assert (both["completed"], longs["completed"], others["completed"]) == (8, 2, 6)
     assert both["total_input_tokens"] == longs["total_input_tokens"] + others["total_input_tokens"]
     assert longs["total_input_tokens"] == pytest.approx(2 * 900, rel=0.1)
@@ -64,7 +65,8 @@ def test_images_and_records(url: str, tmp_path: Path) -> None:
     asked = ["--url", url, "--requests", "2", "--output-tokens", "3", "--json", str(file)]
     assert bench(*asked, "--image", "40x30") == 0
     with_images = json.loads(file.read_text())[0]["total_input_tokens"]
-    assert bench(*asked, "--input-tokens", "10") == 0
+    assert bench(*asked, "--input-tokens", "10", "--rate", "0.5e3") == 0
+    assert json.loads(file.read_text())[0]["run"] == "500 a second"
     assert with_images > json.loads(file.read_text())[0]["total_input_tokens"] + 40
     assert bench(*asked, "--records", str(EXAMPLES)) == 0
     assert json.loads(file.read_text())[0]["completed"] == 2
