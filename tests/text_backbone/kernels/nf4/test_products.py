@@ -110,7 +110,7 @@ def layer(x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, chosen: Tensor) -
 
 
 @pytest.mark.parametrize("dtype", [DTYPE, torch.float32])
-@pytest.mark.parametrize("shape", [(5, 64), (3, 7, 192), (2, 70, 128), (2, 8, 40), (3, 64, 161)])
+@pytest.mark.parametrize("shape", [(5, 64), (3, 7, 192), (2, 70, 128), (2, 8, 40), (2, 128, 161)])
 def test_matrices_are_written_out_to_the_bit(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     weight = stored(*shape)
     got = kernels.unpack(kernels.Weight(*weight.at(), 0, shape[-1] // 64), dtype, shape)
