@@ -51,4 +51,3 @@ def test_a_pass_takes_what_is_predicted(loaded: tuple[MiniMaxText, int], tokens:
     predicted = sum(cache_memory(CONFIG, work, past + tokens)) + prefill_peak(CONFIG, tokens, past) + CUBLAS
     measured = torch.cuda.max_memory_allocated() - start
     assert predicted == pytest.approx(measured, rel=0.1)
-    assert weights + predicted == pytest.approx(weights + measured, rel=0.05)
